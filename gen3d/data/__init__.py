@@ -1,0 +1,1 @@
+"""Where images, captions and cameras come from."""

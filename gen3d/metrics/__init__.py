@@ -1,0 +1,1 @@
+"""How good is it? Numbers for images, texts and shapes."""

@@ -1,0 +1,38 @@
+"""What is optimised for one prompt or one capture: records of functions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class View(NamedTuple):
+  """One look at a scene; leading axes, if any, are shared by all fields."""
+  camera: Any      # ops.cameras.Camera
+  rays: Any        # ops.cameras.Rays, [H, W, ...]
+  light: Any       # ops.shading.Light
+  background: Any  # [3] colour put behind the object, NaN-free; see `learned`
+  learned: Any     # [] 1.0: the scene's own background, 0.0: `background`
+
+
+class Render(NamedTuple):
+  """What a scene shows in one view, and what its penalties need."""
+  image: Any       # [H, W, 3] in [0, 1], shaded, over the background
+  opacity: Any     # [H, W] sum of the weights
+  depth: Any       # [H, W] expected distance along the ray
+  normals: Any     # [H, W, 3] expected unit normal, zero where empty
+  albedo: Any      # [H, W, 3] in [0, 1], premultiplied by opacity
+  aux: Any         # {name: array} for the scene's own penalties
+
+
+class Scene(NamedTuple):
+  """A thing that can be looked at and optimised.
+
+  Attributes:
+    init: key -> params.
+    sample_view: (key, step) -> View.
+    render: (params, key, view) -> Render.
+    penalties: (params, key, render, step) -> {name: scalar}, weighted.
+  """
+  init: Callable
+  sample_view: Callable
+  render: Callable
+  penalties: Callable
