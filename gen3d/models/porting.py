@@ -1,0 +1,86 @@
+"""From PyTorch-named tensors to Flax parameters, by name, strictly.
+
+A model's module lists its `sources`: {our path, joined by '/': (PyTorch name,
+change of layout)}. `port` fills a tree of our shapes from them and accepts no
+tensor that it cannot place.
+"""
+
+import fnmatch
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class PortingError(ValueError):
+  """Tensors that do not fit the model that they are meant for."""
+
+
+def keep(tensor):
+  """The tensor as it is: biases, norms, embeddings."""
+  return tensor
+
+
+def linear(tensor):
+  """[out, in] -> [in, out]."""
+  return tensor.T
+
+
+def conv(tensor):
+  """[out, in, height, width] -> [height, width, in, out]."""
+  return tensor.transpose(2, 3, 1, 0)
+
+
+def port(tensors, sources, like, ignored=()):
+  """Parameters with the structure, shapes and types of `like`.
+
+  Args:
+    tensors: {PyTorch name: array}.
+    sources: {our path: (PyTorch name, change of layout)}, one for each leaf.
+    like: a tree of arrays or jax.ShapeDtypeStruct, nested dicts.
+    ignored: patterns (as in fnmatch) of names that may be left over.
+
+  Raises:
+    PortingError: lists what is missing, unused or of another shape.
+  """
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
+  leaves = [('/'.join(k.key for k in path), leaf) for path, leaf in leaves]
+  unknown = {path for path, _ in leaves} ^ set(sources)
+  if unknown:
+    raise PortingError('The list of sources and the model differ at '
+                       f'{_some(sorted(unknown))}.')
+  wanted = {name for name, _ in sources.values()}
+  missing = sorted(wanted - set(tensors))
+  unused = sorted(name for name in set(tensors) - wanted
+                  if not any(fnmatch.fnmatch(name, p) for p in ignored))
+  misshaped, values = [], []
+  for path, leaf in leaves:
+    name, layout = sources[path]
+    if name not in tensors:
+      continue
+    tensor = np.asarray(tensors[name])
+    # A layout change fails on another rank, which is a matter of shape too.
+    value = layout(tensor) if _applies(layout, tensor) else tensor
+    if value.shape != leaf.shape:
+      misshaped.append(f'{name} {list(tensor.shape)} for {path} '
+                       f'{list(leaf.shape)}')
+    else:
+      values.append(jnp.asarray(value, leaf.dtype))
+  problems = [f'{len(items)} {kind}: {_some(items)}' for kind, items in (
+      ('missing', missing), ('unused', unused), ('mis-shaped', misshaped))
+      if items]
+  if problems:
+    raise PortingError('The tensors do not fit the model; '
+                       + '; '.join(problems) + '.')
+  return jax.tree_util.tree_unflatten(treedef, values)
+
+
+def _applies(layout, tensor):
+  ranks = {linear: 2, conv: 4}
+  return tensor.ndim == ranks.get(layout, tensor.ndim)
+
+
+def _some(items, most=20):
+  """A list for a sentence, cut where nobody would read on."""
+  more = f' and {len(items) - most} more' if len(items) > most else ''
+  return ', '.join(items[:most]) + more

@@ -1,0 +1,104 @@
+"""The T5 encoder against transformers' PyTorch one, and its own promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen3d.models import porting, t5
+
+SMALL = t5.T5Size(vocab=60, layers=3, width=32, heads=4, head_dim=6,
+                  ff_width=40)
+
+
+@pytest.fixture(scope='module')
+def peer():
+  """A random transformers encoder of the size SMALL, and its tensors."""
+  torch = pytest.importorskip('torch', reason='PyTorch is a parity extra')
+  import transformers
+  torch.manual_seed(0)
+  model = transformers.T5EncoderModel(transformers.T5Config(
+      vocab_size=SMALL.vocab, num_layers=SMALL.layers, d_model=SMALL.width,
+      num_heads=SMALL.heads, d_kv=SMALL.head_dim, d_ff=SMALL.ff_width,
+      feed_forward_proj='gated-gelu', attn_implementation='eager')).eval()
+  with torch.no_grad():
+    for p in model.parameters():  # norms of one would hide a swap of theirs
+      p.add_(0.3 * torch.randn_like(p) * p.std().nan_to_num(1.0))
+      p.mul_(1 + 0.2 * torch.randn_like(p))
+  return model, {k: v.numpy() for k, v in model.state_dict().items()}
+
+
+def captions(batch, length, seed=0):
+  rng = np.random.default_rng(seed)
+  tokens = rng.integers(0, SMALL.vocab, (batch, length)).astype(np.int32)
+  mask = (np.arange(length) < rng.integers(1, length + 1, (batch, 1)))
+  return tokens, mask.astype(np.float32)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('length', [7, 150])
+def test_states_equal_those_of_transformers(peer, length):
+  import torch
+  model, tensors = peer
+  tokens, mask = captions(3, length)
+  with torch.no_grad():
+    theirs = model(torch.tensor(tokens).long(), torch.tensor(mask)
+                   ).last_hidden_state.numpy()
+  ours = t5.T5Encoder(SMALL).apply(
+      t5.from_torch(tensors, SMALL), tokens, mask)
+  real = mask > 0
+  assert np.abs(theirs[real]).max() > 0.5
+  np.testing.assert_allclose(ours[real], theirs[real], atol=1e-4)
+
+
+@pytest.mark.parity
+def test_from_torch_lists_what_does_not_fit(peer):
+  _, tensors = peer
+  tensors = dict(tensors)
+  gone = 'encoder.block.1.layer.0.SelfAttention.q.weight'
+  shape = 'encoder.block.2.layer.1.DenseReluDense.wo.weight'
+  del tensors[gone]
+  tensors['surplus.weight'] = np.zeros(3)
+  tensors[shape] = np.zeros((5, 6, 7))
+  with pytest.raises(porting.PortingError) as error:
+    t5.from_torch(tensors, SMALL)
+  for words in (f'1 missing: {gone}', '1 unused: surplus.weight',
+                f'1 mis-shaped: {shape} [5, 6, 7]'):
+    assert words in str(error.value)
+
+
+def test_buckets_equal_the_definition():
+  def slow(offset):
+    side, n = (16, offset) if offset > 0 else (0, -offset)
+    if n < 8:
+      return side + n
+    return side + min(15, 8 + int(np.float32(np.log(np.float32(n / 8)))
+                                  / np.float32(np.log(16)) * 8))
+  offsets = np.arange(-300, 301)
+  np.testing.assert_array_equal(
+      t5.buckets(offsets), [slow(int(o)) for o in offsets])
+
+
+def test_padding_does_not_reach_the_states():
+  encoder = t5.T5Encoder(SMALL)
+  tokens, mask = captions(2, 9)
+  mask[:, 5:] = 0
+  params = encoder.init(jax.random.key(0), tokens, mask)
+  states = encoder.apply(params, tokens, mask)
+  changed = np.where(mask > 0, tokens, 1)
+  other = encoder.apply(params, changed, mask)
+  cut = encoder.apply(params, tokens[:, :5], mask[:, :5])
+  real = mask > 0
+  np.testing.assert_allclose(states[real], other[real], atol=1e-6)
+  kept = real[:, :5]
+  np.testing.assert_allclose(states[:, :5][kept], cut[kept], atol=1e-5)
+  assert np.isfinite(np.asarray(states)).all()
+
+
+def test_bfloat16_stays_near_float32():
+  tokens, mask = captions(2, 9)
+  params = t5.T5Encoder(SMALL).init(jax.random.key(0), tokens, mask)
+  full = t5.T5Encoder(SMALL).apply(params, tokens, mask)
+  half = t5.T5Encoder(SMALL, jnp.bfloat16).apply(params, tokens, mask)
+  assert half.dtype == jnp.bfloat16
+  assert np.abs(np.float32(half) - full).mean() < 0.05
