@@ -1,0 +1,149 @@
+"""ops.mesh against analytic solids, and trimesh for the topology."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import trimesh
+
+from gen3d.ops import mesh
+
+
+def solid(distance, density=60.0, width=0.02):
+  """A query whose density falls from `density` to 0 across distance 0."""
+  @jax.jit
+  def query(points):
+    colours = jnp.clip(points + 0.5, 0.0, 1.0)
+    return density * jax.nn.sigmoid(-distance(points) / width), colours
+  return query
+
+
+def sphere(centre, radius):
+  centre = jnp.array(centre)
+  return lambda x: jnp.linalg.norm(x - centre, axis=-1) - radius
+
+
+def union(*distances):
+  return lambda x: jnp.min(jnp.stack([d(x) for d in distances]), axis=0)
+
+
+def check_topology(result):
+  shape = trimesh.Trimesh(result.vertices, result.faces, process=False)
+  assert shape.is_watertight and shape.is_winding_consistent
+  assert shape.volume > 0
+  assert (trimesh.triangles.area(shape.triangles) > 0).all()
+  return shape
+
+
+def test_sphere_has_its_radius_place_colours_and_topology():
+  centre = np.array([0.2, -0.1, 0.3])
+  result = mesh.extract(solid(sphere(centre, 0.4)), 1.0, 64)
+  shape = check_topology(result)
+  radii = np.linalg.norm(result.vertices - centre, axis=-1)
+  # Tangent rays see the soft rim along a chord, so the edge lies outside 0.4.
+  assert np.abs(radii - radii.mean()).max() < 0.005
+  assert 0.40 < radii.mean() < 0.47
+  assert shape.euler_number == 2
+  np.testing.assert_allclose(
+      result.colours, np.clip(result.vertices + 0.5, 0, 1), atol=0.02)
+
+
+def test_axes_are_not_mixed_up():
+  box = lambda x: jnp.max(
+      jnp.abs(x - jnp.array([0.1, 0.2, 0.3]))
+      - jnp.array([0.5, 0.3, 0.15]), -1)
+  result = mesh.extract(solid(box, 200.0, 0.01), 1.0, 96, threshold=100.0)
+  np.testing.assert_allclose(
+      result.vertices.min(0), [-0.4, -0.1, 0.15], atol=0.015)
+  np.testing.assert_allclose(
+      result.vertices.max(0), [0.6, 0.5, 0.45], atol=0.015)
+
+
+def test_object_that_leaves_the_bound_is_closed_there():
+  result = mesh.extract(solid(sphere([0.9, 0.0, 0.0], 0.5)), 1.0, 48)
+  check_topology(result)
+  assert result.vertices[:, 0].max() < 1.0 + 1.0 / 40
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_noise_gives_watertight_meshes(seed):
+  """Random grids hold every ambiguous case of marching cubes."""
+  density = np.random.default_rng(seed).exponential(size=(16, 17, 18))
+  vertices, faces = mesh.isosurface(density, 1.2, np.zeros(3), 0.1)
+  edges = np.sort(np.concatenate(
+      [faces[:, :2], faces[:, 1:], faces[:, [2, 0]]]), axis=-1)
+  _, uses = np.unique(edges, axis=0, return_counts=True)
+  assert (uses % 2 == 0).all()
+  assert mesh.volume(vertices, faces) > 0
+
+
+def test_only_the_largest_component_stays_unless_asked():
+  field = solid(union(sphere([-0.4, 0.0, 0.0], 0.4),
+                      sphere([0.6, 0.0, 0.0], 0.2),
+                      sphere([0.5, 0.7, 0.0], 0.08)))
+  count = lambda m: trimesh.Trimesh(
+      m.vertices, m.faces, process=False).body_count
+  one = mesh.extract(field, 1.0, 64)
+  assert count(one) == 1 and one.vertices[:, 0].max() < 0.1
+  assert count(mesh.extract(field, 1.0, 64, share=0.05)) == 2
+  assert count(mesh.extract(field, 1.0, 64, share=0.001)) == 3
+
+
+def test_hollows_are_filled():
+  shell = lambda x: jnp.maximum(
+      sphere([0.0, 0.0, 0.0], 0.6)(x), -sphere([0.0, 0.0, 0.0], 0.3)(x))
+  result = mesh.extract(solid(shell), 1.0, 64, share=0.0)
+  assert check_topology(result).body_count == 1
+  assert np.linalg.norm(result.vertices, axis=-1).min() > 0.5
+
+
+@pytest.mark.parametrize('density, width', [
+    (8.0, 0.15), (40.0, 0.05), (400.0, 0.01)])
+def test_threshold_agrees_with_what_the_renderer_shows(density, width):
+  """Silhouette and first surface, against rays marched finely."""
+  query = solid(sphere([0.0, 0.0, 0.0], 0.5), density, width)
+  grid, _, spacing = mesh.sample_grid(
+      query, np.array([[-1.0] * 3, [1.0] * 3]), 64)
+  level = mesh.threshold_from(grid, spacing)
+  steps = np.linspace(-1, 1, 4001)
+
+  def profile(offset):
+    points = np.stack([0 * steps + offset, 0 * steps, steps], -1)
+    return np.asarray(query(points.astype(np.float32))[0])
+
+  # Seen from the side: the offset at which a ray is just half opaque.
+  offsets = np.linspace(0.2, 1.0, 161)
+  opacity = [1 - np.exp(-profile(o).sum() * 5e-4) for o in offsets]
+  seen = offsets[np.argmin(np.abs(np.array(opacity) - 0.5))]
+  radius = np.interp(-level, -profile(0.0)[2000:], steps[2000:])
+  assert abs(radius - seen) < 0.03
+
+
+def test_coarse_box_misses_no_thin_part():
+  rod = lambda x: jnp.maximum(
+      jnp.linalg.norm(x[:, :2] - 0.012, axis=-1) - 0.02,
+      jnp.abs(x[:, 2]) - 0.8)
+  result = mesh.extract(
+      solid(union(sphere([0.0, 0.0, 0.0], 0.2), rod), 400.0, 0.004), 1.0, 128)
+  assert result.vertices[:, 2].max() == pytest.approx(0.8, abs=0.03)
+
+
+def test_smoothing_keeps_the_volume_and_evens_the_normals():
+  query = solid(sphere([0.0, 0.0, 0.0], 0.5), 400.0, 0.001)
+  plain = mesh.extract(query, 1.0, 48, threshold=200.0, smoothing=0)
+  smooth = mesh.extract(query, 1.0, 48, threshold=200.0, smoothing=4)
+  volumes = [mesh.volume(m.vertices, m.faces) for m in (plain, smooth)]
+  assert volumes[1] == pytest.approx(volumes[0], rel=0.01)
+  error = [np.mean(1 - np.sum(
+      mesh.vertex_normals(m.vertices, m.faces)
+      * m.vertices / np.linalg.norm(m.vertices, axis=-1, keepdims=True), -1))
+           for m in (plain, smooth)]
+  assert error[1] < 0.5 * error[0]
+
+
+def test_empty_fields_say_so_in_one_sentence():
+  fog = lambda x: (jnp.full(len(x), 0.01), jnp.zeros((len(x), 3)))
+  with pytest.raises(ValueError, match=r'largest density 0\.01, .*0\.02'):
+    mesh.extract(fog, 1.0, 32)
+  with pytest.raises(ValueError, match=r'threshold 5: .* density is 0\.01'):
+    mesh.extract(fog, 1.0, 32, threshold=5.0)
