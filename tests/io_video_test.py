@@ -1,0 +1,60 @@
+"""io.video and io.pictures: what is written is read back."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen3d.io import pictures, video
+
+
+@pytest.mark.parametrize('height, width', [(32, 48), (31, 33)])
+def test_video_round_trip(tmp_path, height, width):
+  """Frames in order, colours in place, odd sizes made even."""
+  frames = np.zeros((8, height, width, 3), np.uint8)
+  frames[:, :, width // 2:, 0] = 200
+  frames[..., 2] = 30 * np.arange(8)[:, None, None]
+  path = tmp_path / 'new' / 'clip.mp4'
+  video.save(path, frames, fps=10)
+  back, fps = video.load(path)
+  assert fps == 10 and len(back) == 8
+  assert back.shape[1] % 2 == 0 and back.shape[2] % 2 == 0
+  error = np.abs(back[:, :height, :width].astype(int) - frames)
+  assert error[:, :, :width // 2 - 4].mean() < 4
+  assert error.mean() < 8
+  assert [p.name for p in path.parent.iterdir()] == ['clip.mp4']
+  # The index comes before the pictures.
+  data = path.read_bytes()
+  assert data.index(b'moov') < data.index(b'mdat') and b'avc1' in data
+
+
+def test_wrong_frames_are_told_in_a_sentence(tmp_path):
+  with pytest.raises(ValueError, match=r'not float64 \[2, 4, 4, 3\]'):
+    video.save(tmp_path / 'a.mp4', np.zeros((2, 4, 4, 3)))
+  with pytest.raises(ValueError, match='No frames'):
+    video.save(tmp_path / 'a.mp4', np.zeros((0, 4, 4, 3), np.uint8))
+  assert not list(tmp_path.iterdir())
+
+
+def test_picture_round_trip(tmp_path):
+  image = np.random.default_rng(0).integers(
+      0, 256, (5, 7, 3)).astype(np.uint8)
+  pictures.save(tmp_path / 'a.png', image)
+  np.testing.assert_array_equal(
+      np.asarray(Image.open(tmp_path / 'a.png')), image)
+
+
+def test_tiles_are_row_by_row_with_labels_beneath():
+  images = np.stack([np.full((20, 30, 3), i / 10) for i in range(5)])
+  sheet = pictures.tile(images, 3, gap=2)
+  assert sheet.shape == (42, 94, 3)
+  for i in range(5):
+    y, x = i // 3 * 22, i % 3 * 32
+    assert (sheet[y:y + 20, x:x + 30] == round(255 * i / 10)).all()
+  assert (sheet[22:, 64:] == 255).all()
+  labelled = pictures.tile(images, 3, ['one', 'two three four five', '', '',
+                                       'six'])
+  assert labelled.shape[0] > 42 and labelled.shape[1] == 94
+  assert (labelled[20:36, :30] < 128).any()
+  assert (labelled[20:36, 64:] == 255).all()
+  with pytest.raises(ValueError, match='5 images cannot have 1 labels'):
+    pictures.tile(images, 3, ['one'])
