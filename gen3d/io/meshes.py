@@ -49,7 +49,7 @@ def save(path, mesh):
 def load(path):
   """Inverse of `save`; .ply and .obj keep 8 bits of colour."""
   suffix = _suffix(path)
-  shape = trimesh.load(path, force='mesh', process=False)
+  shape, = trimesh.load_scene(path, process=False).geometry.values()
   if suffix == '.glb':
     colours = to_srgb(shape.visual.vertex_attributes['color'][:, :3])
   else:
