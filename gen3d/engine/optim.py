@@ -1,0 +1,127 @@
+"""Optimizers, learning rates and the update of a TrainState."""
+
+import difflib
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def apply_gradients(state, grads, optimizer, ema_decay=None):
+  """Returns the state after one update.
+
+  Args:
+    state: TrainState.
+    grads: pytree like state.params, already averaged over the chips.
+    optimizer: optax.GradientTransformation.
+    ema_decay: decay of state.ema, in [0, 1); None where there is no average.
+      It is ramped up, min(decay, (1 + step) / (10 + step)), so that the
+      average forgets the random start.
+  """
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema = state.ema
+  if ema_decay is not None:
+    step = state.step.astype(jnp.float32)
+    decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
+    ema = jax.tree.map(
+        lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype),
+        ema, params)
+  return state.replace(
+      step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+
+
+def piecewise(value, step):
+  """Value at a step, of a constant or of a ramp between two steps.
+
+  Args:
+    value: a number, or (s0, v0, v1, s1): v0 until step s0, then linearly to
+      v1 at step s1, and v1 from there (threestudio's schedules).
+    step: number or int [] array.
+  """
+  if isinstance(value, (int, float)):
+    return value
+  if len(value) != 4:
+    raise ValueError(
+        f'A ramp is (first step, first value, last value, last step), '
+        f'not {tuple(value)}.')
+  s0, v0, v1, s1 = value
+  done = jnp.clip((step - s0) / max(s1 - s0, 1), 0., 1.)
+  return v0 + (v1 - v0) * done
+
+
+def learning_rate(config):
+  """Returns the schedule, step -> learning rate, of an optimizer's config.
+
+  Args:
+    config: mapping with `learning_rate` (the peak), and optionally `schedule`
+      ('constant', 'linear' or 'cosine'; the last two fall to zero at `steps`),
+      `warmup` (steps of linear rise from zero) and `steps`.
+  """
+  peak, warmup = config['learning_rate'], config.get('warmup', 0)
+  name = config.get('schedule', 'constant')
+  falls = {
+      'constant': lambda done: 1.,
+      'linear': lambda done: 1. - done,
+      'cosine': lambda done: .5 * (1. + jnp.cos(jnp.pi * done)),
+  }
+  fall = _pick(falls, name, 'schedule')
+  if name != 'constant' and not config.get('steps'):
+    raise ValueError(f'A {name} schedule needs the number of `steps`.')
+  span = max(config.get('steps', 0) - warmup, 1)
+
+  def schedule(step):
+    rise = jnp.minimum(1., (step + 1) / warmup) if warmup else 1.
+    done = jnp.clip((step - warmup) / span, 0., 1.)
+    return peak * rise * fall(done)
+
+  return schedule
+
+
+def make_optimizer(config):
+  """Returns the optimizer that a config describes.
+
+  Args:
+    config: mapping with `name` ('adam' or 'adamw'), the keys of
+      `learning_rate`, and optionally `b1`, `b2`, `eps`, `weight_decay` (adamw
+      only; not on biases and gains, that is on parameters of fewer than two
+      axes) and `clip` (largest global norm of the gradient).
+
+  Raises:
+    ValueError: at an unknown name or key.
+  """
+  known = ('name', 'learning_rate', 'schedule', 'warmup', 'steps', 'b1', 'b2',
+           'eps', 'weight_decay', 'clip')
+  for key in config:
+    if key not in known:
+      raise ValueError(_unknown('optimizer key', key, known))
+  moments = {key: config[key] for key in ('b1', 'b2', 'eps') if key in config}
+  optimizers = {
+      'adam': lambda: optax.adam(learning_rate(config), **moments),
+      'adamw': lambda: optax.adamw(
+          learning_rate(config), **moments, mask=_matrices,
+          weight_decay=config.get('weight_decay', 0.)),
+  }
+  optimizer = _pick(optimizers, config['name'], 'optimizer')()
+  if config['name'] == 'adam' and config.get('weight_decay'):
+    raise ValueError("Weight decay is for 'adamw', not for 'adam'.")
+  if config.get('clip'):
+    optimizer = optax.chain(optax.clip_by_global_norm(config['clip']),
+                            optimizer)
+  return optimizer
+
+
+def _matrices(params):
+  return jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
+
+
+def _pick(choices, name, what):
+  if name not in choices:
+    raise ValueError(_unknown(what, name, choices))
+  return choices[name]
+
+
+def _unknown(what, name, choices):
+  near = difflib.get_close_matches(str(name), choices, 1)
+  hint = f' Did you mean {near[0]!r}?' if near else ''
+  return f'Unknown {what} {name!r}; choose from {sorted(choices)}.{hint}'

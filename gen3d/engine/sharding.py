@@ -1,0 +1,236 @@
+"""One program over many chips: the mesh, the map over it and its data.
+
+A chip is one JAX device: a TPU core, a GPU or a virtual device of the CPU.
+The state is the same on all chips; a batch's leading axis is divided over
+them. Everything here works alike on one process and on several.
+"""
+
+import os
+import pathlib
+import queue
+import sys
+import tempfile
+import threading
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+CHIPS = 'chips'
+
+
+def use_all_cores():
+  """Gives the CPU one virtual device per core; call before JAX is used.
+
+  One convolution runs on one core, so that a batch divided over virtual
+  devices is what keeps all of them busy. Does nothing where the user has
+  chosen a number; GPUs and TPUs are not affected.
+  """
+  chosen = (
+      'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
+      or jax.config.jax_num_cpu_devices > 0)
+  if not chosen:
+    jax.config.update('jax_num_cpu_devices', _cores())
+
+
+def cache_compilations():
+  """Keeps compiled programs on disk, so that a second run starts quickly.
+
+  In $JAX_COMPILATION_CACHE_DIR, else in ~/.cache/gen3d/jax. Where that cannot
+  be written, says so once and goes on without.
+  """
+  path = pathlib.Path(os.environ.get('JAX_COMPILATION_CACHE_DIR')
+                      or pathlib.Path.home() / '.cache' / 'gen3d' / 'jax')
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+      pass
+  except OSError as error:
+    print(f'Compiled programs are not kept, since {path} cannot be written '
+          f'({error.strerror}).', file=sys.stderr)
+    jax.config.update('jax_compilation_cache_dir', None)
+    return
+  jax.config.update('jax_compilation_cache_dir', str(path))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', .3)
+
+
+def initialize_distributed():
+  """Joins the processes of one run; call before JAX is used.
+
+  With JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID set, joins as they say; with GEN3D_DISTRIBUTED=1, as
+  launch/slurm.sbatch and launch/tpu_pod.sh set it, JAX finds out by itself
+  from SLURM or the TPU pod. Otherwise the process stays alone.
+  """
+  env = os.environ
+  if 'JAX_COORDINATOR_ADDRESS' in env:
+    try:
+      count, index = int(env['JAX_NUM_PROCESSES']), int(env['JAX_PROCESS_ID'])
+    except (KeyError, ValueError) as error:
+      raise ValueError(
+          'JAX_COORDINATOR_ADDRESS needs JAX_NUM_PROCESSES and JAX_PROCESS_ID '
+          'beside it, both whole numbers.') from error
+    jax.distributed.initialize(env['JAX_COORDINATOR_ADDRESS'], count, index)
+  elif env.get('GEN3D_DISTRIBUTED') == '1':
+    jax.distributed.initialize()
+
+
+def chips(batch_size=None):
+  """Returns the Mesh over all devices of all processes, axis 'chips'.
+
+  Args:
+    batch_size: where given and the devices are the CPU's cores as taken by
+      `use_all_cores`, as many of them as divide it: nobody asked for six.
+  """
+  devices = jax.devices()
+  by_default = (devices[0].platform == 'cpu' and jax.process_count() == 1
+                and jax.config.jax_num_cpu_devices > 0)
+  if batch_size and by_default:
+    count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+    devices = devices[:count]
+  return jax.make_mesh((len(devices),), (CHIPS,), devices=devices,
+                       axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def pmap(step, mesh):
+  """Returns a train step compiled for all chips of the mesh.
+
+  Args:
+    step: (state, batch, key) -> (state, metrics), written for one chip: it
+      sees its share of the batch, averages its gradients by
+      `jax.lax.pmean(grads, 'chips')` after differentiation, and leaves the
+      same state on every chip. Metrics are scalars and are averaged here.
+    mesh: from `chips`.
+
+  Returns:
+    (state, batch, key) -> (state, metrics), with the state from `replicate`
+    (its buffers are reused: the caller's state is gone afterwards, except
+    for state.frozen), the batch from `to_devices`, and the run's key, that is
+    folded with state.step and is the same on all chips.
+  """
+
+  def per_chip(state, frozen, batch, key):
+    key = jax.random.fold_in(key, state.step)
+    state, metrics = step(state.replace(frozen=frozen), batch, key)
+    for name, value in metrics.items():
+      if np.shape(value):
+        raise ValueError(f'Metric {name!r} has shape {np.shape(value)}; '
+                         f'metrics are scalars.')
+    metrics = {name: jax.lax.pmean(jax.numpy.float32(value), CHIPS)
+               for name, value in metrics.items()}
+    return state.replace(frozen=None), metrics
+
+  # Without check_vma, gradients stay those of the chip, as the step expects.
+  mapped = jax.jit(
+      jax.shard_map(per_chip, mesh=mesh, in_specs=(P(), P(), P(CHIPS), P()),
+                    out_specs=(P(), P()), check_vma=False),
+      donate_argnums=0)
+
+  def over_chips(state, batch, key):
+    frozen = state.frozen
+    state, metrics = mapped(state.replace(frozen=None), frozen, batch, key)
+    return state.replace(frozen=frozen), metrics
+
+  return over_chips
+
+
+def replicate(tree, mesh):
+  """Copies a pytree of arrays, the same on all processes, to every chip."""
+  sharding = NamedSharding(mesh, P())
+  if jax.process_count() == 1:
+    # A copy, for the step donates it and the caller may still hold the tree.
+    return jax.device_put(tree, sharding, may_alias=False)
+  return jax.tree.map(
+      lambda x: jax.device_put(x if _is_key(x) else np.array(x), sharding),
+      tree)
+
+
+def local(tree):
+  """Returns a replicated pytree as arrays on one device of this process."""
+  return jax.tree.map(
+      lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)
+
+
+def to_devices(batch, mesh):
+  """Divides a batch over the chips.
+
+  Args:
+    batch: pytree of NumPy arrays [n, ...], the same on all processes; each
+      process sends the rows of its own chips.
+    mesh: from `chips`.
+
+  Raises:
+    ValueError: where n is not a multiple of the number of chips.
+  """
+  sharding = NamedSharding(mesh, P(CHIPS))
+  check_divides(batch, mesh)
+
+  def send(x):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(
+        x.shape, sharding, lambda index: x[index])
+
+  return jax.tree.map(send, batch)
+
+
+def check_divides(batch, mesh):
+  """Raises ValueError where a batch cannot be divided over the chips."""
+  for x in jax.tree.leaves(batch):
+    if np.ndim(x) == 0 or np.shape(x)[0] % mesh.size:
+      size = f'of {np.shape(x)[0]}' if np.ndim(x) else 'without leading axis'
+      raise ValueError(
+          f'A batch {size} cannot be divided over {mesh.size} chips; choose a '
+          f'batch that is a multiple of {mesh.size}, or fewer devices.')
+
+
+def prefetch(batches, mesh, ahead=2):
+  """Yields batches on the chips, prepared in a thread up to `ahead` early."""
+  ready = queue.Queue(ahead)
+  stop = threading.Event()
+
+  def put(item):
+    while not stop.is_set():
+      try:
+        return ready.put(item, timeout=.1)
+      except queue.Full:
+        continue
+
+  def fill():
+    try:
+      for batch in batches:
+        put((to_devices(batch, mesh), None))
+        if stop.is_set():
+          return
+      put((None, StopIteration()))
+    except Exception as error:
+      put((None, error))
+
+  thread = threading.Thread(target=fill, daemon=True)
+  thread.start()
+  try:
+    while True:
+      batch, error = ready.get()
+      if isinstance(error, StopIteration):
+        return
+      if error is not None:
+        raise error
+      yield batch
+  finally:
+    stop.set()
+    thread.join(timeout=60)
+
+
+def _cores():
+  cores = (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
+           else os.cpu_count() or 1)
+  try:  # A container may be given less than it sees.
+    quota, period = pathlib.Path('/sys/fs/cgroup/cpu.max').read_text().split()
+    return max(1, min(cores, round(int(quota) / int(period))))
+  except (OSError, ValueError):
+    return cores
+
+
+def _is_key(x):
+  return (isinstance(x, jax.Array)
+          and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))

@@ -1,0 +1,46 @@
+"""Trains what a config describes; the same command resumes.
+
+python -m gen3d.train --config=configs/dreamfusion.py:shapes \
+  --config.prompt='a red chair' --workdir=/tmp/chair
+"""
+
+import importlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from gen3d.engine import cli, loop
+
+TASKS = {
+    'text_to_image': 'gen3d.tasks.text_to_image',
+    'text_to_3d': 'gen3d.tasks.text_to_3d',
+    'image_text': 'gen3d.tasks.image_text',
+}
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, FILE.py or FILE.py:VARIANT.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Directory for checkpoints, reports and results.')
+
+
+def pick(table, name, what):
+  """Returns table[name], or raises a ValueError that lists the choices."""
+  if name not in table:
+    raise ValueError(
+        f'Unknown {what} {name!r}; choose from {sorted(table)}.')
+  return table[name]
+
+
+def main():
+  cli.require('config', 'workdir')
+  config, workdir = _CONFIG.value, _WORKDIR.value
+  module = pick(TASKS, config.get('task'), 'task')
+  loop.check_workdir(config, workdir)
+  task = importlib.import_module(module).make(config)
+  _, files = loop.run(task, config, workdir)
+  for file in files:
+    print(file)
+
+
+if __name__ == '__main__':
+  cli.run(main)
