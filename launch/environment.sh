@@ -1,0 +1,81 @@
+# Sourced by the other scripts: a Python environment in .venv, kept in step
+# with the requirements files.
+#   environment FILE...   makes .venv where it is missing and installs what
+#                         changed in the files since the last time
+# Sets root (the repository) and python (the environment's).
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=$root/.venv/bin/python
+
+fail() {
+  echo "gen3d: $*" >&2
+  exit 1
+}
+
+environment() {
+  # One left half made, or by a Python that is gone, does not pass and is
+  # made again.
+  if ! new_enough "$python" || ! "$python" -m pip --version >/dev/null 2>&1
+  then
+    make_environment
+  fi
+  local file
+  for file in "$@"; do
+    install_changed "$file"
+  done
+}
+
+make_environment() {
+  local base
+  base=$(find_python)
+  echo "Making .venv with $("$base" --version 2>&1)." >&2
+  if ! "$base" -m venv --clear "$root/.venv" >&2; then
+    rm -rf "$root/.venv"
+    fail "$base could not make an environment in $root/.venv (see above)."
+  fi
+}
+
+# Prints the first Python that will do. Names are tried by running them: a
+# version manager's shim may stand for a version that is not there.
+find_python() {
+  local name bare=''
+  for name in python3.12 python3.11 python3 python; do
+    new_enough "$name" || continue
+    if "$name" -c 'import ensurepip, venv' >/dev/null 2>&1; then
+      echo "$name"
+      return
+    fi
+    bare=$name
+  done
+  if [ -n "$bare" ]; then
+    fail "$bare has no venv module; install it (on Debian and Ubuntu:" \
+      "apt install python3-venv) and run this again."
+  fi
+  fail "Python 3.11 or later is needed and" \
+    "$(python3 --version 2>/dev/null || echo 'no Python') was found;" \
+    "install Python 3.12 and run this again."
+}
+
+new_enough() {
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+# Installs a requirements file unless it is what was installed last.
+install_changed() {
+  local file=$root/$1 stamp=$root/.venv/installed-$1 log=$root/.venv/pip.log
+  if cmp -s "$file" "$stamp"; then
+    return
+  fi
+  echo "Installing $1 into .venv; the first time takes a few minutes." >&2
+  if ! "$python" -m pip install --disable-pip-version-check --retries 2 \
+    --timeout 30 --requirement "$file" >"$log" 2>&1 </dev/null; then
+    if grep -qiE 'connection (broken|refused|timed out|aborted|error)|failed to establish|name resolution|timed out|ProxyError|SSLError' "$log"
+    then
+      fail "the Python package registry cannot be reached, so $1 is not" \
+        "installed; check the network and run this again (log: $log)."
+    fi
+    fail "pip could not install $1:" \
+      "$(grep -i '^error' "$log" | tail -n 1) (log: $log)."
+  fi
+  cp "$file" "$stamp"
+}

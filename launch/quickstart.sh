@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# From a prompt to a 3-D object, in one command and from nothing:
+#   bash launch/quickstart.sh "a red chair" [FLAG...]
+# Makes .venv on the first call. Each prompt has a folder in runs/; a finished
+# one is not made again and an interrupted one goes on where it stopped. FLAGs,
+# such as --config.seed=1, go to gen3d.train.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+words=()
+while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do
+  words+=("$1")
+  shift
+done
+prompt=${words[*]-a red chair}
+case $prompt in
+  *[![:space:]]*) ;;
+  *) fail 'the prompt is empty; write what to make, such as "a red chair".' ;;
+esac
+
+# The folder's name tells the prompt; a checksum keeps prompts apart whose
+# names would be the same.
+slug=$(printf %s "$prompt" | LC_ALL=C tr '[:upper:]' '[:lower:]' |
+  LC_ALL=C tr -cs 'a-z0-9' '-' | cut -c 1-60)
+slug=${slug#-}
+slug=${slug%-}
+if [ "${slug//-/ }" != "$prompt" ]; then
+  slug=${slug:-prompt}-$(printf %s "$prompt" | cksum | cut -d ' ' -f 1)
+fi
+workdir=$root/runs/$slug
+
+if [ $# -gt 0 ] || [ ! -f "$workdir/finished.json" ]; then
+  environment requirements.txt
+  (cd "$root" && "$python" -m gen3d.train --config=configs/dreamfusion.py \
+    --config.prompt="$prompt" --workdir="$workdir" "$@" </dev/null)
+fi
+if [ ! -f "$workdir/finished.json" ]; then
+  fail "stopped before the end; the same command goes on from there."
+fi
+
+files=(turntable.mp4 preview.png mesh.glb mesh.ply)
+for file in "${files[@]}"; do
+  if [ ! -f "$workdir/$file" ]; then
+    environment requirements.txt
+    (cd "$root" && "$python" -m gen3d.export --workdir="$workdir" </dev/null)
+    break
+  fi
+done
+
+echo "\"$prompt\" is in"
+printf '  %s\n' "${files[@]/#/$workdir/}"

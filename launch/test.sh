@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# The whole test suite, in the same environment as quickstart.sh's:
+#   bash launch/test.sh [--parity] [PYTEST-ARGUMENT...]
+# --parity also installs PyTorch and runs the comparisons with its models,
+# which are skipped otherwise.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+files=(requirements.txt requirements-test.txt)
+if [ "${1-}" = --parity ]; then
+  files+=(requirements-parity.txt)
+  shift
+fi
+environment "${files[@]}"
+
+cd "$root"
+"$python" -m ruff check .
+# More workers than this want more memory than a laptop has.
+cores=$(getconf _NPROCESSORS_ONLN)
+workers=$((cores < 4 ? cores : 4))
+exec "$python" -m pytest --numprocesses="$workers" --durations=15 "$@" \
+  </dev/null

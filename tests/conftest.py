@@ -1,0 +1,37 @@
+"""What all tests share: devices, seeds, compilation cache, the parity mark.
+
+Two virtual CPU devices, so that what is written for several chips runs on
+several; a test that wants another number starts a process of its own. The
+variables are inherited by such processes.
+"""
+
+import importlib.util
+import os
+import pathlib
+import random
+
+_DEVICES = '--xla_force_host_platform_device_count'
+if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}=2'
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(
+    pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'jax'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+  if importlib.util.find_spec('torch') is None:
+    reason = 'needs PyTorch: bash launch/test.sh --parity'
+    for item in items:
+      if 'parity' in item.keywords:
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds():
+  """Libraries that draw from a global generator draw the same every time."""
+  random.seed(0)
+  np.random.seed(0)

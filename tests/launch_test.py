@@ -1,0 +1,175 @@
+"""The launch scripts, with stand-ins for Python where the real one is slow."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = ('turntable.mp4', 'preview.png', 'mesh.glb', 'mesh.ply')
+
+# Passes for an environment's Python; notes what it is asked to run.
+STAND_IN = """#!/usr/bin/env bash
+case "$*" in
+  -c*|*--version) exit ${STAND_IN_AGE:-0} ;;
+esac
+printf '%s|' "$@" >> "$CALLS"; echo >> "$CALLS"
+for word in "$@"; do
+  case $word in --workdir=*) workdir=${word#--workdir=} ;; esac
+done
+[ -n "${workdir-}" ] && [ -z "${STOP-}" ] || exit 0
+mkdir -p "$workdir"
+touch "$workdir"/{finished.json,turntable.mp4,preview.png,mesh.glb,mesh.ply}
+"""
+
+
+@pytest.fixture
+def clone(tmp_path):
+  """A copy of what the scripts need, in a folder with a space in its name."""
+  folder = tmp_path / 'a clone'
+  folder.mkdir()
+  shutil.copytree(ROOT / 'launch', folder / 'launch')
+  for file in ROOT.glob('requirements*.txt'):
+    shutil.copy(file, folder)
+  return folder
+
+
+def executable(path, text):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text)
+  path.chmod(0o755)
+  return path
+
+
+@pytest.fixture
+def ready(clone):
+  """The clone with a stand-in environment."""
+  executable(clone / '.venv' / 'bin' / 'python', STAND_IN)
+  return clone
+
+
+def launch(clone, script, *args, cwd=None, **variables):
+  return subprocess.run(
+      ['bash', str(clone / 'launch' / script), *args],
+      cwd=cwd or clone, capture_output=True, text=True, timeout=300,
+      stdin=subprocess.DEVNULL,
+      env={**os.environ, 'CALLS': str(clone / 'calls'), **variables})
+
+
+def calls(clone, module):
+  path = clone / 'calls'
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [line for line in lines if line.startswith(f'-m|{module}|')]
+
+
+def sentence(done):
+  """The one line that the user sees."""
+  assert done.returncode == 1
+  line, = [x for x in done.stderr.splitlines() if x.startswith('gen3d: ')]
+  assert 'Traceback' not in done.stderr
+  return line
+
+
+def test_prompt_becomes_an_object_once(ready):
+  done = launch(ready, 'quickstart.sh', 'a blue cat')
+  assert done.returncode == 0, done.stderr
+  for file in FILES:
+    assert f'{ready}/runs/a-blue-cat/{file}' in done.stdout
+  train, = calls(ready, 'gen3d.train')
+  assert '|--config.prompt=a blue cat|' in train
+  assert len(calls(ready, 'pip')) == 1
+  again = launch(ready, 'quickstart.sh', 'a blue cat', cwd='/')
+  assert again.stdout == done.stdout
+  assert len(calls(ready, 'gen3d.train')) == 1
+  (ready / 'runs' / 'a-blue-cat' / 'mesh.glb').unlink()
+  assert launch(ready, 'quickstart.sh', 'a blue cat').returncode == 0
+  assert len(calls(ready, 'gen3d.export')) == 1
+
+
+def test_prompts_are_kept_apart_and_passed_on_as_they_are(ready):
+  prompts = ['a cat', 'A cat!', "a 'b' $(touch x) \"c\" * ; d", '猫', 'a/../b']
+  for prompt in prompts:
+    assert launch(ready, 'quickstart.sh', prompt).returncode == 0
+  assert len(list((ready / 'runs').iterdir())) == len(prompts)
+  for prompt, call in zip(prompts, calls(ready, 'gen3d.train'), strict=True):
+    assert f'|--config.prompt={prompt}|' in call
+  assert not (ready / 'x').exists()
+
+
+def test_words_flags_and_the_default_prompt(ready):
+  assert launch(ready, 'quickstart.sh', 'a', 'red', 'car', '--config.seed=1',
+                '--flag=b c').returncode == 0
+  assert launch(ready, 'quickstart.sh').returncode == 0
+  first, second = calls(ready, 'gen3d.train')
+  assert '|--config.prompt=a red car|' in first
+  assert first.endswith('|--config.seed=1|--flag=b c|')
+  assert '|--config.prompt=a red chair|' in second
+
+
+@pytest.mark.parametrize('prompt', ['', '  '])
+def test_an_empty_prompt_is_told(ready, prompt):
+  assert 'prompt is empty' in sentence(launch(ready, 'quickstart.sh', prompt))
+  assert not calls(ready, 'gen3d.train')
+
+
+def test_an_interrupted_run_is_not_called_done(ready):
+  done = launch(ready, 'quickstart.sh', 'a cat', STOP='1')
+  assert 'same command goes on' in sentence(done) and not done.stdout
+  assert launch(ready, 'quickstart.sh', 'a cat').returncode == 0
+  assert len(calls(ready, 'gen3d.train')) == 2
+
+
+def test_only_changed_requirements_are_installed(ready):
+  for prompt in ('a cat', 'a car'):
+    assert launch(ready, 'quickstart.sh', prompt).returncode == 0
+  assert len(calls(ready, 'pip')) == 1
+  with open(ready / 'requirements.txt', 'a') as file:
+    file.write('another\n')
+  assert launch(ready, 'quickstart.sh', 'a hat').returncode == 0
+  assert len(calls(ready, 'pip')) == 2
+
+
+def test_suite_wants_its_extras_and_parity_only_when_asked(ready):
+  assert launch(ready, 'test.sh', cwd='/').returncode == 0
+  installed = calls(ready, 'pip')
+  assert len(installed) == 2 and 'requirements-parity' not in str(installed)
+  assert launch(ready, 'test.sh', '--parity', '-x').returncode == 0
+  assert len(calls(ready, 'pip')) == 3
+  assert calls(ready, 'pytest')[-1].endswith('|-x|')
+  assert 'torch==2.13.0' in (
+      ROOT / 'requirements-parity.txt').read_text().split()
+
+
+def test_old_python_is_told_and_nothing_made(clone):
+  for name in ('python3.12', 'python3.11', 'python3', 'python'):
+    executable(clone / 'bin' / name, '#!/bin/sh\n'
+               '[ "$1" = --version ] && echo Python 3.8.1 && exit; exit 1\n')
+  done = launch(clone, 'quickstart.sh', 'a cat',
+                PATH=f'{clone}/bin:{os.environ["PATH"]}')
+  assert sentence(done) == (
+      'gen3d: Python 3.11 or later is needed and Python 3.8.1 was found; '
+      'install Python 3.12 and run this again.')
+  assert not (clone / '.venv').exists()
+
+
+def test_unreachable_registry_is_told_and_the_next_call_goes_on(clone):
+  """A real environment, from a Python behind a shim that stands for none."""
+  executable(clone / 'bin' / 'python3.12', '#!/bin/sh\nexit 127\n')
+  for name in ('python3.11', 'python3'):
+    executable(clone / 'bin' / name, f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+  # Left by a call that was stopped early on.
+  executable(clone / '.venv' / 'bin' / 'python', '#!/bin/sh\nexit 1\n')
+  variables = {
+      'PATH': f'{clone}/bin:{os.environ["PATH"]}',
+      'PIP_CONFIG_FILE': '/dev/null', 'PIP_FIND_LINKS': '',
+      'PIP_INDEX_URL': 'http://127.0.0.1:9/simple'}
+  done = launch(clone, 'quickstart.sh', 'a cat', **variables)
+  assert 'registry cannot be reached' in sentence(done)
+  assert 'Traceback' not in done.stderr and not (clone / 'runs').exists()
+  (clone / 'requirements.txt').write_text('# nothing is needed any more\n')
+  done = launch(clone, 'quickstart.sh', 'a cat', **variables)
+  assert 'reached' not in done.stderr and 'Making' not in done.stderr
+  assert (clone / '.venv' / 'installed-requirements.txt').exists()
