@@ -28,11 +28,23 @@ class Scene(NamedTuple):
 
   Attributes:
     init: key -> params.
-    sample_view: (key, step) -> View.
+    sample_view: (key, step, part) -> View. `part` = (low, high) in [0, 1]
+      is the part of the azimuths' range to draw from, so that the views of
+      one step can be spread around the object; (0.0, 1.0) is all of it.
     render: (params, key, view) -> Render.
-    penalties: (params, key, render, step) -> {name: scalar}, weighted.
+    penalties: (params, render, step) -> {name: scalar}, weighted.
+    show: (params, camera, size, modes, background) -> {mode: image [size,
+      size, 3]} to show to people, without chance, lit from beside the camera.
+      A mode is 'color', 'albedo', 'normal' or 'textureless'; `background` is
+      a colour [3] or None for the scene's own. Compile it with static size
+      and modes.
+    query: (params, points [N, 3]) -> (density [N], albedo [N, 3]).
+    bound: half-width of the cube around the origin that holds the object.
   """
   init: Callable
   sample_view: Callable
   render: Callable
   penalties: Callable
+  show: Callable
+  query: Callable
+  bound: float

@@ -1,0 +1,143 @@
+"""DreamFusion: text to 3-D by score distillation (Poole et al., 2209.14988).
+
+Variants:
+  shapes  The default. An object of the shapes world in minutes on two CPU
+          cores, by the shipped 64x64 text-to-image model: a tri-plane field,
+          shading deferred to one point per ray, weaker guidance.
+  paper   Every number of the paper's section 3 and appendix, except that Adam
+          stands for Distributed Shampoo. Meant for an accelerator and a large
+          teacher: 15,000 steps of 4 views, 1.5 hours on 4 TPUv4 chips there.
+  tiny    Seconds; for tests.
+
+  python -m gen3d.train --config=configs/dreamfusion.py \
+    --config.prompt='a red chair' --workdir=runs/chair
+
+Schedules are numbers or ((step, value), ...) joined by straight lines.
+"""
+
+import ml_collections
+
+
+def get_config(variant='shapes'):
+  """The config of a variant.
+
+  Raises:
+    ValueError: if there is no such variant.
+  """
+  variants = {'shapes': shapes, 'paper': paper, 'tiny': tiny}
+  if variant not in variants:
+    raise ValueError(f'Unknown variant {variant!r} of configs/dreamfusion.py; '
+                     f'choose from {sorted(variants)}.')
+  return variants[variant]()
+
+
+def sweep():
+  """Overrides to run side by side: is it the seed or the guidance?"""
+  return [{'seed': seed, 'guidance.scale': scale}
+          for seed in (0, 1, 2) for scale in (7.5, 15.0, 30.0)]
+
+
+def paper():
+  """Section 3 and the appendix of the paper."""
+  steps = 15_000
+  return _config({
+      'task': 'text_to_3d',
+      'prompt': 'a red chair',
+      'seed': 0,
+      'steps': steps,
+      'views': 4,  # per step, one on each chip
+      'teacher': {'name': 'shapes'},
+      'guidance': {
+          # The paper's omega of 100, written as eps_u + s (eps_c - eps_u).
+          'name': 'sds', 'scale': 101.0,
+          'options': {'weighting': 'sigma_squared', 'time_min': 0.02,
+                      'time_max': 0.98, 'clip': 0.0, 'rescale': 0.0}},
+      'words': {'front': 45.0, 'overhead': 60.0},  # degrees
+      'scene': {
+          'name': 'dreamfusion',
+          'size': 64,
+          'samples': 192,
+          'importance': 0,
+          'chunk': 1024,  # rays at once; bounds the memory
+          'boundary': 'sphere', 'bound': 1.4, 'near': 0.05,
+          'field': {'name': 'mip_mlp', 'degree': 8, 'width': 128, 'blocks': 5},
+          'blob': {'name': 'dreamfusion', 'strength': 5.0, 'width': 0.2},
+          'normals': 'analytic', 'epsilon': 0.01,
+          'background_mlp': {'degree': 4, 'width': 64, 'layers': 3},
+          'random_background': 0.0,
+          'camera': {
+              'azimuth': (-180.0, 180.0), 'elevation': (-10.0, 90.0),
+              'distance': (1.0, 1.5), 'focal': (0.7, 1.35),
+              'jitter_position': 0.1, 'jitter_target': 0.2,
+              'jitter_up': 0.02},
+          'light': {'norm': (0.8, 1.5), 'albedo_steps': 1000, 'shaded': 0.75,
+                    'textureless': 0.5, 'ambient': 0.1, 'diffuse': 0.9},
+          'penalties': {'orientation': ((0, 1e-4), (5000, 1e-2)),
+                        'opacity': 1e-3},
+      },
+      'optimizer': {'name': 'adam', 'learning_rate': 1e-4,
+                    'schedule': 'cosine', 'warmup': 3000, 'steps': steps,
+                    'b1': 0.9, 'b2': 0.9, 'eps': 1e-15},
+      'background_rate': 1.0,
+      'orbit': {'elevation': 15.0, 'distance': 1.5, 'focal': 0.9},
+      'export': {'resolution': 192, 'size': 256, 'frames': 96, 'fps': 24},
+      'log_every': 50, 'eval_every': 500, 'checkpoint_every': 1000,
+      'keep_checkpoints': 2, 'progress': ('sds/grad_norm', 'opacity'),
+  })
+
+
+def shapes():
+  """The shapes world on a CPU."""
+  steps = 600
+  config = paper()
+  config.steps = config.optimizer.steps = steps
+  config.views = 2
+  config.guidance.scale = 15.0
+  # From whole shapes to details: the top of the time range comes down.
+  config.guidance.options = ml_collections.ConfigDict({
+      'weighting': 'sigma_squared', 'time_min': 0.02,
+      'time_max': ((0, 0.98), (steps, 0.5)), 'clip': 0.0, 'rescale': 0.0})
+  scene = config.scene
+  scene.samples, scene.importance, scene.chunk = 48, 24, 8192
+  scene.bound = 0.65
+  scene.field = ml_collections.ConfigDict({
+      'name': 'triplane', 'resolution': 64, 'features': 16, 'width': 64,
+      'bound': 0.65})
+  scene.blob = ml_collections.ConfigDict({
+      'name': 'magic3d', 'strength': 8.0, 'radius': 0.35})
+  scene.normals, scene.epsilon = 'surface', 0.02
+  scene.background_mlp.layers = 2
+  scene.random_background = 0.5
+  # As the pictures were taken on which the teacher was trained.
+  scene.camera.distance, scene.camera.focal = (1.4, 1.8), (1.1, 1.5)
+  scene.camera.jitter_target = 0.04
+  scene.light.albedo_steps, scene.light.textureless = steps // 10, 0.0
+  scene.light.ambient, scene.light.diffuse = 0.4, 0.6
+  scene.penalties = ml_collections.ConfigDict({
+      'orientation': 1e-2, 'opacity': 1e-3,
+      'entropy': ((steps // 3, 0.0), (steps, 1e-2))})
+  config.optimizer = ml_collections.ConfigDict({
+      'name': 'adam', 'learning_rate': 1e-2, 'schedule': 'cosine',
+      'steps': steps, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-15})
+  config.background_rate = 0.1
+  config.orbit.distance, config.orbit.focal = 1.6, 1.3
+  config.export.resolution, config.export.frames = 128, 48
+  config.log_every, config.eval_every, config.checkpoint_every = 10, 100, 200
+  return config
+
+
+def tiny():
+  """Seconds: the `shapes` variant at a few pixels, for tests."""
+  config = shapes()
+  config.steps = config.optimizer.steps = 4
+  scene = config.scene
+  scene.size, scene.samples, scene.importance = 16, 8, 4
+  scene.field.resolution, scene.field.features, scene.field.width = 8, 4, 8
+  scene.background_mlp.width = 8
+  config.export.update({'resolution': 16, 'size': 16, 'frames': 8})
+  config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
+  return config
+
+
+def _config(fields):
+  return ml_collections.ConfigDict(fields, convert_dict=True)

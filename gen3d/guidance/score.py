@@ -1,0 +1,148 @@
+"""Score distillation: what a diffusion model would change in an image.
+
+Vocabulary. x is an image as the teacher sees it, x_t = alpha x + sigma eps
+its noised version at time t in [0, 1]. eps_c, eps_u and eps_n are the noise
+that the teacher predicts with the prompt, with the empty one and with a
+negative one. The gradient g on x is a linear combination of these and of eps
+itself; the teacher's own Jacobian is left out (DreamFusion, eq. 3).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gen3d.ops import schedules
+
+WEIGHTINGS = {
+    'sigma_squared': lambda alpha, sigma: sigma**2,
+    'uniform': lambda alpha, sigma: jnp.ones_like(sigma),
+    'fantasia3d': lambda alpha, sigma: alpha * sigma**2,
+}
+
+
+class Guidance(NamedTuple):
+  """What judges an image against a text.
+
+  Attributes:
+    init: key -> params; {} where nothing is learnt along.
+    loss: (params, frozen, key, images, text, step) -> (loss, metrics).
+      `frozen` is the teacher's weights, `images` [B, H, W, 3] in [0, 1],
+      `text` {'cond', 'null', 'negative'}: embeddings with leading axis B
+      (the last only where its coefficient is not zero). The gradient of the
+      loss is what counts; its value says nothing.
+  """
+  init: Callable
+  loss: Callable
+
+
+class Coefficients(NamedTuple):
+  """g = cond eps_c + null eps_u + negative eps_n + noise eps.
+
+  Each a number or a schedule (ops.schedules.piecewise).
+  """
+  cond: Any
+  null: Any
+  negative: Any
+  noise: Any
+
+
+def sds(scale):
+  """DreamFusion: eps_u + scale (eps_c - eps_u) - eps.
+
+  The paper's omega is scale - 1: it writes (1 + omega) eps_c - omega eps_u.
+  """
+  return Coefficients(scale, 1 - scale, 0.0, -1.0)
+
+
+def csd(scale=1.0):
+  """Classifier score distillation (2310.19415): eps_c - eps_u alone."""
+  return Coefficients(scale, -scale, 0.0, 0.0)
+
+
+def make(teacher, coefficients, *, weighting='sigma_squared',
+         time_min=0.02, time_max=0.98, clip=0.0, rescale=0.0):
+  """The Guidance of a teacher by a fixed linear combination.
+
+  Args:
+    teacher: diffusion.teachers.Teacher.
+    coefficients: Coefficients.
+    weighting: w(t), a key of WEIGHTINGS.
+    time_min, time_max: numbers or schedules; t is uniform between them.
+    clip: where not zero, the image that g asks for, x - sigma / alpha g, is
+      thresholded as Imagen does when it samples (2205.11487, section 2.3):
+      its `clip` quantile of absolute values is scaled to 1. Keeps strong
+      guidance from asking for ever more colour.
+    rescale: how far the deviation of that image is brought back to that of
+      the one that eps_c asks for (2305.08891, section 3.4), from 0 to 1.
+
+  Raises:
+    ValueError: at an unknown weighting.
+  """
+  if weighting not in WEIGHTINGS:
+    raise ValueError(f'Unknown weighting {weighting!r}; choose from '
+                     f'{sorted(WEIGHTINGS)}.')
+  correct = partial(_correct, clip=clip, rescale=rescale)
+  return Guidance(
+      init=lambda key: {},
+      loss=partial(_loss, teacher=teacher, coefficients=coefficients,
+                   weigh=WEIGHTINGS[weighting], times=(time_min, time_max),
+                   correct=correct if clip or rescale else None))
+
+
+def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
+          weigh, times, correct):
+  """sum(stop_gradient(w g) x) / B, whose gradient in x is w g / B."""
+  del params
+  key_encode, key_t, key_eps = jax.random.split(key, 3)
+  x = teacher.encode(frozen, images, key_encode)
+  low, high = (schedules.piecewise(step, time) for time in times)
+  t = jax.random.uniform(key_t, (len(x),), minval=low, maxval=high)
+  eps = jax.random.normal(key_eps, x.shape)
+  per_image = lambda f: f(t).reshape(-1, *(1,) * (x.ndim - 1))
+  alpha, sigma = per_image(teacher.schedule.alpha), per_image(
+      teacher.schedule.sigma)
+  still = jax.lax.stop_gradient(x)
+  x_t = alpha * still + sigma * eps
+  predicted = _predict(teacher, frozen, x_t, t, text, coefficients)
+  g = sum(schedules.piecewise(step, getattr(coefficients, name)) * value
+          for name, value in {**predicted, 'noise': eps}.items())
+  if correct:
+    g = correct(g, predicted['cond'] - eps, still, sigma / alpha)
+  g = jax.lax.stop_gradient(weigh(alpha, sigma) * g)
+  norm = jnp.sqrt(jnp.mean(jnp.sum(g**2, axis=tuple(range(1, g.ndim)))))
+  return jnp.sum(g * x) / len(x), {'sds/grad_norm': norm, 'sds/t': t.mean()}
+
+
+def _predict(teacher, frozen, x_t, t, text, coefficients):
+  """{name: eps} of the texts that count, by one call of the denoiser."""
+  names = [name for name in ('cond', 'null', 'negative')
+           if not _is_zero(getattr(coefficients, name))]
+  many = len(names)
+  joined = jax.tree.map(
+      lambda *rows: jnp.concatenate(rows), *(text[name] for name in names))
+  eps = teacher.denoise(
+      frozen, jnp.concatenate([x_t] * many), jnp.concatenate([t] * many),
+      joined)
+  return dict(zip(names, jnp.split(eps, many), strict=True))
+
+
+def _correct(g, g_cond, x, ratio, *, clip, rescale):
+  """g such that the image it asks for, x - ratio g, is a plausible one."""
+  axes = tuple(range(1, x.ndim))
+  wanted = x - ratio * g
+  if rescale:
+    deviation = jnp.std(x - ratio * g_cond, axis=axes, keepdims=True)
+    factor = deviation / jnp.std(wanted, axis=axes, keepdims=True)
+    wanted = (rescale * factor + 1 - rescale) * wanted
+  if clip:
+    bound = jnp.maximum(1.0, jnp.quantile(
+        jnp.abs(wanted), clip, axis=axes, keepdims=True))
+    wanted = jnp.clip(wanted, -bound, bound) / bound
+  return (x - wanted) / ratio
+
+
+def _is_zero(value):
+  return isinstance(value, (int, float)) and value == 0

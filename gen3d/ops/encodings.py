@@ -1,0 +1,141 @@
+"""Encodings of points and of the Gaussians that stand for pieces of a cone.
+
+Vocabulary. A sample of a field is a `Gaussian` with diagonal covariance; a
+point is one whose variance is zero. `edges` [..., N + 1] are distances along
+a ray that bound its N intervals. A tri-plane is an array [3, R, R, C]: three
+square images of features, whose rows and columns span [-1, 1].
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+# (column axis, row axis) of each plane: x = 0, y = 1, z = 2.
+AXES = {'xy_xz_yz': ((0, 1), (0, 2), (1, 2))}
+
+
+class Gaussian(NamedTuple):
+  """Samples of space with diagonal covariance."""
+  mean: Any      # [..., 3]
+  variance: Any  # [..., 3]
+
+
+def positional(x, degree):
+  """sin and cos of 2^l x for l < degree: [..., D] -> [..., 2 D degree]."""
+  scaled = _octaves(x, degree, 2.0)
+  return jnp.concatenate([jnp.sin(scaled), jnp.cos(scaled)], axis=-1)
+
+
+def integrated(gaussian, degree):
+  """The expected positional encoding of a Gaussian, [..., 6 degree].
+
+  Mip-NeRF (2103.13415), eq. 13-14, axis-aligned: octaves that vary within
+  the Gaussian fade out.
+  """
+  scaled = _octaves(gaussian.mean, degree, 2.0)
+  fade = jnp.exp(-0.5 * _octaves(gaussian.variance, degree, 4.0))
+  return jnp.concatenate(
+      [jnp.sin(scaled) * fade, jnp.cos(scaled) * fade], axis=-1)
+
+
+def conical_frustums(rays, edges):
+  """The Gaussians [..., N, 3] of a cone's pieces (Mip-NeRF, eq. 7-8 and 16).
+
+  Args:
+    rays: Rays [..., 3] with unit directions; `radii` is the cone's radius at
+      distance 1.
+    edges: [..., N + 1], increasing.
+  """
+  middle = (edges[..., 1:] + edges[..., :-1]) / 2
+  half = (edges[..., 1:] - edges[..., :-1]) / 2
+  # The form around the middle, which does not cancel when pieces are thin.
+  scale = jnp.maximum(3 * middle**2 + half**2, 1e-12)
+  along = middle + 2 * middle * half**2 / scale
+  variance_along = half**2 / 3 - (4 / 15) * (
+      half**4 * (12 * middle**2 - half**2) / scale**2)
+  variance_across = rays.radii**2 * (
+      middle**2 / 4 + (5 / 12) * half**2 - (4 / 15) * half**4 / scale)
+  direction = rays.directions[..., None, :]
+  outer = direction**2
+  return Gaussian(
+      rays.origins[..., None, :] + along[..., None] * direction,
+      variance_along[..., None] * outer
+      + variance_across[..., None] * (1 - outer))
+
+
+def midpoints(rays, edges):
+  """The same places as points: Gaussians [..., N, 3] of no variance."""
+  middle = (edges[..., 1:] + edges[..., :-1]) / 2
+  mean = (rays.origins[..., None, :]
+          + middle[..., None] * rays.directions[..., None, :])
+  return Gaussian(mean, jnp.zeros_like(mean))
+
+
+def triplanes(planes, points, *, reduce='sum', outside='clamp',
+              axes='xy_xz_yz'):
+  """Features [..., C] of points, bilinear in three planes.
+
+  Args:
+    planes: [3, R, R, C]; a texel's value sits at its centre, as in images.
+    points: [..., 3] in [-1, 1].
+    reduce: how the planes' features meet: 'sum', 'mean' or 'product'.
+    outside: beyond the outermost centres, 'clamp' goes on with their value,
+      'zero' fades to zero within one texel.
+    axes: which axes a plane's columns and rows are; a key of AXES.
+
+  Raises:
+    ValueError: if one of the three choices is not known.
+  """
+  _check('reduce', reduce, ('sum', 'mean', 'product'))
+  _check('outside', outside, ('clamp', 'zero'))
+  _check('axes', axes, tuple(AXES))
+  flat = points.reshape(-1, 3)
+  looked_up = [
+      _bilinear(planes[i], flat[:, column], flat[:, row], outside)
+      for i, (column, row) in enumerate(AXES[axes])]
+  a, b, c = looked_up
+  features = a * b * c if reduce == 'product' else a + b + c
+  if reduce == 'mean':
+    features = features / 3
+  return features.reshape(*points.shape[:-1], planes.shape[-1])
+
+
+def _bilinear(plane, u, v, outside):
+  """Features [N, C] of `plane` [R, R, C] at columns u and rows v [N]."""
+  # Four gathers that are summed as they come: stacking the corners, or
+  # map_coordinates, is several times slower on a CPU, backward above all.
+  resolution = plane.shape[0]
+  table = plane.reshape(resolution * resolution, -1)
+  x, y = (u + 1) * (resolution / 2) - 0.5, (v + 1) * (resolution / 2) - 0.5
+  if outside == 'clamp':
+    x, y = jnp.clip(x, 0, resolution - 1), jnp.clip(y, 0, resolution - 1)
+  x0, y0 = jnp.floor(x), jnp.floor(y)
+  fx, fy = x - x0, y - y0
+  x0, y0 = x0.astype(jnp.int32), y0.astype(jnp.int32)
+
+  def corner(column, row, weight):
+    if outside == 'zero':
+      inside = ((column >= 0) & (column < resolution)
+                & (row >= 0) & (row < resolution))
+      weight = jnp.where(inside, weight, 0.0)
+    index = (jnp.clip(row, 0, resolution - 1) * resolution
+             + jnp.clip(column, 0, resolution - 1))
+    values = table.at[index].get(mode='promise_in_bounds')
+    return values * weight[:, None]
+
+  return (corner(x0, y0, (1 - fx) * (1 - fy))
+          + corner(x0 + 1, y0, fx * (1 - fy))
+          + corner(x0, y0 + 1, (1 - fx) * fy)
+          + corner(x0 + 1, y0 + 1, fx * fy))
+
+
+def _octaves(x, degree, base):
+  """x times base^l for l < degree: [..., D] -> [..., D degree]."""
+  scales = base ** jnp.arange(degree, dtype=jnp.float32)
+  return (x[..., None, :] * scales[:, None]).reshape(*x.shape[:-1], -1)
+
+
+def _check(what, value, choices):
+  if value not in choices:
+    raise ValueError(
+        f'Unknown {what} {value!r}; choose from {list(choices)}.')

@@ -1,0 +1,17 @@
+"""Values that change while training."""
+
+import jax.numpy as jnp
+
+
+def piecewise(step, value):
+  """`value` at `step`: a number, or ((step, value), ...) joined by lines.
+
+  Before the first and after the last pair the value stays, so that
+  ((0, 1e-4), (5000, 1e-2)) anneals in and then holds.
+  """
+  if isinstance(value, (int, float)):
+    return jnp.float32(value)
+  steps, values = zip(*value, strict=True)
+  return jnp.interp(jnp.asarray(step, jnp.float32),
+                    jnp.array(steps, jnp.float32),
+                    jnp.array(values, jnp.float32))
