@@ -55,20 +55,25 @@ def learning_rate(config):
 
   Args:
     config: mapping with `learning_rate` (the peak), and optionally `schedule`
-      ('constant', 'linear' or 'cosine'; the last two fall to zero at `steps`),
+      ('constant', 'linear', 'cosine' or 'trapezoid'; all but the first fall
+      to zero at `steps`, the last one linearly over its last `cooldown`
+      steps, so that a longer run shares its beginning with a shorter one),
       `warmup` (steps of linear rise from zero) and `steps`.
   """
   peak, warmup = config['learning_rate'], config.get('warmup', 0)
   name = config.get('schedule', 'constant')
+  span = max(config.get('steps', 0) - warmup, 1)
+  cooldown = config.get('cooldown', 0) / span
   falls = {
       'constant': lambda done: 1.,
       'linear': lambda done: 1. - done,
       'cosine': lambda done: .5 * (1. + jnp.cos(jnp.pi * done)),
+      'trapezoid': lambda done: jnp.minimum(
+          1., (1. - done) / max(cooldown, 1e-8)),
   }
   fall = _pick(falls, name, 'schedule')
   if name != 'constant' and not config.get('steps'):
     raise ValueError(f'A {name} schedule needs the number of `steps`.')
-  span = max(config.get('steps', 0) - warmup, 1)
 
   def schedule(step):
     rise = jnp.minimum(1., (step + 1) / warmup) if warmup else 1.
@@ -90,8 +95,8 @@ def make_optimizer(config):
   Raises:
     ValueError: at an unknown name or key.
   """
-  known = ('name', 'learning_rate', 'schedule', 'warmup', 'steps', 'b1', 'b2',
-           'eps', 'weight_decay', 'clip')
+  known = ('name', 'learning_rate', 'schedule', 'warmup', 'cooldown', 'steps',
+           'b1', 'b2', 'eps', 'weight_decay', 'clip')
   for key in config:
     if key not in known:
       raise ValueError(_unknown('optimizer key', key, known))

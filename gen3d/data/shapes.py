@@ -1,0 +1,331 @@
+"""The shapes world: captioned 3-D objects, rendered from any side.
+
+It stands in for "a large collection of text-image pairs". Example i of a
+split is a pure function of (seed, split, i): object, camera, light,
+background, caption. Rendering splits in two: `trace` finds what a camera
+sees (a `Views` record: colour, normal, depth and coverage of each pixel),
+`compose` lights it and puts it over a background. Training stores the first
+and draws the second afresh each time that a view is used.
+"""
+
+import functools
+import hashlib
+import os
+import pathlib
+import zipfile
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from gen3d.data import captions
+from gen3d.data import categories
+from gen3d.ops import cameras
+from gen3d.ops import shading
+
+SPLITS = ('train', 'seen', 'unseen')
+PART = categories.PART
+# DreamFusion's distribution, with a longer lens and less jitter so that an
+# object fills most of the 64 pixels that the model has.
+CAMERA = dict(elevation=(-10.0, 90.0), distance=(1.4, 1.8), focal=(1.1, 1.5),
+              jitter_position=0.1, jitter_target=0.04, jitter_up=0.02)
+ALBEDO_ONLY, TEXTURELESS = 0.25, 0.1  # of the views
+AMBIENT = (0.2, 0.6)                  # of the lit ones; diffuse is the rest
+VERSION = 1  # of the world's geometry and tracing; stored views go with it
+_CHUNK = 500  # views in a stored file
+
+
+class Views(NamedTuple):
+  """What cameras see, before light and background; leading axes [..., H, W].
+
+  Kept in small integers, since training holds tens of thousands of them.
+  """
+  albedo: Any    # uint8 [..., H, W, 3]
+  normals: Any   # int8 [..., H, W, 3], world, times 127
+  depth: Any     # float16 [..., H, W], along the ray
+  coverage: Any  # uint8 [..., H, W], of the pixel by the object
+  camera: Any    # cameras.Camera [...]
+
+
+class Example(NamedTuple):
+  """One example's object and viewpoint, on the host."""
+  object: categories.Object
+  camera_key: np.ndarray  # uint32 [2]
+  rng: np.random.Generator
+
+
+def example(seed, split, index):
+  """What example `index` of a split shows (pure in its arguments)."""
+  rng = np.random.Generator(np.random.Philox(
+      np.random.SeedSequence([seed, SPLITS.index(split), index])))
+  spec = captions.sample_spec(rng, split)
+  built = categories.build(spec, rng.uniform)
+  return Example(built, rng.integers(2 ** 32, size=2, dtype=np.uint32), rng)
+
+
+def part_distance(part, points):
+  """Signed distance [...] of points to one part, or a lower bound of it.
+
+  Args:
+    part: [PART_SIZE], a row as in categories.PART.
+    points: three coordinate arrays [...]: kept apart, since a trailing axis
+      of three would keep a CPU from using its vector registers.
+  """
+  centre, rotation = part[PART['centre']], part[PART['rotation']]
+  rotation = rotation.reshape(3, 3)
+  px, py, pz = (p - c for p, c in zip(points, centre))
+  local = [r[0] * px + r[1] * py + r[2] * pz for r in rotation]
+  half_x, half_y, half_z = part[PART['half']]
+  corner, taper, wall, edge, lean = part[16:21]
+
+  # Prism: distance to the section's outline, then to the extruded profile.
+  x, y, z = abs(local[0]), local[1], abs(local[2])
+  height = jnp.maximum(half_y, 1e-4)
+  slope, lean = taper / height, lean / height
+  dx, dz = x - (half_x - corner), z - (half_z - corner) + lean * y
+  outline = _length(jnp.maximum(dx, 0), jnp.maximum(dz, 0)) + (
+      jnp.minimum(jnp.maximum(dx, dz), 0) - corner)
+  side = (outline + slope * y) * jax.lax.rsqrt(
+      1 + (abs(slope) + abs(lean)) ** 2)
+  side = jnp.where(wall > 0, abs(side) - wall, side)
+  above = abs(y) - half_y
+  prism = _length(jnp.maximum(side, 0), jnp.maximum(above, 0)) + (
+      jnp.minimum(jnp.maximum(side, above), 0) - edge)
+
+  # Ellipsoid: first-order distance of the implicit function.
+  inverse = 1 / jnp.maximum(part[PART['half']], 1e-4)
+  scaled = [p * i for p, i in zip(local, inverse)]
+  k0 = jnp.sqrt(sum(s * s for s in scaled) + 1e-12)
+  k1 = jax.lax.rsqrt(sum((s * i) ** 2 for s, i in zip(scaled, inverse))
+                     + 1e-12)
+  return jnp.where(part[PART['ellipsoid']] > 0.5, k0 * (k0 - 1) * k1, prism)
+
+
+def _length(a, b):
+  return jnp.sqrt(a * a + b * b + 1e-14)
+
+
+def sdf(parts, points):
+  """Signed distance [N] of points [N, 3] to the object, negative inside."""
+  points = tuple(points.T)
+  nearest = lambda i, d: jnp.minimum(d, part_distance(parts[i], points))
+  return jax.lax.fori_loop(
+      0, parts.shape[0], nearest, jnp.full(points[0].shape, jnp.inf))
+
+
+def colour(parts, points):
+  """Albedo [N, 3] of the part that is nearest to each point [N, 3]."""
+  distances = jax.vmap(part_distance, (0, None))(parts, tuple(points.T))
+  return parts[:, PART['colour']][jnp.argmin(distances, axis=0)]
+
+
+def sphere_trace(parts, rays, steps=40, relaxation=0.9):
+  """Marches rays [N] to the surface by steps of the distance bound.
+
+  Args:
+    parts: [P, PART_SIZE].
+    rays: cameras.Rays with fields [N, ...].
+    steps: how many.
+    relaxation: share of the bound that is gone; below 1 since tapered parts
+      bend the metric a little.
+
+  Returns:
+    (t [N] distance along the ray to the surface, or to where a ray that
+    misses it came closest; coverage [N] in [0, 1] of the pixel by the
+    silhouette, from how close the ray passed).
+  """
+  near = jnp.linalg.norm(rays.origins, axis=-1) - 2 * categories.RADIUS
+  pixel = rays.radii[:, 0] * jnp.sqrt(3.0)
+
+  def march(_, carry):
+    t, best, closest = carry
+    d = sdf(parts, rays.origins + t[:, None] * rays.directions)
+    gap = d / (pixel * jnp.maximum(t, 1e-3))
+    best = jnp.where(gap < closest, t, best)
+    return (t + relaxation * jnp.clip(d, -0.05, 0.5), best,
+            jnp.minimum(gap, closest))
+
+  start = jnp.maximum(near, 0.01)
+  _, best, closest = jax.lax.fori_loop(
+      0, steps, march, (start, start, jnp.full_like(near, 1e3)))
+  return best, jnp.clip(1 - closest, 0.0, 1.0)
+
+
+def normals(parts, points, epsilon=2e-3):
+  """Unit normals [N, 3] by central differences on a tetrahedron."""
+  offsets = jnp.array([[1., -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]])
+  slopes = [o * sdf(parts, points + epsilon * o)[:, None] for o in offsets]
+  return cameras.normalize(sum(slopes))
+
+
+def trace(parts, camera, size):
+  """What one camera sees of one object, as Views [size, size, ...]."""
+  rays = jax.tree.map(lambda x: x.reshape(size * size, -1),
+                      cameras.rays(camera, size, size))
+  t, coverage = sphere_trace(parts, rays)
+  points = rays.origins + t[:, None] * rays.directions
+  image = lambda x: x.reshape(size, size, *x.shape[1:])
+  byte = lambda x: jnp.round(255 * jnp.clip(x, 0, 1)).astype(jnp.uint8)
+  return Views(
+      byte(image(colour(parts, points))),
+      jnp.round(127 * image(normals(parts, points))).astype(jnp.int8),
+      image(jnp.minimum(t, 100)).astype(jnp.float16), byte(image(coverage)),
+      camera)
+
+
+def compose(view, light, background):
+  """Lights one view and puts it over a background.
+
+  Args:
+    view: Views [H, W, ...].
+    light: shading.Light.
+    background: [H, W, 3].
+
+  Returns:
+    Image [H, W, 3] in [0, 1].
+  """
+  height, width = view.coverage.shape
+  rays = cameras.rays(view.camera, height, width)
+  points = rays.origins + view.depth[..., None] * rays.directions
+  shaded = shading.lambertian(
+      view.albedo / 255.0, cameras.normalize(view.normals / 127.0), points,
+      light)
+  coverage = view.coverage[..., None] / 255.0
+  return jnp.clip(coverage * shaded + (1 - coverage) * background, 0, 1)
+
+
+def sample_light(key, camera, textureless):
+  """Albedo only, or a point light around the camera with some ambient."""
+  key_position, key_ambient, key_only = jax.random.split(key, 3)
+  only = jax.random.bernoulli(key_only, ALBEDO_ONLY) & (textureless < 0.5)
+  ambient = jnp.where(only, 1.0, jax.random.uniform(
+      key_ambient, minval=AMBIENT[0], maxval=AMBIENT[1]))
+  return shading.Light(
+      shading.sample_position(key_position, camera.c2w[:3, 3]),
+      ambient, 1 - ambient, textureless)
+
+
+def sample_background(key, size):
+  """A flat colour, a gradient or soft blotches: [size, size, 3].
+
+  Colours are drawn from grey to saturated, so that no colour of an object
+  gives it away.
+  """
+  key_colours, key_grey, key_kind, key_angle, key_blotch = jax.random.split(
+      key, 5)
+  colours = jax.random.uniform(key_colours, (2, 3))
+  grey = jax.random.uniform(key_grey, (2, 1)) ** 0.5
+  colours = grey * colours.mean(-1, keepdims=True) + (1 - grey) * colours
+  y, x = jnp.meshgrid(*[jnp.linspace(-1, 1, size)] * 2, indexing='ij')
+  angle = 2 * jnp.pi * jax.random.uniform(key_angle)
+  gradient = 0.5 + 0.35 * (jnp.cos(angle) * x + jnp.sin(angle) * y)
+  blotches = jax.image.resize(
+      jax.random.uniform(key_blotch, (4, 4)), (size, size), 'cubic')
+  kind = jax.random.uniform(key_kind)
+  mix = jnp.where(kind < 0.5, 0.0, jnp.where(kind < 0.8, gradient, blotches))
+  mix = jnp.clip(mix, 0, 1)[..., None]
+  return mix * colours[1] + (1 - mix) * colours[0]
+
+
+def sample_image(key, view, textureless):
+  """`compose` with a drawn light and background: [H, W, 3]."""
+  key_light, key_background = jax.random.split(key)
+  light = sample_light(key_light, view.camera, jnp.float32(textureless))
+  return compose(view, light, sample_background(
+      key_background, view.coverage.shape[0]))
+
+
+def render(seed, split, indices, size):
+  """What the examples `indices` of a split show.
+
+  Args:
+    seed: of the world.
+    split: one of SPLITS.
+    indices: [N] ints.
+    size: pixels a side.
+
+  Returns:
+    (Views of NumPy arrays [N, ...], list of N captions.Spec).
+  """
+  examples = [example(seed, split, int(i)) for i in indices]
+  parts = np.stack([e.object.parts for e in examples])
+  keys = np.stack([e.camera_key for e in examples])
+  # One share a device, so that virtual CPU devices keep all cores busy.
+  devices = jax.local_devices()
+  shares = np.array_split(np.arange(len(examples)), len(devices))
+  views = [_trace_all(*jax.device_put((parts[s], keys[s]), d), size)
+           for s, d in zip(shares, devices) if len(s)]
+  views = jax.tree.map(lambda *v: np.concatenate([np.asarray(x) for x in v]),
+                       *views)
+  return views, [e.object.spec for e in examples]
+
+
+@functools.partial(jax.jit, static_argnames='size')
+def _trace_all(parts, keys, size):
+  def one(inputs):
+    parts, key = inputs
+    key = jax.random.wrap_key_data(key)
+    return trace(parts, cameras.sample(key, **CAMERA), size)
+  return jax.lax.map(one, (parts, keys))
+
+
+def view_words(camera):
+  """The captions.VIEWS word of each Camera [N]."""
+  azimuth, elevation, _ = (np.asarray(a) for a in cameras.angles(
+      jnp.asarray(camera.c2w)[:, :3, 3]))
+  return [captions.view_word(a, e) for a, e in zip(azimuth, elevation)]
+
+
+def cache_directory():
+  """Where rendered views are kept: $GEN3D_CACHE, else ~/.cache/gen3d."""
+  return pathlib.Path(os.environ.get('GEN3D_CACHE') or
+                      pathlib.Path.home() / '.cache' / 'gen3d')
+
+
+def load_views(seed, split, count, size):
+  """The first `count` examples of a split, rendered once and then kept.
+
+  Files of some hundred views each lie in `cache_directory()`; what is missing
+  or damaged is rendered, with a progress bar.
+
+  Args:
+    seed: of the world.
+    split: one of SPLITS.
+    count: how many examples.
+    size: pixels a side.
+
+  Returns:
+    (Views of NumPy arrays [count, ...], list of captions.Spec).
+  """
+  probe = b''.join(example(seed, split, i).object.parts.tobytes()
+                   for i in range(8))
+  digest = hashlib.sha256(probe + repr((VERSION, CAMERA)).encode()).hexdigest()
+  folder = cache_directory() / f'shapes-{digest[:12]}-{size}'
+  folder.mkdir(parents=True, exist_ok=True)
+  chunks = []
+  for start in tqdm.tqdm(range(0, count, _CHUNK), f'{split} views',
+                         disable=None, unit_scale=_CHUNK, unit='view'):
+    # Only as many as are asked for where that is less than a file's worth.
+    stop = min(start + _CHUNK, count) if count < _CHUNK else start + _CHUNK
+    chunks.append(_load_chunk(
+        folder / f'{split}-{start}-{stop}.npz', seed, split,
+        range(start, stop), size))
+  views = jax.tree.map(lambda *x: np.concatenate(x)[:count], *chunks)
+  specs = [example(seed, split, i).object.spec for i in range(count)]
+  return views, specs
+
+
+def _load_chunk(path, seed, split, indices, size):
+  try:
+    with np.load(path) as stored:
+      leaves = [stored[str(i)] for i in range(6)]
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    views, _ = render(seed, split, indices, size)
+    leaves = jax.tree.leaves(views)
+    temporary = path.with_suffix(f'.{os.getpid()}.tmp.npz')
+    np.savez(temporary, **{str(i): x for i, x in enumerate(leaves)})
+    temporary.replace(path)
+  return jax.tree.unflatten(
+      jax.tree.structure(Views(0, 0, 0, 0, cameras.Camera(0, 0))), leaves)

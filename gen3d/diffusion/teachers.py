@@ -1,0 +1,114 @@
+"""Frozen text-to-image models that answer with their noise prediction.
+
+A teacher is one record: what it takes (`encode`), what it says (`denoise`)
+and how it hears (`embed`). Its weights are an argument of `denoise`, so that
+they travel as data and are never compiled into a program.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gen3d.diffusion import noise
+from gen3d.models import t5
+from gen3d.models import unet
+
+ASSET = (pathlib.Path(__file__).parents[1] / 'assets'
+         / 'text_to_image_shapes.safetensors')
+
+
+class Teacher(NamedTuple):
+  """A frozen diffusion model.
+
+  Attributes:
+    schedule: noise.Schedule.
+    encode: (weights, images [B, H, W, 3] in [0, 1], key) -> x [B, *latent]
+      in about [-1, 1]; differentiable.
+    denoise: (weights, x_t [B, *latent], t [B], text) -> eps.
+    embed: list of N prompts -> text, a pytree with leading axis N. On the
+      host, once per run.
+    latent: shape of what is denoised.
+    weights: pytree of what `encode` and `denoise` need.
+  """
+  schedule: noise.Schedule
+  encode: Callable
+  denoise: Callable
+  embed: Callable
+  latent: tuple
+  weights: Any
+
+
+class PixelModel(NamedTuple):
+  """A text-to-image model on pixels: T5's encoder and a U-Net that says v.
+
+  Attributes:
+    encoder: t5.T5Encoder.
+    unet: unet.UNet.
+    size: pixels a side.
+    schedule: noise.Schedule.
+  """
+  encoder: t5.T5Encoder
+  unet: unet.UNet
+  size: int
+  schedule: noise.Schedule
+
+  def init(self, key, length):
+    """Parameters {'t5', 'unet'} for captions of `length` tokens."""
+    key_t5, key_unet = jax.random.split(key)
+    tokens, mask = jnp.zeros((1, length), jnp.int32), jnp.ones((1, length))
+    states = jnp.zeros((1, length, self.encoder.size.width))
+    image = jnp.zeros((1, self.size, self.size, 3))
+    return {'t5': self.encoder.init(key_t5, tokens, mask),
+            'unet': self.unet.init(key_unet, image, jnp.zeros(1), states,
+                                   mask)}
+
+  def embed(self, params, tokens, mask):
+    """Tokens and mask [N, L] to the text {'states', 'mask'}."""
+    return {'states': self.encoder.apply(params['t5'], tokens, mask),
+            'mask': mask}
+
+  def predict_v(self, params, x_t, t, text):
+    """v [B, H, W, 3] of noisy images x_t at times t [B]."""
+    return self.unet.apply(params['unet'], x_t, t, text['states'],
+                           text['mask'])
+
+  def denoise(self, params, x_t, t, text):
+    """The same as eps."""
+    v = self.predict_v(params, x_t, t, text)
+    return noise.eps_from_v(self.schedule, x_t, v, t)
+
+
+def pixel_model(config, vocab):
+  """PixelModel of a config with `size`, `unet` and `t5` (plain mappings)."""
+  shape = {k: tuple(v) if isinstance(v, (list, tuple)) else v
+           for k, v in config['unet'].items()}
+  return PixelModel(
+      t5.T5Encoder(t5.T5Size(vocab=vocab, **config['t5'])),
+      unet.UNet(unet.UNetShape(**shape)), config['size'],
+      noise.cosine_schedule())
+
+
+def pixel_teacher(model, params, tokenize):
+  """A Teacher out of a PixelModel and its parameters.
+
+  Args:
+    model: PixelModel.
+    params: {'t5', 'unet'}.
+    tokenize: list of N strings -> (tokens, mask) [N, L].
+  """
+  def encode(weights, images, key):
+    del weights, key
+    shape = (images.shape[0], model.size, model.size, 3)
+    if images.shape != shape:
+      images = jax.image.resize(images, shape, 'bilinear', antialias=True)
+    return 2 * images - 1
+
+  embed = jax.jit(functools.partial(model.embed, {'t5': params['t5']}))
+  return Teacher(
+      model.schedule, encode, model.denoise,
+      lambda prompts: embed(*tokenize(list(prompts))),
+      (model.size, model.size, 3), {'unet': params['unet']})

@@ -1,0 +1,197 @@
+"""Training a small text-to-image diffusion model on the shapes world.
+
+As Imagen (2205.11487) does at scale: text states from a T5 encoder, here
+trained along, condition a U-Net on pixels by attention and a pooled vector;
+captions are dropped at times for classifier-free guidance. The network
+predicts v under a cosine schedule.
+"""
+
+import functools
+import itertools
+import operator
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen3d.data import captions, shapes
+from gen3d.diffusion import noise, samplers, teachers
+from gen3d.engine import checkpoints, optim
+from gen3d.engine import state as states
+from gen3d.io import pictures
+from gen3d.tasks import Task
+
+ASSET = teachers.ASSET
+PROMPTS = ('a red chair', 'a yellow duck', 'a blue car with red wheels',
+           'a green tree with brown trunk', 'a white rabbit, front view',
+           'a pink house with purple roof', 'an orange cat, side view',
+           'a cyan mug', 'a purple rocket with orange fins',
+           'a black robot, back view', 'a green cactus with brown pot',
+           'a red mushroom with white stem', 'a white snowman with black hat',
+           'a blue fish with yellow fins, side view',
+           'a brown table, overhead view', 'a gray castle with red towers')
+
+
+def make(config):
+  """The Task of configs/text_to_image.py's get_config."""
+  model = _model(config)
+  optimizer = optim.make_optimizer({**config.optimizer, 'steps': config.steps})
+
+  def init(key):
+    params = model.init(key, captions.LENGTH)
+    return states.create(params, optimizer, ema=True)
+
+  def finish(state, workdir):
+    record = {'model': 'text_to_image_shapes', 'config': config.to_dict(),
+              'steps': int(state.step),
+              'images_seen': int(state.step) * config.batch}
+    return checkpoints.save_asset(
+        pathlib.Path(workdir) / ASSET.name, state.ema, record, 'float16')
+
+  return Task(
+      init=init,
+      step=functools.partial(train_step, model=model, optimizer=optimizer,
+                             ema_decay=config.ema_decay),
+      batches=functools.partial(batches, config=config),
+      evaluate=functools.partial(evaluate, config=config, model=model),
+      finish=finish)
+
+
+def load(path=ASSET):
+  """The shipped model as (PixelModel, params, record).
+
+  Raises:
+    ValueError: the asset is missing or damaged.
+  """
+  params, record = checkpoints.load_asset(path)
+  return _model(record['config']), params, record
+
+
+def teacher(path=ASSET):
+  """The shipped model (or that at `path`) as a teachers.Teacher."""
+  model, params, _ = load(path)
+  return teachers.pixel_teacher(model, params, captions.tokenizer().encode)
+
+
+def _model(config):
+  return teachers.pixel_model(config['model'], captions.tokenizer().vocab_size)
+
+
+def batches(seed, first_step, *, config):
+  """Training batches, each a pure function of (seed, step): an iterator."""
+  views, specs = shapes.load_views(
+      config.data_seed, 'train', config.views, config.model.size)
+  words = shapes.view_words(views.camera)
+  encode = captions.tokenizer().encode
+  for step in itertools.count(first_step):
+    rng = np.random.default_rng((seed, step))
+    rows = rng.integers(len(specs), size=config.batch)
+    textureless = rng.random(config.batch) < shapes.TEXTURELESS
+    texts = [captions.caption(rng, specs[row], words[row], not white)
+             for row, white in zip(rows, textureless)]
+    dropped = rng.random(config.batch) < config.drop_caption
+    tokens, mask = encode(
+        ['' if drop else text for text, drop in zip(texts, dropped)])
+    yield {'index': np.arange(config.batch, dtype=np.int32),
+           'views': jax.tree.map(operator.itemgetter(rows), views),
+           'textureless': textureless.astype(np.float32),
+           'tokens': tokens, 'mask': mask}
+
+
+def train_step(state, batch, key, *, model, optimizer, ema_decay):
+  """One update of U-Net and text encoder on this chip's share of a batch."""
+  key_time, key = jax.random.split(key)
+  # Times spread evenly over the whole batch: less noise in the loss.
+  total = batch['index'].shape[0] * jax.lax.axis_size('chips')
+  t = (jax.random.uniform(key_time) + batch['index'] / total) % 1.0
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['index'])
+
+  def draw(key, view, textureless):
+    key_image, key_mirror, key_noise = jax.random.split(key, 3)
+    image = shapes.sample_image(key_image, view, textureless)
+    image = jnp.where(jax.random.bernoulli(key_mirror), image[:, ::-1], image)
+    return 2 * image - 1, jax.random.normal(key_noise, image.shape)
+
+  x, eps = jax.vmap(draw)(keys, batch['views'], batch['textureless'])
+
+  def loss_fn(params):
+    text = model.embed(params, batch['tokens'], batch['mask'])
+    return v_loss(model, params, x, eps, t, text)
+
+  loss, grads = jax.value_and_grad(loss_fn)(state.params)
+  loss, grads = jax.lax.pmean((loss, grads), 'chips')
+  state = optim.apply_gradients(state, grads, optimizer, ema_decay)
+  return state, {'loss/v': loss}
+
+
+def v_loss(model, params, x, eps, t, text):
+  """Mean squared error of v: that of x weighted by 1 + SNR (2202.00512)."""
+  x_t = noise.diffuse(model.schedule, x, eps, t)
+  v = model.predict_v(params, x_t, t, text)
+  return jnp.mean((v - noise.to_v(model.schedule, x, eps, t)) ** 2)
+
+
+def evaluate(state, key, *, config, model):
+  """Loss on held-out pictures and a grid of samples, with averaged weights."""
+  views, specs = shapes.load_views(
+      config.data_seed, 'seen', config.held_out, config.model.size)
+  words = shapes.view_words(views.camera)
+  rng = np.random.default_rng(config.data_seed)
+  tokens, mask = captions.tokenizer().encode(
+      [captions.caption(rng, spec, word) for spec, word in zip(specs, words)])
+  loss = _held_out_loss(state.ema, views, tokens, mask, model=model)
+  prompts = list(PROMPTS[:config.grid])
+  images = sample(key, model, state.ema, prompts, scale=config.guidance_scale,
+                  steps=config.sampler_steps)
+  return {'held_out/v': loss}, {'samples': pictures.tile(
+      images, columns=8, labels=prompts)}
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _held_out_loss(params, views, tokens, mask, *, model):
+  count = len(tokens)
+  keys = jax.random.split(jax.random.key(0), count)
+  x = 2 * jax.vmap(shapes.sample_image, (0, 0, None))(keys, views, 0.0) - 1
+  eps = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys)
+  t = (jnp.arange(count) + 0.5) / count
+  inputs = x, eps, t, model.embed(params, tokens, mask)
+  one = lambda i: v_loss(model, params, *jax.tree.map(lambda a: a[None], i))
+  return jnp.mean(jax.lax.map(one, inputs, batch_size=16))
+
+
+def sample(key, model, params, prompts, *, scale=3.0, steps=40, eta=0.0,
+           batch=16):
+  """Images uint8 [N, H, W, 3] of N prompts.
+
+  Args:
+    key: PRNG key.
+    model: teachers.PixelModel.
+    params: its parameters.
+    prompts: list of N strings.
+    scale: guidance scale, 1 for none.
+    steps: of the sampler.
+    eta: 0 for DDIM, 1 for ancestral DDPM.
+    batch: how many at a time.
+  """
+  tokens, mask = captions.tokenizer().encode([*prompts, ''])
+  text = jax.jit(model.embed)(params, tokens, mask)
+  null = jax.tree.map(lambda a: a[-1:], text)
+  images = []
+  for start in range(0, len(prompts), batch):
+    # The last batch is filled up: another shape would be another program.
+    rows = np.arange(start, start + batch) % len(prompts)
+    images.append(_sample(
+        jax.random.fold_in(key, start), params,
+        jax.tree.map(lambda a: a[rows], text), null, scale, eta, model=model,
+        steps=steps))
+  return np.concatenate(images)[:len(prompts)]
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'steps'))
+def _sample(key, params, text, null, scale, eta, *, model, steps):
+  null = jax.tree.map(lambda n, a: jnp.broadcast_to(n, a.shape), null, text)
+  predict = samplers.guided(model.denoise, params, text, null, scale)
+  shape = (len(text['mask']), model.size, model.size, 3)
+  x = samplers.sample(key, predict, model.schedule, shape, steps, eta)
+  return jnp.round(255 * jnp.clip(x / 2 + 0.5, 0, 1)).astype(jnp.uint8)
