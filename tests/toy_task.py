@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from gen3d.tasks import Task
 
 
 def make(config):
-  """Fits y = tanh(x W) V; `nan_at` poisons one step, `slow` sleeps."""
+  """Fits tanh(x W) V to sin(x); step `nan_at` is poisoned, a batch takes
+  `pause` seconds to make."""
   optimizer = optim.make_optimizer({
       'name': 'adamw', 'learning_rate': 1e-2, 'clip': 1.,
       'schedule': 'cosine', 'warmup': 5, 'steps': 1000})
@@ -47,6 +49,7 @@ def make(config):
     while True:
       rng = np.random.default_rng([seed, step])
       x = rng.normal(size=(config.rows, 4)).astype(np.float32)
+      time.sleep(config.pause)
       yield {'x': x, 'y': np.sin(x[:, :3]),
              'index': np.arange(config.rows, dtype=np.int32)}
       step += 1

@@ -81,7 +81,8 @@ class Checkpoints:
     if _digest(found.state) != found.meta['sha256']:
       raise ValueError(self._damaged(step, steps, 'its SHA-256 differs'))
     return state.replace(
-        frozen=sharding.replicate(state.frozen, mesh), **found.state)
+        frozen=sharding.replicate(state.frozen, mesh, share=True),
+        **found.state)
 
   def wait(self):
     """Returns when the save under way, if any, is on disk."""
@@ -146,7 +147,7 @@ def save_asset(path, tree, record, dtype='float32'):
   path.parent.mkdir(parents=True, exist_ok=True)
   beside = path.with_suffix('.json')
   write_whole(path, content)
-  write_whole(beside, (json.dumps(record, indent=2) + '\n').encode())
+  write_whole(beside, (json.dumps(record, indent=2, default=float) + '\n').encode())
   return path, beside
 
 
@@ -195,7 +196,7 @@ def write_whole(path, content):
 def _stored(x, dtype):
   x = np.asarray(x)
   floating = jnp.issubdtype(x.dtype, jnp.floating)
-  return np.ascontiguousarray(x.astype(dtype) if floating else x)
+  return np.asarray(x.astype(dtype) if floating else x, order='C')
 
 
 def _flatten(tree, prefix=''):

@@ -64,7 +64,7 @@ def run(task, config, workdir):
     mesh, batches = _feed(task, config, start)
     state = task.init(keys[0])
     state = (checkpoints.restore(state, mesh) if start
-             else sharding.replicate(state, mesh))
+             else _place(state, mesh))
     if start < config.steps:
       state = _train(task, config, workdir, checkpoints, mesh, state, batches,
                      keys)
@@ -125,6 +125,13 @@ def _feed(task, config, start):
   mesh = sharding.chips(np.shape(jax.tree.leaves(first)[0])[0])
   sharding.check_divides(first, mesh)
   return mesh, sharding.prefetch(itertools.chain([first], batches), mesh)
+
+
+def _place(state, mesh):
+  """Replicates a new state; frozen weights are not donated, nor copied."""
+  frozen = sharding.replicate(state.frozen, mesh, share=True)
+  state = sharding.replicate(state.replace(frozen=None), mesh)
+  return state.replace(frozen=frozen)
 
 
 def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):

@@ -13,6 +13,7 @@ import tempfile
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -117,7 +118,7 @@ def pmap(step, mesh):
       if np.shape(value):
         raise ValueError(f'Metric {name!r} has shape {np.shape(value)}; '
                          f'metrics are scalars.')
-    metrics = {name: jax.lax.pmean(jax.numpy.float32(value), CHIPS)
+    metrics = {name: jax.lax.pmean(jnp.float32(value), CHIPS)
                for name, value in metrics.items()}
     return state.replace(frozen=None), metrics
 
@@ -135,15 +136,30 @@ def pmap(step, mesh):
   return over_chips
 
 
-def replicate(tree, mesh):
-  """Copies a pytree of arrays, the same on all processes, to every chip."""
+def replicate(tree, mesh, share=False):
+  """Copies a pytree of arrays, the same on all processes, to every chip.
+
+  Args:
+    tree: pytree of arrays.
+    mesh: from `chips`.
+    share: whether the result may share memory with `tree`, which then dies
+      with it where a step donates it: right for what is never donated.
+  """
   sharding = NamedSharding(mesh, P())
   if jax.process_count() == 1:
-    # A copy, for the step donates it and the caller may still hold the tree.
-    return jax.device_put(tree, sharding, may_alias=False)
-  return jax.tree.map(
-      lambda x: jax.device_put(x if _is_key(x) else np.array(x), sharding),
-      tree)
+    # device_put's own may_alias=False does not hold over several devices.
+    tree = tree if share else jax.tree.map(jnp.copy, tree)
+    return jax.device_put(tree, sharding)
+
+  def send(x):
+    if _is_key(x):
+      return jax.random.wrap_key_data(
+          send(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+    x = np.asarray(x)
+    return jax.make_array_from_callback(
+        x.shape, sharding, lambda index: x[index].copy())
+
+  return jax.tree.map(send, tree)
 
 
 def local(tree):

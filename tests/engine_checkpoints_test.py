@@ -1,0 +1,132 @@
+"""Checkpoints and assets: whole, verified, and clear where they are not."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen3d.engine import checkpoints, sharding
+from gen3d.engine import state as states
+
+
+def make_state(step=3, fill=1.):
+  return states.TrainState(
+      step=jnp.int32(step), params={'a': {'w': jnp.full([64, 3], fill)}},
+      opt_state=({'mu': jnp.ones(3, jnp.bfloat16)}, ()), ema=None,
+      frozen={'teacher': jnp.arange(2.)})
+
+
+def save(workdir, *steps):
+  mesh = sharding.chips()
+  saver = checkpoints.Checkpoints(workdir)
+  for step in steps:
+    saver.save(sharding.replicate(make_state(step, float(step)), mesh))
+  saver.close()
+
+
+def test_a_state_comes_back_and_the_teacher_is_not_in_it(tmp_path):
+  save(tmp_path, 3, 5)
+  new = make_state(0, 0.).replace(frozen={'teacher': jnp.arange(9.)})
+  state = checkpoints.load(tmp_path, new)
+  assert state.step == 5 and state.params['a']['w'][0, 0] == 5
+  assert state.opt_state[0]['mu'].dtype == jnp.bfloat16 and state.ema is None
+  np.testing.assert_array_equal(state.frozen['teacher'], np.arange(9))
+  assert checkpoints.load(tmp_path, new, step=3).params['a']['w'][0, 0] == 3
+
+
+def test_a_save_is_not_touched_by_the_step_after_it(tmp_path):
+  mesh = sharding.chips()
+  saver = checkpoints.Checkpoints(tmp_path)
+  state = sharding.replicate(make_state(), mesh)
+  add = sharding.pmap(
+      lambda s, b, k: (s.replace(params=jax.tree.map(
+          lambda x: x + 1, s.params)), {}), mesh)
+  saver.save(state)
+  batch = sharding.to_devices(np.zeros(2), mesh)
+  for _ in range(20):
+    state, _ = add(state, batch, jax.random.key(0))
+  saver.close()
+  saved = checkpoints.load(tmp_path, make_state())
+  np.testing.assert_array_equal(saved.params['a']['w'], 1)
+
+
+@pytest.mark.parametrize('harm', ['truncate', 'flip', 'remove'])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(
+    tmp_path, harm):
+  save(tmp_path, 3, 5)
+  path = tmp_path / 'checkpoints' / '5'
+  file = max(path.glob('state/**/d/*'), key=lambda p: p.stat().st_size)
+  content = bytearray(file.read_bytes())
+  if harm == 'truncate':
+    file.write_bytes(content[:len(content) // 2])
+  elif harm == 'flip':
+    for i in range(0, len(content), 16):
+      content[i] ^= 255
+    file.write_bytes(content)
+  else:
+    file.unlink()
+  with pytest.raises(ValueError, match='delete that directory') as error:
+    checkpoints.load(tmp_path, make_state())
+  assert str(path) in str(error.value)
+  assert 'go on from step 3' in str(error.value)
+  assert checkpoints.load(tmp_path, make_state(), step=3).step == 3
+
+
+def test_values_that_changed_on_disk_are_noticed_by_the_sha256(tmp_path):
+  save(tmp_path, 3)
+  meta = tmp_path / 'checkpoints' / '3' / 'meta' / 'metadata'
+  record = json.loads(meta.read_text())
+  record['sha256'] = record['sha256'][::-1]
+  meta.write_text(json.dumps(record))
+  with pytest.raises(ValueError, match='SHA-256 differs'):
+    checkpoints.load(tmp_path, make_state())
+
+
+def test_a_missing_checkpoint_says_so(tmp_path):
+  with pytest.raises(FileNotFoundError, match='no checkpoint in'):
+    checkpoints.load(tmp_path, make_state())
+  assert not (tmp_path / 'checkpoints').exists()
+  save(tmp_path, 3)
+  with pytest.raises(FileNotFoundError, match=r'no checkpoint 4 .*\[3\]'):
+    checkpoints.load(tmp_path, make_state(), step=4)
+
+
+def make_asset(tmp_path, dtype='float16'):
+  tree = {'net': {'w': np.linspace(-1, 1, 300, dtype=np.float32),
+                  'ids': np.arange(5)}, 'b': jnp.float32(2.)}
+  path, beside = checkpoints.save_asset(
+      tmp_path / 'sub' / 'net.safetensors', tree, {'hours': 2.5}, dtype)
+  return tree, path, beside
+
+
+def test_an_asset_comes_back_as_float32(tmp_path):
+  for dtype, rtol in (('float32', 0.), ('float16', 1e-3)):
+    tree, path, _ = make_asset(tmp_path, dtype)
+    loaded, record = checkpoints.load_asset(path)
+    assert loaded['net']['w'].dtype == np.float32
+    np.testing.assert_allclose(loaded['net']['w'], tree['net']['w'], rtol)
+    np.testing.assert_array_equal(loaded['net']['ids'], np.arange(5))
+    assert loaded['b'] == 2 and loaded['b'].shape == ()
+    assert record['hours'] == 2.5 and record['parameters'] == 306
+    assert not list(path.parent.glob('*.part'))
+
+
+@pytest.mark.parametrize('harm', ['truncate', 'flip', 'json', 'remove'])
+def test_a_damaged_asset_is_one_sentence(tmp_path, harm):
+  _, path, beside = make_asset(tmp_path)
+  content = bytearray(path.read_bytes())
+  if harm == 'truncate':
+    path.write_bytes(content[:-7])
+  elif harm == 'flip':
+    content[-7] ^= 1
+    path.write_bytes(content)
+  elif harm == 'json':
+    beside.write_text(beside.read_text()[:20])
+  else:
+    path.unlink()
+  with pytest.raises(ValueError, match='get it again') as error:
+    checkpoints.load_asset(path)
+  assert str(beside if harm == 'json' else path) in str(error.value)
+  assert '\n' not in str(error.value)

@@ -1,0 +1,167 @@
+"""The loop: exact resumption, signals, NaNs, and workdirs that do not fit."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import toy_config
+import toy_task
+from toy_run import leaves
+
+from gen3d.engine import checkpoints, loop
+
+TESTS = pathlib.Path(__file__).parent
+
+
+def run(workdir, change=lambda task: task, **overrides):
+  """Runs the toy task in this process; returns its last state."""
+  config = toy_config.get_config()
+  config.update(overrides)
+  return loop.run(change(toy_task.make(config)), config, workdir)[0]
+
+
+def same(a, b):
+  a, b = leaves(a), b if isinstance(b, dict) else leaves(b)
+  assert set(a) == set(b)
+  for key, x in a.items():
+    np.testing.assert_array_equal(x, b[key], err_msg=key)
+
+
+def test_a_killed_run_resumes_bit_identically(tmp_path):
+  overrides = {'steps': 60, 'checkpoint_every': 3, 'eval_every': 25,
+               'pause': .005}
+  env = {**os.environ, 'PYTHONPATH': str(TESTS.parent)}
+  command = [sys.executable, str(TESTS / 'toy_run.py'), str(tmp_path / 'run'),
+             str(tmp_path / 'out.npz'), json.dumps(overrides)]
+  moments = random.Random(time.time_ns())  # Any moment must do.
+  for _ in range(2):
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE)
+    started = newest(tmp_path / 'run')
+    while newest(tmp_path / 'run') == started and process.poll() is None:
+      time.sleep(.01)
+    time.sleep(moments.uniform(0, .3))
+    assert process.poll() is None, process.stderr.read()
+    process.kill()
+    process.communicate()
+  process = subprocess.run(command, env=env, check=True, capture_output=True,
+                           text=True)
+  resumed = int(process.stderr.split('from step ')[1].split()[0])
+  assert 0 < resumed < 60
+  with np.load(tmp_path / 'out.npz') as out:
+    killed = {key: out[key] for key in out.files if key != 'chips'}
+  same(run(tmp_path / 'whole', **{**overrides, 'pause': 0.}), killed)
+  told = [json.loads(line)['step'] for line in
+          (tmp_path / 'run' / 'scalars.jsonl').read_text().splitlines()]
+  assert told == sorted([1, *range(5, 61, 5), 25, 50, 60])  # None doubled.
+
+
+def newest(workdir):
+  saved = [int(p.name) for p in workdir.glob('checkpoints/*')
+           if p.name.isdigit()]
+  return max(saved, default=0)
+
+
+@pytest.mark.parametrize('number, outcome', [
+    (signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_saves_and_stops(tmp_path, number, outcome):
+  def struck(task):
+    def step(batches):
+      for i, batch in enumerate(batches):
+        if i == 6:
+          os.kill(os.getpid(), number)
+        yield batch
+    return task._replace(
+        batches=lambda seed, first: step(task.batches(seed, first)))
+
+  before = signal.getsignal(number)
+  with pytest.raises(outcome) as error:
+    run(tmp_path / 'run', struck, steps=1000, checkpoint_every=0, eval_every=0)
+  assert signal.getsignal(number) is before
+  if outcome is SystemExit:
+    assert error.value.code == 0
+  assert 0 < newest(tmp_path / 'run') < 1000
+  assert not (tmp_path / 'run' / 'result.json').exists()
+  same(run(tmp_path / 'run', steps=20, checkpoint_every=0, eval_every=0),
+       run(tmp_path / 'whole', steps=20, checkpoint_every=0, eval_every=0))
+
+
+def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+  with pytest.raises(loop.Diverged, match='step 8.*is that of step 6'):
+    run(tmp_path / 'run', steps=20, nan_at=8, checkpoint_every=2)
+  assert newest(tmp_path / 'run') == 6
+  kept = checkpoints.load(tmp_path / 'run', toy_state())
+  assert all(np.isfinite(x).all() for x in leaves(kept).values())
+  good = run(tmp_path / 'good', steps=6)
+  same(kept, good)
+
+
+def test_a_nan_in_a_metric_is_named(tmp_path):
+  def poisoned(task):
+    def step(state, batch, key):
+      after, metrics = task.step(state, batch, key)
+      return after, {**metrics, 'loss/sds': 1. / (state.step - 3)}
+    return task._replace(step=step)
+
+  with pytest.raises(loop.Diverged, match='step 4, where loss/sds is inf'):
+    run(tmp_path / 'run', poisoned, checkpoint_every=0)
+  assert newest(tmp_path / 'run') == 0
+
+
+def test_finish_runs_once(tmp_path):
+  calls = []
+
+  def counted(task):
+    return task._replace(finish=lambda state, workdir: calls.append(1) or [])
+
+  for steps in (5, 5, 8):
+    state = run(tmp_path / 'run', counted, steps=steps)
+    assert state.step == steps
+  assert len(calls) == 2  # After step 5 and after step 8.
+
+
+def test_a_workdir_of_another_config_is_refused(tmp_path):
+  run(tmp_path / 'run', steps=2)
+  stored = (tmp_path / 'run' / 'config.json').read_text()
+  with pytest.raises(ValueError, match=r'optimizer.learning_rate \(0.01 there, '
+                     r'0.5 here\), rows \(8 there, 4 here\)'):
+    run(tmp_path / 'run', steps=3, rows=4, optimizer={'learning_rate': .5})
+  assert (tmp_path / 'run' / 'config.json').read_text() == stored
+  assert run(tmp_path / 'run', steps=3, log_every=1).step == 3
+
+
+@pytest.mark.parametrize('place', ['file/run', '/proc/run'])
+def test_an_unwritable_workdir_says_so(tmp_path, place):
+  (tmp_path / 'file').write_text('mine')
+  with pytest.raises(ValueError, match='cannot be written'):
+    run(tmp_path / place)
+  assert (tmp_path / 'file').read_text() == 'mine'
+
+
+def test_checkpoints_without_a_config_are_refused(tmp_path):
+  run(tmp_path / 'run', steps=1)
+  (tmp_path / 'run' / 'config.json').unlink()
+  with pytest.raises(ValueError, match='checkpoints but no config.json'):
+    run(tmp_path / 'run', steps=1)
+
+
+def test_a_batch_that_does_not_divide_stops_before_the_model_is_made(tmp_path):
+  made = []
+
+  def noted(task):
+    return task._replace(init=lambda key: made.append(1) or task.init(key))
+
+  with pytest.raises(ValueError, match='A batch of 7 cannot be divided over 2'):
+    run(tmp_path / 'run', noted, rows=7)
+  assert not made
+
+
+def toy_state():
+  return toy_task.make(toy_config.get_config()).init(jax.random.key(0))

@@ -1,0 +1,84 @@
+"""Optimizers and schedules against their definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen3d.engine import optim
+from gen3d.engine import state as states
+
+
+def test_piecewise_is_the_ramp_between_its_steps():
+  ramp = (100, 1., .2, 200)
+  for step, value in ((0, 1.), (100, 1.), (150, .6), (200, .2), (999, .2)):
+    assert optim.piecewise(ramp, step) == pytest.approx(value)
+    assert jax.jit(lambda s: optim.piecewise(ramp, s))(step) == (
+        pytest.approx(value))
+  assert optim.piecewise(.5, 7) == .5
+  with pytest.raises(ValueError, match='A ramp is'):
+    optim.piecewise((1, 2), 7)
+
+
+@pytest.mark.parametrize('schedule, middle, end', [
+    ('constant', 2., 2.), ('linear', 1., 0.), ('cosine', 1., 0.)])
+def test_learning_rates_rise_and_fall(schedule, middle, end):
+  rate = optim.learning_rate({'learning_rate': 2., 'schedule': schedule,
+                              'warmup': 10, 'steps': 110})
+  np.testing.assert_allclose(
+      [rate(step) for step in (0, 4, 9, 10, 60, 110)],
+      [.2, 1., 2., 2., middle, end], atol=1e-6)
+
+
+def test_adamw_is_its_formula_and_spares_vectors():
+  config = {'name': 'adamw', 'learning_rate': .1, 'b1': .8, 'b2': .9,
+            'eps': 1e-3, 'weight_decay': .5}
+  params = {'w': jnp.full([2, 2], 3.), 'b': jnp.full([2], 3.)}
+  grads = jax.tree.map(lambda x: jnp.full(x.shape, .5), params)
+  optimizer = optim.make_optimizer(config)
+  state = states.create(params, optimizer)
+  m = v = 0.
+  want = {'w': 3., 'b': 3.}
+  for t in (1, 2, 3):
+    state = optim.apply_gradients(state, grads, optimizer)
+    m, v = .8 * m + .2 * .5, .9 * v + .1 * .25
+    update = m / (1 - .8**t) / (np.sqrt(v / (1 - .9**t)) + 1e-3)
+    want = {'w': want['w'] - .1 * (update + .5 * want['w']),
+            'b': want['b'] - .1 * update}
+  for name, value in want.items():
+    np.testing.assert_allclose(state.params[name], value, rtol=1e-5)
+  assert state.step == 3
+
+
+def test_clip_bounds_the_gradients_global_norm():
+  optimizer = optim.make_optimizer(
+      {'name': 'adam', 'learning_rate': 1., 'clip': 1., 'b1': 0.})
+  state = states.create({'a': jnp.zeros(1), 'b': jnp.zeros(1)}, optimizer)
+  grads = {'a': jnp.full(1, 30.), 'b': jnp.full(1, 40.)}
+  state = optim.apply_gradients(state, grads, optimizer)
+  np.testing.assert_allclose(state.opt_state[1][0].mu['a'], .6, rtol=1e-6)
+  np.testing.assert_allclose(state.opt_state[1][0].mu['b'], .8, rtol=1e-6)
+
+
+def test_the_average_ramps_up():
+  optimizer = optim.make_optimizer({'name': 'adam', 'learning_rate': .1})
+  state = states.create({'a': jnp.zeros(1)}, optimizer, ema=True)
+  average = 0.
+  for step in range(200):
+    state = optim.apply_gradients(state, {'a': jnp.ones(1)}, optimizer, .9)
+    decay = min(.9, (1 + step) / (10 + step))
+    average = decay * average + (1 - decay) * float(state.params['a'][0])
+  np.testing.assert_allclose(state.ema['a'][0], average, rtol=1e-4)
+
+
+@pytest.mark.parametrize('config, sentence', [
+    ({'name': 'adm'}, "Did you mean 'adam'"),
+    ({'name': 'adam', 'learning_rte': 1}, "Did you mean 'learning_rate'"),
+    ({'name': 'adam', 'schedule': 'cosin', 'steps': 9},
+     "Did you mean 'cosine'"),
+    ({'name': 'adam', 'schedule': 'cosine'}, 'needs the number of `steps`'),
+    ({'name': 'adam', 'weight_decay': .1}, "for 'adamw'"),
+])
+def test_mistakes_are_sentences(config, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    optim.make_optimizer({'learning_rate': 1., **config})

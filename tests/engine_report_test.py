@@ -1,0 +1,69 @@
+"""What a run writes about itself."""
+
+import json
+
+import numpy as np
+from PIL import Image
+from tensorboardX.proto import event_pb2
+
+from gen3d.engine import report
+
+
+def test_scalars_and_images_are_written_and_not_doubled(tmp_path, capsys):
+  first = report.Report(tmp_path, 0, 100)
+  for step in (10, 20, 30):
+    first.scalars(step, {'loss': step / 10})
+  image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+  first.images(20, {'sample/noise': image})
+  first.close()
+  with (tmp_path / 'scalars.jsonl').open('a') as file:
+    file.write('{"step": 31, "lo')  # Killed while writing.
+  second = report.Report(tmp_path, 20, 100)
+  second.scalars(30, {'loss': 7.})
+  second.close()
+  lines = [json.loads(line) for line in
+           (tmp_path / 'scalars.jsonl').read_text().splitlines()]
+  assert [(x['step'], x['loss']) for x in lines] == [(10, 1), (20, 2), (30, 7)]
+  preview = Image.open(tmp_path / 'previews' / 'sample_noise_000020.png')
+  np.testing.assert_array_equal(np.asarray(preview), image)
+
+
+def test_tensorboard_gets_the_scalars(tmp_path):
+  writer = report.Report(tmp_path, 0, 100)
+  writer.scalars(10, {'loss/sds': .5})
+  writer.close()
+  found = {}
+  for path in (tmp_path / 'tensorboard').iterdir():
+    content = path.read_bytes()
+    while content:  # Records: length, its checksum, the event, its checksum.
+      size = int.from_bytes(content[:8], 'little')
+      event = event_pb2.Event.FromString(content[12:12 + size])
+      found.update({v.tag: (event.step, v.simple_value)
+                    for v in event.summary.value})
+      content = content[16 + size:]
+  assert found == {'loss/sds': (10, .5)}
+
+
+def test_without_a_terminal_the_line_is_plain(tmp_path, capsys, monkeypatch):
+  now = [1000.]
+  monkeypatch.setattr(report.time, 'monotonic', lambda: now[0])
+  writer = report.Report(tmp_path, 0, 100, shown=('opacity',))
+  for step in range(1, 101):
+    writer.progress(step, lambda: {'loss': 1., 'opacity': .25})
+    now[0] += 2.
+  writer.close()
+  lines = capsys.readouterr().err.splitlines()
+  assert lines[0] == 'step 1/100  opacity 0.25'
+  assert lines[1] == 'step 17/100  0.5 it/s  ETA 0:02:46  opacity 0.25'
+  assert lines[-1].startswith('step 100/100  0.5 it/s  ETA 0:00:00')
+  assert len(lines) == 8
+
+
+def test_other_processes_write_nothing(tmp_path, capsys):
+  writer = report.Report(tmp_path, 0, 100, active=False)
+  writer.scalars(1, {'loss': 1.})
+  writer.images(1, {'a': np.zeros([2, 2, 3], np.uint8)})
+  writer.progress(1, lambda: {})
+  writer.say('Hello.')
+  writer.close()
+  assert not list(tmp_path.iterdir()) and not capsys.readouterr().err
