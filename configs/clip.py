@@ -1,0 +1,57 @@
+"""The judge: a small CLIP pair (Radford et al., 2103.00020), shapes world.
+
+python -m gen3d.train --config=configs/clip.py --workdir=/tmp/clip
+
+Trains in about ten minutes on two cores. Goal: on renders of 512 held-out
+captions the right one is found among 64 distractors at least 95 % of the
+time.
+"""
+
+import ml_collections
+
+
+def get_config(variant='shapes'):
+  """The config; variants: 'shapes' (ships with the package), 'tiny'."""
+  config = ml_collections.ConfigDict()
+  config.task = 'image_text'
+  config.seed = 0
+
+  # Data: cached views of the shapes world, lit anew each time.
+  config.data_seed = 0
+  config.resolution = 64
+  config.views = 30_000
+  config.held_out = 512
+
+  # Model: 0.13 GFLOP a picture forward, 1.4 M parameters.
+  config.image = {'patch': 8, 'width': 128, 'layers': 4, 'heads': 4}
+  config.text = {'width': 96, 'layers': 2, 'heads': 3}
+  config.features = 128
+
+  # Training.
+  config.batch = 128
+  config.steps = 2000
+  config.optimizer = {
+      'name': 'adamw', 'learning_rate': 1e-3, 'schedule': 'cosine',
+      'warmup': 100, 'b1': 0.9, 'b2': 0.98, 'eps': 1e-6,
+      'weight_decay': 0.1, 'clip': 1.0}
+  config.ema_decay = 0.995
+
+  # Reports.
+  config.log_every = 20
+  config.eval_every = 500
+  config.checkpoint_every = 500
+  config.keep_checkpoints = 1
+  config.progress = ('loss/contrastive', 'accuracy/text_of_image')
+
+  variants = ('shapes', 'tiny')
+  if variant not in variants:
+    raise ValueError(f'Unknown variant {variant!r}; choose from '
+                     f'{list(variants)}.')
+  if variant == 'tiny':
+    config.update({
+        'resolution': 16, 'views': 16, 'held_out': 96, 'features': 16,
+        'batch': 8, 'steps': 2, 'log_every': 1, 'eval_every': 2,
+        'image': {'width': 16, 'layers': 1, 'heads': 2},
+        'text': {'width': 16, 'layers': 1, 'heads': 2},
+        'optimizer': {'warmup': 1}})
+  return config

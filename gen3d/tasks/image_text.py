@@ -1,0 +1,303 @@
+"""A small CLIP pair for the shapes world: the judge of pictures and prompts.
+
+It is trained on views of the world's objects, under drawn lights and before
+drawn backgrounds, and on captions of them, and shares nothing with the
+diffusion model that it judges.
+
+Vocabulary. The `facts` of a picture, and those that a caption states, are
+four small integers: category, main colour, second colour, view; -1 where it
+cannot be seen or is not said. A caption is untrue of a picture when it states
+a fact that differs.
+"""
+
+import functools
+import itertools
+import operator
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen3d.data import captions, shapes
+from gen3d.engine import checkpoints, optim
+from gen3d.engine import state as states
+from gen3d.metrics import text as metrics_text
+from gen3d.models import clip
+from gen3d.tasks import Task
+
+ASSET = pathlib.Path(__file__).parents[1] / 'assets/clip_shapes.safetensors'
+DISTRACTORS = 64
+TEXTURELESS_NAMED = 0.5  # of textureless pictures: colours may be named
+
+
+class Judge(NamedTuple):
+  """A trained pair as two functions.
+
+  Attributes:
+    image_features: images [N, H, W, 3] in [0, 1] -> unit features [N, E].
+    text_features: list of N strings -> unit features [N, E].
+  """
+  image_features: Any
+  text_features: Any
+
+
+def make(config):
+  """The Task of configs/clip.py's get_config."""
+  model = clip.CLIP(pair_size(config))
+  optimizer = optim.make_optimizer(
+      {**config.optimizer, 'steps': config.steps})
+
+  def init(key):
+    resolution = config.resolution
+    params = model.init(key, jnp.zeros((1, resolution, resolution, 3)),
+                        jnp.zeros((1, captions.LENGTH), jnp.int32))
+    return states.create(params, optimizer, ema=True)
+
+  def finish(state, workdir):
+    scalars, _ = evaluate_state(state, None, config=config)
+    record = {'model': 'clip_shapes', 'config': config.to_dict(),
+              'steps': int(state.step),
+              'images_seen': int(state.step) * config.batch,
+              'r_precision': scalars}
+    return checkpoints.save_asset(
+        pathlib.Path(workdir) / ASSET.name, state.ema, record, 'float16')
+
+  return Task(
+      init=init,
+      step=functools.partial(train_step, model=model, optimizer=optimizer,
+                             ema_decay=config.ema_decay),
+      batches=functools.partial(batches, config=config),
+      evaluate=functools.partial(evaluate_state, config=config),
+      finish=finish)
+
+
+def load(path=ASSET):
+  """The shipped Judge, or that of another asset.
+
+  Raises:
+    ValueError: the asset is missing or damaged.
+  """
+  params, record = checkpoints.load_asset(path)
+  return make_judge(params, pair_size(record['config']))
+
+
+def make_judge(params, size):
+  """The Judge of a pair's parameters and clip.CLIPSize."""
+  model = clip.CLIP(size)
+  pixels = (size.image.resolution, size.image.resolution, 3)
+
+  @jax.jit
+  def of_images(params, images):
+    return jax.lax.map(lambda image: clip.image_features(
+        model, params, jnp.clip(jax.image.resize(
+            image, pixels, 'cubic'), 0, 1)[None])[0], images, batch_size=64)
+
+  of_tokens = jax.jit(functools.partial(clip.text_features, model))
+
+  def image_features(images):
+    return np.asarray(of_images(params, jnp.asarray(images, jnp.float32)))
+
+  def text_features(texts):
+    tokens, _ = captions.tokenizer().encode(list(texts), size.text.length)
+    return np.asarray(of_tokens(params, tokens))
+
+  return Judge(image_features, text_features)
+
+
+def r_precision(judge, images, own, others=(), facts=None, seed=0):
+  """How often the judge finds the caption of a picture.
+
+  Args:
+    judge: Judge.
+    images: [N, H, W, 3] in [0, 1].
+    own: list of N captions, one a picture.
+    others: more captions, for distractors only.
+    facts: int [N, 4], what is true of the pictures, or None: what their
+      captions say is all that is known of them.
+    seed: int, of the distractors.
+
+  Returns:
+    {'64': Rate among 64 captions that are untrue of the picture,
+     'all': Rate among all different captions, the true ones included}.
+
+  Raises:
+    captions.Unknown: a caption names no object of the shapes world.
+    ValueError: fewer than 64 captions are untrue of a picture.
+  """
+  kept, truth = metrics_text.first_of_each([*own, *others])
+  truth = truth[:len(own)]
+  texts = [[*own, *others][i] for i in kept]
+  said = np.stack([stated(t) for t in texts])
+  facts = said[truth] if facts is None else facts
+  distractors = metrics_text.draw_distractors(
+      seed, ~fits(said[None], facts[:, None]), DISTRACTORS)
+  features = judge.image_features(images), judge.text_features(texts)
+  return {
+      '64': metrics_text.r_precision(*features, truth, distractors),
+      'all': metrics_text.r_precision(*features, truth)}
+
+
+def stated(text):
+  """What a caption says: int [4]; raises captions.Unknown."""
+  view = [i for i, v in enumerate(captions.VIEWS) if f'{v} view' in text]
+  return _numbers(captions.parse(text), view[0] if view else -1)
+
+
+def fits(said, facts):
+  """Whether nothing said [..., 4] is contradicted by the facts [..., 4]."""
+  return ((said == facts) | (said < 0) | (facts < 0)).all(-1)
+
+
+def _numbers(spec, view):
+  place = lambda names, name: -1 if name is None else list(names).index(name)
+  return np.array([place(captions.CATEGORIES, spec.category),
+                   place(captions.COLOURS, spec.main),
+                   place(captions.COLOURS, spec.second), view], np.int32)
+
+
+def batches(seed, first_step, *, config):
+  """Training batches, each a pure function of (seed, step): an iterator."""
+  views, specs = shapes.load_views(
+      config.data_seed, 'train', config.views, config.resolution)
+  truths = _truths(views, specs)
+  encode = captions.tokenizer().encode
+  for step in itertools.count(first_step):
+    rng = np.random.default_rng((seed, step))
+    rows = rng.integers(len(specs), size=config.batch)
+    textureless = rng.random(config.batch) < shapes.TEXTURELESS
+    texts = [captions.caption(rng, specs[row], captions.VIEWS[truths[row, 3]],
+                              not white or rng.random() < TEXTURELESS_NAMED)
+             for row, white in zip(rows, textureless)]
+    yield {'index': np.arange(config.batch, dtype=np.int32),
+           'views': jax.tree.map(operator.itemgetter(rows), views),
+           'textureless': textureless.astype(np.float32),
+           'tokens': encode(texts)[0],
+           'said': np.stack([stated(text) for text in texts]),
+           'facts': _visible(truths[rows], textureless)}
+
+
+def evaluate_state(state, key, *, config):
+  """R-precision of the averaged weights on held-out objects; no pictures."""
+  judge = make_judge(state.ema, pair_size(config))
+  scalars = {}
+  for split, white in (('seen', 0.0), ('unseen', 0.0), ('seen', 1.0)):
+    images, texts, facts = _held_out(config, split, white)
+    rates = r_precision(judge, images, texts, facts=facts)
+    name = f'{split}_textureless' if white else split
+    scalars |= {f'r_precision/{name}_{among}': rate.rate
+                for among, rate in rates.items()}
+  return scalars, {}
+
+
+def _held_out(config, split, white):
+  """(images [N, R, R, 3], captions, facts [N, 4]) of a held-out split."""
+  views, specs = shapes.load_views(
+      config.data_seed, split, config.held_out, config.resolution)
+  truths = _truths(views, specs)
+  rng = np.random.default_rng((config.data_seed, len(specs)))
+  texts = [captions.caption(rng, spec, captions.VIEWS[truth[3]])
+           for spec, truth in zip(specs, truths)]
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(
+      jax.random.key(config.data_seed), jnp.arange(len(specs)))
+  images = jax.jit(jax.vmap(shapes.sample_image, (0, 0, None)))(
+      keys, views, white)
+  return np.asarray(images), texts, _visible(
+      truths, np.full(len(specs), bool(white)))
+
+
+def _truths(views, specs):
+  """Facts int [N, 4] of objects and of where they are seen from."""
+  words = shapes.view_words(views.camera)
+  return np.stack([_numbers(spec, captions.VIEWS.index(word))
+                   for spec, word in zip(specs, words)])
+
+
+def _visible(truths, textureless):
+  """Facts [N, 4] without the colours of textureless pictures [N]."""
+  return np.where(textureless[:, None] & np.array([False, True, True, False]),
+                  -1, truths).astype(np.int32)
+
+
+def train_step(state, batch, key, *, model, optimizer, ema_decay):
+  """One update of both towers; the batch's pictures are drawn here."""
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['index'])
+  images = jax.vmap(augmented)(keys, batch['views'], batch['textureless'])
+
+  def loss_fn(params):
+    image, text, scale = model.apply(params, images, batch['tokens'])
+    image, text = clip.normalize(image), clip.normalize(text)
+    gather = lambda x: jax.lax.all_gather(x, 'chips', tiled=True)
+    here = jax.lax.axis_index('chips') * len(image) + jnp.arange(len(image))
+    said, facts = batch['said'], batch['facts']
+    # What is true of a picture besides its own caption is no counterexample.
+    loss_image, found_text = clip.contrastive_loss(
+        image, gather(text), here, scale,
+        fits(gather(said)[None], facts[:, None]))
+    loss_text, found_image = clip.contrastive_loss(
+        text, gather(image), here, scale,
+        fits(said[:, None], gather(facts)[None]))
+    return (loss_image + loss_text) / 2, {
+        'accuracy/text_of_image': found_text,
+        'accuracy/image_of_text': found_image, 'scale': scale}
+
+  (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      state.params)
+  grads = jax.lax.pmean(grads, 'chips')
+  state = optim.apply_gradients(state, grads, optimizer, ema_decay)
+  return state, {'loss/contrastive': loss, **metrics}
+
+
+def augmented(key, view, textureless):
+  """A training picture [H, W, 3] of a view, made unlike the last one of it.
+
+  Light and background as in the shapes world; then what renders of a 3-D
+  object and samples of a diffusion model add: another size and place in the
+  picture, mirrored (the view words stay true), blurred, noisy, of another
+  exposure.
+  """
+  (key_light, key_background, key_zoom, key_shift, key_mirror, key_blur,
+   key_noise, key_exposure) = jax.random.split(key, 8)
+  size = view.coverage.shape[0]
+  light = shapes.sample_light(key_light, view.camera, textureless)
+  shaded = shapes.compose(view, light, jnp.zeros((size, size, 3)))
+  image = jnp.concatenate([shaded, view.coverage[..., None] / 255.0], -1)
+  image = jnp.where(jax.random.bernoulli(key_mirror), image[:, ::-1], image)
+  zoom = jax.random.uniform(key_zoom, minval=0.75, maxval=1.2)
+  shift = jax.random.uniform(key_shift, (2,), minval=-0.1, maxval=0.1)
+  image = jax.image.scale_and_translate(
+      image, image.shape, (0, 1), jnp.stack([zoom, zoom]),
+      size * ((1 - zoom) / 2 + shift), 'linear')
+  image = image[..., :3] + (1 - image[..., 3:]) * shapes.sample_background(
+      key_background, size)
+  side = jax.random.uniform(key_blur, minval=-0.25, maxval=0.25)
+  image = _blur(image, jnp.maximum(side, 0.0))
+  image *= jax.random.uniform(key_exposure, minval=0.85, maxval=1.15)
+  image += 0.03 * jax.random.normal(key_noise, image.shape)
+  return jnp.clip(image, 0.0, 1.0)
+
+
+def _blur(image, side):
+  """Convolves with (side, 1 - 2 side, side) both ways, edges repeated."""
+  for axis in (0, 1):
+    pad = [(1, 1) if a == axis else (0, 0) for a in range(3)]
+    padded = jnp.pad(image, pad, 'edge')
+    n = image.shape[axis]
+    before = jax.lax.slice_in_dim(padded, 0, n, axis=axis)
+    after = jax.lax.slice_in_dim(padded, 2, n + 2, axis=axis)
+    image = (1 - 2 * side) * image + side * (before + after)
+  return image
+
+
+def pair_size(config):
+  """clip.CLIPSize of a config (a ConfigDict, or a dict from an asset)."""
+  image, text = config['image'], config['text']
+  return clip.CLIPSize(
+      clip.ImageSize(resolution=config['resolution'], patch=image['patch'],
+                     width=image['width'], layers=image['layers'],
+                     heads=image['heads']),
+      clip.TextSize(vocab=captions.tokenizer().vocab_size,
+                    length=captions.LENGTH, width=text['width'],
+                    layers=text['layers'], heads=text['heads'], eot=1),
+      features=config['features'])
