@@ -14,9 +14,12 @@ fi
 environment "${files[@]}"
 
 cd "$root"
-"$python" -m ruff check .
+lint=clean
+"$python" -m ruff check . || lint=dirty
 # More workers than this want more memory than a laptop has.
 cores=$(getconf _NPROCESSORS_ONLN)
 workers=$((cores < 4 ? cores : 4))
-exec "$python" -m pytest --numprocesses="$workers" --durations=15 "$@" \
-  </dev/null
+"$python" -m pytest --numprocesses="$workers" --durations=15 "$@" </dev/null
+if [ "$lint" = dirty ]; then
+  fail "the tests passed, but ruff has found what is listed above them."
+fi
