@@ -48,6 +48,16 @@ def test_among_distractors():
   assert result.rate > text.r_precision(images, texts, truth).rate
 
 
+def test_among_the_allowed_captions():
+  images, texts, truth = example()
+  allowed = np.random.default_rng(5).random((40, 23)) < 0.4
+  expected = slow_rate(images, texts, truth,
+                       [np.flatnonzero(row) for row in allowed])
+  result = text.r_precision(images, texts, truth, allowed=allowed)
+  assert result.rate == pytest.approx(expected)
+  assert result.rate > text.r_precision(images, texts, truth).rate
+
+
 def test_distractors_are_allowed_distinct_and_fixed():
   allowed = np.random.default_rng(0).random((30, 90)) < 0.8
   chosen = text.draw_distractors(7, allowed, 50)

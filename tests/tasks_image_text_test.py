@@ -128,6 +128,10 @@ def test_r_precision_tells_a_knowing_judge_from_others():
   # Among 64 captions of 26 categories there is nearly always one's own.
   assert 0.02 < rates[1]['64'].rate < 0.2
   assert rates[2]['64'].rate == 0
+  # Of white pictures no colour is asked.
+  no_colours = Knowing(facts, (1, 0, 0, 1))
+  white = image_text.r_precision(no_colours, images, own, textureless=True)
+  assert white['64'].rate == white['all'].rate == 1
   assert rates[0]['64'].n == 150
 
 

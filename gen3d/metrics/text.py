@@ -78,7 +78,8 @@ def draw_distractors(seed, allowed, count=64):
       for i, row in enumerate(allowed)])
 
 
-def hits(image_features, text_features, truth, distractors=None):
+def hits(image_features, text_features, truth, distractors=None,
+         allowed=None):
   """For which pictures the true caption scores above all the others.
 
   Args:
@@ -87,6 +88,8 @@ def hits(image_features, text_features, truth, distractors=None):
     truth: int [N].
     distractors: int [N, K], or None for all the other captions. A caption
       whose features equal the true one's is a tie, and a tie is a miss.
+    allowed: bool [N, M] or None; without `distractors`, which of the other
+      captions count.
 
   Returns:
     bool [N].
@@ -97,13 +100,16 @@ def hits(image_features, text_features, truth, distractors=None):
   rows = np.arange(len(images))
   own = scores[rows, truth]
   if distractors is None:
-    others = scores
+    others = scores if allowed is None else np.where(
+        allowed, scores, -np.inf)
     others[rows, truth] = -np.inf
   else:
     others = np.take_along_axis(scores, np.asarray(distractors), axis=1)
   return own > others.max(1)
 
 
-def r_precision(image_features, text_features, truth, distractors=None):
+def r_precision(image_features, text_features, truth, distractors=None,
+                allowed=None):
   """R-precision, as a Rate; arguments as for `hits`."""
-  return rate(hits(image_features, text_features, truth, distractors))
+  return rate(hits(image_features, text_features, truth, distractors,
+                   allowed))

@@ -86,27 +86,36 @@ def load(path=ASSET):
 def make_judge(params, size):
   """The Judge of a pair's parameters and clip.CLIPSize."""
   model = clip.CLIP(size)
-  pixels = (size.image.resolution, size.image.resolution, 3)
-
-  @jax.jit
-  def of_images(params, images):
-    return jax.lax.map(lambda image: clip.image_features(
-        model, params, jnp.clip(jax.image.resize(
-            image, pixels, 'cubic'), 0, 1)[None])[0], images, batch_size=64)
-
-  of_tokens = jax.jit(functools.partial(clip.text_features, model))
 
   def image_features(images):
-    return np.asarray(of_images(params, jnp.asarray(images, jnp.float32)))
+    images = jnp.asarray(images, jnp.float32)
+    return np.asarray(_image_features(params, images, model=model))
 
   def text_features(texts):
     tokens, _ = captions.tokenizer().encode(list(texts), size.text.length)
-    return np.asarray(of_tokens(params, tokens))
+    return np.asarray(_text_features(params, tokens, model=model))
 
   return Judge(image_features, text_features)
 
 
-def r_precision(judge, images, own, others=(), facts=None, seed=0):
+@functools.partial(jax.jit, static_argnames='model')
+def _image_features(params, images, *, model):
+  resolution = model.size.image.resolution
+
+  def one(image):
+    fit = jax.image.resize(image, (resolution, resolution, 3), 'cubic')
+    return clip.image_features(model, params, jnp.clip(fit, 0, 1)[None])[0]
+
+  return jax.lax.map(one, images, batch_size=64)
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _text_features(params, tokens, *, model):
+  return clip.text_features(model, params, tokens)
+
+
+def r_precision(judge, images, own, others=(), *, facts=None,
+                textureless=False, seed=0):
   """How often the judge finds the caption of a picture.
 
   Args:
@@ -116,11 +125,13 @@ def r_precision(judge, images, own, others=(), facts=None, seed=0):
     others: more captions, for distractors only.
     facts: int [N, 4], what is true of the pictures, or None: what their
       captions say is all that is known of them.
+    textureless: whether the pictures are white, so that no caption is untrue
+      of them by its colours.
     seed: int, of the distractors.
 
   Returns:
     {'64': Rate among 64 captions that are untrue of the picture,
-     'all': Rate among all different captions, the true ones included}.
+     'all': Rate among all captions that are untrue of it}.
 
   Raises:
     captions.Unknown: a caption names no object of the shapes world.
@@ -131,12 +142,13 @@ def r_precision(judge, images, own, others=(), facts=None, seed=0):
   texts = [[*own, *others][i] for i in kept]
   said = np.stack([stated(t) for t in texts])
   facts = said[truth] if facts is None else facts
-  distractors = metrics_text.draw_distractors(
-      seed, ~fits(said[None], facts[:, None]), DISTRACTORS)
+  facts = _visible(facts, np.full(len(facts), textureless))
+  untrue = ~fits(said[None], facts[:, None])
+  distractors = metrics_text.draw_distractors(seed, untrue, DISTRACTORS)
   features = judge.image_features(images), judge.text_features(texts)
   return {
       '64': metrics_text.r_precision(*features, truth, distractors),
-      'all': metrics_text.r_precision(*features, truth)}
+      'all': metrics_text.r_precision(*features, truth, allowed=untrue)}
 
 
 def stated(text):
@@ -180,31 +192,47 @@ def batches(seed, first_step, *, config):
 
 def evaluate_state(state, key, *, config):
   """R-precision of the averaged weights on held-out objects; no pictures."""
+  del key  # The pictures are the same every time.
   judge = make_judge(state.ema, pair_size(config))
   scalars = {}
-  for split, white in (('seen', 0.0), ('unseen', 0.0), ('seen', 1.0)):
-    images, texts, facts = _held_out(config, split, white)
-    rates = r_precision(judge, images, texts, facts=facts)
-    name = f'{split}_textureless' if white else split
+  for split, textureless in (('seen', False), ('unseen', False),
+                             ('seen', True)):
+    images, texts, facts = held_out(
+        split, config.held_out, textureless=textureless,
+        seed=config.data_seed, resolution=config.resolution)
+    rates = r_precision(judge, images, texts, facts=facts,
+                        textureless=textureless)
+    name = f'{split}_textureless' if textureless else split
     scalars |= {f'r_precision/{name}_{among}': rate.rate
                 for among, rate in rates.items()}
   return scalars, {}
 
 
-def _held_out(config, split, white):
-  """(images [N, R, R, 3], captions, facts [N, 4]) of a held-out split."""
-  views, specs = shapes.load_views(
-      config.data_seed, split, config.held_out, config.resolution)
+def held_out(split, count=512, *, textureless=False, seed=0, resolution=64):
+  """Objects that no training has seen, as r_precision takes them.
+
+  Args:
+    split: 'seen' or 'unseen' (pairs of category and colour).
+    count: N.
+    textureless: whether they are white.
+    seed: of the world.
+    resolution: R.
+
+  Returns:
+    (images [N, R, R, 3], list of N captions, facts [N, 4]).
+  """
+  views, specs = shapes.load_views(seed, split, count, resolution)
   truths = _truths(views, specs)
-  rng = np.random.default_rng((config.data_seed, len(specs)))
+  rng = np.random.default_rng((seed, shapes.SPLITS.index(split)))
   texts = [captions.caption(rng, spec, captions.VIEWS[truth[3]])
            for spec, truth in zip(specs, truths)]
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(
-      jax.random.key(config.data_seed), jnp.arange(len(specs)))
-  images = jax.jit(jax.vmap(shapes.sample_image, (0, 0, None)))(
-      keys, views, white)
-  return np.asarray(images), texts, _visible(
-      truths, np.full(len(specs), bool(white)))
+  keys = jax.random.split(jax.random.key(seed), count)
+  return np.asarray(_sample_images(keys, views, textureless)), texts, truths
+
+
+@jax.jit
+def _sample_images(keys, views, textureless):
+  return jax.vmap(shapes.sample_image, (0, 0, None))(keys, views, textureless)
 
 
 def _truths(views, specs):
