@@ -137,6 +137,12 @@ def test_a_workdir_of_another_config_is_refused(tmp_path):
   assert run(tmp_path / 'run', steps=3, log_every=1).step == 3
 
 
+def test_a_run_that_saved_nothing_may_be_configured_anew(tmp_path):
+  with pytest.raises(loop.Diverged):
+    run(tmp_path / 'run', nan_at=2)
+  assert run(tmp_path / 'run', nan_at=0).step == 10
+
+
 @pytest.mark.parametrize('place', ['file/run', '/proc/run'])
 def test_an_unwritable_workdir_says_so(tmp_path, place):
   (tmp_path / 'file').write_text('mine')
@@ -160,7 +166,7 @@ def test_a_batch_that_does_not_divide_stops_before_the_model_is_made(tmp_path):
 
   with pytest.raises(ValueError, match='A batch of 7 cannot be divided over 2'):
     run(tmp_path / 'run', noted, rows=7)
-  assert not made
+  assert not made and not (tmp_path / 'run').exists()
 
 
 def toy_state():

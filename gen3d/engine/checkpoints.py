@@ -38,10 +38,6 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=True))
 
-  def latest(self):
-    """Returns the step of the newest checkpoint, or None."""
-    return self._manager.latest_step()
-
   def save(self, state):
     """Begins to save a TrainState, without state.frozen."""
     # A copy: the next step reuses the state's own buffers.
@@ -101,6 +97,12 @@ class Checkpoints:
             f'model; {advice} ({reason}).')
 
 
+def latest(workdir):
+  """Returns the step of the newest checkpoint in a workdir, or 0."""
+  names = [p.name for p in pathlib.Path(workdir).glob('checkpoints/*')]
+  return max([int(name) for name in names if name.isdigit()], default=0)
+
+
 def load(workdir, state, step=None):
   """Returns a TrainState read from a run's checkpoint, on one device.
 
@@ -147,7 +149,8 @@ def save_asset(path, tree, record, dtype='float32'):
   path.parent.mkdir(parents=True, exist_ok=True)
   beside = path.with_suffix('.json')
   write_whole(path, content)
-  write_whole(beside, (json.dumps(record, indent=2, default=float) + '\n').encode())
+  text = json.dumps(record, indent=2, default=float) + '\n'
+  write_whole(beside, text.encode())
   return path, beside
 
 

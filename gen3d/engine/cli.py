@@ -78,9 +78,8 @@ def check_config(argv):
   config = _load(*path.partition(':')[::2])
   keys = _keys(config)
   for flag in argv[1:]:
-    found = re.match(r'--?config\.([^=\[]+)', flag)
-    if found and found[1].removeprefix('no') not in keys and (
-        found[1] not in keys):
+    found = re.match(r'--?(?:no)?config\.([^=\[]+)', flag)
+    if found and found[1] not in keys:
       raise ValueError(unknown('config key', found[1], keys))
 
 

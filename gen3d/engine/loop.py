@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gen3d.engine import sharding
-from gen3d.engine.checkpoints import Checkpoints, write_whole
+from gen3d.engine.checkpoints import Checkpoints, latest, write_whole
 from gen3d.engine.report import Report
 
 # What a run may change when it is resumed: how long, and how often it tells.
@@ -56,12 +56,12 @@ def run(task, config, workdir):
   """
   workdir = pathlib.Path(workdir).absolute()
   check_workdir(config, workdir)
+  start = latest(workdir)
+  mesh, batches = _feed(task, config, start)
   _claim(config, workdir)
   keys = jax.random.split(jax.random.key(config.seed), 3)
   checkpoints = Checkpoints(workdir, config.keep_checkpoints)
   try:
-    start = checkpoints.latest() or 0
-    mesh, batches = _feed(task, config, start)
     state = task.init(keys[0])
     state = (checkpoints.restore(state, mesh) if start
              else _place(state, mesh))
@@ -82,6 +82,8 @@ def check_workdir(config, workdir):
     raise ValueError(f'The workdir {workdir} cannot be written, because '
                      f'{parent} is not a directory that you can write to.')
   stored = workdir / 'config.json'
+  if not latest(workdir):
+    return  # Nothing there is worth protecting.
   if stored.exists():
     try:
       before = json.loads(stored.read_text())
@@ -94,7 +96,7 @@ def check_workdir(config, workdir):
       raise ValueError(
           f'The workdir {workdir} holds a run of another config, which differs '
           f'in {", ".join(differ)}; choose another workdir, or delete it.')
-  elif (workdir / 'checkpoints').exists():
+  else:
     raise ValueError(f'The workdir {workdir} holds checkpoints but no '
                      f'config.json; choose another workdir.')
 
