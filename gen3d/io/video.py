@@ -1,5 +1,7 @@
 """Video files: H.264 in .mp4, which every browser and player shows."""
 
+import subprocess
+
 import imageio_ffmpeg
 import numpy as np
 
@@ -14,6 +16,7 @@ def save(path, frames, fps=30):
 
   Raises:
     ValueError: frames of another kind, or a folder that cannot be written to.
+    OSError: the encoder failed, as on a full disk.
   """
   frames = np.asarray(frames)
   if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
@@ -24,16 +27,19 @@ def save(path, frames, fps=30):
   odd = [(0, size % 2) for size in frames.shape[1:3]]
   frames = np.pad(frames, [(0, 0), *odd, (0, 0)], mode='edge')
   height, width = frames.shape[1:3]
+  command = [
+      imageio_ffmpeg.get_ffmpeg_exe(), '-y', '-loglevel', 'error',
+      '-f', 'rawvideo', '-pix_fmt', 'rgb24', '-s', f'{width}x{height}',
+      '-r', str(fps), '-i', '-', '-c:v', 'libx264', '-pix_fmt', 'yuv420p',
+      # The index first, so that a browser starts before the end is there.
+      '-crf', '18', '-movflags', '+faststart']
   with files.replacing(path) as temporary:
-    writer = imageio_ffmpeg.write_frames(
-        str(temporary), (width, height), fps=fps, codec='libx264',
-        pix_fmt_out='yuv420p', macro_block_size=1, ffmpeg_log_level='error',
-        # The index first, so that a browser starts before the end is there.
-        output_params=['-crf', '18', '-movflags', '+faststart'])
-    writer.send(None)
-    for frame in frames:
-      writer.send(np.ascontiguousarray(frame))
-    writer.close()
+    # Not imageio_ffmpeg.write_frames, whose fork may deadlock beside JAX.
+    done = subprocess.run([*command, str(temporary)], input=frames.tobytes(),
+                          capture_output=True)
+    if done.returncode:
+      reason = done.stderr.decode(errors='replace').strip()
+      raise OSError(f'Cannot write {path}: ffmpeg says {reason!r}.')
 
 
 def load(path):
