@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Runs all that the sweep() of a config gives, here or on a SLURM cluster:
+#   bash launch/sweep.sh local CONFIG WORKDIR [--config.KEY=VALUE...]
+#   bash launch/sweep.sh slurm CONFIG WORKDIR [--config.KEY=VALUE...]
+#   bash launch/sweep.sh print CONFIG WORKDIR [--config.KEY=VALUE...]
+# `local` runs one after another, `slurm` submits a job array of
+# launch/slurm.sbatch (what that assumes holds here; not run on a real cluster
+# by its authors), `print` shows the command lines. The same command resumes.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+[ $# -ge 3 ] ||
+  fail "usage: bash launch/sweep.sh local|slurm|print CONFIG WORKDIR [FLAG...]"
+where=$1 config=$2
+case $3 in /*) workdir=$3 ;; *) workdir=$PWD/$3 ;; esac
+shift 3
+environment requirements.txt
+cd "$root"
+sweep=("$python" -m gen3d.sweep --config="$config" --workdir="$workdir")
+case $where in
+  local) exec "${sweep[@]}" --run "$@" ;;
+  print) exec "${sweep[@]}" "$@" ;;
+  slurm)
+    count=$("${sweep[@]}" --count "$@")
+    exec sbatch --array="0-$((count - 1))" launch/slurm.sbatch \
+      "$config" "$workdir" "$@"
+    ;;
+  *) fail "unknown place '$where'; choose local, slurm or print." ;;
+esac

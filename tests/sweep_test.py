@@ -1,0 +1,89 @@
+"""Sweeps and the launch scripts, with the cluster's commands faked."""
+
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from gen3d import sweep
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = str(ROOT / 'tests' / 'toy_config.py')
+
+
+def test_a_sweep_is_one_command_line_for_each_overrides():
+  lines = sweep.commands(f'{CONFIG}:long', '/runs', ['--config.steps=7'])
+  assert [line[3:-1] for line in lines] == [
+      [f'--config={CONFIG}:long', '--config.steps=7', f'--config.rows={rows}',
+       '--config.optimizer.learning_rate=0.001'] for rows in (8, 16)]
+  assert lines[1][-1] == (
+      '--workdir=/runs/001_rows=16,optimizer.learning_rate=0.001')
+
+
+@pytest.mark.parametrize('text, sentence', [
+    ('', 'has no sweep'),
+    ("def sweep():\n  yield {'rws': 1}\n", "'rws'.*Did you mean 'rows'"),
+])
+def test_a_sweep_that_cannot_be_is_refused(tmp_path, text, sentence):
+  source = pathlib.Path(CONFIG).read_text().partition('def sweep')[0]
+  (tmp_path / 'config.py').write_text(source + text)
+  with pytest.raises(ValueError, match=sentence):
+    sweep.commands(str(tmp_path / 'config.py'), '/runs')
+
+
+def test_runs_go_on_after_one_that_fails(tmp_path):
+  program = 'import sys, pathlib; pathlib.Path(sys.argv[2]).write_text(""); '
+  lines = [[sys.executable, '-c', program + f'sys.exit({code})', '-', str(
+      tmp_path / name)] for name, code in (('a', 0), ('b', 2), ('c', 0))]
+  with pytest.raises(ValueError, match=f'1 of 3 runs failed: {tmp_path}/b'):
+    sweep._run(lines)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['a', 'b', 'c']
+
+
+def test_the_command_counts_and_runs_one(tmp_path):
+  def call(*flags):
+    return subprocess.run(
+        [sys.executable, '-m', 'gen3d.sweep', f'--config={CONFIG}',
+         f'--workdir={tmp_path}', *flags], cwd=ROOT, capture_output=True,
+        text=True)
+  assert call('--count').stdout == '2\n'
+  # The toy is no task of the command line: that its sentence comes shows that
+  # the training was started.
+  assert call('--index=1').stderr.startswith("Unknown task 'toy'")
+
+
+@pytest.mark.parametrize('script, env, want', [
+    ('slurm.sbatch', {}, 'srun .venv/bin/python -m gen3d.train '),
+    ('slurm.sbatch', {'SLURM_NNODES': '2'},
+     'GEN3D_DISTRIBUTED=1 srun .venv/bin/python -m gen3d.train '),
+    ('slurm.sbatch', {'SLURM_ARRAY_TASK_ID': '3'},
+     'srun .venv/bin/python -m gen3d.sweep --index=3 '),
+    ('tpu_pod.sh', {'TPU': 'pod', 'ZONE': 'here'}, 'gcloud compute tpus '
+     'tpu-vm ssh pod --zone=here --worker=all --command='),
+])
+def test_launch_scripts_pass_everything_on(tmp_path, script, env, want):
+  for name in ('srun', 'gcloud'):
+    fake = tmp_path / name
+    fake.write_text(
+        '#!/usr/bin/env python3\nimport os, shlex, sys\n'
+        'if "GEN3D_DISTRIBUTED" in os.environ:\n'
+        '  print("GEN3D_DISTRIBUTED=1", end=" ")\n'
+        f'print("{name}", *map(shlex.quote, sys.argv[1:]))\n')
+    fake.chmod(0o755)
+  clean = {k: v for k, v in os.environ.items()
+           if not k.startswith(('SLURM_', 'GEN3D_'))}
+  out = subprocess.run(
+      ['bash', str(ROOT / 'launch' / script), 'c.py', '/w', '--config.p=a b'],
+      env={**clean, **env, 'PATH': f'{tmp_path}:{os.environ["PATH"]}'},
+      check=True, capture_output=True, text=True).stdout
+  assert out.startswith(want) or out.startswith(want.replace(
+      '--command=', "'--command="))
+  if script == 'tpu_pod.sh':  # The workers' shell reads the last word again.
+    remote = shlex.split(out)[-1].removeprefix('--command=')
+    assert 'GEN3D_DISTRIBUTED=1 .venv/bin/python -m gen3d.train' in remote
+    out = remote
+  assert shlex.split(out)[-3:] == [
+      '--config=c.py', '--workdir=/w', '--config.p=a b']
