@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gen3d.diffusion import noise
 from gen3d.ops import schedules
 
 WEIGHTINGS = {
@@ -105,7 +106,7 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
   alpha, sigma = per_image(teacher.schedule.alpha), per_image(
       teacher.schedule.sigma)
   still = jax.lax.stop_gradient(x)
-  x_t = alpha * still + sigma * eps
+  x_t = noise.diffuse(teacher.schedule, still, eps, t)
   predicted = _predict(teacher, frozen, x_t, t, text, coefficients)
   g = sum(schedules.piecewise(step, getattr(coefficients, name)) * value
           for name, value in {**predicted, 'noise': eps}.items())

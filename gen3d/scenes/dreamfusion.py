@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from gen3d.models import fields
-from gen3d.ops import cameras, encodings, losses, sampling, schedules, shading, volume
+from gen3d.ops import (
+  cameras,
+  encodings,
+  losses,
+  sampling,
+  schedules,
+  shading,
+  volume,
+)
 from gen3d.scenes import Render, Scene, View
 
 FIELDS = {'mip_mlp': fields.MipMLP, 'triplane': fields.TriPlane}
@@ -216,12 +224,12 @@ def _normals_at(field, samples, directions, config):
 def _difference(field, samples, directions, epsilon):
   """Unit normals from densities at the corners of a tetrahedron."""
   stencil = jnp.array(TETRAHEDRON) / jnp.sqrt(3.0)
-  gradient = 0.0
-  for offset in stencil:
-    near = encodings.Gaussian(
-        samples.mean + epsilon * offset, samples.variance)
-    density, _ = field(near, directions)
-    gradient += density[..., None] * offset
+  corners = lambda x: jnp.broadcast_to(
+      x[..., None, :], (*x.shape[:-1], *stencil.shape))
+  around = encodings.Gaussian(corners(samples.mean) + epsilon * stencil,
+                              corners(samples.variance))
+  density, _ = field(around, corners(directions))
+  gradient = jnp.sum(density[..., None] * stencil, axis=-2)
   return cameras.normalize(-gradient / epsilon)
 
 

@@ -6,10 +6,10 @@ of four chips). A view's randomness is its number's and the step's, so that
 the result does not depend on the spreading.
 """
 
-from functools import partial
 import importlib
 import itertools
 import pathlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +131,7 @@ def _look(scene, size, modes):
 def _init(key, *, scene, guidance, teacher, table, optimizer):
   """The TrainState at step 0; the teacher and the texts are its `frozen`."""
   key_scene, key_guidance = jax.random.split(key)
-  params = {'scene': scene.init(key_scene),
+  params = {'scene': jax.jit(scene.init)(key_scene),
             'guidance': guidance.init(key_guidance)}
   frozen = {'teacher': teacher.weights, 'text': teacher.embed(table)}
   return states.create(params, optimizer, frozen=frozen)

@@ -1,0 +1,185 @@
+"""Score distillation by a teacher whose score is known in closed form."""
+
+import functools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gen3d.diffusion import noise
+from gen3d.guidance import score
+
+SPREAD = 0.3  # standard deviation of the toy's images
+SHAPE = (4, 4, 3)
+MEANS = {'cond': 0.4, 'null': -0.2, 'negative': 0.1}
+SCHEDULE = noise.cosine_schedule()
+
+
+def _denoise(weights, x_t, t, text):
+  """The ideal denoiser of N(mean of the text, SPREAD^2)."""
+  alpha = SCHEDULE.alpha(t)[:, None, None, None]
+  sigma = SCHEDULE.sigma(t)[:, None, None, None]
+  mean = text['states'].mean((1, 2))[:, None, None, None] * weights['one']
+  return sigma * (x_t - alpha * mean) / (alpha**2 * SPREAD**2 + sigma**2)
+
+
+TEACHER = SimpleNamespace(
+    schedule=SCHEDULE, encode=lambda weights, images, key: 2 * images - 1,
+    denoise=_denoise, weights={'one': jnp.ones(())})
+
+
+def _text(count):
+  return {name: {'states': jnp.full((count, 2, 3), mean),
+                 'mask': jnp.ones((count, 2))} for name, mean in MEANS.items()}
+
+
+def _images(count=2):
+  return jax.random.uniform(jax.random.key(5), (count, *SHAPE))
+
+
+def _gradient(guidance, images, key, step=0):
+  loss = lambda images: guidance.loss(
+      {}, TEACHER.weights, key, images, _text(len(images)), step)[0]
+  return jax.grad(loss)(images)
+
+
+def _levels(t):
+  return np.cos(np.pi * t / 2), np.sin(np.pi * t / 2)
+
+
+def test_sds_is_its_definition_on_average():
+  t, scale, images = 0.6, 3.0, _images()
+  guidance = score.make(TEACHER, score.sds(scale), time_min=t, time_max=t)
+  got = jax.jit(lambda keys: jax.vmap(functools.partial(
+      _gradient, guidance, images))(keys).mean(0))(
+          jax.random.split(jax.random.key(0), 20_000))
+  alpha, sigma = _levels(t)
+  # E over eps of w (eps_u + s (eps_c - eps_u) - eps), w = sigma^2, times the
+  # encoder's dx / dimage = 2, over the batch.
+  mean = MEANS['null'] + scale * (MEANS['cond'] - MEANS['null'])
+  expected = sigma**2 * alpha * sigma * ((2 * images - 1) - mean) / (
+      alpha**2 * SPREAD**2 + sigma**2) * 2 / len(images)
+  np.testing.assert_allclose(got, expected, atol=1.5e-2)
+  assert np.abs(expected).max() > 0.2
+
+
+def test_each_draw_leaves_the_teachers_jacobian_out():
+  # With eps of one draw known from a teacher that is silent, that of another
+  # teacher with the same key must be g = w (eps_hat - eps), no more.
+  t, key, images = 0.5, jax.random.key(3), _images(1)
+  make = lambda *numbers: score.make(
+      TEACHER, score.Coefficients(*numbers), weighting='uniform', time_min=t,
+      time_max=t)
+  silent = _gradient(make(0.0, 1e-30, 0.0, -1.0), images, key)
+  eps = -silent / 2
+  alpha, sigma = _levels(t)
+  x_t = alpha * (2 * images - 1) + sigma * eps
+  eps_c = sigma * (x_t - alpha * MEANS['cond']) / (
+      alpha**2 * SPREAD**2 + sigma**2)
+  np.testing.assert_allclose(
+      _gradient(make(1.0, 0.0, 0.0, -1.0), images, key), 2 * (eps_c - eps),
+      atol=1e-4)
+  assert abs(float(eps.std()) - 1) < 0.3
+
+
+@pytest.mark.parametrize('coefficients, towards', [
+    (score.csd(2.0), 2 * (MEANS['cond'] - MEANS['null'])),
+    (score.Coefficients(1.0, 0.0, -1.0, 0.0),
+     MEANS['cond'] - MEANS['negative'])])
+def test_differences_of_scores_have_no_noise(coefficients, towards):
+  t, images = 0.3, _images()
+  alpha, sigma = _levels(t)
+  for weighting, w in (('uniform', 1), ('sigma_squared', sigma**2),
+                       ('fantasia3d', alpha * sigma**2)):
+    guidance = score.make(TEACHER, coefficients, weighting=weighting,
+                          time_min=t, time_max=t)
+    expected = -w * sigma * alpha * towards / (
+        alpha**2 * SPREAD**2 + sigma**2) * 2 / len(images)
+    np.testing.assert_allclose(
+        _gradient(guidance, images, jax.random.key(0)), expected, rtol=1e-3)
+
+
+def test_pixels_converge_to_the_mode():
+  guidance = score.make(TEACHER, score.sds(1.0), time_max=((0, 0.98),
+                                                            (300, 0.3)))
+  optimizer = optax.adam(0.03)
+  images = _images()
+
+  def update(carry, step):
+    images, state = carry
+    gradient = _gradient(
+        guidance, images, jax.random.fold_in(jax.random.key(1), step), step)
+    updates, state = optimizer.update(gradient, state)
+    images = optax.apply_updates(images, updates)
+    return (images, state), images
+
+  (_, _), path = jax.lax.scan(
+      update, (images, optimizer.init(images)), jnp.arange(600))
+  mode = (MEANS['cond'] + 1) / 2
+  np.testing.assert_allclose(path[-200:].mean(0), mode, atol=0.05)
+
+
+def test_times_are_annealed():
+  guidance = score.make(
+      TEACHER, score.sds(1.0), time_min=0.1, time_max=((0, 0.9), (100, 0.2)))
+  times = lambda step: jax.vmap(lambda key: guidance.loss(
+      {}, TEACHER.weights, key, _images(1), _text(1), step)[1]['sds/t'])(
+          jax.random.split(jax.random.key(0), 500))
+  early, late = times(0), times(100)
+  assert 0.1 <= early.min() < 0.15 and 0.85 < early.max() <= 0.9
+  assert late.min() >= 0.1 and 0.19 < late.max() <= 0.2
+
+
+def test_clip_keeps_the_wanted_image_in_range():
+  t, images = 0.8, _images()
+  alpha, sigma = _levels(t)
+  wanted = {}
+  for clip in (0.0, 1.0):
+    guidance = score.make(TEACHER, score.sds(40.0), weighting='uniform',
+                          time_min=t, time_max=t, clip=clip)
+    gradient = _gradient(guidance, images, jax.random.key(2))
+    wanted[clip] = 2 * images - 1 - sigma / alpha * gradient * len(images) / 2
+  assert np.abs(wanted[0.0]).max() > 3
+  assert np.abs(wanted[1.0]).max() <= 1 + 1e-4
+  # Thresholding divides by the largest value; order and sign stay.
+  np.testing.assert_allclose(
+      wanted[1.0], wanted[0.0] / np.abs(wanted[0.0]).max(
+          (1, 2, 3), keepdims=True), atol=1e-3)
+
+
+def test_rescale_brings_the_deviation_back():
+  t, images = 0.8, _images()
+  alpha, sigma = _levels(t)
+  deviation = {}
+  for scale, rescale in ((1.0, 0.0), (9.0, 0.0), (9.0, 1.0)):
+    # The toy's guidance only shifts the mean: make it stretch instead.
+    teacher = SimpleNamespace(**{
+        **vars(TEACHER), 'denoise': lambda w, x, t, text: (
+            1 + text['states'].mean((1, 2))[:, None, None, None]) * _denoise(
+                w, x, t, text)})
+    guidance = score.make(teacher, score.sds(scale), weighting='uniform',
+                          time_min=t, time_max=t, rescale=rescale)
+    g = _gradient(guidance, images, jax.random.key(2)) * len(images) / 2
+    deviation[scale, rescale] = float(
+        jnp.std(2 * images - 1 - sigma / alpha * g, axis=(1, 2, 3))[0])
+  assert deviation[9.0, 0.0] > 1.5 * deviation[1.0, 0.0]
+  np.testing.assert_allclose(
+      deviation[9.0, 1.0], deviation[1.0, 0.0], rtol=1e-3)
+
+
+def test_metric_is_the_gradients_norm():
+  images = _images()
+  guidance = score.make(TEACHER, score.csd(), time_min=0.4, time_max=0.4)
+  _, metrics = guidance.loss({}, TEACHER.weights, jax.random.key(0), images,
+                             _text(2), 0)
+  g = _gradient(guidance, images, jax.random.key(0)) * len(images) / 2
+  np.testing.assert_allclose(
+      metrics['sds/grad_norm'], np.linalg.norm(g[0]), rtol=1e-4)
+
+
+def test_unknown_weighting():
+  with pytest.raises(ValueError, match="'none'.*'uniform'"):
+    score.make(TEACHER, score.csd(), weighting='none')

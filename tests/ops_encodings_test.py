@@ -1,0 +1,128 @@
+"""Encodings against Monte Carlo, NumPy loops and finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen3d.ops import cameras, encodings
+
+
+def _ray(seed=0):
+  direction = np.random.default_rng(seed).normal(size=3)
+  direction /= np.linalg.norm(direction)
+  return cameras.Rays(jnp.array([0.1, -0.2, 0.3]),
+                      jnp.asarray(direction, jnp.float32), jnp.array([0.2]))
+
+
+def _inside_frustum(ray, start, end, count, seed=1):
+  """Points drawn evenly from a piece of a ray's cone."""
+  rng = np.random.default_rng(seed)
+  # Volume grows with the cube of the distance.
+  t = (start**3 + rng.random(count) * (end**3 - start**3)) ** (1 / 3)
+  r = float(ray.radii[0]) * t * np.sqrt(rng.random(count))
+  angle = 2 * np.pi * rng.random(count)
+  d = np.asarray(ray.directions, np.float64)
+  u = np.cross(d, [0.0, 0.0, 1.0])
+  u /= np.linalg.norm(u)
+  v = np.cross(d, u)
+  return (np.asarray(ray.origins) + t[:, None] * d
+          + (r * np.cos(angle))[:, None] * u
+          + (r * np.sin(angle))[:, None] * v)
+
+
+def test_conical_frustums_have_the_moments_of_their_points():
+  ray = _ray()
+  edges = jnp.array([0.0, 0.5, 1.0, 1.8])
+  gaussian = encodings.conical_frustums(ray, edges)
+  for i in range(3):
+    points = _inside_frustum(
+        ray, float(edges[i]), float(edges[i + 1]), 400_000)
+    np.testing.assert_allclose(gaussian.mean[i], points.mean(0), atol=2e-3)
+    np.testing.assert_allclose(
+        gaussian.variance[i], points.var(0), rtol=2e-2)
+
+
+def test_integrated_is_the_expected_encoding():
+  rng = np.random.default_rng(0)
+  mean = rng.normal(size=3)
+  variance = np.array([0.02, 0.3, 0.001])
+  points = mean + np.sqrt(variance) * rng.normal(size=(400_000, 3))
+  degree = 4
+  expected = encodings.positional(
+      jnp.asarray(points, jnp.float32), degree).mean(0)
+  got = encodings.integrated(
+      encodings.Gaussian(jnp.asarray(mean), jnp.asarray(variance)), degree)
+  assert got.shape == (6 * degree,)
+  np.testing.assert_allclose(got, expected, atol=5e-3)
+
+
+def test_integrated_of_a_point_is_positional():
+  x = jnp.array([[0.3, -0.7, 1.1]])
+  point = encodings.Gaussian(x, jnp.zeros_like(x))
+  np.testing.assert_allclose(encodings.integrated(point, 8),
+                             encodings.positional(x, 8), atol=1e-6)
+  np.testing.assert_allclose(
+      encodings.positional(x, 3)[0, 9:], np.cos(np.outer([1, 2, 4], x).ravel()),
+      atol=1e-6)
+
+
+def _loop(planes, points, reduce, outside):
+  """Bilinear lookup as one would write it by hand."""
+  resolution, channels = planes.shape[1], planes.shape[3]
+  result = np.zeros((len(points), channels))
+  for n, point in enumerate(points):
+    found = []
+    for plane, (column, row) in zip(planes, ((0, 1), (0, 2), (1, 2)),
+                                    strict=True):
+      total = np.zeros(channels)
+      x = (point[column] + 1) / 2 * resolution - 0.5
+      y = (point[row] + 1) / 2 * resolution - 0.5
+      if outside == 'clamp':
+        x, y = np.clip((x, y), 0, resolution - 1)
+      for i in range(resolution):
+        for j in range(resolution):
+          total += plane[j, i] * max(0, 1 - abs(x - i)) * max(
+              0, 1 - abs(y - j))
+      found.append(total)
+    result[n] = {'sum': sum(found), 'mean': sum(found) / 3,
+                 'product': np.prod(found, 0)}[reduce]
+  return result
+
+
+@pytest.mark.parametrize('outside', ['clamp', 'zero'])
+@pytest.mark.parametrize('reduce', ['sum', 'mean', 'product'])
+def test_triplanes_agree_with_a_loop(reduce, outside):
+  rng = np.random.default_rng(3)
+  planes = rng.normal(size=(3, 5, 5, 2)).astype(np.float32)
+  points = rng.uniform(-1.5, 1.5, size=(40, 3)).astype(np.float32)
+  points[:3] = [[-1, 1, 0], [1, 1, 1], [0.2, -0.2, 0.6]]
+  got = encodings.triplanes(jnp.asarray(planes), jnp.asarray(points),
+                            reduce=reduce, outside=outside)
+  np.testing.assert_allclose(
+      got, _loop(planes, points, reduce, outside), atol=2e-5)
+
+
+def test_triplanes_gradients_against_finite_differences():
+  rng = np.random.default_rng(4)
+  planes = jnp.asarray(rng.normal(size=(3, 4, 4, 2)), jnp.float32)
+  # Away from texel centres, where the slope jumps.
+  points = jnp.asarray([[0.1, -0.35, 0.6], [-0.6, 0.4, 0.13]], jnp.float32)
+  pull = jnp.asarray(rng.normal(size=(2, 2)), jnp.float32)
+  loss = lambda planes, points: jnp.sum(
+      pull * encodings.triplanes(planes, points))
+  for argument, value in ((0, planes), (1, points)):
+    gradient = np.asarray(
+        jax.grad(loss, argument)(planes, points)).ravel()
+    for i in range(0, gradient.size, 3):
+      step = 1e-2 * jnp.zeros(value.size).at[i].set(1).reshape(value.shape)
+      sides = [loss(*((planes + s * step, points) if argument == 0
+                      else (planes, points + s * step))) for s in (1, -1)]
+      np.testing.assert_allclose(
+          gradient[i], (sides[0] - sides[1]) / 2e-2, atol=2e-3)
+
+
+def test_triplanes_name_the_choices():
+  with pytest.raises(ValueError, match="'median'.*'product'"):
+    encodings.triplanes(jnp.zeros((3, 2, 2, 1)), jnp.zeros((1, 3)),
+                        reduce='median')

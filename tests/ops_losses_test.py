@@ -1,0 +1,52 @@
+"""Penalties against their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen3d.ops import losses, schedules
+
+
+def test_orientation_is_of_normals_that_face_away():
+  weights = jnp.array([0.5, 0.3])
+  normals = jnp.array([[0.0, 0.0, 1.0], [0.0, 0.6, -0.8]])
+  direction = jnp.array([0.0, 0.0, -1.0])
+  np.testing.assert_allclose(
+      losses.orientation(weights, normals, direction), 0.3 * 0.64, rtol=1e-6)
+  to_weights = jax.grad(losses.orientation)(weights, normals, direction)
+  np.testing.assert_array_equal(to_weights, 0)
+  to_normals = jax.grad(losses.orientation, 1)(weights, normals, direction)
+  assert np.abs(to_normals[1]).max() > 0
+
+
+def test_opacity_and_entropy():
+  o = jnp.array([0.0, 0.3, 1.0])
+  np.testing.assert_allclose(
+      losses.opacity(o), np.sqrt(np.array([0.01, 0.1, 1.01])), rtol=1e-6)
+  p = 0.3
+  np.testing.assert_allclose(
+      losses.entropy(jnp.array(p)),
+      -p * np.log(p) - (1 - p) * np.log(1 - p), rtol=1e-5)
+  for f in (losses.opacity, losses.entropy):
+    assert np.all(np.isfinite(jax.vmap(jax.grad(f))(o)))
+  assert float(losses.entropy(o)[1]) > 50 * float(losses.entropy(o)[2])
+
+
+def test_depth_variance():
+  edges = jnp.array([0.0, 1.0, 2.0, 3.0])
+  weights = np.array([0.2, 0.1, 0.1])
+  share = weights / weights.sum()
+  middle = np.array([0.5, 1.5, 2.5])
+  variance = np.sum(share * middle**2) - np.sum(share * middle)**2
+  np.testing.assert_allclose(
+      losses.depth_variance(jnp.asarray(weights), edges), 0.4 * variance,
+      rtol=1e-5)
+  gradient = jax.grad(losses.depth_variance)(jnp.zeros(3), edges)
+  assert np.all(np.isfinite(gradient))
+
+
+def test_piecewise():
+  assert float(schedules.piecewise(7, 0.5)) == 0.5
+  ramp = ((10, 1.0), (20, 3.0), (40, 2.0))
+  for step, value in ((0, 1.0), (15, 2.0), (30, 2.5), (99, 2.0)):
+    assert float(schedules.piecewise(jnp.int32(step), ramp)) == value

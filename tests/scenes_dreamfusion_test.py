@@ -1,0 +1,179 @@
+"""DreamFusion's scene: normals, light, chunks, what is shown."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import dreamfusion as configs
+from gen3d.ops import cameras, shading
+from gen3d.scenes import View, dreamfusion
+
+
+def _config(**changes):
+  config = configs.get_config('tiny').scene
+  # A hard ball of radius 0.3.
+  config.blob.update({'name': 'magic3d', 'strength': 400.0, 'radius': 0.3})
+  config.field.resolution = 4
+  config.samples, config.importance = 64, 0
+  config.update(changes)
+  return config
+
+
+def _view(light=(1.0, 0.0, 0.0), size=12, azimuth=0.0, learned=0.0):
+  camera = cameras.orbit(azimuth, 20.0, 1.6, 1.3)
+  ambient, diffuse, textureless = light
+  return View(camera, cameras.rays(camera, size, size),
+              shading.Light(jnp.array([1.0, 1.0, 1.0]), ambient, diffuse,
+                            textureless),
+              jnp.array([0.2, 0.4, 0.6]), learned)
+
+
+@pytest.mark.parametrize('kind', dreamfusion.NORMALS)
+def test_normals_of_a_ball_point_outwards(kind):
+  scene = dreamfusion.make(_config(normals=kind))
+  params = scene.init(jax.random.key(0))
+  view = _view()
+  seen = jax.jit(scene.render)(params, None, view)
+  solid = np.asarray(seen.opacity) > 0.99
+  assert 10 < solid.sum() < 100
+  points = view.rays.origins + seen.depth[..., None] * view.rays.directions
+  radius = np.linalg.norm(points, axis=-1)[solid]
+  np.testing.assert_allclose(radius, 0.3, atol=0.04)
+  cosine = np.sum(cameras.normalize(points) * seen.normals, -1)[solid]
+  assert cosine.min() > 0.97
+  assert np.abs(seen.normals[0, 0]).max() < 1e-3
+
+
+def test_analytic_normals_agree_with_finite_differences():
+  config = configs.get_config('paper').scene
+  config.field.width, config.field.blocks, config.field.degree = 16, 1, 4
+  config.epsilon = 1e-3
+  scene = dreamfusion.make(config)
+  params = scene.init(jax.random.key(1))
+  points = jax.random.normal(jax.random.key(2), (50, 3)) * 0.3
+  step = 1e-3
+  gradient = np.stack([
+      (scene.query(params, points + step * axis)[0]
+       - scene.query(params, points - step * axis)[0]) / (2 * step)
+      for axis in jnp.eye(3)], axis=-1)
+  expected = -gradient / np.linalg.norm(gradient, axis=-1, keepdims=True)
+  field = lambda samples, directions: scene.query(params, samples.mean)
+  samples = dreamfusion.encodings.Gaussian(points, jnp.zeros_like(points))
+  for kind in ('analytic', 'finite'):
+    config.normals = kind
+    _, _, normals = dreamfusion._normals_at(field, samples, points, config)
+    assert np.sum(normals * expected, -1).min() > 0.995
+
+
+@pytest.mark.parametrize('kind', dreamfusion.NORMALS)
+def test_gradients_are_finite_and_reach_everything(kind):
+  scene = dreamfusion.make(_config(normals=kind, samples=12))
+  params = scene.init(jax.random.key(0))
+  view = _view(light=(0.1, 0.9, 0.0), size=8, learned=0.5)
+
+  def loss(params):
+    seen = scene.render(params, jax.random.key(1), view)
+    return jnp.sum(seen.image**2) + sum(
+        scene.penalties(params, seen, 500).values())
+
+  for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(params)):
+    assert np.all(np.isfinite(leaf)) and np.abs(leaf).max() > 0
+
+
+def test_light_and_background():
+  scene = dreamfusion.make(_config())
+  params = scene.init(jax.random.key(0))
+  render = jax.jit(scene.render)
+  plain = render(params, None, _view())
+  behind = (1 - plain.opacity[..., None]) * jnp.array([0.2, 0.4, 0.6])
+  np.testing.assert_allclose(plain.image, plain.albedo + behind, atol=1e-6)
+  assert np.abs(plain.image[0, 0] - jnp.array([0.2, 0.4, 0.6])).max() < 1e-3
+  lit = render(params, None, _view(light=(0.1, 0.9, 0.0)))
+  white = render(params, None, _view(light=(0.1, 0.9, 1.0)))
+  shade = np.asarray(white.image - behind)
+  # Without texture it is grey, and the texture times that grey is the rest.
+  np.testing.assert_allclose(shade, shade[..., :1].repeat(3, -1), atol=1e-5)
+  np.testing.assert_allclose(
+      (lit.image - behind) * lit.opacity[..., None], shade * lit.albedo,
+      atol=1e-4)
+  own = render(params, None, _view(learned=1.0))
+  assert np.abs(own.image[0, 0] - plain.image[0, 0]).max() > 1e-2
+
+
+def test_chunks_change_nothing():
+  whole, chunked = (dreamfusion.make(_config(chunk=chunk, importance=8))
+                    for chunk in (1000, 50))
+  params = whole.init(jax.random.key(0))
+  a, b = (jax.jit(s.render)(params, jax.random.key(1), _view())
+          for s in (whole, chunked))
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-4)
+
+
+def test_importance_finds_the_surface_with_fewer_samples():
+  config = _config(samples=256)
+  fine = dreamfusion.make(config)
+  params = fine.init(jax.random.key(0))
+  errors = []
+  truth = fine.render(params, None, _view()).image
+  for samples, importance in ((16, 0), (16, 16)):
+    scene = dreamfusion.make(_config(samples=samples, importance=importance))
+    image = scene.render(params, None, _view()).image
+    errors.append(float(jnp.abs(image - truth).mean()))
+  assert errors[1] < 0.7 * errors[0]
+
+
+def test_views_follow_the_papers_schedule():
+  config = configs.get_config('paper').scene
+  config.size = 2
+  scene = dreamfusion.make(config)
+  keys = jax.random.split(jax.random.key(0), 4000)
+  early, late = (jax.vmap(lambda key, s=step: scene.sample_view(key, s))(keys)
+                 for step in (999, 1000))
+  assert np.all(early.light.ambient == 1) and np.all(early.light.diffuse == 0)
+  assert np.all(early.light.textureless == 0)
+  shaded = late.light.diffuse > 0
+  np.testing.assert_allclose(shaded.mean(), 0.75, atol=0.03)
+  np.testing.assert_allclose(late.light.ambient[shaded], 0.1, rtol=1e-6)
+  np.testing.assert_allclose(
+      late.light.textureless.mean(), 0.375, atol=0.03)
+  assert np.all(late.light.textureless[~shaded] == 0)
+  assert np.all(late.learned == 1)
+
+
+def test_parts_divide_the_azimuths():
+  config = _config(size=2)
+  config.camera.jitter_position = config.camera.jitter_target = 0.0
+  scene = dreamfusion.make(config)
+  views = jax.vmap(lambda key: scene.sample_view(key, 0, (0.25, 0.5)))(
+      jax.random.split(jax.random.key(0), 200))
+  azimuth, _, _ = cameras.angles(views.camera.c2w[:, :3, 3])
+  assert azimuth.min() >= -90.1 and azimuth.max() <= 0.1
+  assert azimuth.min() < -80 and azimuth.max() > -10
+
+
+def test_show_has_all_modes():
+  scene = dreamfusion.make(_config())
+  params = scene.init(jax.random.key(0))
+  modes = ('color', 'albedo', 'normal', 'textureless')
+  camera = cameras.orbit(0.0, 0.0, 1.6, 1.3)
+  images = scene.show(params, camera, 12, modes, jnp.ones(3))
+  assert set(images) == set(modes)
+  for image in images.values():
+    assert image.shape == (12, 12, 3)
+    np.testing.assert_allclose(image[0, 0], 1, atol=1e-3)
+  # The middle of the ball looks at the camera, along +z.
+  np.testing.assert_allclose(
+      images['normal'][5:7, 5:7].mean((0, 1)), [0.5, 0.5, 1.0], atol=0.03)
+  assert float(jnp.ptp(images['textureless'], axis=-1).max()) < 1e-5
+
+
+def test_names_are_checked():
+  for path, value in (('normals', 'smooth'), ('boundary', 'cone')):
+    with pytest.raises(ValueError, match=value):
+      dreamfusion.make(_config(**{path: value}))
+  config = _config()
+  config.field.name = 'voxels'
+  with pytest.raises(ValueError, match="'voxels'.*'triplane'"):
+    dreamfusion.make(config)

@@ -1,0 +1,126 @@
+"""Text to 3-D with a toy teacher: steps, chips, files, refusals."""
+
+import os
+import pathlib
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import dreamfusion as configs
+from gen3d.diffusion import noise
+from gen3d.engine import sharding
+from gen3d.ops import cameras
+from gen3d.tasks import text_to_3d
+
+SCHEDULE = noise.cosine_schedule()
+
+
+def _denoise(weights, x_t, t, text):
+  """The ideal denoiser of flat images whose colour is the text's."""
+  alpha = SCHEDULE.alpha(t)[:, None, None, None]
+  sigma = SCHEDULE.sigma(t)[:, None, None, None]
+  mean = text['states'][:, 0, None, None] * weights
+  return sigma * (x_t - alpha * mean) / (0.01 * alpha**2 + sigma**2)
+
+
+def _embed(prompts):
+  """Green wherever there is a prompt, grey without; see the view in blue."""
+  colours = np.array([[-1.0, 0.8, -0.2 * len(p) % 1] if p else [0.0, 0, 0]
+                      for p in prompts], np.float32)
+  return {'states': jnp.asarray(colours)[:, None],
+          'mask': jnp.ones((len(prompts), 1))}
+
+
+TEACHER = SimpleNamespace(
+    schedule=SCHEDULE, encode=lambda weights, images, key: 2 * images - 1,
+    denoise=_denoise, embed=_embed, weights=jnp.ones(()))
+
+
+def _config(views=2):
+  config = configs.get_config('tiny')
+  config.views = views
+  config.scene.size, config.scene.samples, config.scene.importance = 8, 6, 0
+  config.optimizer.schedule = 'constant'
+  return config
+
+
+def _run(config, devices, steps):
+  """Parameters and metrics after `steps` on the first `devices`."""
+  task = text_to_3d.make(config, TEACHER)
+  mesh = jax.make_mesh((devices,), ('chips',), devices=jax.devices()[:devices])
+  state = sharding.replicate(task.init(jax.random.key(0)), mesh)
+  step = sharding.pmap(task.step, mesh)
+  for _, batch in zip(range(steps), task.batches(0, 0)):
+    state, metrics = step(
+        state, sharding.to_devices(batch, mesh),
+        sharding.replicate(jax.random.key(1), mesh))
+  return task, sharding.local(state), jax.device_get(metrics)
+
+
+def compare_spreadings():
+  """One device and eight, fed the same eight views (in a subprocess)."""
+  results = [_run(_config(views=8), devices, steps=10)[1:]
+             for devices in (1, 8)]
+  start = text_to_3d.make(_config(views=8), TEACHER).init(jax.random.key(0))
+  for a, b, was in zip(*(jax.tree.leaves(r[0].params) for r in results),
+                       jax.tree.leaves(start.params), strict=True):
+    moved = np.abs(np.asarray(a) - np.asarray(was)).max()
+    assert moved > 1e-3
+    np.testing.assert_allclose(a, b, atol=2e-2 * moved)
+  for name, value in results[0][1].items():
+    np.testing.assert_allclose(results[1][1][name], value, rtol=2e-2,
+                               atol=1e-6, err_msg=name)
+
+
+def test_eight_chips_equal_one():
+  code = ('from tests import tasks_text_to_3d_test as test; '
+          'test.compare_spreadings()')
+  done = subprocess.run(
+      [sys.executable, '-c', code], capture_output=True, text=True,
+      cwd=pathlib.Path(__file__).parents[1], env={
+          **os.environ, 'JAX_PLATFORMS': 'cpu',
+          'XLA_FLAGS': '--xla_force_host_platform_device_count=8'})
+  assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_an_object_takes_the_teachers_colour_and_is_exported(tmp_path):
+  config = _config()
+  config.scene.random_background = 1.0
+  task, state, metrics = _run(config, 1, steps=60)
+  assert int(state.step) == 60
+  assert {'opacity', 'sds/grad_norm', 'loss/orientation'} <= set(metrics)
+  scene = text_to_3d.make_scene(config)
+  seen = scene.show(state.params['scene'], cameras.orbit(0.0, 0.0, 1.6, 1.3),
+                    9, ('albedo',))['albedo']
+  assert seen[4, 4, 1] > seen[4, 4, 0] + 0.3
+  scalars, images = task.evaluate(state, jax.random.key(2))
+  assert images['preview'].dtype == np.uint8 and images['preview'].ndim == 3
+  files = task.finish(state, tmp_path)
+  assert {pathlib.Path(f).name for f in files} == {
+      'turntable.mp4', 'preview.png', 'mesh.glb', 'mesh.ply'}
+  assert all(pathlib.Path(f).stat().st_size > 100 for f in files)
+
+
+def test_show_puts_the_modes_side_by_side():
+  config = _config()
+  scene = text_to_3d.make_scene(config)
+  params = scene.init(jax.random.key(0))
+  film = text_to_3d.show(scene, params, (0.0, 90.0), 8, dict(config.orbit))
+  assert film.shape == (2, 8, 24, 3) and film.dtype == np.uint8
+
+
+@pytest.mark.parametrize('change, words', [
+    ({'prompt': ' '}, 'prompt is empty'),
+    ({'guidance.name': 'isd'}, "'isd'.*'sds'"),
+    ({'teacher.name': 'imagen'}, "'imagen'.*'shapes'"),
+    ({'scene.name': 'cave'}, "'cave'.*'dreamfusion'")])
+def test_refusals_are_sentences(change, words):
+  config = _config()
+  config.update_from_flattened_dict(change)
+  with pytest.raises(ValueError, match=words):
+    text_to_3d.make(config)
