@@ -98,8 +98,8 @@ def threshold_from(density, spacing):
   where the accumulated opacity passes one half. Both are read off the grid's
   own axis-parallel rays. Among the levels whose silhouette (rays that meet a
   density above the level) agrees best with the half-opaque rays, give or take
-  a hundredth of the silhouette, this is the nearest one to the median density
-  at the half-opacity depth, seen from the six sides.
+  3 % of them (less than a grid cell's width), this is the nearest one to the
+  median density at the half-opacity depth, seen from the six sides.
 
   Args:
     density: grid [X, Y, Z].
@@ -140,7 +140,7 @@ def threshold_from(density, spacing):
   # A level at or below zero would take the empty space in.
   usable = between > 1e-6 * peaks.max()
   good = usable & (wrong[:-1] <= wrong[:-1][usable].min()
-                   + 0.01 * opaque.sum())
+                   + 0.03 * opaque.sum())
   wanted = np.median(at_depth)
   low, high = between[good].min(), between[good].max()
   return float(np.clip(wanted, low, high))

@@ -1,0 +1,64 @@
+"""gen3d.export through its command line, on a run of two tiny steps."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen3d.io import meshes, video
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def command(module, *args):
+  return subprocess.run(
+      [sys.executable, '-m', module, *args], cwd=ROOT, capture_output=True,
+      text=True, timeout=600)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('export') / 'run'
+  done = command(
+      'gen3d.train', '--config=configs/dreamfusion.py:tiny',
+      '--config.steps=2', '--config.prompt=a blue mug', f'--workdir={workdir}')
+  assert done.returncode == 0, done.stderr[-3000:]
+  return workdir
+
+
+def test_files_are_made_again_at_another_size(run, tmp_path):
+  out = tmp_path / 'again'
+  done = command('gen3d.export', f'--workdir={run}', f'--out={out}',
+                 '--size=24', '--resolution=40', '--step=2')
+  assert done.returncode == 0, done.stderr[-3000:]
+  names = ('turntable.mp4', 'preview.png', 'mesh.glb', 'mesh.ply')
+  assert done.stdout.split() == [str(out / name) for name in names]
+  assert sorted(p.name for p in out.iterdir()) == sorted(names)
+  assert video.load(out / 'turntable.mp4')[0].shape[1:3] == (24, 72)
+  assert Image.open(out / 'preview.png').size[0] == 4 * 24 + 3 * 2
+  small = meshes.load(run / 'mesh.glb')
+  large = meshes.load(out / 'mesh.glb')
+  assert len(large.vertices) > 2 * len(small.vertices)
+  for mesh in (small, large):
+    np.testing.assert_allclose(
+        np.ptp(mesh.vertices, axis=0), np.ptp(large.vertices, axis=0),
+        rtol=0.25)
+
+
+def test_mistakes_are_told_in_a_sentence_and_leave_nothing(run, tmp_path):
+  other = tmp_path / 'other'
+  other.mkdir()
+  (other / 'config.json').write_text(json.dumps({'task': 'text_to_image'}))
+  out = tmp_path / 'out'
+  for args, said in (
+      ([f'--workdir={tmp_path / "typo"}'], 'There is no run in'),
+      ([f'--workdir={other}'], "of the task 'text_to_image'"),
+      ([f'--workdir={run}', '--step=7'], 'no checkpoint 7 in'),
+  ):
+    done = command('gen3d.export', *args, f'--out={out}')
+    assert done.returncode == 2 and said in done.stderr
+    assert 'Traceback' not in done.stderr and not out.exists()
