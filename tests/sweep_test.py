@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from gen3d import sweep
+from gen3d.engine import sweeps
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = str(ROOT / 'tests' / 'toy_config.py')
 
 
 def test_a_sweep_is_one_command_line_for_each_overrides():
-  lines = sweep.commands(f'{CONFIG}:long', '/runs', ['--config.steps=7'])
+  lines = sweeps.commands(f'{CONFIG}:long', '/runs', ['--config.steps=7'])
   assert [line[3:-1] for line in lines] == [
       [f'--config={CONFIG}:long', '--config.steps=7', f'--config.rows={rows}',
        '--config.optimizer.learning_rate=0.001'] for rows in (8, 16)]
@@ -31,7 +31,7 @@ def test_a_sweep_that_cannot_be_is_refused(tmp_path, text, sentence):
   source = pathlib.Path(CONFIG).read_text().partition('def sweep')[0]
   (tmp_path / 'config.py').write_text(source + text)
   with pytest.raises(ValueError, match=sentence):
-    sweep.commands(str(tmp_path / 'config.py'), '/runs')
+    sweeps.commands(str(tmp_path / 'config.py'), '/runs')
 
 
 def test_runs_go_on_after_one_that_fails(tmp_path):
@@ -39,7 +39,7 @@ def test_runs_go_on_after_one_that_fails(tmp_path):
   lines = [[sys.executable, '-c', program + f'sys.exit({code})', '-', str(
       tmp_path / name)] for name, code in (('a', 0), ('b', 2), ('c', 0))]
   with pytest.raises(ValueError, match=f'1 of 3 runs failed: {tmp_path}/b'):
-    sweep._run(lines)
+    sweeps.run(lines)
   assert sorted(p.name for p in tmp_path.iterdir()) == ['a', 'b', 'c']
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -122,8 +123,16 @@ def _feed(task, config, start):
   """Returns the mesh and the batches on it, from that of step `start`."""
   if start >= config.steps:
     return sharding.chips(), iter(())
-  batches = iter(task.batches(config.seed, start))
-  first = next(batches)
+  # Some data take minutes to be made: a word, but only where it is needed.
+  patience = threading.Timer(5., print, ['Preparing the first batch.'],
+                             {'file': sys.stderr, 'flush': True})
+  patience.daemon = True
+  patience.start()
+  try:
+    batches = iter(task.batches(config.seed, start))
+    first = next(batches)
+  finally:
+    patience.cancel()
   mesh = sharding.chips(np.shape(jax.tree.leaves(first)[0])[0])
   sharding.check_divides(first, mesh)
   return mesh, sharding.prefetch(itertools.chain([first], batches), mesh)

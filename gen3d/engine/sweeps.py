@@ -1,0 +1,53 @@
+"""One config, many runs: the command lines that its sweep() stands for."""
+
+import pathlib
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+
+from gen3d.engine import cli
+
+
+def commands(path, workdir, common=()):
+  """Returns the command lines of a sweep.
+
+  Args:
+    path: FILE.py or FILE.py:VARIANT with `sweep()`, that gives dicts of
+      {dotted config key: value}.
+    workdir: directory; run 3 gets workdir/003_KEY=VALUE,...
+    common: '--config.KEY=VALUE' flags for all.
+
+  Raises:
+    ValueError: where there is no sweep, or a key is unknown.
+  """
+  sweep = runpy.run_path(path.partition(':')[0]).get('sweep')
+  if sweep is None:
+    raise ValueError(f'The config {path} has no sweep().')
+  lines = []
+  for index, overrides in enumerate(sweep()):
+    name = ','.join(f'{key}={value}' for key, value in overrides.items())
+    name = re.sub(r'[^\w.,=-]+', '-', f'{index:03d}_{name}')[:80]
+    own = [f'--config.{key}={value}' for key, value in overrides.items()]
+    # What a sweep varies stands last, for the last flag holds.
+    line = [sys.executable, '-m', 'gen3d.train', f'--config={path}', *common,
+            *own, f'--workdir={pathlib.Path(workdir) / name}']
+    cli.check_config(line)
+    lines.append(line)
+  return lines
+
+
+def run(lines):
+  """Runs command lines in turn; one that fails does not stop the others."""
+  failed = []
+  for line in lines:
+    print(shlex.join(line), file=sys.stderr, flush=True)
+    code = subprocess.run(line).returncode
+    if code == 130:
+      raise KeyboardInterrupt
+    if code:
+      failed.append(line[-1])
+  if failed:
+    raise ValueError(f'{len(failed)} of {len(lines)} runs failed: '
+                     f'{", ".join(failed)}.')
