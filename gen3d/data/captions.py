@@ -199,6 +199,23 @@ def unknown_words(prompt):
   return [w for w in re.findall(r"[^\W_]+", prompt.lower()) if w not in known]
 
 
+def advice(prompts):
+  """A warning about words that the shapes world lacks, or None.
+
+  Args:
+    prompts: list of strings.
+  """
+  strange = sorted({w for p in prompts for w in unknown_words(p)})
+  if not strange:
+    return None
+  return (
+      f'The shapes model has never seen {", ".join(map(repr, strange))} and '
+      f'will guess. It knows these objects: {", ".join(CATEGORIES)}; in these '
+      f'colours: {", ".join(COLOURS)}. For open vocabulary a teacher trained '
+      f'on the world\'s pictures is needed: config.teacher.name chooses it, '
+      f'once one is there (see README).')
+
+
 class Tokenizer:
   """The shipped subword tokenizer: padding 0, end 1, unknown 2."""
 

@@ -278,6 +278,71 @@ def view_words(camera):
   return [captions.view_word(a, e) for a, e in zip(azimuth, elevation)]
 
 
+def pictures(seed, split, first, count, size):
+  """Yields finished examples, with a progress bar.
+
+  Args:
+    seed: of the world.
+    split: one of SPLITS.
+    first, count: which examples.
+    size: pixels a side.
+
+  Yields:
+    (index, image [size, size, 3] in [0, 1], caption, captions.Spec,
+    label [25] in EG3D's convention).
+  """
+  progress = tqdm.tqdm(total=count, desc=f'{split} pictures', disable=None)
+  for start in range(first, first + count, 64):
+    indices = range(start, min(start + 64, first + count))
+    views, specs = render(seed, split, indices, size)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(seed), jnp.array(indices))
+    images = np.asarray(_light_all(keys, views))
+    words, labels = view_words(views.camera), to_label(views.camera)
+    for i, index in enumerate(indices):
+      text = captions.caption(
+          example(seed, split, index).rng, specs[i], words[i])
+      yield index, images[i], text, specs[i], labels[i]
+      progress.update()
+  progress.close()
+
+
+_light_all = jax.jit(jax.vmap(lambda key, view: sample_image(key, view, 0.0)))
+
+
+def to_label(camera):
+  """EG3D's labels [N, 25] of Cameras [N]: OpenCV axes, then intrinsics."""
+  flip = np.diag([1.0, -1.0, -1.0, 1.0])
+  c2w = np.asarray(camera.c2w) @ flip
+  return np.concatenate([c2w.reshape(-1, 16),
+                         np.asarray(camera.intrinsics).reshape(-1, 9)], -1)
+
+
+def contact_sheet(seed, size):
+  """One object of every category: (images [26, size, size, 3], labels)."""
+  rng = np.random.default_rng(seed)
+  colours = list(captions.COLOURS)
+  keys = jax.random.split(jax.random.key(seed), len(captions.CATEGORIES))
+  images, labels = [], []
+  for key, category in zip(keys, captions.CATEGORIES):
+    main, second = rng.choice(len(colours), 2, replace=False)
+    spec = captions.Spec(category, colours[main], colours[second])
+    azimuth, elevation = rng.uniform(20, 50), rng.uniform(10, 30)
+    images.append(np.asarray(_portrait(
+        categories.build(spec, rng.uniform).parts, key, azimuth, elevation,
+        size)))
+    labels.append(captions.plain(spec))
+  return np.stack(images), labels
+
+
+@functools.partial(jax.jit, static_argnames='size')
+def _portrait(parts, key, azimuth, elevation, size):
+  view = trace(parts, cameras.orbit(azimuth, elevation, 1.7, 1.35), size)
+  light = shading.Light(cameras.spherical(
+      azimuth + 30, elevation + 30, jnp.float32(1.5)), 0.4, 0.6, 0.0)
+  return compose(view, light, sample_background(key, size))
+
+
 def cache_directory():
   """Where rendered views are kept: $GEN3D_CACHE, else ~/.cache/gen3d."""
   return pathlib.Path(os.environ.get('GEN3D_CACHE') or

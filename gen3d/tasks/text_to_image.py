@@ -14,6 +14,8 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
+from absl import logging
 
 from gen3d.data import captions, shapes
 from gen3d.diffusion import noise, samplers, teachers
@@ -71,7 +73,14 @@ def load(path=ASSET):
 def teacher(path=ASSET):
   """The shipped model (or that at `path`) as a teachers.Teacher."""
   model, params, _ = load(path)
-  return teachers.pixel_teacher(model, params, captions.tokenizer().encode)
+  return teachers.pixel_teacher(model, params, _tokenize)
+
+
+def _tokenize(prompts):
+  advice = captions.advice(prompts)
+  if advice:
+    logging.warning(advice)
+  return captions.tokenizer().encode(prompts)
 
 
 def _model(config):
@@ -174,17 +183,18 @@ def sample(key, model, params, prompts, *, scale=3.0, steps=40, eta=0.0,
     eta: 0 for DDIM, 1 for ancestral DDPM.
     batch: how many at a time.
   """
-  tokens, mask = captions.tokenizer().encode([*prompts, ''])
+  tokens, mask = _tokenize([*prompts, ''])
   text = jax.jit(model.embed)(params, tokens, mask)
   null = jax.tree.map(lambda a: a[-1:], text)
   images = []
-  for start in range(0, len(prompts), batch):
+  for start in tqdm.trange(0, len(prompts), batch, desc='sampling',
+                           disable=None):
     # The last batch is filled up: another shape would be another program.
     rows = np.arange(start, start + batch) % len(prompts)
     images.append(_sample(
         jax.random.fold_in(key, start), params,
-        jax.tree.map(lambda a: a[rows], text), null, scale, eta, model=model,
-        steps=steps))
+        jax.tree.map(operator.itemgetter(rows), text), null, scale, eta,
+        model=model, steps=steps))
   return np.concatenate(images)[:len(prompts)]
 
 

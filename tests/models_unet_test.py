@@ -1,0 +1,71 @@
+"""The U-Net's plumbing: shapes, inverses, what it looks at."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen3d.models import unet
+
+SHAPE = unet.UNetShape(channels=(8, 16), blocks=(1, 1),
+                       attention=(False, True), head_dim=8, time_width=16)
+
+
+@pytest.fixture(scope='module')
+def network():
+  module = unet.UNet(SHAPE)
+  key_x, key_s, key_p, key_r = jax.random.split(jax.random.key(0), 4)
+  x = jax.random.normal(key_x, (2, 16, 16, 3))
+  states = jax.random.normal(key_s, (2, 5, 12))
+  mask = jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1.]])
+  t = jnp.array([.2, .7])
+  fresh = jax.jit(module.init)(key_p, x, t, states, mask)
+  # Random weights everywhere: a fresh network ends in zeros.
+  leaves, tree = jax.tree.flatten(fresh)
+  keys = jax.random.split(key_r, len(leaves))
+  params = jax.tree.unflatten(tree, [
+      leaf + .2 * jax.random.normal(k, leaf.shape)
+      for k, leaf in zip(keys, leaves)])
+  return jax.jit(module.apply), params, fresh, (x, t, states, mask)
+
+
+def test_space_to_depth_moves_pixels_as_a_loop_does():
+  x = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+  y = np.asarray(unet.space_to_depth(jnp.asarray(x), 2))
+  for b, i, j, di, dj, c in np.ndindex(2, 2, 3, 2, 2, 3):
+    assert y[b, i, j, (di * 2 + dj) * 3 + c] == x[b, 2 * i + di, 2 * j + dj, c]
+  np.testing.assert_array_equal(unet.depth_to_space(jnp.asarray(y), 2), x)
+
+
+def test_a_fresh_network_says_nothing(network):
+  apply, _, fresh, inputs = network
+  assert jnp.abs(apply(fresh, *inputs)).max() == 0
+
+
+def test_output_depends_on_image_time_and_text(network):
+  apply, params, _, (x, t, states, mask) = network
+  out = apply(params, x, t, states, mask)
+  assert out.shape == x.shape
+  changed = [apply(params, x + .1, t, states, mask),
+             apply(params, x, t + .1, states, mask),
+             apply(params, x, t, states[..., ::-1], mask)]
+  for other in changed:
+    assert jnp.abs(other - out).max() > 1e-3
+
+
+def test_padding_and_other_examples_are_not_looked_at(network):
+  apply, params, _, (x, t, states, mask) = network
+  out = apply(params, x, t, states, mask)
+  padded = states.at[0, 3:].set(99.0)
+  np.testing.assert_allclose(
+      apply(params, x, t, padded, mask)[0], out[0], atol=1e-4)
+  other = apply(params, x.at[1].set(0.), t, states.at[1].set(0.), mask)
+  np.testing.assert_allclose(other[0], out[0], atol=1e-4)
+
+
+def test_masked_mean_is_the_mean_of_what_counts():
+  states = jnp.arange(12.).reshape(1, 4, 3)
+  mask = jnp.array([[1, 0, 1, 0.]])
+  np.testing.assert_allclose(
+      unet.masked_mean(states, mask)[0], (states[0, 0] + states[0, 2]) / 2)
+  assert jnp.isfinite(unet.masked_mean(states, 0 * mask)).all()
