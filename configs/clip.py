@@ -22,24 +22,26 @@ def get_config(variant='shapes'):
   config.views = 30_000
   config.held_out = 512
 
-  # Model: 0.13 GFLOP a picture forward, 1.4 M parameters.
-  config.image = {'patch': 8, 'width': 128, 'layers': 4, 'heads': 4}
+  # Model: 0.08 GFLOP a pair forward, 1.1 M parameters. Pictures are made
+  # smaller for it: half of the work, and shapes and colours stay plain.
+  config.image = {'resolution': 48, 'patch': 8, 'width': 128, 'layers': 4,
+                  'heads': 4}
   config.text = {'width': 96, 'layers': 2, 'heads': 3}
   config.features = 128
 
   # Training.
   config.batch = 128
-  config.steps = 2000
+  config.steps = 3000
   config.optimizer = {
-      'name': 'adamw', 'learning_rate': 1e-3, 'schedule': 'cosine',
-      'warmup': 100, 'b1': 0.9, 'b2': 0.98, 'eps': 1e-6,
-      'weight_decay': 0.1, 'clip': 1.0}
+      'name': 'adamw', 'learning_rate': 1e-3, 'schedule': 'trapezoid',
+      'warmup': 100, 'cooldown': 1000, 'b1': 0.9, 'b2': 0.98,
+      'eps': 1e-6, 'weight_decay': 0.1, 'clip': 1.0}
   config.ema_decay = 0.995
 
   # Reports.
   config.log_every = 20
   config.eval_every = 500
-  config.checkpoint_every = 500
+  config.checkpoint_every = 250
   config.keep_checkpoints = 1
   config.progress = ('loss/contrastive', 'accuracy/text_of_image')
 
@@ -51,7 +53,7 @@ def get_config(variant='shapes'):
     config.update({
         'resolution': 16, 'views': 16, 'held_out': 96, 'features': 16,
         'batch': 8, 'steps': 2, 'log_every': 1, 'eval_every': 2,
-        'image': {'width': 16, 'layers': 1, 'heads': 2},
+        'image': {'resolution': 16, 'width': 16, 'layers': 1, 'heads': 2},
         'text': {'width': 16, 'layers': 1, 'heads': 2},
-        'optimizer': {'warmup': 1}})
+        'optimizer': {'warmup': 1, 'cooldown': 1}})
   return config

@@ -29,7 +29,10 @@ from gen3d.tasks import Task
 
 ASSET = pathlib.Path(__file__).parents[1] / 'assets/clip_shapes.safetensors'
 DISTRACTORS = 64
-TEXTURELESS_NAMED = 0.5  # of textureless pictures: colours may be named
+# White objects in training, more than in the world: their captions of any
+# colour have to be told apart from those of objects that are white. And how
+# many of them have captions that may name the colours.
+TEXTURELESS, TEXTURELESS_NAMED = 0.2, 0.5
 
 
 class Judge(NamedTuple):
@@ -50,7 +53,7 @@ def make(config):
       {**config.optimizer, 'steps': config.steps})
 
   def init(key):
-    resolution = config.resolution
+    resolution = config.image.resolution
     params = model.init(key, jnp.zeros((1, resolution, resolution, 3)),
                         jnp.zeros((1, captions.LENGTH), jnp.int32))
     return states.create(params, optimizer, ema=True)
@@ -103,8 +106,8 @@ def _image_features(params, images, *, model):
   resolution = model.size.image.resolution
 
   def one(image):
-    fit = jax.image.resize(image, (resolution, resolution, 3), 'cubic')
-    return clip.image_features(model, params, jnp.clip(fit, 0, 1)[None])[0]
+    fit = jax.image.resize(image, (resolution, resolution, 3), 'linear')
+    return clip.image_features(model, params, fit[None])[0]
 
   return jax.lax.map(one, images, batch_size=64)
 
@@ -178,7 +181,7 @@ def batches(seed, first_step, *, config):
   for step in itertools.count(first_step):
     rng = np.random.default_rng((seed, step))
     rows = rng.integers(len(specs), size=config.batch)
-    textureless = rng.random(config.batch) < shapes.TEXTURELESS
+    textureless = rng.random(config.batch) < TEXTURELESS
     texts = [captions.caption(rng, specs[row], captions.VIEWS[truths[row, 3]],
                               not white or rng.random() < TEXTURELESS_NAMED)
              for row, white in zip(rows, textureless)]
@@ -223,9 +226,9 @@ def held_out(split, count=512, *, textureless=False, seed=0, resolution=64):
   """
   views, specs = shapes.load_views(seed, split, count, resolution)
   truths = _truths(views, specs)
-  rng = np.random.default_rng((seed, shapes.SPLITS.index(split)))
-  texts = [captions.caption(rng, spec, captions.VIEWS[truth[3]])
-           for spec, truth in zip(specs, truths)]
+  texts = [captions.caption(shapes.example(seed, split, i).rng, spec,
+                            captions.VIEWS[truths[i, 3]])
+           for i, spec in enumerate(specs)]
   keys = jax.random.split(jax.random.key(seed), count)
   return np.asarray(_sample_images(keys, views, textureless)), texts, truths
 
@@ -251,7 +254,9 @@ def _visible(truths, textureless):
 def train_step(state, batch, key, *, model, optimizer, ema_decay):
   """One update of both towers; the batch's pictures are drawn here."""
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['index'])
-  images = jax.vmap(augmented)(keys, batch['views'], batch['textureless'])
+  draw = functools.partial(
+      augmented, resolution=model.size.image.resolution)
+  images = jax.vmap(draw)(keys, batch['views'], batch['textureless'])
 
   def loss_fn(params):
     image, text, scale = model.apply(params, images, batch['tokens'])
@@ -277,8 +282,8 @@ def train_step(state, batch, key, *, model, optimizer, ema_decay):
   return state, {'loss/contrastive': loss, **metrics}
 
 
-def augmented(key, view, textureless):
-  """A training picture [H, W, 3] of a view, made unlike the last one of it.
+def augmented(key, view, textureless, resolution):
+  """A training picture [R, R, 3] of a view, made unlike the last one of it.
 
   Light and background as in the shapes world; then what renders of a 3-D
   object and samples of a diffusion model add: another size and place in the
@@ -295,10 +300,11 @@ def augmented(key, view, textureless):
   zoom = jax.random.uniform(key_zoom, minval=0.75, maxval=1.2)
   shift = jax.random.uniform(key_shift, (2,), minval=-0.1, maxval=0.1)
   image = jax.image.scale_and_translate(
-      image, image.shape, (0, 1), jnp.stack([zoom, zoom]),
-      size * ((1 - zoom) / 2 + shift), 'linear')
+      image, (resolution, resolution, 4), (0, 1),
+      jnp.stack([zoom, zoom]) * resolution / size,
+      resolution * ((1 - zoom) / 2 + shift), 'linear')
   image = image[..., :3] + (1 - image[..., 3:]) * shapes.sample_background(
-      key_background, size)
+      key_background, resolution)
   side = jax.random.uniform(key_blur, minval=-0.25, maxval=0.25)
   image = _blur(image, jnp.maximum(side, 0.0))
   image *= jax.random.uniform(key_exposure, minval=0.85, maxval=1.15)
@@ -322,10 +328,7 @@ def pair_size(config):
   """clip.CLIPSize of a config (a ConfigDict, or a dict from an asset)."""
   image, text = config['image'], config['text']
   return clip.CLIPSize(
-      clip.ImageSize(resolution=config['resolution'], patch=image['patch'],
-                     width=image['width'], layers=image['layers'],
-                     heads=image['heads']),
+      clip.ImageSize(**image),
       clip.TextSize(vocab=captions.tokenizer().vocab_size,
-                    length=captions.LENGTH, width=text['width'],
-                    layers=text['layers'], heads=text['heads'], eot=1),
+                    length=captions.LENGTH, eot=1, **text),
       features=config['features'])
