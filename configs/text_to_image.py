@@ -35,7 +35,9 @@ def get_config(variant='shapes'):
       't5': {'layers': 2, 'width': 128, 'heads': 4, 'head_dim': 32,
              'ff_width': 256}}
 
-  # Training.
+  # Training. `start_from` takes weights (.safetensors) to go on from where
+  # the run's own checkpoints are gone.
+  config.start_from = ''
   config.batch = 32
   config.steps = 10_000
   config.optimizer = {

@@ -41,7 +41,10 @@ def make(config):
   optimizer = optim.make_optimizer({**config.optimizer, 'steps': config.steps})
 
   def init(key):
-    params = model.init(key, captions.LENGTH)
+    if config.start_from:
+      params, _ = checkpoints.load_asset(config.start_from)
+    else:
+      params = model.init(key, captions.LENGTH)
     return states.create(params, optimizer, ema=True)
 
   def finish(state, workdir):

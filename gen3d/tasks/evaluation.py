@@ -1,0 +1,218 @@
+"""How good are the shipped models and what they make: the README's numbers.
+
+Three questions, in the order in which the answers depend on one another: can
+the judge (the CLIP pair) be trusted on real pictures, are the diffusion
+model's samples what their captions say, are the finished objects.
+"""
+
+import functools
+import json
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import tqdm
+
+from gen3d.data import captions, categories, shapes
+from gen3d.engine import checkpoints
+from gen3d.io import files, meshes, pictures
+from gen3d.metrics import shape as shape_metrics
+from gen3d.metrics import text as text_metrics
+from gen3d.ops import cameras
+from gen3d.ops import mesh as mesh_ops
+from gen3d.tasks import image_text, text_to_3d, text_to_image
+
+AZIMUTHS = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
+ELEVATION = 30.0  # DreamFusion's, for R-precision
+BACKGROUND = 0.8  # grey, on which every colour can be told
+REPORT = 'evaluation.json'
+
+
+class Verdict(NamedTuple):
+  """What is known of one finished run."""
+  prompt: str
+  split: str          # 'seen' or 'unseen' pair of category and colour
+  colour: float       # share of views whose caption the judge finds
+  textureless: float  # the same without texture
+  iou: float          # with the category's typical object, at the best scale
+  f_score: float      # of surfaces, threshold 5 % of the object's radius
+
+
+def held_out_captions(split, count, seed=0):
+  """The plain captions of the first `count` examples of a split."""
+  return [captions.plain(shapes.example(seed, split, i).object.spec)
+          for i in range(count)]
+
+
+def judge_real(judge, count=512, size=64, seed=0):
+  """Rates of the judge on real pictures of held-out examples.
+
+  Returns:
+    {split: text_metrics.Rate} among 64 captions that are untrue.
+  """
+  rates = {}
+  for split in ('seen', 'unseen'):
+    examples = list(shapes.pictures(seed, split, 0, count, size))
+    images = np.stack([image for _, image, _, _, _ in examples])
+    rates[split] = image_text.r_precision(
+        judge, images, held_out_captions(split, count, seed))['64']
+  return rates
+
+
+def judge_samples(judge, weights=text_to_image.ASSET, count=512, scale=3.0,
+                  steps=40, seed=0):
+  """Rates of samples of the diffusion model for held-out captions.
+
+  Returns:
+    ({split: text_metrics.Rate}, {split: (images uint8 [N, H, W, 3],
+    captions)}).
+  """
+  model, params, _ = text_to_image.load(weights)
+  rates, samples = {}, {}
+  for split in ('seen', 'unseen'):
+    texts = held_out_captions(split, count, seed)
+    images = text_to_image.sample(
+        jax.random.key(seed), model, params, texts, scale=scale, steps=steps)
+    rates[split] = image_text.r_precision(judge, images / 255.0, texts)['64']
+    samples[split] = images, texts
+  return rates, samples
+
+
+def judge_runs(judge, runs, force=False):
+  """Verdicts of all finished text-to-3D runs in a folder.
+
+  A run that has been judged is not judged again, unless `force`; what is
+  known of it stands beside it, in evaluation.json.
+
+  Args:
+    judge: image_text.Judge.
+    runs: folder of workdirs.
+    force: whether to do again what is done.
+
+  Returns:
+    list of Verdict, sorted by split and prompt.
+
+  Raises:
+    ValueError: no finished text-to-3D run is there.
+  """
+  folders = sorted(p.parent for p in pathlib.Path(runs).glob('*/finished.json')
+                   if _is_text_to_3d(p.parent))
+  if not folders:
+    raise ValueError(f'There is no finished text-to-3D run in {runs}; give '
+                     'the folder that holds the workdirs.')
+  verdicts = []
+  for folder in tqdm.tqdm(folders, 'runs', disable=None):
+    report = folder / REPORT
+    if report.exists() and not force:
+      verdicts.append(Verdict(**json.loads(report.read_text())))
+      continue
+    verdict = _judge_run(judge, folder)
+    with files.replacing(report) as temporary:
+      pathlib.Path(temporary).write_text(json.dumps(verdict._asdict()))
+    verdicts.append(verdict)
+  return sorted(verdicts, key=lambda v: (v.split, v.prompt))
+
+
+def table(verdicts):
+  """A Markdown table of Verdicts, the means of both splits at its end."""
+  percent = lambda x: f'{100 * x:.0f} %'
+  row = lambda name, split, v: (
+      f'| {name} | {split} | {percent(v[0])} | {percent(v[1])} | '
+      f'{v[2]:.2f} | {v[3]:.2f} |')
+  lines = ['| prompt | pair | colour | textureless | IoU | F-score |',
+           '|---|---|---|---|---|---|']
+  lines += [row(v.prompt, v.split, v[2:]) for v in verdicts]
+  for split in ('seen', 'unseen', None):
+    chosen = [v[2:] for v in verdicts if split in (None, v.split)]
+    if chosen:
+      lines.append(row(f'**mean of {len(chosen)}**', split or 'all',
+                       np.mean(chosen, axis=0)))
+  return '\n'.join(lines)
+
+
+def sheet(runs, size=128):
+  """One picture of all judged runs: (uint8 [H, W, 3])."""
+  images, labels = [], []
+  for folder in sorted(p.parent for p in pathlib.Path(runs).glob(
+      f'*/{REPORT}')):
+    scene, params, config = load_run(folder)
+    images.append(text_to_3d.show(
+        scene, params, (30.0,), size, dict(config.orbit), ('color',))[0])
+    labels.append(config.prompt)
+  return pictures.tile(np.stack(images), 8, labels)
+
+
+def load_run(folder):
+  """(scene, its parameters, config) of a finished text-to-3D run."""
+  config = ml_collections.ConfigDict(json.loads(
+      (pathlib.Path(folder) / 'config.json').read_text()))
+  task = text_to_3d.make(config)
+  state = checkpoints.load(folder, task.init(jax.random.key(0)))
+  return text_to_3d.make_scene(config), state.params['scene'], config
+
+
+def _is_text_to_3d(folder):
+  config = folder / 'config.json'
+  return config.exists() and (
+      json.loads(config.read_text()).get('task') == 'text_to_3d')
+
+
+def _judge_run(judge, folder):
+  scene, params, config = load_run(folder)
+  said = captions.parse(config.prompt)
+  split = 'unseen' if said.main and captions.unseen(
+      said.category, said.main) else 'seen'
+  seen = _views(scene, params, dict(config.orbit))
+  pool = held_out_captions('seen', 256) + held_out_captions('unseen', 256)
+  prompts = [config.prompt] * len(AZIMUTHS)
+  rate = lambda images, facts=None: image_text.r_precision(
+      judge, images, prompts, pool, facts)['64'].rate
+  # A white object shows no colours: only the category can be wrong.
+  facts = np.tile(image_text.stated(config.prompt), (len(prompts), 1))
+  facts[:, 1:] = -1
+  iou, f_score = geometry(meshes.load(folder / 'mesh.ply'), said)
+  return Verdict(config.prompt, split, rate(seen['color']),
+                 rate(seen['textureless'], facts), iou, f_score)
+
+
+def geometry(mesh, said):
+  """(IoU, F-score) of a mesh with the typical object of a caption's category.
+
+  The mesh is laid over the object at its best scale and place, not turned:
+  its front is part of what was asked for. The F-score's threshold is 5 % of
+  the largest object's diameter.
+
+  Args:
+    mesh: ops.mesh.Mesh.
+    said: captions.Spec with a category.
+  """
+  typical = categories.build(
+      captions.Spec(said.category, 'red', 'blue'), lambda lo, hi: (lo + hi) / 2)
+  bound = 1.5 * categories.RADIUS
+  sdf = jax.jit(functools.partial(shapes.sdf, typical.parts))
+  fit = shape_metrics.best_scale_iou(
+      shape_metrics.inside_mesh(mesh.vertices, mesh.faces, bound),
+      lambda points: np.asarray(sdf(points)) < 0, bound)
+  cells = shape_metrics.cell_centres(bound, 128)
+  # As a density that is 1 on the surface: what `isosurface` expects.
+  density = np.exp(-10 * np.asarray(sdf(cells))).reshape(128, 128, 128)
+  vertices, faces = mesh_ops.isosurface(
+      density, 1.0, cells[0],
+      float(cells[1, 2] - cells[0, 2]))
+  ours = shape_metrics.sample_surface(mesh.vertices, mesh.faces, 10_000)
+  truth = shape_metrics.sample_surface(vertices, faces, 10_000)
+  return fit.iou, shape_metrics.f_score(
+      fit.place(ours), truth, 0.05 * 2 * categories.RADIUS)
+
+
+def _views(scene, params, orbit, size=64):
+  look = jax.jit(lambda camera: scene.show(
+      params, camera, size, ('color', 'textureless'),
+      jnp.full(3, BACKGROUND)))
+  looks = [look(cameras.orbit(azimuth, ELEVATION, orbit['distance'],
+                              orbit['focal'])) for azimuth in AZIMUTHS]
+  return {mode: np.stack([look[mode] for look in looks])
+          for mode in ('color', 'textureless')}

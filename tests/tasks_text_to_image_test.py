@@ -1,0 +1,100 @@
+"""The text-to-image task at toy size: batches, loss, samples, weights."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import text_to_image as config_file
+from gen3d.data import captions
+from gen3d.diffusion import noise
+from gen3d.engine import checkpoints
+from gen3d.tasks import text_to_image
+
+
+@pytest.fixture(scope='module')
+def config():
+  return config_file.get_config('tiny')
+
+
+@pytest.fixture(scope='module')
+def task(config):
+  return text_to_image.make(config)
+
+
+@pytest.fixture(scope='module')
+def state(task):
+  return task.init(jax.random.key(0))
+
+
+def test_batches_begin_at_any_step_and_drop_some_captions(config, task):
+  first = list(itertools.islice(task.batches(0, 0), 3))
+  later = next(task.batches(0, 2))
+  jax.tree.map(np.testing.assert_array_equal, first[2], later)
+  assert not np.array_equal(first[0]['tokens'], first[1]['tokens'])
+  many = config.copy_and_resolve_references()
+  many.batch = 400
+  batch = next(text_to_image.batches(0, 0, config=many))
+  empty = (batch['mask'].sum(1) == 1).mean()
+  assert 0.05 < empty < 0.17
+  assert 0.05 < batch['textureless'].mean() < 0.17
+
+
+def test_the_loss_of_the_right_answer_is_zero_and_of_silence_is_one():
+  class Model:
+    schedule = noise.cosine_schedule()
+    predict_v = staticmethod(lambda params, x_t, t, text: params * text)
+
+  x, eps = jax.random.normal(jax.random.key(0), (2, 64, 8, 8, 3))
+  t = jnp.linspace(0.01, 0.99, 64)
+  v = noise.to_v(Model.schedule, x, eps, t)
+  loss = lambda scale: text_to_image.v_loss(Model, scale, x, eps, t, v)
+  assert loss(1.0) < 1e-10
+  # v of unit-variance data and noise has unit variance at every t.
+  np.testing.assert_allclose(loss(0.0), 1.0, atol=0.03)
+
+
+def test_training_again_from_given_weights_starts_there(
+    config, task, state, tmp_path):
+  path, _ = checkpoints.save_asset(
+      tmp_path / 'w.safetensors', state.params, {'config': config.to_dict()})
+  again = config.copy_and_resolve_references()
+  again.start_from = str(path)
+  warm = text_to_image.make(again).init(jax.random.key(9))
+  jax.tree.map(np.testing.assert_array_equal, warm.params, state.params)
+
+
+def test_samples_do_not_depend_on_how_many_are_asked_for(task, state, config):
+  model = text_to_image._model(config)
+  prompts = ['a red car', 'a blue duck', 'a green tree']
+  key = jax.random.key(1)
+  draw = lambda n, **kwargs: text_to_image.sample(
+      key, model, state.ema, prompts[:n], steps=3, batch=2, **kwargs)
+  three = draw(3)
+  assert three.shape == (3, 16, 16, 3) and three.dtype == np.uint8
+  np.testing.assert_array_equal(three[:2], draw(2))
+  assert not np.array_equal(three, draw(3, eta=1.0))
+
+
+def test_the_shipped_teacher_speaks_eps_and_hears_words():
+  teacher = text_to_image.teacher()
+  text = teacher.embed(['a red car', ''])
+  assert text['states'].shape[:2] == (2, captions.LENGTH)
+  image = jnp.full((2, 32, 32, 3), 0.5)
+  x = teacher.encode(teacher.weights, image, jax.random.key(0))
+  assert x.shape == (2, *teacher.latent)
+  np.testing.assert_allclose(x, 0, atol=1e-6)
+  eps = jax.random.normal(jax.random.key(1), x.shape)
+  t = jnp.full(2, 0.9)
+  x_t = noise.diffuse(teacher.schedule, x, eps, t)
+  told = jax.jit(teacher.denoise)(teacher.weights, x_t, t, text)
+  # A trained model finds the noise in a grey picture.
+  assert jnp.mean((told - eps) ** 2) < 0.1
+  assert jnp.abs(told[0] - told[1]).max() > 1e-3
+
+
+def test_strange_words_are_named_once(caplog):
+  text_to_image._tokenize(['a red zebra, front view', ''])
+  assert "'zebra'" in caplog.text
