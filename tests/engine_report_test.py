@@ -67,3 +67,13 @@ def test_other_processes_write_nothing(tmp_path, capsys):
   writer.say('Hello.')
   writer.close()
   assert not list(tmp_path.iterdir()) and not capsys.readouterr().err
+
+
+def test_provenance_leaves_out_the_pauses(tmp_path):
+  times = [0, 100, 300, 5000, 5060]
+  (tmp_path / 'scalars.jsonl').write_text(''.join(
+      json.dumps({'step': i, 'time': t}) + '\n' for i, t in enumerate(times)))
+  told = report.provenance(tmp_path)
+  assert told['hours'] == round(360 / 3600, 2)
+  assert 'core' in told['machine']
+  assert report.provenance(tmp_path / 'nothing')['hours'] == 0

@@ -1,11 +1,15 @@
 """What a run shows: scalars.jsonl, TensorBoard, previews, a live line."""
 
 import datetime
+import itertools
 import json
+import os
 import pathlib
+import platform
 import sys
 import time
 
+import jax
 import tensorboardX
 import tqdm
 from PIL import Image
@@ -13,6 +17,7 @@ from PIL import Image
 from gen3d.engine.checkpoints import write_whole
 
 _PLAIN_SECONDS = 30.
+_PAUSE_SECONDS = 600.
 
 
 class Report:
@@ -74,6 +79,24 @@ class Report:
     self._line.close()
     self._file.close()
     self._board.close()
+
+
+def provenance(workdir):
+  """What a weights record tells of its run: {'hours', 'machine'}.
+
+  Hours are those between the first and the last line of scalars.jsonl, less
+  the pauses of an interrupted run (over ten minutes without a line).
+  """
+  path = pathlib.Path(workdir) / 'scalars.jsonl'
+  lines = path.read_text().splitlines() if path.exists() else []
+  times = [json.loads(line)['time'] for line in lines]
+  gaps = [b - a for a, b in itertools.pairwise(times)]
+  worked = sum(gap for gap in gaps if 0 < gap < _PAUSE_SECONDS)
+  device = jax.devices()[0]
+  machine = (f'{os.cpu_count()} cores ({platform.machine()})'
+             if device.platform == 'cpu' else
+             f'{jax.device_count()} x {device.device_kind}')
+  return {'hours': round(worked / 3600, 2), 'machine': machine}
 
 
 class _Line:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen3d.data import captions, shapes
-from gen3d.engine import checkpoints, optim
+from gen3d.engine import checkpoints, optim, report
 from gen3d.engine import state as states
 from gen3d.metrics import text as metrics_text
 from gen3d.models import clip
@@ -63,7 +63,7 @@ def make(config):
     record = {'model': 'clip_shapes', 'config': config.to_dict(),
               'steps': int(state.step),
               'images_seen': int(state.step) * config.batch,
-              'r_precision': scalars}
+              **report.provenance(workdir), 'r_precision': scalars}
     return checkpoints.save_asset(
         pathlib.Path(workdir) / ASSET.name, state.ema, record, 'float16')
 

@@ -19,7 +19,7 @@ from absl import logging
 
 from gen3d.data import captions, shapes
 from gen3d.diffusion import noise, samplers, teachers
-from gen3d.engine import checkpoints, optim
+from gen3d.engine import checkpoints, optim, report
 from gen3d.engine import state as states
 from gen3d.io import pictures
 from gen3d.tasks import Task
@@ -50,7 +50,8 @@ def make(config):
   def finish(state, workdir):
     record = {'model': 'text_to_image_shapes', 'config': config.to_dict(),
               'steps': int(state.step),
-              'images_seen': int(state.step) * config.batch}
+              'images_seen': int(state.step) * config.batch,
+              **report.provenance(workdir)}
     return checkpoints.save_asset(
         pathlib.Path(workdir) / ASSET.name, state.ema, record, 'float16')
 
