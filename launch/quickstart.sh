@@ -3,7 +3,8 @@
 #   bash launch/quickstart.sh "a red chair" [FLAG...]
 # Makes .venv on the first call. Each prompt has a folder in runs/; a finished
 # one is not made again and an interrupted one goes on where it stopped. FLAGs,
-# such as --config.seed=1, go to gen3d.train.
+# such as --config.seed=1 or --config=configs/dreamfusion.py:paper, go to
+# gen3d.train.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
@@ -31,8 +32,13 @@ workdir=$root/runs/$slug
 
 if [ $# -gt 0 ] || [ ! -f "$workdir/finished.json" ]; then
   environment requirements.txt
-  (cd "$root" && "$python" -m gen3d.train --config=configs/dreamfusion.py \
-    --config.prompt="$prompt" --workdir="$workdir" "$@" </dev/null)
+  # gen3d.train takes one --config only.
+  case " $*" in
+    *' --config='*) ;;
+    *) set -- --config=configs/dreamfusion.py "$@" ;;
+  esac
+  (cd "$root" && "$python" -m gen3d.train "$@" --config.prompt="$prompt" \
+    --workdir="$workdir" </dev/null)
 fi
 if [ ! -f "$workdir/finished.json" ]; then
   fail "stopped before the end; the same command goes on from there."

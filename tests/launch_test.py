@@ -103,9 +103,14 @@ def test_words_flags_and_the_default_prompt(ready):
   assert launch(ready, 'quickstart.sh', 'a', 'red', 'car', '--config.seed=1',
                 '--flag=b c').returncode == 0
   assert launch(ready, 'quickstart.sh').returncode == 0
-  first, second = calls(ready, 'gen3d.train')
+  assert launch(ready, 'quickstart.sh', 'a cat',
+                '--config=a.py:tiny').returncode == 0
+  first, second, third = calls(ready, 'gen3d.train')
+  for call in (first, second):
+    assert '|--config=configs/dreamfusion.py|' in call
+  assert third.count('--config=') == 1 and '|--config=a.py:tiny|' in third
   assert '|--config.prompt=a red car|' in first
-  assert first.endswith('|--config.seed=1|--flag=b c|')
+  assert '|--config.seed=1|--flag=b c|' in first
   assert '|--config.prompt=a red chair|' in second
 
 
