@@ -58,7 +58,7 @@ def paper():
           'size': 64,
           'samples': 192,
           'importance': 0,
-          'chunk': 1024,  # rays at once; bounds the memory
+          'chunk': 256,  # rays at once; bounds the memory
           'boundary': 'sphere', 'bound': 1.4, 'near': 0.05,
           'field': {'name': 'mip_mlp', 'degree': 8, 'width': 128, 'blocks': 5},
           'blob': {'name': 'dreamfusion', 'strength': 5.0, 'width': 0.2},
@@ -98,7 +98,7 @@ def shapes():
       'weighting': 'sigma_squared', 'time_min': 0.02,
       'time_max': ((0, 0.98), (steps, 0.5)), 'clip': 0.0, 'rescale': 0.0})
   scene = config.scene
-  scene.samples, scene.importance, scene.chunk = 48, 24, 8192
+  scene.samples, scene.importance, scene.chunk = 48, 24, 4096
   scene.bound = 0.65
   scene.field = ml_collections.ConfigDict({
       'name': 'triplane', 'resolution': 64, 'features': 16, 'width': 64,
@@ -115,7 +115,7 @@ def shapes():
   scene.light.ambient, scene.light.diffuse = 0.4, 0.6
   scene.penalties = ml_collections.ConfigDict({
       'orientation': 1e-2, 'opacity': 1e-3,
-      'entropy': ((steps // 3, 0.0), (steps, 1e-2))})
+      'entropy': ((steps // 3, 0.0), (steps, 1e-2)), 'roughness': 1e-2})
   config.optimizer = ml_collections.ConfigDict({
       'name': 'adam', 'learning_rate': 1e-2, 'schedule': 'cosine',
       'steps': steps, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-15})

@@ -45,6 +45,21 @@ def test_depth_variance():
   assert np.all(np.isfinite(gradient))
 
 
+def test_roughness_against_a_loop():
+  rng = np.random.default_rng(0)
+  normals, total = rng.normal(size=(3, 4, 3)), rng.random((3, 4))
+  expected = np.zeros((3, 4))
+  for y in range(3):
+    for x in range(4):
+      for v, u in ((y + 1, x), (y, x + 1)):
+        if v < 3 and u < 4:
+          expected[y, x] += 0.5 * total[y, x] * total[v, u] * np.sum(
+              (normals[y, x] - normals[v, u])**2)
+  np.testing.assert_allclose(
+      losses.roughness(jnp.asarray(normals), jnp.asarray(total)), expected,
+      rtol=1e-5)
+
+
 def test_piecewise():
   assert float(schedules.piecewise(7, 0.5)) == 0.5
   ramp = ((10, 1.0), (20, 3.0), (40, 2.0))

@@ -106,12 +106,13 @@ def test_an_object_takes_the_teachers_colour_and_is_exported(tmp_path):
   assert all(pathlib.Path(f).stat().st_size > 100 for f in files)
 
 
-def test_show_puts_the_modes_side_by_side():
+def test_viewer_puts_the_modes_side_by_side():
   config = _config()
   scene = text_to_3d.make_scene(config)
   params = scene.init(jax.random.key(0))
-  film = text_to_3d.show(scene, params, (0.0, 90.0), 8, dict(config.orbit))
-  assert film.shape == (2, 8, 24, 3) and film.dtype == np.uint8
+  film = text_to_3d.viewer(scene, 8, dict(config.orbit))(
+      params, (0.0, 90.0, 180.0))
+  assert film.shape == (3, 8, 24, 3) and film.dtype == np.uint8
 
 
 @pytest.mark.parametrize('change, words', [

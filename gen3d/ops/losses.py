@@ -51,3 +51,18 @@ def depth_variance(weights, edges):
   mean = jnp.sum(share * middle, axis=-1, keepdims=True)
   spread = jnp.sum(share * (middle - mean)**2, axis=-1)
   return jax.lax.stop_gradient(total[..., 0]) * spread
+
+
+def roughness(normals, total):
+  """How much the normals [H, W, 3] of neighbouring pixels differ, [H, W].
+
+  Half the squared difference from the pixels below and to the right, where
+  both pixels have an opacity `total` [H, W]; no gradient goes to the latter.
+  """
+  total = jax.lax.stop_gradient(total)
+  down = total[1:] * total[:-1] * jnp.sum(
+      jnp.diff(normals, axis=0)**2, axis=-1)
+  right = total[:, 1:] * total[:, :-1] * jnp.sum(
+      jnp.diff(normals, axis=1)**2, axis=-1)
+  return 0.5 * (jnp.pad(down, ((0, 1), (0, 0)))
+                + jnp.pad(right, ((0, 0), (0, 1))))

@@ -244,6 +244,7 @@ def _penalties(params, render, step, *, config):
       'opacity': losses.opacity(render.opacity),
       'entropy': losses.entropy(render.opacity),
       'spread': render.aux['spread'],
+      'roughness': losses.roughness(render.normals, render.opacity),
   }
   unknown = set(config.penalties) - set(terms)
   if unknown:

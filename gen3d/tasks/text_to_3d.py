@@ -6,7 +6,6 @@ of four chips). A view's randomness is its number's and the step's, so that
 the result does not depend on the spreading.
 """
 
-import importlib
 import itertools
 import pathlib
 from functools import partial
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 
 from gen3d.engine import optim
 from gen3d.engine import state as states
@@ -22,20 +22,14 @@ from gen3d.guidance import prompts, score
 from gen3d.io import meshes, pictures, video
 from gen3d.ops import cameras, mesh
 from gen3d.scenes import dreamfusion
-from gen3d.tasks import Task
+from gen3d.tasks import Task, text_to_image
 
 SCENES = {'dreamfusion': dreamfusion.make}
 COEFFICIENTS = {'sds': score.sds, 'csd': score.csd}
 SHOWN = ('color', 'normal', 'textureless')
 
 
-def shapes_teacher():
-  """The text-to-image model that ships with the package."""
-  # Late, for it reads the weights and most of the tests need none.
-  return importlib.import_module('gen3d.diffusion.teachers').shapes()
-
-
-TEACHERS = {'shapes': shapes_teacher}
+TEACHERS = {'shapes': text_to_image.teacher}
 
 
 def make(config, teacher=None):
@@ -65,7 +59,8 @@ def make(config, teacher=None):
       step=partial(_step, scene=scene, guidance=guidance, optimizer=optimizer,
                    views=config.views, words=dict(config.words)),
       batches=partial(_batches, views=config.views),
-      evaluate=partial(_evaluate, scene=scene, orbit=dict(config.orbit)),
+      evaluate=partial(_evaluate, view=viewer(
+          scene, 96, dict(config.orbit), ('color', 'normal'))),
       finish=lambda state, workdir: export(
           scene, state.params['scene'], workdir, orbit=dict(config.orbit),
           **config.export))
@@ -97,7 +92,7 @@ def export(scene, params, workdir, *, orbit, resolution=128, size=256,
   """
   workdir = pathlib.Path(workdir)
   turns = np.linspace(0.0, 360.0, frames, endpoint=False)
-  film = show(scene, params, turns, size, orbit)
+  film = viewer(scene, size, orbit)(params, turns)
   video.save(workdir / 'turntable.mp4', film, fps)
   eight = np.arange(8) * frames // 8
   pictures.save(workdir / 'preview.png', pictures.tile(
@@ -110,22 +105,37 @@ def export(scene, params, workdir, *, orbit, resolution=128, size=256,
       'turntable.mp4', 'preview.png', 'mesh.glb', 'mesh.ply')]
 
 
-def show(scene, params, azimuths, size, orbit, modes=SHOWN):
-  """Views uint8 [N, size, len(modes) * size, 3] on white from all around."""
-  look = _look(scene, size, modes)
-  images = [look(params, azimuth, **orbit) for azimuth in azimuths]
-  return pictures.to_uint8(np.stack(jax.device_get(images)))
+def viewer(scene, size, orbit, modes=SHOWN):
+  """A compiled (params, azimuths [N]) -> uint8 [N, size, M size, 3].
 
+  The M `modes` (scenes.Scene.show) side by side, on white, from cameras at
+  `azimuths` on the orbit {'elevation', 'distance', 'focal'}. The views are
+  divided over this process's devices.
+  """
+  devices = jax.local_devices()
+  chips = jax.make_mesh(
+      (len(devices),), ('chips',), devices=devices,
+      axis_types=(jax.sharding.AxisType.Auto,))
 
-def _look(scene, size, modes):
+  def look(params, azimuth):
+    camera = cameras.orbit(azimuth, **orbit)
+    images = scene.show(params, camera, size, modes, jnp.ones(3))
+    image = jnp.concatenate([images[mode] for mode in modes], axis=1)
+    return jnp.round(255 * image).astype(jnp.uint8)
 
   @jax.jit
-  def look(params, azimuth, elevation, distance, focal):
-    camera = cameras.orbit(azimuth, elevation, distance, focal)
-    images = scene.show(params, camera, size, modes, jnp.ones(3))
-    return jnp.concatenate([images[mode] for mode in modes], axis=1)
+  @partial(jax.shard_map, mesh=chips, in_specs=(P(), P('chips')),
+           out_specs=P('chips'), check_vma=False)
+  def look_around(params, azimuths):
+    return jax.lax.map(partial(look, params), azimuths)
 
-  return look
+  def view(params, azimuths):
+    azimuths = np.asarray(azimuths, np.float32)
+    fill = -len(azimuths) % len(devices)
+    images = look_around(jax.device_get(params), np.pad(azimuths, (0, fill)))
+    return np.asarray(images)[:len(azimuths)]
+
+  return view
 
 
 def _init(key, *, scene, guidance, teacher, table, optimizer):
@@ -182,11 +192,10 @@ def _batches(seed, first_step, *, views):
   return itertools.repeat({'view': np.arange(views, dtype=np.int32)})
 
 
-def _evaluate(state, key, *, scene, orbit, size=96):
+def _evaluate(state, key, *, view):
   """A sheet of four sides, each in colour and as normals."""
   del key
-  film = show(scene, state.params['scene'], (0.0, 90.0, 180.0, 270.0), size,
-              orbit, modes=('color', 'normal'))
+  film = view(state.params['scene'], (0.0, 90.0, 180.0, 270.0))
   return {}, {'preview': pictures.tile(film, 2)}
 
 
