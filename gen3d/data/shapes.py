@@ -20,17 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from gen3d.data import captions
-from gen3d.data import categories
-from gen3d.ops import cameras
-from gen3d.ops import shading
+from gen3d.data import captions, categories
+from gen3d.ops import cameras, shading
 
 SPLITS = ('train', 'seen', 'unseen')
 PART = categories.PART
 # DreamFusion's distribution, with a longer lens and less jitter so that an
 # object fills most of the 64 pixels that the model has.
-CAMERA = dict(elevation=(-10.0, 90.0), distance=(1.4, 1.8), focal=(1.1, 1.5),
-              jitter_position=0.1, jitter_target=0.04, jitter_up=0.02)
+CAMERA = {'elevation': (-10.0, 90.0), 'distance': (1.4, 1.8),
+          'focal': (1.1, 1.5), 'jitter_position': 0.1, 'jitter_target': 0.04,
+          'jitter_up': 0.02}
 ALBEDO_ONLY, TEXTURELESS = 0.25, 0.1  # of the views
 AMBIENT = (0.2, 0.6)                  # of the lit ones; diffuse is the rest
 VERSION = 1  # of the world's geometry and tracing; stored views go with it

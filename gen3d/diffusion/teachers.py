@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gen3d.diffusion import noise
-from gen3d.models import t5
-from gen3d.models import unet
+from gen3d.models import t5, unet
 
 ASSET = (pathlib.Path(__file__).parents[1] / 'assets'
          / 'text_to_image_shapes.safetensors')

@@ -20,7 +20,6 @@ from gen3d.data import captions, categories, shapes
 from gen3d.engine import checkpoints
 from gen3d.io import files, meshes, pictures
 from gen3d.metrics import shape as shape_metrics
-from gen3d.metrics import text as text_metrics
 from gen3d.ops import cameras
 from gen3d.ops import mesh as mesh_ops
 from gen3d.tasks import image_text, text_to_3d, text_to_image
@@ -51,7 +50,7 @@ def judge_real(judge, count=512, size=64, seed=0):
   """Rates of the judge on real pictures of held-out examples.
 
   Returns:
-    {split: text_metrics.Rate} among 64 captions that are untrue.
+    {split: metrics.text.Rate} among 64 captions that are untrue.
   """
   rates = {}
   for split in ('seen', 'unseen'):
@@ -67,7 +66,7 @@ def judge_samples(judge, weights=text_to_image.ASSET, count=512, scale=3.0,
   """Rates of samples of the diffusion model for held-out captions.
 
   Returns:
-    ({split: text_metrics.Rate}, {split: (images uint8 [N, H, W, 3],
+    ({split: metrics.text.Rate}, {split: (images uint8 [N, H, W, 3],
     captions)}).
   """
   model, params, _ = text_to_image.load(weights)
@@ -168,14 +167,11 @@ def _judge_run(judge, folder):
   seen = _views(scene, params, dict(config.orbit))
   pool = held_out_captions('seen', 256) + held_out_captions('unseen', 256)
   prompts = [config.prompt] * len(AZIMUTHS)
-  rate = lambda images, facts=None: image_text.r_precision(
-      judge, images, prompts, pool, facts)['64'].rate
-  # A white object shows no colours: only the category can be wrong.
-  facts = np.tile(image_text.stated(config.prompt), (len(prompts), 1))
-  facts[:, 1:] = -1
+  rate = lambda images, white: image_text.r_precision(
+      judge, images, prompts, pool, textureless=white)['64'].rate
   iou, f_score = geometry(meshes.load(folder / 'mesh.ply'), said)
-  return Verdict(config.prompt, split, rate(seen['color']),
-                 rate(seen['textureless'], facts), iou, f_score)
+  return Verdict(config.prompt, split, rate(seen['color'], False),
+                 rate(seen['textureless'], True), iou, f_score)
 
 
 def geometry(mesh, said):
