@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import platform
 import socket
 import subprocess
 import sys
@@ -144,3 +145,24 @@ def test_the_default_is_one_device_per_core_and_the_users_number_stays():
       assert count == sharding._cores() and 3 % divides == 0
     else:  # What the user asked for is not reduced behind their back.
       assert (count, divides) == (want, want)
+
+
+def test_memory_is_kept_unless_the_user_says_otherwise():
+  program = (
+      'import resource\n'
+      'import numpy as np\n'
+      'from gen3d.engine import sharding\n'
+      'kept = sharding.keep_memory()\n'
+      'def faults():\n'
+      '  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
+      'np.ones(2**25).sum()\n'
+      'before = faults()\n'
+      'for _ in range(4): np.ones(2**25).sum()\n'
+      'print(kept, (faults() - before) < 4 * 2**28 / 4096 / 8)\n')
+  run = lambda **extra: subprocess.run(
+      [sys.executable, '-c', program], capture_output=True, text=True,
+      check=True, cwd=TESTS.parent,
+      env={**os.environ, **extra}).stdout.split()
+  if sys.platform == 'linux' and platform.libc_ver()[0] == 'glibc':
+    assert run() == ['True', 'True']
+  assert run(MALLOC_ARENA_MAX='4')[0] == 'False'
