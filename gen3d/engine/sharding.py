@@ -56,7 +56,8 @@ def keep_memory():
     mallopt = ctypes.CDLL(None).mallopt
   except (OSError, AttributeError, TypeError):
     return False
-  return all([mallopt(*setting) == 1 for setting in settings.items()])
+  taken = [mallopt(*setting) == 1 for setting in settings.items()]
+  return all(taken)
 
 
 def cache_compilations():
