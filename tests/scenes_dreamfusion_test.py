@@ -32,7 +32,7 @@ def _view(light=(1.0, 0.0, 0.0), size=12, azimuth=0.0, learned=0.0):
 @pytest.mark.parametrize('kind', dreamfusion.NORMALS)
 def test_normals_of_a_ball_point_outwards(kind):
   scene = dreamfusion.make(_config(normals=kind))
-  params = scene.init(jax.random.key(0))
+  params = jax.jit(scene.init)(jax.random.key(0))
   view = _view()
   seen = jax.jit(scene.render)(params, None, view)
   solid = np.asarray(seen.opacity) > 0.99
@@ -50,7 +50,7 @@ def test_analytic_normals_agree_with_finite_differences():
   config.field.width, config.field.blocks, config.field.degree = 16, 1, 4
   config.epsilon = 1e-3
   scene = dreamfusion.make(config)
-  params = scene.init(jax.random.key(1))
+  params = jax.jit(scene.init)(jax.random.key(1))
   points = jax.random.normal(jax.random.key(2), (50, 3)) * 0.3
   step = 1e-3
   gradient = np.stack([
@@ -69,7 +69,7 @@ def test_analytic_normals_agree_with_finite_differences():
 @pytest.mark.parametrize('kind', dreamfusion.NORMALS)
 def test_gradients_are_finite_and_reach_everything(kind):
   scene = dreamfusion.make(_config(normals=kind, samples=12))
-  params = scene.init(jax.random.key(0))
+  params = jax.jit(scene.init)(jax.random.key(0))
   view = _view(light=(0.1, 0.9, 0.0), size=8, learned=0.5)
 
   def loss(params):
@@ -83,7 +83,7 @@ def test_gradients_are_finite_and_reach_everything(kind):
 
 def test_light_and_background():
   scene = dreamfusion.make(_config())
-  params = scene.init(jax.random.key(0))
+  params = jax.jit(scene.init)(jax.random.key(0))
   render = jax.jit(scene.render)
   plain = render(params, None, _view())
   behind = (1 - plain.opacity[..., None]) * jnp.array([0.2, 0.4, 0.6])
@@ -104,7 +104,7 @@ def test_light_and_background():
 def test_chunks_change_nothing():
   whole, chunked = (dreamfusion.make(_config(chunk=chunk, importance=8))
                     for chunk in (1000, 50))
-  params = whole.init(jax.random.key(0))
+  params = jax.jit(whole.init)(jax.random.key(0))
   a, b = (jax.jit(s.render)(params, jax.random.key(1), _view())
           for s in (whole, chunked))
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
@@ -114,12 +114,12 @@ def test_chunks_change_nothing():
 def test_importance_finds_the_surface_with_fewer_samples():
   config = _config(samples=256)
   fine = dreamfusion.make(config)
-  params = fine.init(jax.random.key(0))
+  params = jax.jit(fine.init)(jax.random.key(0))
   errors = []
-  truth = fine.render(params, None, _view()).image
+  truth = jax.jit(fine.render)(params, None, _view()).image
   for samples, importance in ((16, 0), (16, 16)):
     scene = dreamfusion.make(_config(samples=samples, importance=importance))
-    image = scene.render(params, None, _view()).image
+    image = jax.jit(scene.render)(params, None, _view()).image
     errors.append(float(jnp.abs(image - truth).mean()))
   assert errors[1] < 0.7 * errors[0]
 
@@ -129,8 +129,8 @@ def test_views_follow_the_papers_schedule():
   config.size = 2
   scene = dreamfusion.make(config)
   keys = jax.random.split(jax.random.key(0), 4000)
-  early, late = (jax.vmap(lambda key, s=step: scene.sample_view(key, s))(keys)
-                 for step in (999, 1000))
+  draw = jax.jit(jax.vmap(scene.sample_view, (0, None)))
+  early, late = (draw(keys, step) for step in (999, 1000))
   assert np.all(early.light.ambient == 1) and np.all(early.light.diffuse == 0)
   assert np.all(early.light.textureless == 0)
   shaded = late.light.diffuse > 0
@@ -146,8 +146,8 @@ def test_parts_divide_the_azimuths():
   config = _config(size=2)
   config.camera.jitter_position = config.camera.jitter_target = 0.0
   scene = dreamfusion.make(config)
-  views = jax.vmap(lambda key: scene.sample_view(key, 0, (0.25, 0.5)))(
-      jax.random.split(jax.random.key(0), 200))
+  draw = jax.jit(jax.vmap(lambda key: scene.sample_view(key, 0, (0.25, 0.5))))
+  views = draw(jax.random.split(jax.random.key(0), 200))
   azimuth, _, _ = cameras.angles(views.camera.c2w[:, :3, 3])
   assert azimuth.min() >= -90.1 and azimuth.max() <= 0.1
   assert azimuth.min() < -80 and azimuth.max() > -10
@@ -155,10 +155,11 @@ def test_parts_divide_the_azimuths():
 
 def test_show_has_all_modes():
   scene = dreamfusion.make(_config())
-  params = scene.init(jax.random.key(0))
+  params = jax.jit(scene.init)(jax.random.key(0))
   modes = ('color', 'albedo', 'normal', 'textureless')
   camera = cameras.orbit(0.0, 0.0, 1.6, 1.3)
-  images = scene.show(params, camera, 12, modes, jnp.ones(3))
+  images = jax.jit(scene.show, static_argnums=(2, 3))(
+      params, camera, 12, modes, jnp.ones(3))
   assert set(images) == set(modes)
   for image in images.values():
     assert image.shape == (12, 12, 3)
