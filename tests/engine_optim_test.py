@@ -9,19 +9,9 @@ from gen3d.engine import optim
 from gen3d.engine import state as states
 
 
-def test_piecewise_is_the_ramp_between_its_steps():
-  ramp = (100, 1., .2, 200)
-  for step, value in ((0, 1.), (100, 1.), (150, .6), (200, .2), (999, .2)):
-    assert optim.piecewise(ramp, step) == pytest.approx(value)
-    assert jax.jit(lambda s: optim.piecewise(ramp, s))(step) == (
-        pytest.approx(value))
-  assert optim.piecewise(.5, 7) == .5
-  with pytest.raises(ValueError, match='A ramp is'):
-    optim.piecewise((1, 2), 7)
-
-
 @pytest.mark.parametrize('schedule, middle, end', [
-    ('constant', 2., 2.), ('linear', 1., 0.), ('cosine', 1., 0.)])
+    ('constant', 2., 2.), ('linear', 1., 0.), ('cosine', 1., 0.),
+    ('trapezoid', 2., 0.)])
 def test_learning_rates_rise_and_fall(schedule, middle, end):
   rate = optim.learning_rate({'learning_rate': 2., 'schedule': schedule,
                               'warmup': 10, 'steps': 110})
@@ -82,3 +72,16 @@ def test_the_average_ramps_up():
 def test_mistakes_are_sentences(config, sentence):
   with pytest.raises(ValueError, match=sentence):
     optim.make_optimizer({'learning_rate': 1., **config})
+
+
+def test_a_trapezoid_holds_and_falls_over_its_last_steps():
+  rate = lambda steps: optim.learning_rate({
+      'learning_rate': 2., 'schedule': 'trapezoid', 'warmup': 10,
+      'cooldown': 40, 'steps': steps})
+  np.testing.assert_allclose(
+      [rate(110)(step) for step in (9, 60, 70, 90, 110)], [2., 2., 2., 1., 0.],
+      atol=1e-6)
+  # A longer run shares its beginning with a shorter one.
+  np.testing.assert_allclose(
+      [rate(110)(step) for step in range(70)],
+      [rate(500)(step) for step in range(70)], atol=1e-6)

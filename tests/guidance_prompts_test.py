@@ -27,23 +27,7 @@ def test_nearest():
   assert int(prompts.nearest(40.0, 0.0, front=30.0)) == 1
 
 
-def test_shares_sum_to_one_and_agree_with_nearest_at_the_middles():
-  azimuth, elevation = jnp.meshgrid(
-      jnp.linspace(-180, 180, 25), jnp.linspace(-10, 90, 11))
-  shares = prompts.shares(azimuth, elevation)
-  np.testing.assert_allclose(shares.sum(-1), 1, atol=1e-6)
-  assert shares.min() >= 0
-  for azimuth, elevation in ((0.0, 0.0), (90.0, 10.0), (180.0, 0.0),
-                             (45.0, 90.0)):
-    shares = prompts.shares(jnp.array(azimuth), jnp.array(elevation))
-    assert float(shares[prompts.nearest(azimuth, elevation)]) == 1
-
-
-def test_pick_and_blend_rows():
+def test_pick_rows():
   table = {'states': jnp.arange(24.0).reshape(4, 3, 2)}
   np.testing.assert_array_equal(
       prompts.pick(table, jnp.array([2]))['states'], table['states'][2:3])
-  shares = jnp.array([0.25, 0.75, 0.0, 0.0])
-  np.testing.assert_allclose(
-      prompts.blend(table, shares)['states'],
-      0.25 * table['states'][0] + 0.75 * table['states'][1])

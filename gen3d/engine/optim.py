@@ -31,25 +31,6 @@ def apply_gradients(state, grads, optimizer, ema_decay=None):
       step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
 
 
-def piecewise(value, step):
-  """Value at a step, of a constant or of a ramp between two steps.
-
-  Args:
-    value: a number, or (s0, v0, v1, s1): v0 until step s0, then linearly to
-      v1 at step s1, and v1 from there (threestudio's schedules).
-    step: number or int [] array.
-  """
-  if isinstance(value, (int, float)):
-    return value
-  if len(value) != 4:
-    raise ValueError(
-        f'A ramp is (first step, first value, last value, last step), '
-        f'not {tuple(value)}.')
-  s0, v0, v1, s1 = value
-  done = jnp.clip((step - s0) / max(s1 - s0, 1), 0., 1.)
-  return v0 + (v1 - v0) * done
-
-
 def learning_rate(config):
   """Returns the schedule, step -> learning rate, of an optimizer's config.
 

@@ -26,6 +26,7 @@ from gen3d.tasks import image_text, text_to_3d, text_to_image
 
 AZIMUTHS = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
 ELEVATION = 30.0  # DreamFusion's, for R-precision
+SHOWN_FROM = 30.0  # azimuth of the picture of all runs
 BACKGROUND = 0.8  # grey, on which every colour can be told
 REPORT = 'evaluation.json'
 
@@ -138,8 +139,8 @@ def sheet(runs, size=128):
   for folder in sorted(p.parent for p in pathlib.Path(runs).glob(
       f'*/{REPORT}')):
     scene, params, config = load_run(folder)
-    images.append(text_to_3d.show(
-        scene, params, (30.0,), size, dict(config.orbit), ('color',))[0])
+    look = text_to_3d.viewer(scene, size, dict(config.orbit), ('color',))
+    images.append(look(params, [SHOWN_FROM])[0])
     labels.append(config.prompt)
   return pictures.tile(np.stack(images), 8, labels)
 
