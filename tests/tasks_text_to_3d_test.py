@@ -63,17 +63,22 @@ def _run(config, devices, steps):
 
 
 def compare_spreadings():
-  """One device and eight, fed the same eight views (in a subprocess)."""
-  results = [_run(_config(views=8), devices, steps=10)[1:]
-             for devices in (1, 8)]
-  start = text_to_3d.make(_config(views=8), TEACHER).init(jax.random.key(0))
+  """One device and eight, fed the same eight views (in a subprocess).
+
+  With Adam's usual eps a parameter whose gradient is next to nothing moves as
+  far as any other, in the direction of its rounding error.
+  """
+  config = _config(views=8)
+  config.optimizer.eps = 0.1
+  results = [_run(config, devices, steps=10)[1:] for devices in (1, 8)]
+  start = text_to_3d.make(config, TEACHER).init(jax.random.key(0))
   for a, b, was in zip(*(jax.tree.leaves(r[0].params) for r in results),
                        jax.tree.leaves(start.params), strict=True):
     moved = np.abs(np.asarray(a) - np.asarray(was)).max()
     assert moved > 1e-3
-    np.testing.assert_allclose(a, b, atol=2e-2 * moved)
+    np.testing.assert_allclose(a, b, atol=1e-4 * moved)
   for name, value in results[0][1].items():
-    np.testing.assert_allclose(results[1][1][name], value, rtol=2e-2,
+    np.testing.assert_allclose(results[1][1][name], value, rtol=1e-4,
                                atol=1e-6, err_msg=name)
 
 
