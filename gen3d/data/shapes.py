@@ -108,7 +108,7 @@ def _length(a, b):
 
 def sdf(parts, points):
   """Signed distance [N] of points [N, 3] to the object, negative inside."""
-  points = tuple(points.T)
+  parts, points = jnp.asarray(parts), tuple(points.T)
   nearest = lambda i, d: jnp.minimum(d, part_distance(parts[i], points))
   return jax.lax.fori_loop(
       0, parts.shape[0], nearest, jnp.full(points[0].shape, jnp.inf))
@@ -116,6 +116,7 @@ def sdf(parts, points):
 
 def colour(parts, points):
   """Albedo [N, 3] of the part that is nearest to each point [N, 3]."""
+  parts = jnp.asarray(parts)
   distances = jax.vmap(part_distance, (0, None))(parts, tuple(points.T))
   return parts[:, PART['colour']][jnp.argmin(distances, axis=0)]
 
