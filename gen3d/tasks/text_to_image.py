@@ -190,15 +190,22 @@ def sample(key, model, params, prompts, *, scale=3.0, steps=40, eta=0.0,
   tokens, mask = _tokenize([*prompts, ''])
   text = jax.jit(model.embed)(params, tokens, mask)
   null = jax.tree.map(lambda a: a[-1:], text)
-  images = []
-  for start in tqdm.trange(0, len(prompts), batch, desc='sampling',
-                           disable=None):
+  # Each batch on the next device: virtual ones keep all of a CPU's cores busy.
+  devices = jax.local_devices()
+  copies = [jax.device_put((params, text, null), d) for d in devices]
+  waiting, images = [], []
+  starts = range(0, len(prompts), batch)
+  for i, start in enumerate(tqdm.tqdm(starts, 'sampling', disable=None)):
     # The last batch is filled up: another shape would be another program.
     rows = np.arange(start, start + batch) % len(prompts)
-    images.append(_sample(
-        jax.random.fold_in(key, start), params,
-        jax.tree.map(operator.itemgetter(rows), text), null, scale, eta,
+    here, texts, nothing = copies[i % len(devices)]
+    waiting.append(_sample(
+        jax.random.fold_in(key, start), here,
+        jax.tree.map(operator.itemgetter(rows), texts), nothing, scale, eta,
         model=model, steps=steps))
+    if len(waiting) == len(devices) or start == starts[-1]:
+      images += [np.asarray(image) for image in waiting]
+      waiting = []
   return np.concatenate(images)[:len(prompts)]
 
 
