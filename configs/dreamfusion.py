@@ -76,7 +76,7 @@ def paper():
                         'opacity': 1e-3},
       },
       'optimizer': {'name': 'adam', 'learning_rate': 1e-4,
-                    'schedule': 'cosine', 'warmup': 3000, 'steps': steps,
+                    'schedule': 'cosine', 'warmup': 3000,
                     'b1': 0.9, 'b2': 0.9, 'eps': 1e-15},
       'background_rate': 1.0,
       'orbit': {'elevation': 15.0, 'distance': 1.5, 'focal': 0.9},
@@ -90,7 +90,7 @@ def shapes():
   """The shapes world on a CPU."""
   steps = 600
   config = paper()
-  config.steps = config.optimizer.steps = steps
+  config.steps = steps
   config.views = 2
   config.guidance.scale = 15.0
   # From whole shapes to details: the top of the time range comes down.
@@ -118,7 +118,7 @@ def shapes():
       'entropy': ((steps // 3, 0.0), (steps, 1e-2)), 'roughness': 1e-2})
   config.optimizer = ml_collections.ConfigDict({
       'name': 'adam', 'learning_rate': 1e-2, 'schedule': 'cosine',
-      'steps': steps, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-15})
+      'b1': 0.9, 'b2': 0.99, 'eps': 1e-15})
   config.background_rate = 0.1
   config.orbit.distance, config.orbit.focal = 1.6, 1.3
   config.export.resolution, config.export.frames = 128, 48
@@ -129,7 +129,7 @@ def shapes():
 def tiny():
   """Seconds: the `shapes` variant at a few pixels, for tests."""
   config = shapes()
-  config.steps = config.optimizer.steps = 4
+  config.steps = 4
   scene = config.scene
   scene.size, scene.samples, scene.importance = 16, 8, 4
   scene.field.resolution, scene.field.features, scene.field.width = 8, 4, 8

@@ -59,6 +59,8 @@ def unknown(what, name, choices):
   """Returns the sentence for a name that is none of the choices."""
   near = difflib.get_close_matches(str(name), [str(c) for c in choices], 3)
   hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
+  if near and len(choices) > 20:  # A long list would bury the hint.
+    return f'Unknown {what} {name!r}.{hint}'
   return f'Unknown {what} {name!r}; choose from {sorted(choices)}.{hint}'
 
 

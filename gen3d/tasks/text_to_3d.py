@@ -51,7 +51,7 @@ def make(config, teacher=None):
     teacher = _pick('teacher', TEACHERS, config.teacher.name)()
   guidance = score.make(teacher, coefficients, **config.guidance.options)
   optimizer = optax.chain(
-      optim.make_optimizer(config.optimizer),
+      optim.make_optimizer({**config.optimizer, 'steps': config.steps}),
       _scale('background', config.background_rate))
   return Task(
       init=partial(_init, scene=scene, guidance=guidance, teacher=teacher,
