@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
+from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -32,11 +33,17 @@ class Checkpoints:
   def __init__(self, workdir, keep=2, read_only=False):
     """Opens workdir/checkpoints; keeps the newest `keep` checkpoints."""
     self.path = pathlib.Path(workdir).absolute() / 'checkpoints'
-    self._manager = ocp.CheckpointManager(
-        self.path, options=ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep, read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=True))
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=None if read_only else keep, read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+        enable_async_checkpointing=True)
+    verbosity = logging.get_verbosity()
+    if read_only:  # Orbax warns that it will not write.
+      logging.set_verbosity(logging.ERROR)
+    try:
+      self._manager = ocp.CheckpointManager(self.path, options=options)
+    finally:
+      logging.set_verbosity(verbosity)
 
   def save(self, state):
     """Begins to save a TrainState, without state.frozen."""
