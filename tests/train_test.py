@@ -77,8 +77,9 @@ def test_unknown_keys_get_their_near_misses(flag, near):
 
 
 def test_known_keys_pass():
-  cli.check_config(['train', f'--config={CONFIG}:long', '--config.seed=3',
-                    '--config.optimizer.learning_rate', '.5'])
+  assert cli.check_config(
+      ['train', f'--config={CONFIG}:long', '--config.seed=3',
+       '--config.optimizer.learning_rate', '.5']) is None
 
 
 def test_a_defect_keeps_its_traceback():

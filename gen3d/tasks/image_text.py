@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen3d.data import captions, shapes
-from gen3d.engine import checkpoints, optim, report
+from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
 from gen3d.metrics import text as metrics_text
 from gen3d.models import clip
 from gen3d.tasks import Task
+from gen3d.tasks.shipping import ship
 
 ASSET = pathlib.Path(__file__).parents[1] / 'assets/clip_shapes.safetensors'
 DISTRACTORS = 64
@@ -60,12 +61,7 @@ def make(config):
 
   def finish(state, workdir):
     scalars, _ = evaluate_state(state, None, config=config)
-    record = {'model': 'clip_shapes', 'config': config.to_dict(),
-              'steps': int(state.step),
-              'images_seen': int(state.step) * config.batch,
-              **report.provenance(workdir), 'r_precision': scalars}
-    return checkpoints.save_asset(
-        pathlib.Path(workdir) / ASSET.name, state.ema, record, 'float16')
+    return ship(ASSET, config, state, workdir, r_precision=scalars)
 
   return Task(
       init=init,

@@ -9,7 +9,6 @@ predicts v under a cosine schedule.
 import functools
 import itertools
 import operator
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +18,11 @@ from absl import logging
 
 from gen3d.data import captions, shapes
 from gen3d.diffusion import noise, samplers, teachers
-from gen3d.engine import checkpoints, optim, report
+from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
 from gen3d.io import pictures
 from gen3d.tasks import Task
+from gen3d.tasks.shipping import ship
 
 ASSET = teachers.ASSET
 PROMPTS = ('a red chair', 'a yellow duck', 'a blue car with red wheels',
@@ -47,21 +47,13 @@ def make(config):
       params = model.init(key, captions.LENGTH)
     return states.create(params, optimizer, ema=True)
 
-  def finish(state, workdir):
-    record = {'model': 'text_to_image_shapes', 'config': config.to_dict(),
-              'steps': int(state.step),
-              'images_seen': int(state.step) * config.batch,
-              **report.provenance(workdir)}
-    return checkpoints.save_asset(
-        pathlib.Path(workdir) / ASSET.name, state.ema, record, 'float16')
-
   return Task(
       init=init,
       step=functools.partial(train_step, model=model, optimizer=optimizer,
                              ema_decay=config.ema_decay),
       batches=functools.partial(batches, config=config),
       evaluate=functools.partial(evaluate, config=config, model=model),
-      finish=finish)
+      finish=functools.partial(ship, ASSET, config))
 
 
 def load(path=ASSET):
