@@ -9,6 +9,7 @@ import importlib
 from absl import flags
 from ml_collections import config_flags
 
+from gen3d.choices import pick
 from gen3d.engine import cli, loop
 
 TASKS = {
@@ -23,18 +24,10 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory for checkpoints, reports and results.')
 
 
-def pick(table, name, what):
-  """Returns table[name], or raises a ValueError that lists the choices."""
-  if name not in table:
-    raise ValueError(
-        f'Unknown {what} {name!r}; choose from {sorted(table)}.')
-  return table[name]
-
-
 def main():
   cli.require('config', 'workdir')
   config, workdir = _CONFIG.value, _WORKDIR.value
-  module = pick(TASKS, config.get('task'), 'task')
+  module = pick('task', TASKS, config.get('task'))
   loop.check_workdir(config, workdir)
   task = importlib.import_module(module).make(config)
   _, files = loop.run(task, config, workdir)

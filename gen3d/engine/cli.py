@@ -15,6 +15,7 @@ import traceback
 
 from absl import app, flags, logging
 
+from gen3d.choices import check
 from gen3d.engine import sharding
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
@@ -55,15 +56,6 @@ def require(*names):
       raise ValueError(f'The flag --{name} is missing; see --help.')
 
 
-def unknown(what, name, choices):
-  """Returns the sentence for a name that is none of the choices."""
-  near = difflib.get_close_matches(str(name), [str(c) for c in choices], 3)
-  hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
-  if near and len(choices) > 20:  # A long list would bury the hint.
-    return f'Unknown {what} {name!r}.{hint}'
-  return f'Unknown {what} {name!r}; choose from {sorted(choices)}.{hint}'
-
-
 def check_config(argv):
   """Raises ValueError at a config file, variant or key that is not there.
 
@@ -82,8 +74,8 @@ def check_config(argv):
   keys = _keys(config)
   for flag in argv[1:]:
     found = re.match(r'--?(?:no)?config\.([^=\[]+)', flag)
-    if found and found[1] not in keys:
-      raise ValueError(unknown('config key', found[1], keys))
+    if found:
+      check('config key', keys, found[1])
 
 
 def _parse(argv):

@@ -1,10 +1,10 @@
 """Optimizers, learning rates and the update of a TrainState."""
 
-import difflib
-
 import jax
 import jax.numpy as jnp
 import optax
+
+from gen3d.choices import check, pick
 
 
 def apply_gradients(state, grads, optimizer, ema_decay=None):
@@ -52,7 +52,7 @@ def learning_rate(config):
       'trapezoid': lambda done: jnp.minimum(
           1., (1. - done) / max(cooldown, 1e-8)),
   }
-  fall = _pick(falls, name, 'schedule')
+  fall = pick('schedule', falls, name)
   if name != 'constant' and not config.get('steps'):
     raise ValueError(f'A {name} schedule needs the number of `steps`.')
 
@@ -79,8 +79,7 @@ def make_optimizer(config):
   known = ('name', 'learning_rate', 'schedule', 'warmup', 'cooldown', 'steps',
            'b1', 'b2', 'eps', 'weight_decay', 'clip')
   for key in config:
-    if key not in known:
-      raise ValueError(_unknown('optimizer key', key, known))
+    check('optimizer key', known, key)
   moments = {key: config[key] for key in ('b1', 'b2', 'eps') if key in config}
   optimizers = {
       'adam': lambda: optax.adam(learning_rate(config), **moments),
@@ -88,7 +87,7 @@ def make_optimizer(config):
           learning_rate(config), **moments, mask=_matrices,
           weight_decay=config.get('weight_decay', 0.)),
   }
-  optimizer = _pick(optimizers, config['name'], 'optimizer')()
+  optimizer = pick('optimizer', optimizers, config['name'])()
   if config['name'] == 'adam' and config.get('weight_decay'):
     raise ValueError("Weight decay is for 'adamw', not for 'adam'.")
   if config.get('clip'):
@@ -99,15 +98,3 @@ def make_optimizer(config):
 
 def _matrices(params):
   return jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
-
-
-def _pick(choices, name, what):
-  if name not in choices:
-    raise ValueError(_unknown(what, name, choices))
-  return choices[name]
-
-
-def _unknown(what, name, choices):
-  near = difflib.get_close_matches(str(name), choices, 1)
-  hint = f' Did you mean {near[0]!r}?' if near else ''
-  return f'Unknown {what} {name!r}; choose from {sorted(choices)}.{hint}'

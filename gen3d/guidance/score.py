@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gen3d.choices import pick
 from gen3d.diffusion import noise
 from gen3d.ops import schedules
 
@@ -82,14 +83,12 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
   Raises:
     ValueError: at an unknown weighting.
   """
-  if weighting not in WEIGHTINGS:
-    raise ValueError(f'Unknown weighting {weighting!r}; choose from '
-                     f'{sorted(WEIGHTINGS)}.')
+  weigh = pick('weighting', WEIGHTINGS, weighting)
   correct = partial(_correct, clip=clip, rescale=rescale)
   return Guidance(
       init=lambda key: {},
       loss=partial(_loss, teacher=teacher, coefficients=coefficients,
-                   weigh=WEIGHTINGS[weighting], times=(time_min, time_max),
+                   weigh=weigh, times=(time_min, time_max),
                    correct=correct if clip or rescale else None))
 
 

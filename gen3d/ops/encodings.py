@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from gen3d.choices import check
+
 # (column axis, row axis) of each plane: x = 0, y = 1, z = 2.
 AXES = {'xy_xz_yz': ((0, 1), (0, 2), (1, 2))}
 
@@ -86,9 +88,9 @@ def triplanes(planes, points, *, reduce='sum', outside='clamp',
   Raises:
     ValueError: if one of the three choices is not known.
   """
-  _check('reduce', reduce, ('sum', 'mean', 'product'))
-  _check('outside', outside, ('clamp', 'zero'))
-  _check('axes', axes, tuple(AXES))
+  check('reduce', ('sum', 'mean', 'product'), reduce)
+  check('outside', ('clamp', 'zero'), outside)
+  check('axes', AXES, axes)
   flat = points.reshape(-1, 3)
   looked_up = [
       _bilinear(planes[i], flat[:, column], flat[:, row], outside)
@@ -133,9 +135,3 @@ def _octaves(x, degree, base):
   """x times base^l for l < degree: [..., D] -> [..., D degree]."""
   scales = base ** jnp.arange(degree, dtype=jnp.float32)
   return (x[..., None, :] * scales[:, None]).reshape(*x.shape[:-1], -1)
-
-
-def _check(what, value, choices):
-  if value not in choices:
-    raise ValueError(
-        f'Unknown {what} {value!r}; choose from {list(choices)}.')

@@ -14,6 +14,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from gen3d.choices import check, pick
 from gen3d.models import fields
 from gen3d.ops import (
   cameras,
@@ -43,14 +44,13 @@ def make(config):
   Raises:
     ValueError: if a field, blob, boundary or kind of normals is not known.
   """
-  blob = partial(_pick('blob', fields.BLOBS, config.blob.name),
+  blob = partial(pick('blob', fields.BLOBS, config.blob.name),
                  **_without_name(config.blob))
-  field = _pick('field', FIELDS, config.field.name)(
+  field = pick('field', FIELDS, config.field.name)(
       blob=blob, **_without_name(config.field))
   background = fields.Background(**config.background_mlp)
-  if config.normals not in NORMALS:
-    _pick('kind of normals', dict.fromkeys(NORMALS), config.normals)
-  boundary = _pick('boundary', {'sphere': sampling.intersect_sphere,
+  check('kind of normals', NORMALS, config.normals)
+  boundary = pick('boundary', {'sphere': sampling.intersect_sphere,
                                 'box': sampling.intersect_box},
                    config.boundary)
 
@@ -118,7 +118,7 @@ def _show(render, params, camera, size, modes, background=None):
   def image(mode):
     if mode == 'normal':
       return 0.5 * opacity * (normals + 1) + behind
-    ambient, diffuse, textureless = _pick('mode', LOOKS, mode)
+    ambient, diffuse, textureless = pick('mode', LOOKS, mode)
     base = opacity if textureless else seen.albedo
     return behind + base * shading.lambertian(
         jnp.ones_like(points), normals, points,
@@ -246,19 +246,9 @@ def _penalties(params, render, step, *, config):
       'spread': render.aux['spread'],
       'roughness': losses.roughness(render.normals, render.opacity),
   }
-  unknown = set(config.penalties) - set(terms)
-  if unknown:
-    raise ValueError(f'Unknown penalty {sorted(unknown)[0]!r}; choose from '
-                     f'{sorted(terms)}.')
-  return {name: schedules.piecewise(step, weight) * jnp.sum(terms[name])
+  return {name: schedules.piecewise(step, weight)
+          * jnp.sum(pick('penalty', terms, name))
           for name, weight in config.penalties.items()}
-
-
-def _pick(what, choices, name):
-  if name not in choices:
-    raise ValueError(
-        f'Unknown {what} {name!r}; choose from {sorted(choices)}.')
-  return choices[name]
 
 
 def _without_name(config):

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
+from gen3d.choices import pick
 from gen3d.engine import optim
 from gen3d.engine import state as states
 from gen3d.guidance import prompts, score
@@ -45,10 +46,10 @@ def make(config, teacher=None):
   """
   table = prompts.with_views(config.prompt)
   scene = make_scene(config)
-  coefficients = _pick('guidance', COEFFICIENTS, config.guidance.name)(
+  coefficients = pick('guidance', COEFFICIENTS, config.guidance.name)(
       config.guidance.scale)
   if teacher is None:
-    teacher = _pick('teacher', TEACHERS, config.teacher.name)()
+    teacher = pick('teacher', TEACHERS, config.teacher.name)()
   guidance = score.make(teacher, coefficients, **config.guidance.options)
   optimizer = optax.chain(
       optim.make_optimizer({**config.optimizer, 'steps': config.steps}),
@@ -68,7 +69,7 @@ def make(config, teacher=None):
 
 def make_scene(config):
   """The Scene of a config: all that showing and exporting need."""
-  return _pick('scene', SCENES, config.scene.name)(config.scene)
+  return pick('scene', SCENES, config.scene.name)(config.scene)
 
 
 def export(scene, params, workdir, *, orbit, resolution=128, size=256,
@@ -175,8 +176,8 @@ def _view_loss(params, frozen, key, index, step, *, scene, guidance, views,
   render = scene.render(params['scene'], key_render, view)
   azimuth, elevation, _ = cameras.angles(view.camera.c2w[:3, 3])
   row = prompts.nearest(azimuth, elevation, **words)
-  pick = lambda row: prompts.pick(frozen['text'], row[None])
-  text = {'cond': pick(row), 'null': pick(jnp.array(len(prompts.VIEWS)))}
+  words = lambda row: prompts.pick(frozen['text'], row[None])
+  text = {'cond': words(row), 'null': words(jnp.array(len(prompts.VIEWS)))}
   loss, metrics = guidance.loss(
       params['guidance'], frozen['teacher'], key_guidance, render.image[None],
       text, step)
@@ -208,10 +209,3 @@ def _scale(name, factor):
     return {**updates, 'scene': {**updates['scene'], name: part}}, state
 
   return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
-
-
-def _pick(what, choices, name):
-  if name not in choices:
-    raise ValueError(
-        f'Unknown {what} {name!r}; choose from {sorted(choices)}.')
-  return choices[name]
