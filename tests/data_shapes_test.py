@@ -163,17 +163,6 @@ def test_composing_is_lambert_over_the_background():
   assert np.ptp(white, axis=-1).max() < 1e-6 and white.max() > .7
 
 
-def test_labels_are_in_the_opencv_convention():
-  camera = jax.tree.map(lambda x: x[None], cameras.orbit(0., 0., 2., 1.2))
-  label = shapes.to_label(camera)[0]
-  c2w = label[:16].reshape(4, 4)
-  np.testing.assert_allclose(c2w[:3, 2], [0, 0, -1], atol=1e-6)  # looks at -z
-  np.testing.assert_allclose(c2w[:3, 1], [0, -1, 0], atol=1e-6)  # y down
-  np.testing.assert_allclose(c2w[:3, 3], [0, 0, 2], atol=1e-6)
-  np.testing.assert_allclose(
-      label[16:].reshape(3, 3), [[1.2, 0, .5], [0, 1.2, .5], [0, 0, 1]])
-
-
 def test_pictures_repeat_and_carry_true_captions():
   first = list(shapes.pictures(0, 'unseen', 2, 2, 16))
   again = list(shapes.pictures(0, 'unseen', 3, 1, 16))

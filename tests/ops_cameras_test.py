@@ -94,3 +94,20 @@ def test_sample_is_dreamfusions_distribution():
 def test_normalize_has_no_nan_at_zero():
   gradient = jax.grad(lambda x: cameras.normalize(x).sum())(jnp.zeros(3))
   np.testing.assert_array_equal(gradient, 0)
+
+
+def test_labels_are_in_the_opencv_convention():
+  camera = cameras.orbit(0., 0., 2., 1.2)
+  label = cameras.to_label(camera)
+  c2w = label[:16].reshape(4, 4)
+  np.testing.assert_allclose(c2w[:3, 2], [0, 0, -1], atol=1e-6)  # looks at -z
+  np.testing.assert_allclose(c2w[:3, 1], [0, -1, 0], atol=1e-6)  # y down
+  np.testing.assert_allclose(c2w[:3, 3], [0, 0, 2], atol=1e-6)
+  np.testing.assert_allclose(
+      label[16:].reshape(3, 3), [[1.2, 0, .5], [0, 1.2, .5], [0, 0, 1]])
+
+
+def test_labels_come_back_as_cameras():
+  camera = cameras.orbit(jnp.array([10., 200.]), 30., 2., 1.2)
+  back = cameras.from_label(cameras.to_label(camera))
+  jax.tree.map(np.testing.assert_array_equal, back, camera)

@@ -298,7 +298,8 @@ def pictures(seed, split, first, count, size):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(seed), jnp.array(indices))
     images = np.asarray(_light_all(keys, views))
-    words, labels = view_words(views.camera), to_label(views.camera)
+    words, labels = view_words(views.camera), np.asarray(
+        cameras.to_label(views.camera))
     for i, index in enumerate(indices):
       text = captions.caption(
           example(seed, split, index).rng, specs[i], words[i])
@@ -308,14 +309,6 @@ def pictures(seed, split, first, count, size):
 
 
 _light_all = jax.jit(jax.vmap(lambda key, view: sample_image(key, view, 0.0)))
-
-
-def to_label(camera):
-  """EG3D's labels [N, 25] of Cameras [N]: OpenCV axes, then intrinsics."""
-  flip = np.diag([1.0, -1.0, -1.0, 1.0])
-  c2w = np.asarray(camera.c2w) @ flip
-  return np.concatenate([c2w.reshape(-1, 16),
-                         np.asarray(camera.intrinsics).reshape(-1, 9)], -1)
 
 
 def contact_sheet(seed, size):

@@ -75,6 +75,46 @@ def port(tensors, sources, like, ignored=()):
   return jax.tree_util.tree_unflatten(treedef, values)
 
 
+def by_path(like, special=()):
+  """Sources of a model whose parameters carry their PyTorch names.
+
+  Args:
+    like: {collection: nested dicts of arrays or shapes}; a leaf's name is its
+      path within its collection, joined by dots.
+    special: {PyTorch name: change of layout}, where it is not that of the
+      leaf's kind: convolutions have four axes, matrices called `weight` two.
+  """
+  special, sources = dict(special), {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]:
+    keys = [k.key for k in path]
+    name = '.'.join(keys[1:])
+    usual = {4: conv, 2: linear if keys[-1] == 'weight' else keep}
+    sources['/'.join(keys)] = name, special.get(
+        name, usual.get(len(leaf.shape), keep))
+  return sources
+
+
+def unport(params, sources):
+  """Inverse of `port`: {PyTorch name: NumPy array}.
+
+  Raises:
+    ValueError: at a change of layout that has no inverse here.
+  """
+  inverse = {keep: keep, linear: linear, conv: _unconv}
+  tensors = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    name, layout = sources['/'.join(k.key for k in path)]
+    back = getattr(layout, 'inverse', inverse.get(layout))
+    if back is None:
+      raise ValueError(f'The layout of {name} cannot be turned back.')
+    tensors[name] = np.ascontiguousarray(back(np.asarray(leaf)))
+  return tensors
+
+
+def _unconv(tensor):
+  return tensor.transpose(3, 2, 0, 1)
+
+
 def _applies(layout, tensor):
   ranks = {linear: 2, conv: 4}
   return tensor.ndim == ranks.get(layout, tensor.ndim)

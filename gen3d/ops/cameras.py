@@ -14,6 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+# Signs of the columns of c2w: OpenCV's cameras have y down and look along +z.
+_OPENCV = np.array([1.0, -1.0, -1.0, 1.0], np.float32)
 
 
 class Camera(NamedTuple):
@@ -116,6 +120,21 @@ def rays(camera, height, width):
   radii = jnp.broadcast_to(pixel[..., None] / jnp.sqrt(3.0) / length,
                            (*directions.shape[:-1], 1))
   return Rays(origins, directions / length, radii)
+
+
+def to_label(camera):
+  """EG3D's labels [..., 25] of Cameras: OpenCV axes, then intrinsics."""
+  c2w = jnp.asarray(camera.c2w) * _OPENCV
+  return jnp.concatenate([
+      c2w.reshape(*c2w.shape[:-2], 16),
+      jnp.asarray(camera.intrinsics).reshape(*c2w.shape[:-2], 9)], axis=-1)
+
+
+def from_label(label):
+  """Inverse of `to_label`."""
+  leading = label.shape[:-1]
+  return Camera(label[..., :16].reshape(*leading, 4, 4) * _OPENCV,
+                label[..., 16:].reshape(*leading, 3, 3))
 
 
 def project(camera, points):

@@ -12,8 +12,11 @@ import jax.numpy as jnp
 
 from gen3d.choices import check
 
-# (column axis, row axis) of each plane: x = 0, y = 1, z = 2.
-AXES = {'xy_xz_yz': ((0, 1), (0, 2), (1, 2))}
+# (column axis, row axis) of each plane: x = 0, y = 1, z = 2. EG3D's released
+# networks were trained with two planes of the same axes (its issue 67).
+AXES = {'xy_xz_yz': ((0, 1), (0, 2), (1, 2)),
+        'xy_xz_zy': ((0, 1), (0, 2), (2, 1)),
+        'eg3d_legacy': ((0, 1), (0, 2), (2, 0))}
 
 
 class Gaussian(NamedTuple):

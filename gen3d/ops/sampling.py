@@ -56,15 +56,21 @@ def importance(key, edges, weights, count):
   gradient goes through it. Where all weights are zero the intervals count
   alike.
   """
-  weights = jax.lax.stop_gradient(weights)
-  edges = jax.lax.stop_gradient(edges)
-  weights = weights + 1e-5 / weights.shape[-1]
-  cdf = jnp.cumsum(weights, axis=-1)
-  cdf = cdf / cdf[..., -1:]
-  cdf = jnp.concatenate([jnp.zeros_like(cdf[..., :1]), cdf], axis=-1)
   shape = (*edges.shape[:-1], count)
   offset = 0.5 if key is None else jax.random.uniform(key, shape)
   quantiles = jnp.broadcast_to((jnp.arange(count) + offset) / count, shape)
+  return at_quantiles(edges, weights + 1e-5 / weights.shape[-1], quantiles)
+
+
+def at_quantiles(edges, weights, quantiles):
+  """Distances [..., M] at `quantiles` [..., M] of a piecewise constant density.
+
+  The inverse of its cumulative weights; no gradient goes through it.
+  """
+  weights, edges = jax.lax.stop_gradient((weights, edges))
+  cdf = jnp.cumsum(weights, axis=-1)
+  cdf = cdf / cdf[..., -1:]
+  cdf = jnp.concatenate([jnp.zeros_like(cdf[..., :1]), cdf], axis=-1)
   # The interval of a quantile is the number of inner boundaries below it.
   index = jnp.sum(quantiles[..., None] >= cdf[..., None, 1:-1], axis=-1)
   take = lambda x, i: jnp.take_along_axis(x, i, axis=-1)

@@ -7,6 +7,7 @@ each interval, and what they leave of 1 is the background's. A field is
 values [..., C]).
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -71,24 +72,25 @@ def expected_depth(weights, edges):
   return jnp.where(opacity > 1e-6, seen, jnp.mean(middle, axis=-1))
 
 
-def map_rays(render, rays, chunk):
+def map_rays(render, rays, chunk, axes=2):
   """`render` applied to `chunk` rays at a time, for memory's sake.
 
   Args:
     render: Rays [chunk, ...] -> pytree of arrays [chunk, ...].
     rays: a pytree of arrays [H, W, ...].
     chunk: rays at once; the peak grows with it, not with the image.
+    axes: how many leading axes the rays have, if not two.
 
   Returns:
     The pytree of `render` with leading axes [H, W].
   """
-  height, width = jax.tree.leaves(rays)[0].shape[:2]
-  count = height * width
+  leading = jax.tree.leaves(rays)[0].shape[:axes]
+  count = math.prod(leading)
   chunk = min(chunk, count)
   chunks = -(-count // chunk)
 
   def split(x):
-    flat = x.reshape(count, *x.shape[2:])
+    flat = x.reshape(count, *x.shape[axes:])
     # The last chunk is filled up with repetitions of the last ray.
     fill = jnp.broadcast_to(
         flat[-1:], (chunks * chunk - count, *flat.shape[1:]))
@@ -96,5 +98,5 @@ def map_rays(render, rays, chunk):
         chunks, chunk, *flat.shape[1:])
 
   join = lambda x: x.reshape(chunks * chunk, *x.shape[2:])[:count].reshape(
-      height, width, *x.shape[2:])
+      *leading, *x.shape[2:])
   return jax.tree.map(join, jax.lax.map(render, jax.tree.map(split, rays)))

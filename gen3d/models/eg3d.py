@@ -1,0 +1,321 @@
+"""EG3D (Chan et al., 2112.07945): a StyleGAN2 that paints tri-planes.
+
+Vocabulary. A label [N, 25] is a camera: camera-to-world (OpenCV axes, 16
+numbers) and intrinsics (9), row by row; `cameras.from_label` reads it. Points
+are in world units, the cube of side `box` is what the planes span. Density is
+raw, before softplus. Images are [N, H, W, C] in about [-1, 1].
+
+Modules and parameters carry the official names (models/stylegan2.py).
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gen3d.models import stylegan2
+from gen3d.ops import cameras, encodings, images, sampling, volume
+
+
+class Generated(NamedTuple):
+  """What a generator of 3-D objects makes."""
+  image: Any      # [N, R, R, 3]
+  image_raw: Any  # [N, r, r, 3] as rendered, before super-resolution
+  depth: Any      # [N, r, r] along the ray
+
+
+class Rendering(NamedTuple):
+  """How rays are looked along.
+
+  Attributes:
+    samples, importance: of the first and second pass, for each ray.
+    start, end: distances between which to look, or 'auto': the cube's.
+    box: side of the cube that the planes span.
+    axes: key of encodings.AXES; 'eg3d_legacy' for released networks.
+    white: whether what lies behind is white rather than black.
+    disparity: whether the first pass is even in 1 / distance.
+    chunk: rays at once, for each image; 0 for all. The memory of a training
+      step is about chunk * (samples + importance) * (2 * 3 * 32 + 64 + 33)
+      floats where chunks are recomputed on the way back.
+  """
+  samples: int = 48
+  importance: int = 48
+  start: Any = 2.25
+  end: Any = 3.3
+  box: float = 1.0
+  axes: str = 'xy_xz_yz'
+  white: bool = False
+  disparity: bool = False
+  chunk: int = 0
+
+
+class Upscaling(NamedTuple):
+  """A super-resolution network: two StyleGAN2 blocks on the features.
+
+  Attributes:
+    size: what it takes; another rendering resolution is resized to it.
+    features: of the two blocks.
+    up: whether each doubles the size.
+    shrink: whether a larger rendering is resized too.
+    antialias: of that.
+  """
+  size: int
+  features: tuple
+  up: tuple
+  shrink: bool = True
+  antialias: bool = True
+
+
+# The official variants, by name.
+UPSCALING = {
+    '8XDC': Upscaling(128, (256, 128), (True, True)),
+    '8X': Upscaling(128, (128, 64), (True, True)),
+    '4X': Upscaling(128, (128, 64), (False, True), shrink=False),
+    '2X': Upscaling(64, (128, 64), (False, True)),
+    'Deepfp32': Upscaling(128, (128, 64), (False, True), shrink=False,
+                          antialias=False),
+}
+
+
+class Draws(NamedTuple):
+  """The uniform numbers of one rendering, in [0, 1)."""
+  coarse: Any  # [N, rays, samples]
+  fine: Any    # [N, rays, importance]
+
+
+def draw(key, count, resolution, rendering):
+  """Draws for `count` images; without a key the middle of every interval."""
+  shapes = [(count, resolution ** 2, number)
+            for number in (rendering.samples, rendering.importance)]
+  if key is None:
+    fine = (jnp.arange(rendering.importance) + 0.5) / max(
+        rendering.importance, 1)
+    return Draws(jnp.full(shapes[0], 0.5), jnp.broadcast_to(fine, shapes[1]))
+  return Draws(*map(jax.random.uniform, jax.random.split(key), shapes))
+
+
+def march(field, rays, near, far, draws, rendering):
+  """Renders rays [P] in two passes.
+
+  Args:
+    field: points [..., 3] -> (raw density [...], values [..., C]).
+    rays: cameras.Rays [P].
+    near, far: [P, 1].
+    draws: Draws of one image, [P, .].
+    rendering: Rendering.
+
+  Returns:
+    (values [P, C] in [-1, 1], depth [P] not yet clamped, nearest and farthest
+    sample).
+  """
+  def look(distances):
+    points = (rays.origins[..., None, :]
+              + distances[..., None] * rays.directions[..., None, :])
+    return distances, *field(points)
+
+  seen = look(_spread(near, far, draws.coarse, rendering.disparity))
+  if rendering.importance:
+    weights = sampling.widen(_weigh(*seen[:2]))
+    # The first and last weight and the last midpoint stay unused: released
+    # networks were trained so.
+    fine = sampling.at_quantiles(
+        _between(seen[0])[..., :-1], weights[..., 1:-1] + 1e-5, draws.fine)
+    distances, density, values = (
+        jnp.concatenate(pair, axis=1) for pair in zip(seen, look(fine)))
+    order = jnp.argsort(distances, axis=1)
+    take = lambda x: jnp.take_along_axis(x, order, axis=1)
+    seen = take(distances), take(density), jnp.take_along_axis(
+        values, order[..., None], axis=1)
+  distances, density, values = seen
+  weights = _weigh(distances, density)
+  opacity = jnp.sum(weights, axis=-1)
+  colour = volume.composite(
+      weights, (values[:, 1:] + values[:, :-1]) / 2,
+      1.0 if rendering.white else None)
+  depth = jnp.where(
+      opacity > 0, jnp.sum(weights * _between(distances), axis=-1)
+      / jnp.where(opacity > 0, opacity, 1.0), jnp.inf)
+  return (2 * colour - 1, depth, jnp.min(distances, -1),
+          jnp.max(distances, -1))
+
+
+def _weigh(distances, density):
+  """Weights of the intervals between samples of raw density."""
+  return volume.weigh(nn.softplus(_between(density) - 1), distances)
+
+
+def _between(x):
+  return (x[..., 1:] + x[..., :-1]) / 2
+
+
+def _spread(near, far, uniform, disparity):
+  """Distances [P, S], one drawn in each stratum from near to far [P, 1]."""
+  count = uniform.shape[-1]
+  t = (jnp.arange(count) + uniform) / (count - 1)
+  if disparity:
+    return 1 / ((1 - t) / near + t / far)
+  return near + (far - near) * t
+
+
+def bounds(rays, rendering):
+  """Distances (near, far) [..., 1] between which rays are looked along.
+
+  With 'auto' those of the cube; rays that miss it are looked along between
+  the least and the largest start of those that do not, as official.
+  """
+  like = rays.origins[..., :1]
+  if rendering.start != 'auto':
+    return (jnp.full_like(like, rendering.start),
+            jnp.full_like(like, rendering.end))
+  near, far, hit = sampling.intersect_box(rays, rendering.box / 2)
+  least = jnp.min(jnp.where(hit, near, jnp.inf))
+  largest = jnp.max(jnp.where(hit, near, -jnp.inf))
+  some = jnp.any(hit)
+  return (jnp.where(hit, near, jnp.where(some, least, 0.0)),
+          jnp.where(hit, far, jnp.where(some, largest, 1.0)))
+
+
+class Decoder(nn.Module):
+  """Features of the planes [..., F] to raw density and values [..., C]."""
+  values: int = 32
+  width: int = 64
+  lr_mul: float = 1.0
+
+  @nn.compact
+  def __call__(self, features):
+    # 'net.0' and 'net.2' are the official names.
+    dense = lambda width, name: stylegan2.Dense(
+        width, lr_mul=self.lr_mul, name=name)
+    x = nn.softplus(dense(self.width, 'net.0')(features))
+    x = dense(1 + self.values, 'net.2')(x)
+    # A sigmoid a little too wide, as Mip-NeRF: colours can saturate.
+    return x[..., 0], nn.sigmoid(x[..., 1:]) * 1.002 - 0.001
+
+
+class SuperResolution(nn.Module):
+  """Features [N, r, r, C], whose first three are the raw image, to images."""
+  shape: Upscaling
+  clamp: Any = None
+  half: bool = False
+
+  @nn.compact
+  def __call__(self, features, w):
+    shape = self.shape
+    size = features.shape[1]
+    if size < shape.size or (size > shape.size and shape.shrink):
+      features = images.resize(features, shape.size, shape.antialias)
+    x, image = features, features[..., :3]
+    ws = jnp.repeat(w[:, None], 3, axis=1)
+    for i, (width, up) in enumerate(zip(shape.features, shape.up)):
+      x, image = stylegan2.SynthesisBlock(
+          width, 3, up, clamp=self.clamp,
+          dtype=jnp.bfloat16 if self.half else jnp.float32,
+          name=f'block{i}')(x, image, ws, 'none')
+    return image
+
+
+class Generator(nn.Module):
+  """(z [N, Z], label [N, 25], camera label [N, 25]) -> Generated.
+
+  Attributes:
+    synthesis_config, mapping_config: keywords of stylegan2.Synthesis (without
+      `image_channels`) and Mapping.
+    rendering: Rendering.
+    upscaling: Upscaling.
+    features: channels of a plane, and of what is rendered.
+    condition: what the mapping network's label is multiplied by; 0 for a
+      generator that is not told the pose.
+    decoder_rate: learning-rate multiplier of the decoder.
+    upscaling_clamp: of the super-resolution's activations.
+    upscaling_half: whether it computes in bfloat16.
+  """
+  synthesis_config: Any
+  mapping_config: Any
+  rendering: Rendering
+  upscaling: Upscaling
+  features: int = 32
+  condition: float = 1.0
+  decoder_rate: float = 1.0
+  upscaling_clamp: Any = None
+  upscaling_half: bool = False
+
+  def setup(self):
+    self.backbone = stylegan2.Generator(
+        {**self.synthesis_config, 'image_channels': 3 * self.features},
+        {**self.mapping_config, 'labelled': True})
+    self.decoder = Decoder(self.features, lr_mul=self.decoder_rate)
+    self.superresolution = SuperResolution(
+        self.upscaling, self.upscaling_clamp, self.upscaling_half)
+
+  def __call__(self, z, label, camera_label, resolution, draws, *, psi=1.0,
+               cutoff=None, noise='random'):
+    ws = self.map(z, label, psi, cutoff)
+    return self.render(self.planes(ws, noise), ws, camera_label, resolution,
+                       draws)
+
+  def map(self, z, label, psi=1.0, cutoff=None):
+    """ws [N, L, D]; `label` says from where the object is expected seen."""
+    return self.backbone.mapping(z, self.condition * label, psi, cutoff)
+
+  def planes(self, ws, noise='random'):
+    """Tri-planes [N, 3, R, R, F]."""
+    planes = self.backbone.synthesis(ws, noise)
+    shape = (*planes.shape[:3], 3, self.features)
+    return jnp.moveaxis(planes.reshape(shape), 3, 1)
+
+  def query(self, planes, points):
+    """Raw density [N, P] and values [N, P, F] at points [N, P, 3]."""
+    decode = self._decoder()
+    return jax.vmap(lambda planes, points: self._field(
+        decode, planes, points))(planes, points)
+
+  def features_at(self, planes, camera_label, resolution, draws):
+    """What is seen: (values [N, r, r, F], depth [N, r, r])."""
+    count = len(planes)
+    rays = cameras.rays(
+        cameras.from_label(camera_label), resolution, resolution)
+    rays = jax.tree.map(
+        lambda x: x.reshape(count, resolution ** 2, -1), rays)
+    near, far = bounds(rays, self.rendering)
+    decode = self._decoder()
+
+    def one(planes, *inputs):
+      look = lambda inputs: march(
+          lambda points: self._field(decode, planes, points), *inputs,
+          self.rendering)
+      if not self.rendering.chunk or self.rendering.chunk >= resolution ** 2:
+        return look(inputs)
+      return volume.map_rays(jax.checkpoint(look), inputs,
+                             self.rendering.chunk, axes=1)
+
+    values, depth, nearest, farthest = jax.vmap(one)(
+        planes, rays, near, far, draws)
+    depth = jnp.clip(depth, jnp.min(nearest), jnp.max(farthest))
+    image = lambda x: x.reshape(count, resolution, resolution, *x.shape[2:])
+    return image(values), image(depth)
+
+  def render(self, planes, ws, camera_label, resolution, draws):
+    """Generated from planes that are there already."""
+    values, depth = self.features_at(planes, camera_label, resolution, draws)
+    image = self.superresolution(values, ws[:, -1])
+    return Generated(image, values[..., :3], depth)
+
+  def _field(self, decode, planes, points):
+    features = encodings.triplanes(
+        planes, points * (2 / self.rendering.box), reduce='mean',
+        outside='zero', axes=self.rendering.axes)
+    return decode(features)
+
+  def _decoder(self):
+    """The decoder as a function that JAX may transform."""
+    if self.is_initializing():
+      self.decoder(jnp.zeros((1, self.features)))
+    decoder, variables = self.decoder.unbind()
+    return lambda features: decoder.apply(variables, features)
+
+
+def both(image, image_raw):
+  """What the dual discriminator sees: [N, R, R, 6], the raw image resized."""
+  return jnp.concatenate(
+      [image, images.resize(image_raw, image.shape[1])], axis=-1)

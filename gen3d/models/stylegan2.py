@@ -1,0 +1,453 @@
+"""StyleGAN2's layers and networks (Karras et al., 1912.04958; ADA, 2006.06676).
+
+Vocabulary. N images of H x W x C; z is the latent, w [N, D] what the mapping
+network makes of it, `ws` [N, L, D] one w for each of L layers. Weights are
+stored as they are drawn, N(0, 1), and scaled when they are used (equalised
+learning rate). Modules and parameters carry the official names, so that a
+parameter's path, joined by dots, is its name in an official checkpoint.
+
+Buffers, which are kept but not trained, are a collection of their own:
+`apply({'params': ..., 'buffers': ...}, ...)`. Random noise comes from the
+stream 'noise'.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen3d.choices import check
+from gen3d.models import porting
+from gen3d.ops import images
+
+NOISE = ('random', 'const', 'none')
+
+
+def activate(x, act='lrelu', gain=1.0, clamp=None):
+  """'lrelu' (slope 0.2, gain sqrt 2) or 'linear', times gain, then clamped.
+
+  The clamp is multiplied by `gain` too.
+  """
+  check('activation', ('lrelu', 'linear'), act)
+  if act == 'lrelu':
+    x = nn.leaky_relu(x, 0.2) * np.sqrt(2)
+  x = x * gain
+  return x if clamp is None else jnp.clip(x, -clamp * gain, clamp * gain)
+
+
+def normalize_second_moment(x):
+  """Rows [..., D] of unit mean square."""
+  return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-8)
+
+
+def channels(resolution, base=32_768, most=512):
+  """How many channels the networks have at a resolution."""
+  return min(base // resolution, most)
+
+
+def resolutions(resolution):
+  """(4, 8, ..., resolution); a ValueError where it is no power of two."""
+  if resolution < 4 or resolution & (resolution - 1):
+    raise ValueError(f'The resolution {resolution} is no power of two from 4 '
+                     'on, which StyleGAN2 needs; resize the images.')
+  return tuple(2 ** i for i in range(2, resolution.bit_length()))
+
+
+class Dense(nn.Module):
+  """A fully connected layer with equalised learning rate."""
+  features: int
+  act: str = 'linear'
+  lr_mul: float = 1.0
+  bias_init: float = 0.0
+
+  @nn.compact
+  def __call__(self, x):
+    fan_in = x.shape[-1]
+    weight = self.param('weight', nn.initializers.normal(1 / self.lr_mul),
+                        (fan_in, self.features))
+    bias = self.param('bias', nn.initializers.constant(self.bias_init),
+                      (self.features,))
+    x = x @ (weight * (self.lr_mul / np.sqrt(fan_in))).astype(x.dtype)
+    return activate(x + (bias * self.lr_mul).astype(x.dtype), self.act)
+
+
+class Conv(nn.Module):
+  """A convolution with equalised learning rate, halving the size at will.
+
+  Halving filters with the binomial first (Zhang's antialiasing).
+  """
+  features: int
+  kernel: int = 3
+  down: bool = False
+  act: str = 'lrelu'
+  use_bias: bool = True
+  clamp: Any = None
+
+  @nn.compact
+  def __call__(self, x, gain=1.0):
+    size, fan_in = self.kernel, x.shape[-1]
+    weight = self.param('weight', nn.initializers.normal(1.0),
+                        (size, size, fan_in, self.features))
+    weight = (weight / np.sqrt(fan_in * size * size)).astype(x.dtype)
+    if not self.down:
+      x = _correlate(x, weight, padding=size // 2)
+    elif size == 1:
+      x = _correlate(images.downsample2(x), weight)
+    else:
+      margin = size // 2 + 1
+      x = images.filter2d(x, images.BINOMIAL, margin, margin)
+      x = _correlate(x, weight, stride=2)
+    if self.use_bias:
+      x += self.param('bias', nn.initializers.zeros,
+                      (self.features,)).astype(x.dtype)
+    return activate(x, self.act, gain, self.clamp)
+
+
+def modulated_conv(x, weight, style, *, up=False, demodulate=True):
+  """A convolution whose input channels are scaled by a style.
+
+  The activations are scaled, not the kernels, and demodulated afterwards:
+  the same by linearity, and every example shares one convolution. Grouped
+  convolutions with a kernel for each example are many times slower on a CPU.
+
+  Args:
+    x: [N, H, W, I].
+    weight: [K, K, I, O].
+    style: [N, I].
+    up: whether the size is doubled.
+    demodulate: whether the outputs are brought back to unit variance.
+
+  Returns:
+    [N, H, W, O], or twice as high and wide.
+  """
+  y = x * style[:, None, None].astype(x.dtype)
+  kernel = weight.astype(x.dtype)
+  if up:
+    # A true convolution of the zero-stuffed image (hence the flip), then the
+    # binomial: the order in which checkpoints were trained.
+    y = jax.lax.conv_general_dilated(
+        y, kernel[::-1, ::-1], (1, 1), ((2, 2), (2, 2)),
+        lhs_dilation=(2, 2), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    y = images.filter2d(y, [2 * tap for tap in images.BINOMIAL], 1, 1)
+  else:
+    y = _correlate(y, kernel, padding=weight.shape[0] // 2)
+  if demodulate:
+    power = jnp.square(style) @ jnp.sum(jnp.square(weight), axis=(0, 1))
+    y = y * jax.lax.rsqrt(power + 1e-8)[:, None, None].astype(x.dtype)
+  return y
+
+
+class SynthesisLayer(nn.Module):
+  """Modulated convolution, noise, bias, leaky ReLU."""
+  features: int
+  up: bool = False
+  clamp: Any = None
+
+  @nn.compact
+  def __call__(self, x, w, noise='random'):
+    check('noise', NOISE, noise)
+    style = Dense(x.shape[-1], bias_init=1.0, name='affine')(w)
+    weight = self.param('weight', nn.initializers.normal(1.0),
+                        (3, 3, x.shape[-1], self.features))
+    x = modulated_conv(x, weight, style, up=self.up)
+    strength = self.param('noise_strength', nn.initializers.zeros, ())
+    size = x.shape[1:3]
+    constant = self.variable(
+        'buffers', 'noise_const',
+        lambda: jax.random.normal(self.make_rng('params'), size))
+    if noise == 'const':
+      x += (strength * constant.value)[:, :, None].astype(x.dtype)
+    elif noise == 'random' and not self.is_initializing():
+      drawn = jax.random.normal(self.make_rng('noise'), (len(x), *size, 1))
+      x += (strength * drawn).astype(x.dtype)
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    return activate(x + bias.astype(x.dtype), clamp=self.clamp)
+
+
+class ToRGB(nn.Module):
+  """A modulated 1 x 1 convolution to an image, without demodulation."""
+  features: int
+  clamp: Any = None
+
+  @nn.compact
+  def __call__(self, x, w):
+    style = Dense(x.shape[-1], bias_init=1.0, name='affine')(w)
+    weight = self.param('weight', nn.initializers.normal(1.0),
+                        (1, 1, x.shape[-1], self.features))
+    x = modulated_conv(x, weight, style / np.sqrt(x.shape[-1]),
+                       demodulate=False)
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    return activate(x + bias.astype(x.dtype), 'linear', clamp=self.clamp)
+
+
+class SynthesisBlock(nn.Module):
+  """Two layers at one resolution and their share of the image.
+
+  The first block (`constant` not zero) has a learnt [size, size, C] in place
+  of an input and one layer only. `ws` has one w for each layer and one for
+  ToRGB, which the next block's first layer uses again.
+  """
+  features: int
+  image_channels: int
+  up: bool = True
+  constant: int = 0
+  clamp: Any = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, image, ws, noise='random'):
+    layer = lambda name, up=False: SynthesisLayer(
+        self.features, up, self.clamp, name=name)
+    if self.constant:
+      # Channels first, as in checkpoints.
+      x = self.param('const', nn.initializers.normal(1.0),
+                     (self.features, self.constant, self.constant))
+      x = jnp.broadcast_to(
+          x.transpose(1, 2, 0), (len(ws), *x.shape[1:], x.shape[0]))
+    else:
+      x = layer('conv0', self.up)(x.astype(self.dtype), ws[:, 0], noise)
+    x = layer('conv1')(x.astype(self.dtype), ws[:, -2], noise)
+    rgb = ToRGB(self.image_channels, self.clamp, name='torgb')(x, ws[:, -1])
+    if image is None:
+      return x, rgb.astype(jnp.float32)
+    image = images.upsample2(image) if self.up else image
+    return x, image + rgb.astype(jnp.float32)
+
+
+class Synthesis(nn.Module):
+  """ws [N, L, D] to images [N, R, R, C] by skip connections, as StyleGAN2.
+
+  Attributes:
+    resolution: R.
+    image_channels: C.
+    base, most: of `channels`.
+    half: how many of the highest resolutions are computed in bfloat16.
+    clamp: of all activations; official networks with half precision: 256.
+  """
+  resolution: int
+  image_channels: int = 3
+  base: int = 32_768
+  most: int = 512
+  half: int = 0
+  clamp: Any = None
+
+  @nn.compact
+  def __call__(self, ws, noise='random'):
+    x = image = None
+    sizes = resolutions(self.resolution)
+    for i, size in enumerate(sizes):
+      block = SynthesisBlock(
+          channels(size, self.base, self.most), self.image_channels,
+          constant=4 if i == 0 else 0, clamp=self.clamp,
+          dtype=_precision(i, len(sizes), self.half), name=f'b{size}')
+      first = max(2 * i - 1, 0)
+      x, image = block(x, image, ws[:, first:2 * i + 2], noise)
+    return image
+
+
+class Mapping(nn.Module):
+  """z [N, Z] and a label [N, C] to w: [N, D], or `ws` [N, layers_fed, D].
+
+  Attributes:
+    width: D.
+    layers: how many.
+    labelled: whether there is a label.
+    latent: whether there is a z.
+    layers_fed: L, where ws are wanted; their running mean, towards which
+      truncation pulls, is then the buffer `w_avg`.
+    lr_mul: of the layers, whose learning rate is as much lower.
+  """
+  width: int = 512
+  layers: int = 8
+  labelled: bool = False
+  latent: bool = True
+  layers_fed: int = 0
+  lr_mul: float = 0.01
+
+  @nn.compact
+  def __call__(self, z, label, psi=1.0, cutoff=None):
+    parts = []
+    if self.latent:
+      parts.append(normalize_second_moment(z))
+    if self.labelled:
+      parts.append(normalize_second_moment(
+          Dense(self.width, name='embed')(label)))
+    x = jnp.concatenate(parts, axis=-1)
+    for i in range(self.layers):
+      x = Dense(self.width, 'lrelu', self.lr_mul, name=f'fc{i}')(x)
+    if not self.layers_fed:
+      return x
+    average = self.variable(
+        'buffers', 'w_avg', jnp.zeros, (self.width,)).value
+    ws = jnp.repeat(x[:, None], self.layers_fed, axis=1)
+    pulled = average + psi * (ws - average)
+    near = jnp.arange(self.layers_fed) < (
+        self.layers_fed if cutoff is None else cutoff)
+    # With psi = 1 nothing is pulled, not even by rounding.
+    return jnp.where(near[:, None] & (psi != 1), pulled, ws)
+
+
+class Generator(nn.Module):
+  """StyleGAN2: (z [N, Z], label [N, C]) -> images [N, R, R, channels].
+
+  Attributes:
+    synthesis_config, mapping_config: keywords of Synthesis and Mapping.
+  """
+  synthesis_config: Any
+  mapping_config: Any
+
+  def setup(self):
+    self.synthesis = Synthesis(**self.synthesis_config)
+    self.mapping = Mapping(**self.mapping_config, layers_fed=self.layers_fed)
+
+  @property
+  def layers_fed(self):
+    """L: one w for each layer and one for the last ToRGB."""
+    return 2 * len(resolutions(self.synthesis_config['resolution']))
+
+  def __call__(self, z, label, psi=1.0, cutoff=None, noise='random'):
+    return self.synthesis(self.mapping(z, label, psi, cutoff), noise)
+
+
+class DiscriminatorBlock(nn.Module):
+  """Two convolutions, the second one halving, and a linear way around.
+
+  The first block (`from_image`) makes its features of an image's channels.
+  """
+  features: int
+  features_out: int
+  from_image: bool = False
+  clamp: Any = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    x = x.astype(self.dtype)
+    gain = np.sqrt(0.5)
+    if self.from_image:
+      x = Conv(self.features, 1, clamp=self.clamp, name='fromrgb')(x)
+    y = Conv(self.features_out, 1, down=True, act='linear', use_bias=False,
+             name='skip')(x, gain)
+    x = Conv(self.features, clamp=self.clamp, name='conv0')(x)
+    x = Conv(self.features_out, down=True, clamp=self.clamp,
+             name='conv1')(x, gain)
+    return y + x
+
+
+class Discriminator(nn.Module):
+  """(images [N, R, R, C], label [N, K]) -> logits [N] (Miyato's projection).
+
+  Attributes:
+    resolution: R.
+    labelled: whether there is a label.
+    base, most: of `channels`.
+    group: of the minibatch standard deviation.
+    mapping_layers: of the label's network.
+    half, clamp: as in Synthesis.
+  """
+  resolution: int
+  labelled: bool = False
+  base: int = 32_768
+  most: int = 512
+  group: int = 4
+  mapping_layers: int = 8
+  half: int = 0
+  clamp: Any = None
+
+  @nn.compact
+  def __call__(self, x, label=None):
+    sizes = resolutions(self.resolution)[::-1]
+    width = lambda size: channels(size, self.base, self.most)
+    for i, size in enumerate(sizes[:-1]):
+      x = DiscriminatorBlock(
+          width(size), width(size // 2), from_image=i == 0, clamp=self.clamp,
+          dtype=_precision(len(sizes) - 1 - i, len(sizes), self.half),
+          name=f'b{size}')(x)
+    x = _Epilogue(width(4), self.group, self.clamp, self.labelled,
+                  name='b4')(x.astype(jnp.float32))
+    if not self.labelled:
+      return x[:, 0]
+    wanted = Mapping(width(4), self.mapping_layers, labelled=True,
+                     latent=False, name='mapping')(None, label)
+    return jnp.sum(x * wanted, axis=-1) / np.sqrt(width(4))
+
+
+class _Epilogue(nn.Module):
+  features: int
+  group: int
+  clamp: Any
+  labelled: bool
+
+  @nn.compact
+  def __call__(self, x):
+    x = minibatch_deviation(x, self.group)
+    x = Conv(self.features, clamp=self.clamp, name='conv')(x)
+    x = Dense(self.features, 'lrelu', name='fc')(x.reshape(len(x), -1))
+    return Dense(self.features if self.labelled else 1, name='out')(x)
+
+
+def minibatch_deviation(x, group):
+  """x [N, H, W, C] and one more channel: how much its group varies.
+
+  Groups are strided: image i belongs with i + N / group and so on. The
+  group is as large as the batch where that is smaller.
+
+  Raises:
+    ValueError: the batch cannot be divided into groups.
+  """
+  count = len(x)
+  group = min(group, count)
+  if count % group:
+    raise ValueError(f'{count} images on a chip cannot be divided into groups '
+                     f'of {group} for the minibatch standard deviation; '
+                     'change the batch or the group.')
+  groups = x.reshape(group, count // group, *x.shape[1:])
+  deviation = jnp.sqrt(jnp.var(groups, axis=0) + 1e-8)
+  statistic = jnp.tile(jnp.mean(deviation, axis=(1, 2, 3)), group)
+  return jnp.concatenate([x, jnp.broadcast_to(
+      statistic[:, None, None, None], (*x.shape[:-1], 1))], axis=-1)
+
+
+class FlattenedWeight(NamedTuple):
+  """Layout of a matrix [out, C * size * size] on flattened images.
+
+  Official images are flattened channels first, ours channels last.
+  """
+  size: int
+
+  def __call__(self, tensor):
+    out = tensor.shape[0]
+    cube = tensor.reshape(out, -1, self.size, self.size)
+    return cube.transpose(2, 3, 1, 0).reshape(-1, out)
+
+  def inverse(self, weight):
+    cube = weight.reshape(self.size, self.size, -1, weight.shape[-1])
+    return cube.transpose(3, 2, 0, 1).reshape(weight.shape[-1], -1)
+
+
+def sources(like):
+  """Where each leaf of our networks is found in an official checkpoint.
+
+  Args:
+    like: the variables of a generator or a discriminator, StyleGAN2's or
+      EG3D's: {'params': ..., 'buffers': ...} of arrays or shapes.
+  """
+  return porting.by_path(like, {'b4.fc.weight': FlattenedWeight(4)})
+
+
+# Official buffers that are the same in every network, and statistics of the
+# training data that no network uses.
+NOT_OURS = ('*resample_filter', 'dataset_label_std')
+
+
+def _correlate(x, weight, stride=1, padding=0):
+  return jax.lax.conv_general_dilated(
+      x, weight, (stride, stride), ((padding, padding),) * 2,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _precision(index, count, half):
+  """bfloat16 for the `half` highest of `count` resolutions, lowest first."""
+  return jnp.bfloat16 if index >= count - half else jnp.float32

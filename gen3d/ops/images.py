@@ -1,0 +1,104 @@
+"""Images: resampling filters, blur and resizing, on arrays [..., H, W, C].
+
+Filters are separable and small, so they are shifts and sums: a depthwise
+convolution is thirty times slower on a CPU, and its gradient ten times.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# StyleGAN2's resampling filter, the binomial of order 3; sums to 1.
+BINOMIAL = (0.125, 0.375, 0.375, 0.125)
+
+
+def filter_axis(x, taps, axis, before, after):
+  """Correlates one axis with `taps`, zeros around.
+
+  Args:
+    x: array.
+    taps: K numbers.
+    axis: which one.
+    before, after: zeros put at its ends; it comes out before + after - K + 1
+      longer.
+  """
+  pad = [(0, 0)] * x.ndim
+  pad[axis] = (before, after)
+  x = jnp.pad(x, pad)
+  length = x.shape[axis] - len(taps) + 1
+  shifted = lambda i: jax.lax.slice_in_dim(x, i, i + length, axis=axis)
+  return sum(tap * shifted(i) for i, tap in enumerate(taps) if tap)
+
+
+def filter2d(x, taps, before, after):
+  """`filter_axis` along H and W of x [..., H, W, C]."""
+  for axis in (x.ndim - 3, x.ndim - 2):
+    x = filter_axis(x, taps, axis, before, after)
+  return x
+
+
+def upsample2(x):
+  """[..., H, W, C] to twice the size by the binomial filter.
+
+  The same as putting zeros between the pixels and filtering with four times
+  BINOMIAL, without the zeros: out[2i] = x[i-1]/4 + 3x[i]/4 and out[2i+1] =
+  3x[i]/4 + x[i+1]/4, zero beyond the edges.
+  """
+  for axis in (x.ndim - 3, x.ndim - 2):
+    even = filter_axis(x, (0.25, 0.75), axis, 1, 0)
+    odd = filter_axis(x, (0.75, 0.25), axis, 0, 1)
+    both = jnp.stack([even, odd], axis=axis + 1)
+    shape = list(x.shape)
+    shape[axis] *= 2
+    x = both.reshape(shape)
+  return x
+
+
+def downsample2(x, margin=1):
+  """Filters with BINOMIAL, `margin` zeros around, and takes every 2nd pixel.
+
+  [..., H, W, C] to [..., (H + 2 margin - 2) / 2, ...].
+  """
+  x = filter2d(x, BINOMIAL, margin, margin)
+  return x[..., ::2, ::2, :]
+
+
+def blur(x, sigma):
+  """Gaussian blur whose weight at distance i is 2^-(i / sigma)^2.
+
+  EG3D fades its reals and fakes in with it: `sigma` may be traced, its
+  largest value is what the kernel's size needs, so give it as
+  (sigma, largest). Zeros lie beyond the edges.
+
+  Args:
+    x: [..., H, W, C].
+    sigma: (value, largest value as a Python number), in pixels; no blur where
+      the value is below 1/3, as official.
+  """
+  value, largest = sigma
+  reach = int(np.floor(3 * largest))
+  if not reach:
+    return x
+  i = jnp.arange(-reach, reach + 1)
+  value = jnp.asarray(value, jnp.float32)
+  safe = jnp.maximum(value, 1 / 3)
+  kernel = jnp.where(
+      jnp.abs(i) <= jnp.floor(3 * value), jnp.exp2(-(i / safe) ** 2), 0.0)
+  kernel = kernel / jnp.sum(kernel)
+  # As a band matrix: with dozens of taps a matrix product is the fast way.
+  for axis in (x.ndim - 3, x.ndim - 2):
+    size = x.shape[axis]
+    offset = jnp.arange(size)[:, None] - jnp.arange(size)
+    inside = jnp.abs(offset) <= reach
+    band = jnp.where(
+        inside, kernel[jnp.clip(offset + reach, 0, 2 * reach)], 0.0)
+    x = jnp.moveaxis(jnp.tensordot(band, x, (1, axis)), 0, axis)
+  return x
+
+
+def resize(x, size, antialias=True):
+  """Bilinear [..., H, W, C] to [..., size, size, C], pixel centres aligned."""
+  shape = (*x.shape[:-3], size, size, x.shape[-1])
+  if x.shape == shape:
+    return x
+  return jax.image.resize(x, shape, 'linear', antialias=antialias)

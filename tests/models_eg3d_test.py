@@ -1,0 +1,259 @@
+"""EG3D against loops, published counts and, where it is at hand, the original.
+
+Reference values of the official code are not part of this repository (their
+licence is non-commercial): give their folder as $GEN3D_REFERENCE.
+"""
+
+import functools
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen3d.models import eg3d, porting, stylegan2
+from gen3d.ops import cameras
+
+LABEL = cameras.to_label(cameras.orbit(
+    jnp.array([0., 70.]), jnp.array([10., -5.]), 2.7, 4.2647))
+
+
+def count(tree):
+  return sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(tree))
+
+
+def small(**rendering):
+  rendering = {'samples': 6, 'importance': 6, 'chunk': 0, **rendering}
+  return eg3d.Generator(
+      {'resolution': 16, 'base': 64, 'most': 8}, {'width': 16, 'layers': 1},
+      eg3d.Rendering(**rendering), eg3d.Upscaling(8, (8, 4), (False, True)),
+      features=4)
+
+
+def start(generator, resolution=8):
+  """(variables, z, Draws) of two images."""
+  z = jax.random.normal(jax.random.key(0), (2, 6))
+  draws = eg3d.draw(jax.random.key(1), 2, resolution, generator.rendering)
+  variables = jax.jit(lambda: generator.init(
+      jax.random.key(2), z, LABEL, LABEL, resolution, draws))()
+  return variables, z, draws
+
+
+def slow_march(field, origin, direction, near, far, coarse, fine, white):
+  """One ray in two passes, in the order of the paper's supplement."""
+  def softplus(x):
+    return np.log1p(np.exp(x))
+
+  def weights_of(t, sigma):
+    weights, through = [], 1.0
+    for i in range(len(t) - 1):
+      density = softplus((sigma[i] + sigma[i + 1]) / 2 - 1)
+      alpha = 1 - np.exp(-density * (t[i + 1] - t[i]))
+      weights.append(through * alpha)
+      through *= 1 - alpha
+    return np.array(weights)
+
+  steps = len(coarse)
+  t = near + (far - near) * (np.arange(steps) + coarse) / (steps - 1)
+  sigma, value = field(origin + t[:, None] * direction)
+  w = weights_of(t, sigma)
+  smooth = np.array([
+      .5 * (max(w[max(i - 1, 0)], w[i]) + max(w[i], w[min(i + 1, len(w) - 1)]))
+      + .01 for i in range(len(w))])
+  density = smooth[1:-1] + 1e-5
+  cdf = np.concatenate([[0], np.cumsum(density / density.sum())])
+  edges = ((t[1:] + t[:-1]) / 2)[:-1]
+  more = np.interp(fine, cdf, edges)
+  sigma2, value2 = field(origin + more[:, None] * direction)
+  order = np.argsort(np.concatenate([t, more]))
+  t = np.concatenate([t, more])[order]
+  sigma = np.concatenate([sigma, sigma2])[order]
+  value = np.concatenate([value, value2])[order]
+  w = weights_of(t, sigma)
+  middle = (t[1:] + t[:-1]) / 2
+  colour = np.sum(w[:, None] * (value[1:] + value[:-1]) / 2, axis=0)
+  return (2 * (colour + white * (1 - w.sum())) - 1,
+          np.sum(w * middle) / w.sum())
+
+
+@pytest.mark.parametrize('white', [False, True])
+def test_march_is_the_two_pass_renderer(white):
+  rng = np.random.default_rng(0)
+  origins = rng.normal(size=(5, 3)).astype(np.float32)
+  directions = rng.normal(size=(5, 3)).astype(np.float32)
+  directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+  coarse, fine = rng.random((5, 8)), rng.random((5, 6))
+
+  def field(points, xp=jnp):
+    inside = 3 * xp.sin(4 * points[..., 0]) + 2 * points[..., 1]
+    return inside, xp.stack([xp.cos(points[..., i]) for i in range(3)], -1)
+
+  ones = jnp.ones((5, 1))
+  found = eg3d.march(
+      field, cameras.Rays(jnp.array(origins), jnp.array(directions), ones),
+      ones, 3 * ones, eg3d.Draws(jnp.array(coarse), jnp.array(fine)),
+      eg3d.Rendering(8, 6, white=white))
+  for i in range(5):
+    colour, depth = slow_march(
+        functools.partial(field, xp=np), origins[i], directions[i], 1., 3.,
+        coarse[i], fine[i], white)
+    np.testing.assert_allclose(found[0][i], colour, atol=1e-4)
+    np.testing.assert_allclose(found[1][i], depth, atol=1e-4)
+
+
+def test_disparity_is_even_in_inverse_distance():
+  t = eg3d._spread(jnp.ones((1, 1)), jnp.full((1, 1), 4.), jnp.zeros((1, 5)),
+                   True)
+  np.testing.assert_allclose(np.diff(1 / t[0]), -.75 / 4, rtol=1e-5)
+
+
+def test_automatic_bounds_are_those_of_the_cube():
+  rays = cameras.Rays(
+      jnp.array([[0., 0., 3.], [.2, 0., 4.], [0., 5., 3.]]),
+      jnp.array([[0., 0., -1.]] * 3), jnp.ones((3, 1)))
+  near, far = eg3d.bounds(rays, eg3d.Rendering(start='auto', box=2.0))
+  np.testing.assert_allclose(near[:, 0], [2, 3, 2], atol=1e-6)
+  np.testing.assert_allclose(far[:, 0], [4, 5, 3], atol=1e-6)
+
+
+def test_chunks_change_nothing_but_memory():
+  whole, parts = small(), small(chunk=24)
+  variables, z, draws = start(whole)
+
+  def loss(params, generator):
+    made = generator.apply(
+        {**variables, 'params': params}, z, LABEL, LABEL, 8, draws,
+        noise='const')
+    return jnp.mean(made.image ** 2) + jnp.mean(made.depth), made
+
+  for a, b in zip(*(
+      jax.tree.leaves(jax.jit(functools.partial(jax.grad(
+          loss, has_aux=True), generator=g))(variables['params']))
+      for g in (whole, parts))):
+    np.testing.assert_allclose(a, b, atol=2e-5 + 1e-3 * np.abs(a).max())
+
+
+def test_the_pose_that_is_told_is_scaled():
+  told, deaf = small(), small().clone(condition=0.0)
+  variables, z, _ = start(told)
+  ws = lambda g, label: g.apply(variables, z, label, method='map')
+  assert not np.allclose(ws(told, LABEL), ws(told, LABEL[::-1]))
+  np.testing.assert_array_equal(ws(deaf, LABEL), ws(deaf, LABEL[::-1]))
+
+
+def test_planes_are_channels_plane_by_plane():
+  generator = small()
+  variables, z, _ = start(generator)
+  ws = generator.apply(variables, z, LABEL, method='map')
+  painted = generator.apply(
+      variables, ws, method=lambda g, ws: g.backbone.synthesis(ws, 'const'))
+  planes = generator.apply(variables, ws, 'const', method='planes')
+  assert planes.shape == (2, 3, 16, 16, 4)
+  np.testing.assert_array_equal(planes[:, 2, ..., 1], painted[..., 2 * 4 + 1])
+
+
+@pytest.mark.parametrize('name, parameters', [
+    ('8XDC', 1_649_578), ('8X', 574_954), ('4X', 574_954), ('2X', 574_954)])
+def test_published_sizes_of_super_resolution(name, parameters):
+  network = eg3d.SuperResolution(eg3d.UPSCALING[name])
+  size = eg3d.UPSCALING[name].size
+  out, shapes = jax.eval_shape(lambda: network.init_with_output(
+      jax.random.key(0), jnp.zeros((1, size, size, 32)), jnp.zeros((1, 512))))
+  assert count(shapes['params']) == parameters
+  assert out.shape == (1, size * 2 ** sum(eg3d.UPSCALING[name].up)) + (
+      size * 2 ** sum(eg3d.UPSCALING[name].up), 3)
+
+
+def test_names_are_those_of_the_published_generator():
+  generator = eg3d.Generator(
+      {'resolution': 256}, {'layers': 2}, eg3d.Rendering(),
+      eg3d.UPSCALING['8XDC'])
+  draws = eg3d.draw(None, 1, 64, generator.rendering)
+  label, z = jnp.zeros((1, 25)), jnp.zeros((1, 512))
+  shapes = jax.eval_shape(lambda: generator.init(
+      jax.random.key(0), z, label, label, 64, draws))
+  assert count(shapes['params']) == 30_662_136
+  layer = ('weight', 'bias', 'noise_strength', 'noise_const', 'affine.weight',
+           'affine.bias')
+  rgb = ('weight', 'bias', 'affine.weight', 'affine.bias')
+  names = {'backbone.synthesis.b4.const', 'backbone.mapping.w_avg'}
+  for block in ['superresolution.block0', 'superresolution.block1'] + [
+      f'backbone.synthesis.b{2 ** i}' for i in range(2, 9)]:
+    names |= {f'{block}.conv1.{n}' for n in layer}
+    names |= {f'{block}.torgb.{n}' for n in rgb}
+    if not block.endswith('.b4'):
+      names |= {f'{block}.conv0.{n}' for n in layer}
+  names |= {f'{dense}.{n}' for n in ('weight', 'bias') for dense in (
+      'backbone.mapping.embed', 'backbone.mapping.fc0', 'backbone.mapping.fc1',
+      'decoder.net.0', 'decoder.net.2')}
+  assert {n for n, _ in stylegan2.sources(shapes).values()} == names
+
+
+def test_the_discriminator_sees_both_images():
+  image = jnp.ones((1, 16, 16, 3))
+  seen = eg3d.both(image, jnp.zeros((1, 4, 4, 3)))
+  np.testing.assert_array_equal(seen[..., :3], image)
+  np.testing.assert_array_equal(seen[..., 3:], 0)
+
+
+@pytest.fixture(scope='module')
+def golden():
+  path = pathlib.Path(os.environ.get('GEN3D_REFERENCE', '')) / 'eg3d_tiny.npz'
+  if not path.is_file():
+    pytest.skip('set GEN3D_REFERENCE to the folder with eg3d_tiny.npz')
+  return dict(np.load(path))
+
+
+def ported(golden, letter, like):
+  tensors = {name[2:]: value for name, value in golden.items()
+             if name.startswith(f'{letter}.')}
+  return porting.port(tensors, stylegan2.sources(like), like,
+                      ignored=stylegan2.NOT_OURS)
+
+
+def test_every_stage_is_the_official_one(golden):
+  generator = eg3d.Generator(
+      {'resolution': 256, 'base': 1024, 'most': 16},
+      {'width': 512, 'layers': 2}, eg3d.Rendering(12, 12, axes='eg3d_legacy'),
+      eg3d.UPSCALING['2X'], upscaling_clamp=256)
+  z, c = jnp.array(golden['z']), jnp.array(golden['c'])
+  draws = eg3d.Draws(jnp.array(golden['u.coarse_u'][..., 0]),
+                     jnp.array(golden['u.fine_u']).reshape(2, 256, 12))
+  variables = ported(golden, 'G', jax.eval_shape(lambda: generator.init(
+      jax.random.key(0), z, c, c, 16, draws)))
+  call = lambda method, *args: jax.jit(
+      lambda variables, *args: generator.apply(
+          variables, *args, method=method))(variables, *args)
+  near = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-4)
+  first = lambda x: np.moveaxis(x, -1, 1)
+
+  rays = cameras.rays(cameras.from_label(c), 16, 16)
+  near(rays.origins.reshape(2, 256, 3), golden['ray_o'])
+  near(rays.directions.reshape(2, 256, 3), golden['ray_d'])
+  near(call('map', z, c), golden['ws_psi1'])
+  ws = call('map', z, c, .7, 14)
+  near(ws, golden['ws'])
+  planes = generator.apply(variables, ws, 'const', method='planes')
+  near(first(jnp.moveaxis(planes, 1, 3).reshape(2, 256, 256, 96))[
+      :, :, ::16, ::16], golden['planes_sub16'])
+  render = lambda method, *args: jax.jit(
+      lambda variables, *args: generator.apply(
+          variables, *args, c, 16, draws, method=method))(variables, *args)
+  values, depth = render('features_at', planes)
+  near(first(values), golden['feature_image'])
+  near(depth, golden['image_depth'][:, 0])
+  made = render('render', planes, ws)
+  near(first(made.image_raw), golden['image_raw'])
+  near(first(made.image), golden['image'])
+  density, colour = call('query', planes, jnp.array(golden['pts']))
+  near(density, golden['pts_sigma'][..., 0])
+  near(colour, golden['pts_rgb'])
+
+  judge = stylegan2.Discriminator(
+      128, labelled=True, base=1024, most=16, group=2, clamp=256)
+  pair = eg3d.both(made.image, made.image_raw)
+  variables = ported(golden, 'D', jax.eval_shape(
+      lambda: judge.init(jax.random.key(0), pair, c)))
+  near(judge.apply(variables, pair, c), golden['logits'][:, 0])

@@ -1,0 +1,166 @@
+"""StyleGAN2's layers against loops, its networks against published counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen3d.models import porting, stylegan2
+
+BINOMIAL = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
+OFFICIAL = {'resolution': 256, 'base': 32_768, 'most': 512}
+
+
+def count(tree):
+  return sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(tree))
+
+
+def correlate(x, kernel, pad):
+  """[H, W, I] with [K, K, I, O], by loops."""
+  x = np.pad(x, ((pad, pad), (pad, pad), (0, 0)))
+  size = kernel.shape[0]
+  return np.array([[np.tensordot(x[i:i + size, j:j + size], kernel, 3)
+                    for j in range(x.shape[1] - size + 1)]
+                   for i in range(x.shape[0] - size + 1)])
+
+
+@pytest.mark.parametrize('up', [False, True])
+@pytest.mark.parametrize('demodulate', [False, True])
+def test_modulation_is_a_kernel_for_every_example(up, demodulate):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 4, 4, 3)).astype(np.float32)
+  weight = rng.normal(size=(3, 3, 3, 5)).astype(np.float32)
+  style = rng.normal(size=(2, 3)).astype(np.float32)
+  found = stylegan2.modulated_conv(
+      jnp.array(x), jnp.array(weight), jnp.array(style), up=up,
+      demodulate=demodulate)
+  for i in range(2):
+    kernel = weight * style[i][:, None]
+    if demodulate:
+      kernel /= np.sqrt(np.sum(kernel ** 2, axis=(0, 1, 2)) + 1e-8)
+    if up:
+      # Zeros between the pixels, the binomial, then a true convolution.
+      wide = np.zeros((8, 8, 3))
+      wide[::2, ::2] = x[i]
+      wide = np.pad(wide, ((3, 2), (3, 2), (0, 0)))
+      wide = np.stack([correlate(
+          wide[..., [c]], 4 * BINOMIAL[..., None, None], 0)[..., 0]
+          for c in range(3)], axis=-1)
+      expected = correlate(wide, kernel[::-1, ::-1], 0)
+    else:
+      expected = correlate(x[i], kernel, 1)
+    np.testing.assert_allclose(found[i], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize('kernel', [1, 3])
+def test_halving_filters_first(kernel):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(1, 8, 8, 2)).astype(np.float32)
+  conv = stylegan2.Conv(3, kernel, down=True, act='linear', use_bias=False)
+  variables = conv.init(jax.random.key(0), x)
+  weight = variables['params']['weight'] / np.sqrt(2 * kernel ** 2)
+  smooth = np.stack([correlate(x[0][..., [c]], BINOMIAL[..., None, None],
+                               kernel // 2 + 1)[..., 0]
+                     for c in range(2)], axis=-1)
+  expected = correlate(smooth, np.asarray(weight), 0)[::2, ::2]
+  np.testing.assert_allclose(
+      conv.apply(variables, x)[0], expected, atol=1e-5)
+
+
+def test_gain_goes_to_the_clamp_too():
+  x = jnp.array([-100., -1., 1., 100.])
+  np.testing.assert_allclose(
+      stylegan2.activate(x, 'lrelu', .5, clamp=2.),
+      [-1., -.1 * 2 ** .5, .5 * 2 ** .5, 1.], rtol=1e-6)
+
+
+def test_deviation_is_shared_by_strided_groups():
+  x = np.random.default_rng(0).normal(size=(6, 2, 2, 3)).astype(np.float32)
+  found = stylegan2.minibatch_deviation(jnp.array(x), 3)
+  for i in range(6):
+    group = x[[i % 2, i % 2 + 2, i % 2 + 4]]
+    expected = np.sqrt(group.var(axis=0) + 1e-8).mean()
+    np.testing.assert_allclose(found[i, ..., 3], expected, rtol=1e-5)
+  np.testing.assert_array_equal(found[..., :3], x)
+  with pytest.raises(ValueError, match='5 images on a chip'):
+    stylegan2.minibatch_deviation(jnp.array(x[:5]), 4)
+
+
+def test_truncation_pulls_the_first_layers_towards_the_mean():
+  mapping = stylegan2.Mapping(8, 2, layers_fed=4)
+  z = jax.random.normal(jax.random.key(0), (3, 5))
+  variables = mapping.init(jax.random.key(1), z, None)
+  average = jnp.arange(8.)
+  variables = {**variables, 'buffers': {'w_avg': average}}
+  ws = mapping.apply(variables, z, None)
+  assert ws.shape == (3, 4, 8)
+  np.testing.assert_array_equal(ws[:, 0], ws[:, 3])
+  pulled = mapping.apply(variables, z, None, .25, 2)
+  np.testing.assert_allclose(
+      pulled[:, 0], average + .25 * (ws[:, 0] - average), atol=1e-5)
+  np.testing.assert_array_equal(pulled[:, 2:], ws[:, 2:])
+
+
+def test_published_numbers_of_parameters():
+  label, z = jnp.zeros((1, 25)), jnp.zeros((1, 512))
+  generator = stylegan2.Generator(
+      {**OFFICIAL, 'image_channels': 96}, {'layers': 2, 'labelled': True})
+  shapes = jax.eval_shape(lambda: generator.init(
+      jax.random.key(0), z, label))
+  assert count(shapes['params']['synthesis']) == 28_207_533
+  assert count(shapes['params']['mapping']) == 800_768
+  judge = stylegan2.Discriminator(512, labelled=True)
+  shapes = jax.eval_shape(lambda: judge.init(
+      jax.random.key(0), jnp.zeros((4, 512, 512, 6)), label))
+  assert count(shapes) == 31_359_744
+  # 92 tensors, 31 of which are copies of the resampling filter.
+  assert len(jax.tree.leaves(shapes)) == 92 - 31
+
+
+def test_noise_is_drawn_kept_or_left_out():
+  synthesis = stylegan2.Synthesis(8, base=32, most=4)
+  ws = jax.random.normal(jax.random.key(0), (2, 4, 6))
+  variables = synthesis.init(jax.random.key(1), ws)
+  loud = jax.tree_util.tree_map_with_path(
+      lambda path, x: x + .5 if path[-1].key == 'noise_strength' else x,
+      variables)
+  draw = lambda key, noise: synthesis.apply(
+      loud, ws, noise, rngs={'noise': jax.random.key(key)})
+  assert draw(0, 'random').shape == (2, 8, 8, 3)
+  assert not np.allclose(draw(0, 'random'), draw(1, 'random'))
+  np.testing.assert_array_equal(draw(0, 'const'), draw(1, 'const'))
+  assert not np.allclose(draw(0, 'const'), draw(0, 'none'))
+  with pytest.raises(ValueError, match="Unknown noise 'nome'"):
+    draw(0, 'nome')
+
+
+def test_half_precision_is_near():
+  judge = lambda half: stylegan2.Discriminator(
+      16, base=128, most=16, half=half)
+  x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+  variables = judge(0).init(jax.random.key(1), x)
+  full, half = (judge(n).apply(variables, x) for n in (0, 2))
+  assert full.dtype == half.dtype == jnp.float32
+  assert 0 < np.max(np.abs(full - half)) < .05
+
+
+def test_export_gives_official_names_and_comes_back():
+  judge = stylegan2.Discriminator(8, labelled=True, base=32, most=4)
+  x, label = jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 25))
+  variables = judge.init(jax.random.key(0), x, label)
+  sources = stylegan2.sources(variables)
+  tensors = porting.unport(variables, sources)
+  assert tensors['b8.fromrgb.weight'].shape == (4, 3, 1, 1)
+  assert tensors['b4.conv.weight'].shape == (4, 5, 3, 3)
+  # Flattened channels first: feature (c, h, w) is column c * 16 + h * 4 + w.
+  np.testing.assert_array_equal(
+      tensors['b4.fc.weight'][:, 2 * 16 + 3 * 4 + 1],
+      variables['params']['b4']['fc']['weight'][(3 * 4 + 1) * 4 + 2])
+  back = porting.port(tensors, sources, variables)
+  jax.tree.map(np.testing.assert_array_equal, back, variables)
+
+
+def test_a_resolution_must_be_a_power_of_two():
+  with pytest.raises(ValueError, match='resolution 48 is no power of two'):
+    stylegan2.resolutions(48)
+  assert stylegan2.resolutions(16) == (4, 8, 16)
