@@ -45,6 +45,7 @@ def get_config(variant='shapes'):
       'warmup': 300, 'cooldown': 2000, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-8,
       'weight_decay': 0.01, 'clip': 1.0}
   config.ema_decay = 0.999
+  config.most_weight = 4.0  # of an image's squared error, else 1 + SNR
 
   # Reports.
   config.guidance_scale = 3.0

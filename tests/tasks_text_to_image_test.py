@@ -11,7 +11,7 @@ from configs import text_to_image as config_file
 from gen3d.data import captions
 from gen3d.diffusion import noise
 from gen3d.engine import checkpoints
-from gen3d.tasks import text_to_image
+from gen3d.tasks import shipping, text_to_image
 
 
 @pytest.fixture(scope='module')
@@ -64,6 +64,44 @@ def test_training_again_from_given_weights_starts_there(
   again.start_from = str(path)
   warm = text_to_image.make(again).init(jax.random.key(9))
   jax.tree.map(np.testing.assert_array_equal, warm.params, state.params)
+
+
+def test_the_record_tells_of_what_went_before(
+    config, task, state, tmp_path):
+  path, _ = checkpoints.save_asset(
+      tmp_path / 'w.safetensors', state.params,
+      {'config': {'batch': 1}, 'images_seen': 100, 'hours': 1.5})
+  again = config.copy_and_resolve_references()
+  again.start_from = str(path)
+  later = state.replace(step=jnp.array(5))
+  for stage in (1, 2):
+    path, _ = shipping.ship(
+        text_to_image.ASSET, again, later, tmp_path / f'stage{stage}')
+    _, record = checkpoints.load_asset(path)
+    assert record['images_seen'] == 100 + stage * 5 * config.batch
+    assert record['hours'] == 1.5
+    assert len(record['earlier']) == stage
+    assert record['earlier'][0]['config'] == {'batch': 1}
+    assert record['config']['start_from'] == record['earlier'][-1]['sha256']
+    assert 'earlier' not in record['earlier'][-1]
+    again.start_from = str(path)
+
+
+def test_times_of_little_noise_are_drawn_less_often():
+  schedule = noise.cosine_schedule()
+  even = (jnp.arange(200_000) + .5) / 200_000
+  t = text_to_image.spread_times(even, schedule, 4.0)
+  count, edges = np.histogram(t, 50, (0, 1))
+  middle = (edges[1:] + edges[:-1]) / 2
+  # v's own weight of an image's error is 1 + SNR.
+  weight = count * (1 + (schedule.alpha(middle) / schedule.sigma(middle)) ** 2)
+  expected = np.where(
+      middle < 1 / 3, 1.0, .25 / schedule.sigma(middle) ** 2)
+  # The first bins are too wide for their middle to stand for them.
+  np.testing.assert_allclose(
+      weight[3:] / weight[3], expected[3:], rtol=.03)
+  np.testing.assert_allclose(
+      text_to_image.spread_times(even, schedule, jnp.inf), even, atol=1e-4)
 
 
 def test_samples_do_not_depend_on_how_many_are_asked_for(task, state, config):

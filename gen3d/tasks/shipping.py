@@ -18,9 +18,26 @@ def ship(asset, config, state, workdir, **more):
   Returns:
     The two paths written.
   """
-  record = {'model': asset.stem, 'config': config.to_dict(),
-            'steps': int(state.step),
-            'images_seen': int(state.step) * config.batch,
+  steps = int(state.step)
+  record = {'model': asset.stem, 'config': config.to_dict(), 'steps': steps,
+            'images_seen': steps * config.batch,
             **report.provenance(workdir), **more}
+  if config.get('start_from'):
+    record = _after(record, config.start_from)
   return checkpoints.save_asset(
       pathlib.Path(workdir) / asset.name, state.ema, record, 'float16')
+
+
+def _after(record, start_from):
+  """The record of a training that began with another one's weights.
+
+  Pictures and hours are counted together; how the earlier ones were trained
+  is kept under 'earlier', oldest first.
+  """
+  _, before = checkpoints.load_asset(start_from)
+  earlier = before.pop('earlier', [])
+  config = {**record['config'], 'start_from': before['sha256']}
+  return {**record, 'config': config,
+          'images_seen': record['images_seen'] + before['images_seen'],
+          'hours': round(record['hours'] + before['hours'], 2),
+          'earlier': [*earlier, before]}

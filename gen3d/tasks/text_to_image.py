@@ -50,7 +50,8 @@ def make(config):
   return Task(
       init=init,
       step=functools.partial(train_step, model=model, optimizer=optimizer,
-                             ema_decay=config.ema_decay),
+                             ema_decay=config.ema_decay,
+                             most=config.most_weight),
       batches=functools.partial(batches, config=config),
       evaluate=functools.partial(evaluate, config=config, model=model),
       finish=functools.partial(ship, ASSET, config))
@@ -104,12 +105,16 @@ def batches(seed, first_step, *, config):
            'tokens': tokens, 'mask': mask}
 
 
-def train_step(state, batch, key, *, model, optimizer, ema_decay):
-  """One update of U-Net and text encoder on this chip's share of a batch."""
+def train_step(state, batch, key, *, model, optimizer, ema_decay, most):
+  """One update of U-Net and text encoder on this chip's share of a batch.
+
+  `most` is the largest weight of an image's squared error: `spread_times`.
+  """
   key_time, key = jax.random.split(key)
   # Times spread evenly over the whole batch: less noise in the loss.
   total = batch['index'].shape[0] * jax.lax.axis_size('chips')
-  t = (jax.random.uniform(key_time) + batch['index'] / total) % 1.0
+  even = (jax.random.uniform(key_time) + batch['index'] / total) % 1.0
+  t = spread_times(even, model.schedule, most)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['index'])
 
   def draw(key, view, textureless):
@@ -128,6 +133,21 @@ def train_step(state, batch, key, *, model, optimizer, ema_decay):
   loss, grads = jax.lax.pmean((loss, grads), 'chips')
   state = optim.apply_gradients(state, grads, optimizer, ema_decay)
   return state, {'loss/v': loss}
+
+
+def spread_times(fractions, schedule, most):
+  """Times at which to train, [N] for fractions [N] of their distribution.
+
+  An error of v counts for the image as if weighted by 1 + SNR. So that this
+  weight goes no further than `most`, times of little noise are drawn less
+  often: after min-SNR (2303.09556), whose weight is a chance here, and which
+  would have shapes, decided at much noise, count less too.
+  """
+  t = jnp.linspace(0.0, 1.0, 1001)
+  # 1 + SNR = 1 / sigma^2, since the variance is preserved.
+  chance = jnp.minimum(1.0, most * schedule.sigma((t[1:] + t[:-1]) / 2) ** 2)
+  total = jnp.concatenate([jnp.zeros(1), jnp.cumsum(chance)])
+  return jnp.interp(fractions, total / total[-1], t)
 
 
 def v_loss(model, params, x, eps, t, text):
