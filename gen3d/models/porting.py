@@ -107,7 +107,7 @@ def unport(params, sources):
     back = getattr(layout, 'inverse', inverse.get(layout))
     if back is None:
       raise ValueError(f'The layout of {name} cannot be turned back.')
-    tensors[name] = np.ascontiguousarray(back(np.asarray(leaf)))
+    tensors[name] = np.array(back(np.asarray(leaf)), order='C')
   return tensors
 
 

@@ -1,0 +1,137 @@
+"""Networks in the official form: read, matched by name, given back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from official_pickles import dumps, module, persistent, tensor
+
+from gen3d.models import eg3d, official, pickles, porting, stylegan2
+from gen3d.ops import cameras
+
+LEGACY = np.array([[[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+                   [[1, 0, 0], [0, 0, 1], [0, 1, 0]],
+                   [[0, 0, 1], [1, 0, 0], [0, 1, 0]]], np.float32)
+OPTIONS = {
+    'depth_resolution': 4, 'depth_resolution_importance': 4, 'ray_start': 2.25,
+    'ray_end': 3.3, 'box_warp': 1, 'c_scale': 1, 'sr_antialias': True,
+    'c_gen_conditioning_zero': False, 'clamp_mode': 'softplus',
+    'avg_camera_radius': 2.7, 'avg_camera_pivot': [0, 0, .2]}
+NETWORK = eg3d.Generator(
+    {'resolution': 256, 'base': 256, 'most': 8, 'clamp': None},
+    {'width': 16, 'layers': 2},
+    eg3d.Rendering(4, 4, axes='eg3d_legacy'), eg3d.UPSCALING['2X'],
+    upscaling_clamp=256)
+
+
+@pytest.fixture(scope='module')
+def variables():
+  label, z = jnp.zeros((1, 25)), jnp.zeros((1, 8))
+  draws = eg3d.draw(None, 1, 4, NETWORK.rendering)
+  return jax.jit(lambda: NETWORK.init(
+      jax.random.key(0), z, label, label, 4, draws))()
+
+
+def pickled(path, variables, axes=LEGACY, options=(), drop=(), **rename):
+  """Writes the EG3D pickle of `variables` and says where."""
+  weights = official.tensors(variables)
+  weights['backbone.synthesis.b4.resample_filter'] = np.zeros((4, 4))
+  for name in drop:
+    del weights[name]
+  children = {'renderer': persistent(
+      'ImportanceRenderer', _parameters={}, _buffers={}, _modules={},
+      **({} if axes is None else {'plane_axes': tensor(axes)}))}
+  upscaling = {n.partition('.')[2]: weights.pop(n) for n in list(weights)
+               if n.startswith('superresolution.')}
+  children['superresolution'] = module(
+      rename.get('upscaling', 'SuperresolutionHybrid2X'), upscaling)
+  generator = module(
+      rename.get('generator', 'TriPlaneGenerator'), weights,
+      children=children, z_dim=8, c_dim=25, w_dim=16, img_resolution=128,
+      neural_rendering_resolution=64,
+      rendering_kwargs={**OPTIONS, **dict(options)}, _init_kwargs={
+          'channel_base': 256, 'channel_max': 8, 'conv_clamp': None,
+          'mapping_kwargs': {'num_layers': 2}, 'sr_num_fp16_res': 4})
+  path.write_bytes(dumps({'G': None, 'D': None, 'G_ema': generator}))
+  return path
+
+
+def test_a_generator_comes_back_from_its_pickle(tmp_path, variables):
+  loaded = official.load(pickled(tmp_path / 'n.pkl', variables))
+  assert loaded.network == NETWORK
+  assert (loaded.z_width, loaded.label_width) == (8, 25)
+  assert loaded.rendering_resolution == 64
+  assert loaded.orbit == {'radius': 2.7, 'pivot': [0, 0, .2]}
+  jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
+  label = cameras.to_label(cameras.orbit(0., 0., 2.7, 4.26))[None]
+  draws = eg3d.draw(None, 1, 4, loaded.network.rendering)
+  made = loaded.network.apply(
+      loaded.variables, jnp.ones((1, 8)), label, label, 4, draws,
+      noise='const')
+  assert made.image.shape == (1, 128, 128, 3)
+  assert np.isfinite(made.image).all()
+
+
+@pytest.mark.parametrize('axes, name', [
+    (None, 'eg3d_legacy'), (LEGACY, 'eg3d_legacy'),
+    (np.stack([LEGACY[0], LEGACY[1], [[0, 0, 1], [0, 1, 0], [1, 0, 0]]]),
+     'xy_xz_zy')])
+def test_mended_planes_are_told_from_the_released_ones(
+    tmp_path, variables, axes, name):
+  loaded = official.load(pickled(tmp_path / 'n.pkl', variables, axes))
+  assert loaded.network.rendering.axes == name
+
+
+def test_options_of_old_and_new_files(tmp_path, variables):
+  load = lambda **options: official.load(pickled(
+      tmp_path / 'n.pkl', variables, options=options)).network
+  assert load(c_gen_conditioning_zero=True).condition == 0
+  assert load(ray_start='auto', ray_end='auto').rendering.start == 'auto'
+  assert load(white_back=True).rendering.white
+  assert not load(sr_antialias=False).upscaling.antialias
+  with pytest.raises(pickles.PickleError, match="density by 'relu'"):
+    load(clamp_mode='relu')
+
+
+@pytest.mark.parametrize('change, said', [
+    ({'drop': ['decoder.net.0.bias']}, r'1 missing: decoder\.net\.0\.bias'),
+    ({'upscaling': 'SuperresolutionHybrid9X'}, "super-resolution '.*9X'"),
+    ({'generator': 'Generator3'}, "holds a 'Generator3'"),
+    ({'axes': LEGACY[[1, 0, 2]]}, 'planes with the axes')])
+def test_what_does_not_fit_is_named(tmp_path, variables, change, said):
+  path = pickled(tmp_path / 'n.pkl', variables, **change)
+  with pytest.raises((pickles.PickleError, porting.PortingError), match=said):
+    official.load(path)
+
+
+def test_plain_stylegan2_and_discriminators(tmp_path):
+  generator = stylegan2.Generator(
+      {'resolution': 16, 'image_channels': 3, 'base': 64, 'most': 8,
+       'clamp': 256},
+      {'width': 8, 'layers': 2, 'labelled': False, 'latent': True})
+  judge = stylegan2.Discriminator(
+      16, True, base=64, most=8, group=2, mapping_layers=1, clamp=256)
+  key, label = jax.random.key(0), jnp.zeros((2, 25))
+  mine = generator.init(key, jnp.zeros((1, 6)), None)
+  judged = judge.init(key, jnp.zeros((2, 16, 16, 6)), label)
+  sizes = {'channel_base': 64, 'channel_max': 8, 'num_fp16_res': 4,
+           'conv_clamp': 256}
+  path = tmp_path / 'n.pkl'
+  path.write_bytes(dumps({
+      'G_ema': module('Generator', official.tensors(mine), z_dim=6, c_dim=0,
+                      w_dim=8, img_resolution=16, img_channels=3,
+                      _init_kwargs={**sizes, 'mapping_kwargs': {
+                          'num_layers': 2}}),
+      'D': module('DualDiscriminator', official.tensors(judged), c_dim=25,
+                  img_resolution=16, img_channels=3, _init_kwargs={
+                      **sizes, 'epilogue_kwargs': {'mbstd_group_size': 2},
+                      'mapping_kwargs': {'num_layers': 1}})}))
+  loaded, found = official.load(path), official.load_discriminator(path)
+  assert loaded.network == generator and found.network == judge
+  jax.tree.map(np.testing.assert_array_equal, loaded.variables, mine)
+  jax.tree.map(np.testing.assert_array_equal, found.variables, judged)
+
+
+def test_a_file_without_discriminator_says_so(tmp_path, variables):
+  with pytest.raises(pickles.PickleError, match='but holds none'):
+    official.load_discriminator(pickled(tmp_path / 'n.pkl', variables))
