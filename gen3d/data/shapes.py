@@ -11,7 +11,6 @@ and draws the second afresh each time that a view is used.
 import functools
 import hashlib
 import os
-import pathlib
 import zipfile
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from gen3d.data import captions, categories
+from gen3d.data import cache, captions, categories
 from gen3d.ops import cameras, shading
 
 SPLITS = ('train', 'seen', 'unseen')
@@ -336,16 +335,10 @@ def _portrait(parts, key, azimuth, elevation, size):
   return compose(view, light, sample_background(key, size))
 
 
-def cache_directory():
-  """Where rendered views are kept: $GEN3D_CACHE, else ~/.cache/gen3d."""
-  return pathlib.Path(os.environ.get('GEN3D_CACHE') or
-                      pathlib.Path.home() / '.cache' / 'gen3d')
-
-
 def load_views(seed, split, count, size):
   """The first `count` examples of a split, rendered once and then kept.
 
-  Files of some hundred views each lie in `cache_directory()`; what is missing
+  Files of some hundred views each lie in `cache.directory()`; what is missing
   or damaged is rendered, with a progress bar.
 
   Args:
@@ -360,7 +353,7 @@ def load_views(seed, split, count, size):
   probe = b''.join(example(seed, split, i).object.parts.tobytes()
                    for i in range(8))
   digest = hashlib.sha256(probe + repr((VERSION, CAMERA)).encode()).hexdigest()
-  folder = cache_directory() / f'shapes-{digest[:12]}-{size}'
+  folder = cache.directory() / f'shapes-{digest[:12]}-{size}'
   folder.mkdir(parents=True, exist_ok=True)
   chunks = []
   for start in tqdm.tqdm(range(0, count, _CHUNK), f'{split} views',

@@ -1,0 +1,335 @@
+"""Images with cameras, in EG3D's format: a folder or a zip with dataset.json.
+
+dataset.json is {"labels": [["00000/img00000000.png", [25 numbers]], ...]}: the
+4 x 4 camera-to-world matrix (OpenCV axes: x right, y down, z forward) row by
+row, then the 3 x 3 intrinsics divided by the image's size. Images without
+cameras have no dataset.json, or "labels": null.
+
+Files are decoded in threads (PNG decoding lets other threads run), and batch
+i of a seed is the same whoever asks for it.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import os
+import pathlib
+import threading
+import zipfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tqdm
+from PIL import Image, ImageDraw, UnidentifiedImageError
+
+from gen3d.data import cache
+
+_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
+_LABEL = 25
+# Negates what changes when the world is mirrored at x = 0.
+_MIRROR = np.ones(_LABEL, np.float32)
+_MIRROR[[1, 2, 3, 4, 8]] = -1
+
+
+class Images(NamedTuple):
+  """A collection that can be read in any order.
+
+  Attributes:
+    where: for messages.
+    names: N file names, sorted.
+    labels: float32 [N, 25], or [N, 0] where there are no cameras.
+    read: index -> the encoded bytes, safe to call from threads.
+    size: pixels a side.
+  """
+  where: str
+  names: tuple
+  labels: Any
+  read: Callable
+  size: int
+
+
+def open_images(path):
+  """Opens a folder, a zip, or 'tfds:NAME[:SPLIT]'.
+
+  Args:
+    path: where the images are. A TensorFlow dataset must have a feature
+      'image'; 'label' is taken as a camera if it has 25 numbers.
+
+  Returns:
+    Images. Only the first file has been looked into: see `check`.
+
+  Raises:
+    ValueError: nothing is there, or dataset.json does not fit the files; the
+      sentence names the file.
+  """
+  if str(path).startswith('tfds:'):
+    return _open_tfds(str(path))
+  path = pathlib.Path(path)
+  if path.is_dir():
+    names = sorted(p.relative_to(path).as_posix() for p in path.rglob('*')
+                   if p.suffix.lower() in _SUFFIXES)
+    read = lambda name: (path / name).read_bytes()
+    listing = (path / 'dataset.json').is_file()
+  elif zipfile.is_zipfile(path):
+    read = _zip_reader(path)
+    with zipfile.ZipFile(path) as archive:
+      names = sorted(n for n in archive.namelist()
+                     if pathlib.PurePath(n).suffix.lower() in _SUFFIXES)
+      listing = 'dataset.json' in archive.namelist()
+  else:
+    raise ValueError(f'{path} is neither a folder nor a zip with images; give '
+                     'one in EG3D\'s format (README.md, data).')
+  if not names:
+    raise ValueError(f'{path} holds no images ({", ".join(_SUFFIXES)}).')
+  labels = _read_labels(
+      f'{path}: dataset.json', read('dataset.json'), names) if listing else None
+  if labels is None:
+    labels = np.zeros((len(names), 0), np.float32)
+  size = _decode(f'{path}: {names[0]}', read(names[0])).shape[0]
+  return Images(str(path), tuple(names), labels,
+                lambda index: read(names[index]), size)
+
+
+def check(images, threads=None):
+  """Looks at every label and every file before a training relies on them.
+
+  What was found good is remembered in the cache folder by the names, labels
+  and sizes of the files, so that the next start does not look again.
+
+  Raises:
+    ValueError: names the first file that cannot be read, is not square, has
+      another size, or whose camera is none, and the remedy.
+  """
+  check_labels(images)
+  stamp = _stamp(images)
+  if stamp.exists():
+    return
+
+  def look(index):
+    name = f'{images.where}: {images.names[index]}'
+    shape = _decode(name, images.read(index)).shape
+    if shape[:2] != (images.size, images.size):
+      raise ValueError(
+          f'{name} has {shape[1]} x {shape[0]} pixels, but the others have '
+          f'{images.size} x {images.size}; resize it.')
+
+  with concurrent.futures.ThreadPoolExecutor(threads or _threads()) as pool:
+    for _ in tqdm.tqdm(pool.map(look, range(len(images.names))),
+                       'checking images', len(images.names), disable=None):
+      pass
+  stamp.parent.mkdir(parents=True, exist_ok=True)
+  stamp.touch()
+
+
+def check_labels(images):
+  """Raises ValueError at a label that is no camera, naming its file."""
+  if not images.labels.shape[1]:
+    return
+  c2w = images.labels[:, :16].reshape(-1, 4, 4)
+  intrinsics = images.labels[:, 16:].reshape(-1, 3, 3)
+  rotation = c2w[:, :3, :3]
+  off = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
+  for bad, what in (
+      (~np.isfinite(images.labels).all(1), 'has numbers that are not finite'),
+      (off > 1e-2, 'has a rotation that is not orthonormal'),
+      (np.linalg.det(rotation) < 0, 'has a rotation that mirrors'),
+      (np.abs(c2w[:, 3] - [0, 0, 0, 1]).max(1) > 1e-4,
+       'has a matrix whose last row is not 0 0 0 1'),
+      ((intrinsics[:, 0, 0] <= 0) | (intrinsics[:, 1, 1] <= 0),
+       'has a focal length that is not positive'),
+      (np.abs(intrinsics[:, :2, 2] - 0.5).max(1) > 0.5,
+       'has a principal point beyond the image: are its intrinsics in pixels? '
+       'Divide them by the image\'s size')):
+    if np.any(bad):
+      first = int(np.argmax(bad))
+      raise ValueError(f'{images.where}: the label of {images.names[first]} '
+                       f'{what}; {int(bad.sum())} labels are like that.')
+
+
+def mirror_label(label):
+  """Labels [..., 25] of the cameras that see the world mirrored at x = 0.
+
+  Such a camera sees the mirrored image; the intrinsics stay, which is right
+  for a principal point in the middle.
+  """
+  return label * _MIRROR
+
+
+def batches(images, size, seed, first_step=0, *, mirror=False, threads=None,
+            ahead=4):
+  """Endless batches, each a pure function of (seed, step), read ahead.
+
+  Args:
+    images: Images.
+    size: of a batch.
+    seed: of the order, another one in every epoch.
+    first_step: from which batch on.
+    mirror: whether each image may come mirrored, its camera with it.
+    threads: that decode; None for as many as there are cores.
+    ahead: batches that are decoded before they are asked for.
+
+  Yields:
+    {'image': uint8 [size, R, R, 3], 'label': float32 [size, 25],
+     'index': int32 [size] within the batch}.
+  """
+  count = len(images.names)
+
+  def plan(step):
+    rows = np.arange(step * size, (step + 1) * size)
+    picked = np.empty(size, int)
+    for epoch in np.unique(rows // count):
+      here = rows // count == epoch
+      order = np.random.default_rng((seed, epoch)).permutation(count)
+      picked[here] = order[rows[here] % count]
+    flips = np.random.default_rng((seed, step, 1)).random(size) < 0.5
+    return picked, flips & mirror
+
+  def load(index, flip):
+    name = f'{images.where}: {images.names[index]}'
+    pixels = _decode(name, images.read(index))
+    return pixels[:, ::-1] if flip else pixels
+
+  pool = concurrent.futures.ThreadPoolExecutor(threads or _threads())
+  waiting = []
+  with contextlib.ExitStack() as stack:
+    stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+    for step in itertools.count(first_step):
+      picked, flips = plan(step)
+      labels = images.labels[picked]
+      if labels.shape[1]:
+        labels = np.where(flips[:, None], mirror_label(labels), labels)
+      waiting.append(
+          (labels, [pool.submit(load, *item) for item in zip(picked, flips)]))
+      if len(waiting) > ahead:
+        labels, pixels = waiting.pop(0)
+        yield {'image': np.stack([p.result() for p in pixels]),
+               'label': labels, 'index': np.arange(size, dtype=np.int32)}
+
+
+def map_of_cameras(images, width=720):
+  """A picture of where the cameras are: uint8 [width / 2, width, 3].
+
+  Azimuth runs from left (-180, the back) over the middle (0, the front, +z)
+  to the right, elevation from below to above; the darker, the more cameras.
+  """
+  if not images.labels.shape[1]:
+    raise ValueError(f'{images.where} has no cameras to draw.')
+  position = images.labels[:, [3, 7, 11]].astype(np.float64)
+  distance = np.linalg.norm(position, axis=1)
+  azimuth = np.rad2deg(np.arctan2(position[:, 0], position[:, 2]))
+  elevation = np.rad2deg(np.arcsin(
+      np.clip(position[:, 1] / np.maximum(distance, 1e-9), -1, 1)))
+  cells = np.histogram2d(
+      elevation, azimuth, (60, 120), ((-90, 90), (-180, 180)))[0][::-1]
+  shade = 1 - np.log1p(cells) / np.log1p(max(cells.max(), 1))
+  dark, light = np.array([38, 70, 140]), np.array([246, 246, 244])
+  colours = dark + shade[..., None] * (light - dark)
+  picture = Image.fromarray(colours.astype(np.uint8)).resize(
+      (width, width // 2), Image.Resampling.NEAREST)
+  draw = ImageDraw.Draw(picture)
+  for degrees in range(-150, 180, 30):
+    x = (degrees + 180) / 360 * width
+    draw.line((x, 0, x, width // 2), (200, 200, 200))
+    draw.text((x + 2, width // 2 - 14), f'{degrees}°', (90, 90, 90))
+  for degrees in range(-60, 90, 30):
+    y = (90 - degrees) / 180 * width // 2
+    draw.line((0, y, width, y), (200, 200, 200))
+    draw.text((2, y - 12), f'{degrees}°', (90, 90, 90))
+  draw.text((4, 2), f'{len(position)} cameras, distance '
+            f'{distance.min():.2f} to {distance.max():.2f}', (20, 20, 20))
+  return np.asarray(picture)
+
+
+def _read_labels(where, content, names):
+  try:
+    listed = json.loads(content).get('labels')
+  except (ValueError, AttributeError) as error:
+    raise ValueError(f'{where} is not valid JSON ({error}).') from error
+  if listed is None:
+    return None
+  try:
+    found = {name.replace('\\', '/'): label for name, label in listed}
+  except (TypeError, ValueError, AttributeError) as error:
+    raise ValueError(f'{where}: "labels" must be a list of '
+                     '[file name, [25 numbers]].') from error
+  labels = np.zeros((len(names), _LABEL), np.float32)
+  for i, name in enumerate(names):
+    if name not in found:
+      raise ValueError(f'{where} has no label for {name}; every image needs '
+                       'one.')
+    label = np.asarray(found[name], np.float32).ravel()
+    if label.size != _LABEL:
+      raise ValueError(f'{where}: the label of {name} has {label.size} '
+                       f'numbers instead of {_LABEL}.')
+    labels[i] = label
+  return labels
+
+
+def _decode(name, content):
+  """uint8 [H, W, 3]; transparency is dropped, grey becomes three channels."""
+  try:
+    with Image.open(io.BytesIO(content)) as image:
+      return np.asarray(image.convert('RGB'))
+  except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    raise ValueError(
+        f'{name} cannot be read as an image; get it again or remove it.'
+    ) from error
+
+
+def _zip_reader(path):
+  """Reads members from any thread: each has its own handle."""
+  local = threading.local()
+
+  def read(name):
+    if not hasattr(local, 'archive'):
+      local.archive = zipfile.ZipFile(path)
+    try:
+      return local.archive.read(name)
+    except (zipfile.BadZipFile, OSError) as error:
+      raise ValueError(f'{path}: {name} is damaged ({error}); get the zip '
+                       'again.') from error
+
+  return read
+
+
+def _open_tfds(path):
+  import tensorflow_datasets as tfds
+  _, name, *split = path.split(':')
+  source = tfds.data_source(name, split=(split or ['train'])[0])
+  encode = lambda image: _encode(np.asarray(image))
+  first = source[0]
+  if 'image' not in first:
+    raise ValueError(f"{path} has no feature 'image', only {sorted(first)}.")
+  labels = np.zeros((len(source), 0), np.float32)
+  if np.size(first.get('label', ())) == _LABEL:
+    labels = np.stack([np.asarray(example['label'], np.float32).ravel()
+                       for example in source])
+  return Images(
+      path, tuple(f'example {i}' for i in range(len(source))), labels,
+      lambda index: encode(source[index]['image']),
+      np.shape(first['image'])[0])
+
+
+def _encode(image):
+  file = io.BytesIO()
+  Image.fromarray(image.squeeze()).save(file, 'PNG', compress_level=0)
+  return file.getvalue()
+
+
+def _stamp(images):
+  path = pathlib.Path(images.where)
+  files = [path] if path.is_file() else [path / n for n in images.names]
+  stats = [f.stat() for f in files if f.exists()]
+  digest = hashlib.sha256(images.labels.tobytes())
+  for about in (images.where, images.size, images.names,
+                [(s.st_size, s.st_mtime_ns) for s in stats]):
+    digest.update(repr(about).encode())
+  return cache.directory() / 'checked' / digest.hexdigest()[:24]
+
+
+def _threads():
+  return max(2, os.cpu_count() or 1)
