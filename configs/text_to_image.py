@@ -22,7 +22,7 @@ def get_config(variant='shapes'):
 
   # Data: cached views of the shapes world, lit anew each time.
   config.data_seed = 0
-  config.views = 30_000
+  config.views = 48_000
   config.held_out = 128
   config.drop_caption = 0.1
 

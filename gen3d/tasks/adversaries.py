@@ -1,0 +1,204 @@
+"""The networks that compete: EG3D's, and StyleGAN2's in two dimensions.
+
+The vocabulary is that of tasks/gan.py, which trains them.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gen3d.choices import pick
+from gen3d.models import eg3d as eg3d_model
+from gen3d.models import stylegan2 as stylegan2_model
+from gen3d.ops import adversarial, images
+
+MEAN_RATE = 0.002  # at which w_avg follows
+
+
+class Adversaries(NamedTuple):
+  """Two networks as functions of their variables {'params', 'buffers'}.
+
+  Attributes:
+    init: key -> {'generator': variables, 'discriminator': variables}.
+    generate: (variables, latents, size) -> (fakes, w [N, D]); `size` is the
+      resolution of rendering, w what the mapping network made of z.
+    prepare: (images [N, R, R, 3], size) -> reals.
+    judge: (variables, fakes or reals, label) -> logits [N].
+    regularize: (variables, latents, memory) -> (loss, memory), or None;
+      `memory` is a number that is kept between steps.
+    average: (generator's variables, w [N, D]) -> variables with the mean of
+      w brought forward; axis 'chips' is there.
+    z_width: of the latent.
+  """
+  init: Callable
+  generate: Callable
+  prepare: Callable
+  judge: Callable
+  regularize: Any
+  average: Callable
+  z_width: int
+
+
+class Latents(NamedTuple):
+  """What one phase generates from."""
+  key: Any    # of noise and of where rays are sampled, another on every chip
+  z: Any      # [N, Z]
+  told: Any   # [N, L]
+  label: Any  # [N, L]
+
+
+def eg3d(config, resolution, label_width):
+  """EG3D's generator and dual discriminator.
+
+  Args:
+    config: ConfigDict with `z_width`, `synthesis`, `mapping`, `rendering`,
+      `upscaling`, `features`, `condition`, `discriminator` and
+      `density_weight`.
+    resolution: of the images.
+    label_width: 25; EG3D needs cameras.
+
+  Raises:
+    ValueError: the images have no cameras, or the super-resolution does not
+      make images of this resolution.
+  """
+  if label_width != 25:
+    raise ValueError('EG3D learns from images with cameras, and these have '
+                     'none; give a dataset.json with labels of 25 numbers.')
+  generator = eg3d_generator(config)
+  upscaling = generator.upscaling
+  made = upscaling.size * 2 ** sum(upscaling.up)
+  if made != resolution:
+    raise ValueError(f'The super-resolution makes images of {made} pixels, but '
+                     f'the data have {resolution}; change model.upscaling.')
+  judge = stylegan2_model.Discriminator(
+      resolution, labelled=True, **config.discriminator)
+  apply = functools.partial(_apply, generator)
+
+  def init(key):
+    keys = jax.random.split(key)
+    z, label = jnp.zeros((1, config.z_width)), jnp.zeros((1, 25))
+    draws = eg3d_model.draw(None, 1, 4, generator.rendering)
+    return {'generator': generator.init(keys[0], z, label, label, 4, draws),
+            'discriminator': judge.init(
+                keys[1], jnp.zeros((1, resolution, resolution, 6)), label)}
+
+  def generate(variables, latents, size):
+    keys = jax.random.split(latents.key)
+    ws = apply(variables, latents.z, latents.told, method='map')
+    planes = apply(variables, ws, method='planes', key=keys[0])
+    draws = eg3d_model.draw(
+        keys[1], len(ws), size, generator.rendering)
+    made = apply(variables, planes, ws, latents.label, size, draws,
+                 method='render')
+    return {'image': made.image, 'raw': made.image_raw}, ws[:, 0]
+
+  def regularize(variables, latents, memory):
+    keys = jax.random.split(latents.key)
+    ws = apply(variables, latents.z, latents.told, method='map')
+    planes = apply(variables, ws, method='planes', key=keys[0])
+    variation = adversarial.density_variation(
+        lambda points: apply(variables, planes, points, method='query')[0],
+        keys[1], len(ws))
+    return config.density_weight * variation, memory
+
+  return Adversaries(
+      init=init, generate=generate,
+      prepare=lambda x, size: {'image': x, 'raw': images.resize(x, size)},
+      judge=lambda variables, x, label: judge.apply(
+          variables, eg3d_model.both(x['image'], x['raw']), label),
+      regularize=regularize if config.density_weight else None,
+      average=functools.partial(_follow, ('backbone', 'mapping')),
+      z_width=config.z_width)
+
+
+def eg3d_generator(config):
+  """The eg3d.Generator of a config's `model`."""
+  upscaling = config.upscaling
+  if isinstance(upscaling, str):
+    upscaling = pick('super-resolution', eg3d_model.UPSCALING, upscaling)
+  else:
+    upscaling = eg3d_model.Upscaling(
+        upscaling['size'], tuple(upscaling['features']),
+        tuple(upscaling['up']))
+  return eg3d_model.Generator(
+      dict(config.synthesis), dict(config.mapping),
+      eg3d_model.Rendering(**config.rendering), upscaling, config.features,
+      config.condition, upscaling_clamp=config.upscaling_clamp or None)
+
+
+def stylegan2(config, resolution, label_width):
+  """A plain StyleGAN2 on images, with labels or without.
+
+  Args:
+    config: ConfigDict with `z_width`, `synthesis`, `mapping`,
+      `discriminator`, `path_weight` and `path_shrink`.
+    resolution: of the images.
+    label_width: 0 for no labels.
+  """
+  labelled = label_width > 0
+  generator = stylegan2_model.Generator(
+      {'resolution': resolution, **config.synthesis},
+      {'labelled': labelled, **config.mapping})
+  judge = stylegan2_model.Discriminator(
+      resolution, labelled=labelled, **config.discriminator)
+  apply = functools.partial(_apply, generator)
+  paint = lambda variables, ws, key: apply(
+      variables, ws, key=key, method=lambda g, ws: g.synthesis(ws))
+  to_ws = lambda variables, latents: apply(
+      variables, latents.z, latents.told,
+      method=lambda g, z, label: g.mapping(z, label))
+
+  def init(key):
+    keys = jax.random.split(key)
+    label = jnp.zeros((1, label_width))
+    return {'generator': generator.init(
+                keys[0], jnp.zeros((1, config.z_width)), label),
+            'discriminator': judge.init(
+                keys[1], jnp.zeros((1, resolution, resolution, 3)), label)}
+
+  def generate(variables, latents, size):
+    del size
+    ws = to_ws(variables, latents)
+    return {'image': paint(variables, ws, latents.key)}, ws[:, 0]
+
+  def regularize(variables, latents, memory):
+    keys = jax.random.split(latents.key)
+    few = max(len(latents.z) // config.path_shrink, 1)
+    ws = to_ws(variables, latents)[:few]
+    penalty, memory = adversarial.path_length(
+        lambda ws: paint(variables, ws, keys[0]), ws, keys[1], memory)
+    return config.path_weight * penalty, memory
+
+  return Adversaries(
+      init=init, generate=generate,
+      prepare=lambda x, size: {'image': x},
+      judge=lambda variables, x, label: judge.apply(
+          variables, x['image'], label),
+      regularize=regularize if config.path_weight else None,
+      average=functools.partial(_follow, ('mapping',)),
+      z_width=config.z_width)
+
+
+def _apply(generator, variables, *args, method, key=None):
+  rngs = {} if key is None else {'noise': key}
+  return generator.apply(variables, *args, method=method, rngs=rngs)
+
+
+def _follow(path, variables, w):
+  """Brings the buffer w_avg of the mapping network at `path` forward."""
+  mean = jax.lax.pmean(jnp.mean(jax.lax.stop_gradient(w), axis=0), 'chips')
+
+  def change(buffers, path):
+    if not path:
+      old = buffers['w_avg']
+      return {**buffers, 'w_avg': old + MEAN_RATE * (mean - old)}
+    first, *rest = path
+    return {**buffers, first: change(buffers[first], rest)}
+
+  return {**variables, 'buffers': change(variables['buffers'], path)}
+
+
+BUILDERS = {'eg3d': eg3d, 'stylegan2': stylegan2}

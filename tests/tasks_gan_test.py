@@ -1,0 +1,146 @@
+"""The adversarial step on the smallest of networks."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from gen3d.engine import sharding
+from gen3d.ops import cameras
+from gen3d.tasks import adversaries, gan
+
+SMALL = {'base': 64, 'most': 8}
+JUDGE = {**SMALL, 'group': 1, 'mapping_layers': 1}
+EG3D = ml_collections.ConfigDict({
+    'z_width': 6, 'synthesis': {**SMALL, 'resolution': 16},
+    'mapping': {'width': 8, 'layers': 1},
+    'rendering': {'samples': 4, 'importance': 4},
+    'upscaling': {'size': 8, 'features': [8, 4], 'up': [False, True]},
+    'features': 4, 'condition': 1.0, 'upscaling_clamp': 0.0,
+    'discriminator': JUDGE, 'density_weight': 0.25})
+STYLEGAN2 = ml_collections.ConfigDict({
+    'z_width': 6, 'synthesis': SMALL, 'mapping': {'width': 8, 'layers': 1},
+    'discriminator': JUDGE, 'path_weight': 2.0, 'path_shrink': 2})
+SCHEDULE = gan.Schedule(r1=1.0, r1_every=2, regularize_every=2, swap_images=8,
+                        blur_images=8, ema_images=8)
+
+
+def labels(count, seed=0):
+  rng = np.random.default_rng(seed)
+  return np.asarray(cameras.to_label(cameras.orbit(
+      jnp.array(rng.uniform(-90, 90, count), jnp.float32), 10., 2.7, 4.2)))
+
+
+def make_batch(count=4, size=8, step=0):
+  rng = np.random.default_rng(step)
+  return {'image': rng.integers(255, size=(count, 16, 16, 3), dtype=np.uint8),
+          'label': labels(count, step),
+          'drawn': labels(3 * count, step + 50).reshape(count, 3, 25),
+          'index': np.arange(count, dtype=np.int32),
+          'grid': np.zeros((count, size), np.uint8)}
+
+
+def optimizers():
+  return {'generator': gan.lazy_adam(1e-3, SCHEDULE.regularize_every),
+          'discriminator': gan.lazy_adam(1e-3, SCHEDULE.r1_every)}
+
+
+class Run:
+  """One pair of networks and its compiled step, shared by the tests."""
+
+  def __init__(self, networks):
+    self.mesh = sharding.chips(len(make_batch()['index']))
+    self._networks = networks
+    self._step = sharding.pmap(
+        lambda state, batch, key: gan.step(
+            state, batch, key, adversaries=networks, optimizers=optimizers(),
+            schedule=SCHEDULE), self.mesh)
+    self._start = jax.jit(lambda key: gan.create(
+        key, networks, optimizers()))
+
+  def start(self):
+    state = self._start(jax.random.key(0))
+    return sharding.replicate(state, self.mesh)
+
+  def step(self, state, batch, seed):
+    state, metrics = self._step(
+        state, sharding.to_devices(batch, self.mesh),
+        sharding.replicate(jax.random.key(seed), self.mesh))
+    return state, {name: float(np.ravel(value)[0])
+                   for name, value in metrics.items()}
+
+
+def fetch(state):
+  return jax.device_get(sharding.local(state))
+
+
+@pytest.fixture(scope='module', params=['eg3d', 'stylegan2'])
+def run(request):
+  config = {'eg3d': EG3D, 'stylegan2': STYLEGAN2}[request.param]
+  return Run(adversaries.BUILDERS[request.param](config, 16, 25))
+
+
+def test_every_phase_moves_its_network(run):
+  state = run.start()
+  before = fetch(state)
+  state, metrics = run.step(state, make_batch(), 1)
+  after = fetch(state)
+  assert after.step == 1
+  moved = lambda name, part: {
+      jax.tree_util.keystr(path) for path, changed in
+      jax.tree_util.tree_flatten_with_path(jax.tree.map(
+          lambda a, b: bool(np.any(a != b)), before.params[name][part],
+          after.params[name][part]))[0] if changed}
+  assert len(moved('generator', 'params')) > 20
+  assert len(moved('discriminator', 'params')) > 10
+  average, = moved('generator', 'buffers')
+  assert average.endswith("['mapping']['w_avg']")
+  assert np.isfinite(list(metrics.values())).all()
+  assert metrics['loss/r1'] > 0 and metrics['loss/regularizer'] > 0
+  _, metrics = run.step(state, make_batch(step=1), 2)
+  assert metrics['loss/r1'] == 0
+
+
+def test_the_average_follows_the_generator(run):
+  state = run.start()
+  start = fetch(state)
+  for i in range(3):
+    state, _ = run.step(state, make_batch(step=i), i)
+  state = fetch(state)
+  distance = lambda a, b: sum(float(np.sum((x - y) ** 2)) for x, y in zip(
+      jax.tree.leaves(a['params']), jax.tree.leaves(b['params'])))
+  here = state.params['generator']
+  assert 0 < distance(state.ema, here) < distance(
+      start.params['generator'], here)
+  np.testing.assert_array_equal(
+      *(jax.tree.leaves(x['buffers'])[0] for x in (state.ema, here)))
+
+
+def test_lazy_rates_are_the_official_ones():
+  # lr 0.0025 with 4 and 0.002 with 16 steps between regularisations.
+  grads = {'x': jnp.ones(1)}
+  for rate, every, expected in ((.0025, 4, .002), (.002, 16, .0018824)):
+    optimizer = gan.lazy_adam(rate, every)
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    np.testing.assert_allclose(-updates['x'], expected, rtol=1e-4)
+
+
+def test_the_camera_that_is_told_is_another_ones_as_often_as_said():
+  batch = make_batch(512)
+  batch = jax.tree.map(jnp.asarray, batch)
+  draw = lambda swap: gan._latents(jax.random.key(0), batch, 1, swap, 4)
+  told = lambda swap: float(np.mean(np.all(
+      draw(swap).told == batch['drawn'][:, 1], axis=1)))
+  assert told(0.0) == 1 and told(1.0) == 0 and .4 < told(.5) < .6
+  np.testing.assert_array_equal(draw(1.0).label, batch['drawn'][:, 1])
+  assert abs(float(draw(.5).z.std()) - 1) < .05
+
+
+@pytest.mark.parametrize('change, said', [
+    ({'label_width': 0}, 'these have none'),
+    ({'resolution': 32}, 'makes images of 16 pixels, but the data have 32')])
+def test_data_that_do_not_fit_are_refused(change, said):
+  arguments = {'resolution': 16, 'label_width': 25, **change}
+  with pytest.raises(ValueError, match=said):
+    adversaries.eg3d(EG3D, **arguments)
