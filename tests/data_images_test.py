@@ -177,7 +177,7 @@ def test_what_was_found_good_is_not_looked_at_again(tmp_path, cache):
   path = folder(tmp_path, content())
   images.check(images.open_images(path))
   assert len(list((cache / 'checked').iterdir())) == 1
-  refuse = images.open_images(path)._replace(read=None)
+  refuse = images.open_images(path)._replace(pixels=None)
   images.check(refuse)
   (path / '00000/img00000001.png').write_bytes(b'changed')
   with pytest.raises(ValueError, match='img00000001.png cannot be read'):

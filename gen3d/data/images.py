@@ -42,13 +42,14 @@ class Images(NamedTuple):
     where: for messages.
     names: N file names, sorted.
     labels: float32 [N, 25], or [N, 0] where there are no cameras.
-    read: index -> the encoded bytes, safe to call from threads.
+    pixels: index -> uint8 [H, W, 3], safe to call from threads; a ValueError
+      names a file that cannot be read.
     size: pixels a side.
   """
   where: str
   names: tuple
   labels: Any
-  read: Callable
+  pixels: Callable
   size: int
 
 
@@ -89,9 +90,10 @@ def open_images(path):
       f'{path}: dataset.json', read('dataset.json'), names) if listing else None
   if labels is None:
     labels = np.zeros((len(names), 0), np.float32)
-  size = _decode(f'{path}: {names[0]}', read(names[0])).shape[0]
-  return Images(str(path), tuple(names), labels,
-                lambda index: read(names[index]), size)
+  pixels = lambda index: _decode(
+      f'{path}: {names[index]}', read(names[index]))
+  return Images(
+      str(path), tuple(names), labels, pixels, pixels(0).shape[0])
 
 
 def check(images, threads=None):
@@ -110,12 +112,12 @@ def check(images, threads=None):
     return
 
   def look(index):
-    name = f'{images.where}: {images.names[index]}'
-    shape = _decode(name, images.read(index)).shape
+    shape = images.pixels(index).shape
     if shape[:2] != (images.size, images.size):
       raise ValueError(
-          f'{name} has {shape[1]} x {shape[0]} pixels, but the others have '
-          f'{images.size} x {images.size}; resize it.')
+          f'{images.where}: {images.names[index]} has {shape[1]} x {shape[0]} '
+          f'pixels, but the others have {images.size} x {images.size}; resize '
+          'it.')
 
   with concurrent.futures.ThreadPoolExecutor(threads or _threads()) as pool:
     for _ in tqdm.tqdm(pool.map(look, range(len(images.names))),
@@ -189,8 +191,7 @@ def batches(images, size, seed, first_step=0, *, mirror=False, threads=None,
     return picked, flips & mirror
 
   def load(index, flip):
-    name = f'{images.where}: {images.names[index]}'
-    pixels = _decode(name, images.read(index))
+    pixels = images.pixels(index)
     return pixels[:, ::-1] if flip else pixels
 
   pool = concurrent.futures.ThreadPoolExecutor(threads or _threads())
@@ -300,7 +301,6 @@ def _open_tfds(path):
   import tensorflow_datasets as tfds
   _, name, *split = path.split(':')
   source = tfds.data_source(name, split=(split or ['train'])[0])
-  encode = lambda image: _encode(np.asarray(image))
   first = source[0]
   if 'image' not in first:
     raise ValueError(f"{path} has no feature 'image', only {sorted(first)}.")
@@ -310,14 +310,12 @@ def _open_tfds(path):
                        for example in source])
   return Images(
       path, tuple(f'example {i}' for i in range(len(source))), labels,
-      lambda index: encode(source[index]['image']),
+      lambda index: _three_channels(np.asarray(source[index]['image'])),
       np.shape(first['image'])[0])
 
 
-def _encode(image):
-  file = io.BytesIO()
-  Image.fromarray(image.squeeze()).save(file, 'PNG', compress_level=0)
-  return file.getvalue()
+def _three_channels(image):
+  return np.asarray(Image.fromarray(image.squeeze()).convert('RGB'))
 
 
 def _stamp(images):
