@@ -27,7 +27,8 @@ class Loaded(NamedTuple):
     z_width: of the latent; 0 for a discriminator.
     label_width: 0 where there is no label.
     rendering_resolution: that the generator was saved with; 0 in 2-D.
-    orbit: {'radius', 'pivot'} of its usual camera; {} where none is told.
+    orbit: {'radius', 'pivot'} of an EG3D's usual camera, as far as they are
+      told; None in 2-D.
   """
   network: Any
   variables: Any

@@ -84,7 +84,8 @@ def step(state, batch, key, *, adversaries, optimizers, schedule):
     optimizers: {'generator', 'discriminator'} of optax transformations.
     schedule: Schedule.
   """
-  seen = state.step * (len(batch['index']) * jax.lax.axis_size('chips'))
+  shown = len(batch['index']) * jax.lax.axis_size('chips')
+  seen = state.step * shown
   size = batch['grid'].shape[1]
   sigma = schedule.blur * jnp.maximum(0, 1 - seen / schedule.blur_images)
   blur = lambda x: images.blur(x, (sigma, schedule.blur))
@@ -155,8 +156,7 @@ def step(state, batch, key, *, adversaries, optimizers, schedule):
 
   state, metrics['loss/r1'] = _lazily(state, schedule.r1_every, penalized)
   half_life = jnp.minimum(schedule.ema_images, seen * schedule.ema_ramp)
-  decay = 0.5 ** (len(batch['index']) * jax.lax.axis_size('chips')
-                  / jnp.maximum(half_life, 1e-8))
+  decay = 0.5 ** (shown / jnp.maximum(half_life, 1e-8))
   average = jax.tree.map(lambda old, new: new + decay * (old - new),
                          state.ema['params'], generator['params'])
   ema = {**generator, 'params': average}

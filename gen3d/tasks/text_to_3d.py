@@ -176,8 +176,8 @@ def _view_loss(params, frozen, key, index, step, *, scene, guidance, views,
   render = scene.render(params['scene'], key_render, view)
   azimuth, elevation, _ = cameras.angles(view.camera.c2w[:3, 3])
   row = prompts.nearest(azimuth, elevation, **words)
-  words = lambda row: prompts.pick(frozen['text'], row[None])
-  text = {'cond': words(row), 'null': words(jnp.array(len(prompts.VIEWS)))}
+  said = lambda row: prompts.pick(frozen['text'], row[None])
+  text = {'cond': said(row), 'null': said(jnp.array(len(prompts.VIEWS)))}
   loss, metrics = guidance.loss(
       params['guidance'], frozen['teacher'], key_guidance, render.image[None],
       text, step)
