@@ -29,7 +29,9 @@ def get_config(variant='shapes'):
   config.text = {'width': 96, 'layers': 2, 'heads': 3}
   config.features = 128
 
-  # Training.
+  # Training. `start_from` takes weights (.safetensors) to go on from where
+  # the run's own checkpoints are gone.
+  config.start_from = ''
   config.batch = 128
   config.steps = 3000
   config.optimizer = {

@@ -36,16 +36,18 @@ def get_config(variant='shapes'):
              'ff_width': 256}}
 
   # Training. `start_from` takes weights (.safetensors) to go on from where
-  # the run's own checkpoints are gone.
+  # the run's own checkpoints are gone; `start_parts` says which of them.
   config.start_from = ''
+  config.start_parts = ('t5', 'unet')
   config.batch = 32
   config.steps = 10_000
   config.optimizer = {
       'name': 'adamw', 'learning_rate': 1e-3, 'schedule': 'trapezoid',
       'warmup': 300, 'cooldown': 2000, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-8,
-      'weight_decay': 0.01, 'clip': 1.0}
+      'weight_decay': 0.01, 'clip': 1.0, 'rates': {'t5': 0.15}}
   config.ema_decay = 0.999
   config.most_weight = 4.0  # of an image's squared error, else 1 + SNR
+  config.reading_weight = 0.05  # of the encoder's lessons in word order
 
   # Reports.
   config.guidance_scale = 3.0
@@ -55,7 +57,7 @@ def get_config(variant='shapes'):
   config.eval_every = 1000
   config.checkpoint_every = 500
   config.keep_checkpoints = 2
-  config.progress = ('loss/v',)
+  config.progress = ('loss/v', 'loss/reading')
 
   variants = ('shapes', 'tiny')
   if variant not in variants:

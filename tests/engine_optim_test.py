@@ -50,6 +50,23 @@ def test_clip_bounds_the_gradients_global_norm():
   np.testing.assert_allclose(state.opt_state[1][0].mu['b'], .8, rtol=1e-6)
 
 
+def test_a_group_may_learn_slower():
+  config = {'name': 'adamw', 'learning_rate': .1, 'weight_decay': .5}
+  params = {'slow': {'w': jnp.full([2, 2], 3.)}, 'rest': jnp.full([2, 2], 3.)}
+  moved = {}
+  for rates in ({}, {'slow': .2}):
+    optimizer = optim.make_optimizer({**config, 'rates': rates})
+    state = optim.apply_gradients(
+        states.create(params, optimizer), params, optimizer)
+    moved[bool(rates)] = jax.tree.map(lambda a, b: a - b, state.params, params)
+  np.testing.assert_allclose(
+      moved[True]['slow']['w'], .2 * moved[False]['slow']['w'], rtol=1e-5)
+  np.testing.assert_array_equal(moved[True]['rest'], moved[False]['rest'])
+  with pytest.raises(ValueError, match="Did you mean 'slow'"):
+    wrong = optim.make_optimizer({**config, 'rates': {'slw': .2}})
+    optim.apply_gradients(states.create(params, wrong), params, wrong)
+
+
 def test_the_average_ramps_up():
   optimizer = optim.make_optimizer({'name': 'adam', 'learning_rate': .1})
   state = states.create({'a': jnp.zeros(1)}, optimizer, ema=True)

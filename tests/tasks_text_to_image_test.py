@@ -5,6 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import text_to_image as config_file
@@ -64,6 +65,64 @@ def test_training_again_from_given_weights_starts_there(
   again.start_from = str(path)
   warm = text_to_image.make(again).init(jax.random.key(9))
   jax.tree.map(np.testing.assert_array_equal, warm.params, state.params)
+
+
+def test_parts_of_given_weights_may_begin_anew(
+    config, task, state, tmp_path):
+  path, _ = checkpoints.save_asset(
+      tmp_path / 'w.safetensors', state.params, {'config': config.to_dict()})
+  again = config.copy_and_resolve_references()
+  again.update({'start_from': str(path), 'start_parts': ('unet',)})
+  warm = text_to_image.make(again).init(jax.random.key(9))
+  jax.tree.map(np.testing.assert_array_equal,
+               warm.params['unet'], state.params['unet'])
+  assert jnp.any(warm.params['t5']['params']['embed']['embedding']
+                 != state.params['t5']['params']['embed']['embedding'])
+
+
+def test_reading_is_judged_by_what_captions_say():
+  meaning = captions.meaning(['a red car with blue wheels', 'the cat', ''])
+  names = list(captions.COLOURS)
+  assert meaning.tolist() == [
+      [1 + captions.CATEGORIES.index('car'), 1 + names.index('red'),
+       1 + names.index('blue')],
+      [1 + captions.CATEGORIES.index('cat'), 0, 0], [0, 0, 0]]
+  classes = {'category': 27, 'main': 13, 'second': 13}
+  # Three pooled states, each its own direction; a reader that knows them.
+  text = {'states': 40 * jnp.eye(3)[:, None], 'mask': jnp.ones((3, 1))}
+  knows = {name: jnp.zeros((3, n)).at[jnp.arange(3), meaning[:, i]].set(30.)
+           for i, (name, n) in enumerate(classes.items())}
+  guesses = jax.tree.map(jnp.zeros_like, knows)
+  loss = lambda reader: text_to_image.reading_loss(reader, text, meaning)
+  np.testing.assert_allclose(
+      loss(guesses), np.log(27) + 2 * np.log(13), rtol=1e-6)
+  assert loss(knows) < 1e-6
+
+
+def test_a_small_encoder_learns_which_colour_is_whose(config):
+  # Bags of words are equal; only their order differs.
+  pair = ['a green tree with brown trunk', 'a brown tree with green trunk']
+  tokens, mask = captions.tokenizer().encode(pair)
+  task = text_to_image.make(config)
+  state = task.init(jax.random.key(0))
+  model = text_to_image._model(config)
+  meaning = captions.meaning(pair)
+
+  optimizer = optax.adam(0.01)
+
+  @jax.jit
+  def learn(params, opt_state):
+    loss = lambda params: text_to_image.reading_loss(
+        params['reader'], model.embed(params, tokens, mask), meaning)
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, opt_state = optimizer.update(grads, opt_state)
+    return value, optax.apply_updates(params, updates), opt_state
+
+  params = {name: state.params[name] for name in ('t5', 'reader')}
+  opt_state = optimizer.init(params)
+  for _ in range(300):
+    value, params, opt_state = learn(params, opt_state)
+  assert value < 0.1
 
 
 def test_the_record_tells_of_what_went_before(

@@ -180,6 +180,23 @@ def parse(text):
               colours[second[1]] if second else None)
 
 
+def meaning(texts):
+  """What captions say, as numbers that a classifier can be asked for.
+
+  Args:
+    texts: list of N captions; an empty one says nothing.
+
+  Returns:
+    int32 [N, 3]: category, main colour and second colour, each counted from
+    1 in the order of CATEGORIES and COLOURS; 0 where it is not said.
+  """
+  places = [{None: 0, **{name: i + 1 for i, name in enumerate(names)}}
+            for names in (CATEGORIES, COLOURS, COLOURS)]
+  specs = [parse(text) if text else Spec(None, None, None) for text in texts]
+  return np.array([[place[said] for place, said in zip(places, spec)]
+                   for spec in specs], np.int32)
+
+
 def is_true(said, spec):
   """Whether everything that `said` says holds of the object `spec`."""
   return all(s is None or s == truth for s, truth in zip(said, spec))

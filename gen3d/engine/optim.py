@@ -71,13 +71,15 @@ def make_optimizer(config):
     config: mapping with `name` ('adam' or 'adamw'), the keys of
       `learning_rate`, and optionally `b1`, `b2`, `eps`, `weight_decay` (adamw
       only; not on biases and gains, that is on parameters of fewer than two
-      axes) and `clip` (largest global norm of the gradient).
+      axes), `clip` (largest global norm of the gradient) and `rates` (what
+      the learning rate of a top-level group of the parameters is multiplied
+      by, where it is not 1).
 
   Raises:
     ValueError: at an unknown name or key.
   """
   known = ('name', 'learning_rate', 'schedule', 'warmup', 'cooldown', 'steps',
-           'b1', 'b2', 'eps', 'weight_decay', 'clip')
+           'b1', 'b2', 'eps', 'weight_decay', 'clip', 'rates')
   for key in config:
     check('optimizer key', known, key)
   moments = {key: config[key] for key in ('b1', 'b2', 'eps') if key in config}
@@ -93,7 +95,21 @@ def make_optimizer(config):
   if config.get('clip'):
     optimizer = optax.chain(optax.clip_by_global_norm(config['clip']),
                             optimizer)
+  if config.get('rates'):
+    optimizer = optax.chain(optimizer, _times(dict(config['rates'])))
   return optimizer
+
+
+def _times(rates):
+  def scale(updates, params):
+    del params
+    for group in rates:
+      check('group of parameters', list(updates), group)
+    times = lambda tree, rate: jax.tree.map(lambda x: x * rate, tree)
+    return {group: times(tree, rates.get(group, 1.))
+            for group, tree in updates.items()}
+
+  return optax.stateless(scale)
 
 
 def _matrices(params):

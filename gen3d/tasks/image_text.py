@@ -54,6 +54,9 @@ def make(config):
       {**config.optimizer, 'steps': config.steps})
 
   def init(key):
+    if config.start_from:
+      params, _ = checkpoints.load_asset(config.start_from)
+      return states.create(params, optimizer, ema=True)
     resolution = config.image.resolution
     params = model.init(key, jnp.zeros((1, resolution, resolution, 3)),
                         jnp.zeros((1, captions.LENGTH), jnp.int32))

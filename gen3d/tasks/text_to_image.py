@@ -3,7 +3,9 @@
 As Imagen (2205.11487) does at scale: text states from a T5 encoder, here
 trained along, condition a U-Net on pixels by attention and a pooled vector;
 captions are dropped at times for classifier-free guidance. The network
-predicts v under a cosine schedule.
+predicts v under a cosine schedule. Imagen's encoder has read the web before;
+ours learns to read here, by being asked for what each caption says of which
+part: pictures alone teach it words long before they teach it their order.
 """
 
 import functools
@@ -13,6 +15,7 @@ import operator
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tqdm
 from absl import logging
 
@@ -21,6 +24,7 @@ from gen3d.diffusion import noise, samplers, teachers
 from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
 from gen3d.io import pictures
+from gen3d.models import unet
 from gen3d.tasks import Task
 from gen3d.tasks.shipping import ship
 
@@ -41,20 +45,30 @@ def make(config):
   optimizer = optim.make_optimizer({**config.optimizer, 'steps': config.steps})
 
   def init(key):
+    params = model.init(key, captions.LENGTH)
     if config.start_from:
-      params, _ = checkpoints.load_asset(config.start_from)
-    else:
-      params = model.init(key, captions.LENGTH)
+      earlier, _ = checkpoints.load_asset(config.start_from)
+      params |= {part: earlier[part] for part in config.start_parts}
+    width = model.encoder.size.width
+    params['reader'] = {
+        'category': jnp.zeros((width, len(captions.CATEGORIES) + 1)),
+        'main': jnp.zeros((width, len(captions.COLOURS) + 1)),
+        'second': jnp.zeros((width, len(captions.COLOURS) + 1))}
     return states.create(params, optimizer, ema=True)
+
+  def finish(state, workdir):
+    ema = {part: state.ema[part] for part in ('t5', 'unet')}
+    return ship(ASSET, config, state.replace(ema=ema), workdir)
 
   return Task(
       init=init,
       step=functools.partial(train_step, model=model, optimizer=optimizer,
                              ema_decay=config.ema_decay,
-                             most=config.most_weight),
+                             most=config.most_weight,
+                             reading=config.reading_weight),
       batches=functools.partial(batches, config=config),
       evaluate=functools.partial(evaluate, config=config, model=model),
-      finish=functools.partial(ship, ASSET, config))
+      finish=finish)
 
 
 def load(path=ASSET):
@@ -97,18 +111,21 @@ def batches(seed, first_step, *, config):
     texts = [captions.caption(rng, specs[row], words[row], not white)
              for row, white in zip(rows, textureless)]
     dropped = rng.random(config.batch) < config.drop_caption
-    tokens, mask = encode(
-        ['' if drop else text for text, drop in zip(texts, dropped)])
+    texts = ['' if drop else text for text, drop in zip(texts, dropped)]
+    tokens, mask = encode(texts)
     yield {'index': np.arange(config.batch, dtype=np.int32),
            'views': jax.tree.map(operator.itemgetter(rows), views),
            'textureless': textureless.astype(np.float32),
-           'tokens': tokens, 'mask': mask}
+           'tokens': tokens, 'mask': mask,
+           'meaning': captions.meaning(texts)}
 
 
-def train_step(state, batch, key, *, model, optimizer, ema_decay, most):
+def train_step(state, batch, key, *, model, optimizer, ema_decay, most,
+               reading):
   """One update of U-Net and text encoder on this chip's share of a batch.
 
-  `most` is the largest weight of an image's squared error: `spread_times`.
+  `most` is the largest weight of an image's squared error: `spread_times`;
+  `reading` is the weight of `reading_loss`.
   """
   key_time, key = jax.random.split(key)
   # Times spread evenly over the whole batch: less noise in the loss.
@@ -127,12 +144,14 @@ def train_step(state, batch, key, *, model, optimizer, ema_decay, most):
 
   def loss_fn(params):
     text = model.embed(params, batch['tokens'], batch['mask'])
-    return v_loss(model, params, x, eps, t, text)
+    losses = {'loss/v': v_loss(model, params, x, eps, t, text),
+              'loss/reading': reading_loss(
+                  params['reader'], text, batch['meaning'])}
+    return losses['loss/v'] + reading * losses['loss/reading'], losses
 
-  loss, grads = jax.value_and_grad(loss_fn)(state.params)
-  loss, grads = jax.lax.pmean((loss, grads), 'chips')
-  state = optim.apply_gradients(state, grads, optimizer, ema_decay)
-  return state, {'loss/v': loss}
+  grads, losses = jax.grad(loss_fn, has_aux=True)(state.params)
+  grads, losses = jax.lax.pmean((grads, losses), 'chips')
+  return optim.apply_gradients(state, grads, optimizer, ema_decay), losses
 
 
 def spread_times(fractions, schedule, most):
@@ -155,6 +174,23 @@ def v_loss(model, params, x, eps, t, text):
   x_t = noise.diffuse(model.schedule, x, eps, t)
   v = model.predict_v(params, x_t, t, text)
   return jnp.mean((v - noise.to_v(model.schedule, x, eps, t)) ** 2)
+
+
+def reading_loss(reader, text, meaning):
+  """How badly the pooled text, read linearly, says what the captions say.
+
+  Args:
+    reader: {'category', 'main', 'second'}, each a matrix [D, classes].
+    text: {'states' [B, L, D], 'mask' [B, L]}.
+    meaning: [B, 3] as from captions.meaning.
+
+  Returns:
+    The sum of the three mean cross-entropies, in nats.
+  """
+  pooled = jax.nn.standardize(unet.masked_mean(text['states'], text['mask']))
+  return sum(jnp.mean(optax.softmax_cross_entropy_with_integer_labels(
+      pooled @ reader[name], meaning[:, i]))
+             for i, name in enumerate(('category', 'main', 'second')))
 
 
 def evaluate(state, key, *, config, model):
