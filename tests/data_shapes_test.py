@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen3d.data import captions, categories, shapes
+from gen3d.data import captions, categories, primitives, shapes
 from gen3d.ops import cameras, shading
 
 POINTS = np.random.default_rng(0).uniform(-1.2, 1.2, (500, 3)).astype(
@@ -13,7 +13,7 @@ POINTS = np.random.default_rng(0).uniform(-1.2, 1.2, (500, 3)).astype(
 
 
 def _distance(part):
-  return np.asarray(shapes.part_distance(
+  return np.asarray(primitives.part_distance(
       jnp.float32(part), tuple(jnp.asarray(POINTS).T)))
 
 
@@ -26,32 +26,32 @@ def test_primitives_have_their_analytic_distances():
   white = (1, 1, 1)
   radius = np.linalg.norm(POINTS[:, [0, 2]], axis=-1)
   half = np.array([.3, .5, .2])
-  ball = _distance(categories.ball((0, 0, 0), .4, white))
+  ball = _distance(primitives.ball((0, 0, 0), .4, white))
   np.testing.assert_allclose(
       ball, np.linalg.norm(POINTS, axis=-1) - .4, atol=1e-5)
-  box = _distance(categories.box((0, 0, 0), half, white, edge=0))
+  box = _distance(primitives.box((0, 0, 0), half, white, edge=0))
   np.testing.assert_allclose(box, _exact_box(POINTS, half), atol=1e-5)
-  rounded = _distance(categories.box((.1, 0, 0), half, white, edge=.05))
+  rounded = _distance(primitives.box((.1, 0, 0), half, white, edge=.05))
   np.testing.assert_allclose(
       rounded, _exact_box(POINTS - [.1, 0, 0], half - .05) - .05, atol=1e-5)
-  pin = _distance(categories.cylinder((0, 0, 0), .3, .5, white, edge=0))
+  pin = _distance(primitives.cylinder((0, 0, 0), .3, .5, white, edge=0))
   d = np.stack([radius - .3, np.abs(POINTS[:, 1]) - .5], -1)
   np.testing.assert_allclose(
       pin, np.linalg.norm(np.maximum(d, 0), axis=-1)
       + np.minimum(d.max(-1), 0), atol=1e-5)
-  ring = _distance(categories.torus((0, 0, 0), .5, .1, white))
+  ring = _distance(primitives.torus((0, 0, 0), .5, .1, white))
   np.testing.assert_allclose(
       ring, np.hypot(radius - .5, POINTS[:, 1]) - .1, atol=2e-3)
   a, b = np.array([-.3, 0, .1]), np.array([.4, .2, 0])
   along = np.clip((POINTS - a) @ (b - a) / ((b - a) @ (b - a)), 0, 1)
-  pill = _distance(categories.capsule(a, b, .15, white))
+  pill = _distance(primitives.capsule(a, b, .15, white))
   np.testing.assert_allclose(
       pill, np.linalg.norm(POINTS - a - along[:, None] * (b - a), axis=-1)
       - .15, atol=1e-5)
 
 
 def test_a_cone_is_where_it_should_be_and_its_distance_is_nearly_a_bound():
-  part = categories.cone((0, -.5, 0), (0, .5, 0), .4, (1, 1, 1))
+  part = primitives.cone((0, -.5, 0), (0, .5, 0), .4, (1, 1, 1))
   distance = _distance(part)
   radius = np.linalg.norm(POINTS[:, [0, 2]], axis=-1)
   y = POINTS[:, 1]
@@ -69,7 +69,7 @@ def test_a_cone_is_where_it_should_be_and_its_distance_is_nearly_a_bound():
 
 
 def test_sphere_tracing_meets_an_analytic_sphere():
-  parts = jnp.float32([categories.ball((.05, 0, 0), .4, (1, 0, 0))])
+  parts = jnp.float32([primitives.ball((.05, 0, 0), .4, (1, 0, 0))])
   camera = cameras.orbit(30., 20., 1.7, 1.2)
   rays = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]),
                       cameras.rays(camera, 48, 48))
@@ -96,13 +96,13 @@ def test_sphere_tracing_meets_an_analytic_sphere():
 
 
 def test_a_union_is_the_nearest_part_with_its_colour():
-  parts = jnp.float32([categories.ball((-.3, 0, 0), .2, (1, 0, 0)),
-                       categories.ball((.3, 0, 0), .2, (0, 0, 1))])
+  parts = jnp.float32([primitives.ball((-.3, 0, 0), .2, (1, 0, 0)),
+                       primitives.ball((.3, 0, 0), .2, (0, 0, 1))])
   points = jnp.array([[-.3, .2, 0.], [.3, -.2, 0], [0, 0, 0]])
   np.testing.assert_allclose(
-      shapes.sdf(parts, points), [0, 0, .1], atol=1e-5)
+      primitives.sdf(parts, points), [0, 0, .1], atol=1e-5)
   np.testing.assert_array_equal(
-      shapes.colour(parts, points)[:2], [[1, 0, 0], [0, 0, 1]])
+      primitives.colour(parts, points)[:2], [[1, 0, 0], [0, 0, 1]])
 
 
 @pytest.mark.parametrize('category', captions.CATEGORIES)
@@ -115,11 +115,11 @@ def test_every_category_fits_its_ball_and_shows_both_colours(category):
     points *= rng.uniform(0, .75, (4000, 1)) / np.linalg.norm(
         points, axis=-1, keepdims=True)
     points = jnp.float32(points)
-    distance = np.asarray(shapes.sdf(built.parts, points))
+    distance = np.asarray(primitives.sdf(built.parts, points))
     radius = np.linalg.norm(points, axis=-1)
     assert not (distance[radius > 0.7] < 0).any()
     assert (distance < 0).mean() > 0.003
-    colours = built.parts[:, categories.PART['colour']]
+    colours = built.parts[:, primitives.PART['colour']]
     for wanted in ('red', 'blue'):
       gap = np.abs(colours - captions.COLOURS[wanted]).max(-1)
       assert gap.min() <= 0.05

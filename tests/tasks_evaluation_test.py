@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from gen3d.data import captions, categories, shapes
+from gen3d.data import captions, categories, primitives
 from gen3d.metrics import shape as shape_metrics
 from gen3d.ops import mesh as mesh_ops
 from gen3d.tasks import evaluation, image_text
@@ -17,7 +17,7 @@ def _mesh_of(category, scale=1.0, shift=(0.0, 0.0, 0.0)):
   typical = categories.build(
       captions.Spec(category, 'red', 'blue'), lambda lo, hi: (lo + hi) / 2)
   cells = shape_metrics.cell_centres(0.75, 96)
-  sdf = jax.jit(functools.partial(shapes.sdf, typical.parts))
+  sdf = jax.jit(functools.partial(primitives.sdf, typical.parts))
   density = np.exp(-10 * np.asarray(sdf(cells))).reshape(96, 96, 96)
   vertices, faces = mesh_ops.isosurface(
       density, 1.0, cells[0], float(cells[1, 2] - cells[0, 2]))

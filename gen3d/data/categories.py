@@ -3,12 +3,6 @@
 Each category is one function of (draw, main, second) that lists its parts in
 its own units, y up, front toward +z; `draw(lo, hi)` gives the size variation.
 `build` centres an object and scales it into a ball of radius RADIUS.
-
-A part is a row of numbers, in this order (see PART): which primitive it is,
-where, how turned, how large, which colour. Two primitives are enough: the
-ellipsoid, and the prism, an upright extrusion of a rounded rectangle along
-its own y axis that may be tapered, hollow and rounded at its edges, of which
-boxes, cylinders, cones, capsules, tubes and tori are special cases.
 """
 
 from typing import NamedTuple
@@ -16,121 +10,34 @@ from typing import NamedTuple
 import numpy as np
 
 from gen3d.data import captions
+from gen3d.data.primitives import (
+  PART,
+  X,
+  Z,
+  ball,
+  both,
+  box,
+  capsule,
+  cone,
+  corners,
+  cylinder,
+  prism,
+  tilt,
+  torus,
+  tube,
+)
 
 RADIUS = 0.5
 MAX_PARTS = 24
-PART = {'ellipsoid': 0, 'centre': slice(1, 4), 'rotation': slice(4, 13),
-        'half': slice(13, 16), 'corner': 16, 'taper': 17, 'wall': 18,
-        'round': 19, 'lean': 20, 'colour': slice(21, 24)}
-PART_SIZE = 24
-
 DARK, PALE, GLASS = (0.10, 0.10, 0.12), (0.93, 0.90, 0.82), (0.60, 0.82, 0.93)
 WOOD, LEAF, STEEL = (0.52, 0.34, 0.18), (0.16, 0.55, 0.20), (0.62, 0.64, 0.68)
 LAMP, GOLD, ROSE = (1.00, 0.95, 0.62), (0.95, 0.75, 0.20), (0.95, 0.45, 0.50)
-X, Y, Z = np.eye(3)
 
 
 class Object(NamedTuple):
   """Parts [MAX_PARTS, PART_SIZE] (unused ones far away) and what it is."""
   parts: np.ndarray
   spec: captions.Spec
-
-
-def _turned(axis):
-  """Rotation (rows: local axes) that takes the part's y axis to `axis`."""
-  y = np.asarray(axis, float) / np.linalg.norm(axis)
-  helper = Z if abs(y[2]) < 0.9 else X
-  x = np.cross(y, helper)
-  x /= np.linalg.norm(x)
-  return np.stack([x, y, np.cross(x, y)])
-
-
-def tilt(degrees, axis='x'):
-  """Rotation (rows: local axes) about a world axis."""
-  c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-  return np.array({'x': [[1, 0, 0], [0, c, s], [0, -s, c]],
-                   'y': [[c, 0, -s], [0, 1, 0], [s, 0, c]],
-                   'z': [[c, s, 0], [-s, c, 0], [0, 0, 1]]}[axis])
-
-
-def prism(centre, half, colour, *, corner=0.0, taper=0.0, lean=0.0,
-          wall=0.0, edge=0.0, rotation=None):
-  """An extrusion along its y axis of a rounded rectangle (half x, half z).
-
-  `half` is (x, y, z) with everything included; `taper` is how much narrower
-  the top is than the middle (negative: wider) all around, `lean` the same
-  in z only; `wall` > 0 makes it a pipe with walls of twice that thickness.
-  """
-  row = np.zeros(PART_SIZE)
-  half = np.asarray(half, float)
-  row[PART['centre']] = centre
-  row[PART['rotation']] = (np.eye(3) if rotation is None else rotation).ravel()
-  row[PART['half']] = np.maximum(half - edge - [wall, 0, wall], 0.0)
-  row[PART['corner']] = max(min(corner - edge, *(half - edge)[[0, 2]]), 0)
-  row[PART['taper']] = taper
-  row[PART['lean']] = lean
-  row[PART['wall']] = wall
-  row[PART['round']] = edge
-  row[PART['colour']] = colour
-  return row
-
-
-def box(centre, half, colour, edge=0.02, rotation=None, taper=0.0, lean=0.0):
-  return prism(centre, half, colour, edge=edge, rotation=rotation,
-               taper=taper, lean=lean)
-
-
-def ball(centre, radii, colour, rotation=None):
-  row = prism(centre, np.ones(3) * radii, colour, rotation=rotation)
-  row[PART['ellipsoid']] = 1
-  return row
-
-
-def cylinder(centre, radius, half, colour, axis=Y, edge=0.01, taper=0.0):
-  return prism(centre, (radius, half, radius), colour, corner=radius,
-               edge=edge, rotation=_turned(axis), taper=taper)
-
-
-def cone(base, tip, radius, colour, edge=0.0):
-  """A cone from the centre of its base to its tip."""
-  base, tip = np.asarray(base, float), np.asarray(tip, float)
-  half = np.linalg.norm(tip - base) / 2
-  return cylinder((base + tip) / 2, radius / 2, half, colour, tip - base,
-                  edge=edge, taper=radius / 2)
-
-
-def capsule(a, b, radius, colour):
-  a, b = np.asarray(a, float), np.asarray(b, float)
-  half = np.linalg.norm(b - a) / 2 + radius
-  return cylinder((a + b) / 2, radius, half, colour, b - a, edge=radius)
-
-
-def tube(centre, radius, wall, half, colour, axis=Y, edge=0.0, taper=0.0):
-  return prism(centre, (radius, half, radius), colour, corner=radius,
-               wall=wall, edge=edge, rotation=_turned(axis), taper=taper)
-
-
-def torus(centre, radius, thickness, colour, axis=Y):
-  outer = radius + thickness
-  return prism(centre, (outer, thickness, outer), colour, corner=outer,
-               edge=thickness, wall=1e-4, rotation=_turned(axis))
-
-
-def both(part, axis=0):
-  """The part and its mirror image across the plane through the origin."""
-  flip = np.ones(3)
-  flip[axis] = -1
-  twin = part.copy()
-  twin[PART['centre']] *= flip
-  rotation = part[PART['rotation']].reshape(3, 3) * flip
-  rotation[0] *= -1  # stays a rotation; sections are symmetric in x
-  twin[PART['rotation']] = rotation.ravel()
-  return [part, twin]
-
-
-def corners(part):
-  """The part mirrored into all four quadrants of the ground plane."""
-  return [twin for half in both(part) for twin in both(half, axis=2)]
 
 
 def _chair(draw, main, second):

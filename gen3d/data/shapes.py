@@ -20,10 +20,10 @@ import numpy as np
 import tqdm
 
 from gen3d.data import cache, captions, categories
+from gen3d.data.primitives import colour, sdf
 from gen3d.ops import cameras, shading
 
 SPLITS = ('train', 'seen', 'unseen')
-PART = categories.PART
 # DreamFusion's distribution, with a longer lens and less jitter so that an
 # object fills most of the 64 pixels that the model has.
 CAMERA = {'elevation': (-10.0, 90.0), 'distance': (1.4, 1.8),
@@ -61,63 +61,6 @@ def example(seed, split, index):
   spec = captions.sample_spec(rng, split)
   built = categories.build(spec, rng.uniform)
   return Example(built, rng.integers(2 ** 32, size=2, dtype=np.uint32), rng)
-
-
-def part_distance(part, points):
-  """Signed distance [...] of points to one part, or a lower bound of it.
-
-  Args:
-    part: [PART_SIZE], a row as in categories.PART.
-    points: three coordinate arrays [...]: kept apart, since a trailing axis
-      of three would keep a CPU from using its vector registers.
-  """
-  centre, rotation = part[PART['centre']], part[PART['rotation']]
-  rotation = rotation.reshape(3, 3)
-  px, py, pz = (p - c for p, c in zip(points, centre))
-  local = [r[0] * px + r[1] * py + r[2] * pz for r in rotation]
-  half_x, half_y, half_z = part[PART['half']]
-  corner, taper, wall, edge, lean = part[16:21]
-
-  # Prism: distance to the section's outline, then to the extruded profile.
-  x, y, z = abs(local[0]), local[1], abs(local[2])
-  height = jnp.maximum(half_y, 1e-4)
-  slope, lean = taper / height, lean / height
-  dx, dz = x - (half_x - corner), z - (half_z - corner) + lean * y
-  outline = _length(jnp.maximum(dx, 0), jnp.maximum(dz, 0)) + (
-      jnp.minimum(jnp.maximum(dx, dz), 0) - corner)
-  side = (outline + slope * y) * jax.lax.rsqrt(
-      1 + (abs(slope) + abs(lean)) ** 2)
-  side = jnp.where(wall > 0, abs(side) - wall, side)
-  above = abs(y) - half_y
-  prism = _length(jnp.maximum(side, 0), jnp.maximum(above, 0)) + (
-      jnp.minimum(jnp.maximum(side, above), 0) - edge)
-
-  # Ellipsoid: first-order distance of the implicit function.
-  inverse = 1 / jnp.maximum(part[PART['half']], 1e-4)
-  scaled = [p * i for p, i in zip(local, inverse)]
-  k0 = jnp.sqrt(sum(s * s for s in scaled) + 1e-12)
-  k1 = jax.lax.rsqrt(sum((s * i) ** 2 for s, i in zip(scaled, inverse))
-                     + 1e-12)
-  return jnp.where(part[PART['ellipsoid']] > 0.5, k0 * (k0 - 1) * k1, prism)
-
-
-def _length(a, b):
-  return jnp.sqrt(a * a + b * b + 1e-14)
-
-
-def sdf(parts, points):
-  """Signed distance [N] of points [N, 3] to the object, negative inside."""
-  parts, points = jnp.asarray(parts), tuple(points.T)
-  nearest = lambda i, d: jnp.minimum(d, part_distance(parts[i], points))
-  return jax.lax.fori_loop(
-      0, parts.shape[0], nearest, jnp.full(points[0].shape, jnp.inf))
-
-
-def colour(parts, points):
-  """Albedo [N, 3] of the part that is nearest to each point [N, 3]."""
-  parts = jnp.asarray(parts)
-  distances = jax.vmap(part_distance, (0, None))(parts, tuple(points.T))
-  return parts[:, PART['colour']][jnp.argmin(distances, axis=0)]
 
 
 def sphere_trace(parts, rays, steps=40, relaxation=0.9):

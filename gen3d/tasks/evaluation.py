@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from gen3d.data import captions, categories, shapes
+from gen3d.data import captions, categories, primitives, shapes
 from gen3d.engine import checkpoints
 from gen3d.io import files, meshes, pictures
 from gen3d.metrics import shape as shape_metrics
@@ -189,7 +189,7 @@ def geometry(mesh, said):
   typical = categories.build(
       captions.Spec(said.category, 'red', 'blue'), lambda lo, hi: (lo + hi) / 2)
   bound = 1.5 * categories.RADIUS
-  sdf = jax.jit(functools.partial(shapes.sdf, typical.parts))
+  sdf = jax.jit(functools.partial(primitives.sdf, typical.parts))
   fit = shape_metrics.best_scale_iou(
       shape_metrics.inside_mesh(mesh.vertices, mesh.faces, bound),
       lambda points: np.asarray(sdf(points)) < 0, bound)
