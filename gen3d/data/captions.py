@@ -92,9 +92,9 @@ def pairs(split):
                if unseen(c, m) == (split == 'unseen'))
 
 
-def sample_spec(rng, split):
-  """Draws what to show; the two colours differ."""
-  choices = pairs(split)
+def sample_spec(rng, split, categories=CATEGORIES):
+  """Draws what to show, of some categories; the two colours differ."""
+  choices = [pair for pair in pairs(split) if pair[0] in categories]
   category, main = choices[rng.integers(len(choices))]
   others = [c for c in COLOURS if c != main]
   return Spec(category, main, others[rng.integers(len(others))])

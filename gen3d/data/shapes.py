@@ -11,6 +11,7 @@ and draws the second afresh each time that a view is used.
 import functools
 import hashlib
 import os
+import types
 import zipfile
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from gen3d.data import cache, captions, categories
+from gen3d.data import cache, captions, categories, images
 from gen3d.data.primitives import colour, sdf
 from gen3d.ops import cameras, shading
 
@@ -47,6 +48,20 @@ class Views(NamedTuple):
   camera: Any    # cameras.Camera [...]
 
 
+class World(NamedTuple):
+  """What is in the pictures, and from where they are taken.
+
+  Attributes:
+    categories: of the objects.
+    camera: keywords of cameras.sample.
+  """
+  categories: tuple = captions.CATEGORIES
+  camera: Any = types.MappingProxyType(CAMERA)
+
+
+EVERYTHING = World()
+
+
 class Example(NamedTuple):
   """One example's object and viewpoint, on the host."""
   object: categories.Object
@@ -54,11 +69,11 @@ class Example(NamedTuple):
   rng: np.random.Generator
 
 
-def example(seed, split, index):
+def example(seed, split, index, world=EVERYTHING):
   """What example `index` of a split shows (pure in its arguments)."""
   rng = np.random.Generator(np.random.Philox(
       np.random.SeedSequence([seed, SPLITS.index(split), index])))
-  spec = captions.sample_spec(rng, split)
+  spec = captions.sample_spec(rng, split, world.categories)
   built = categories.build(spec, rng.uniform)
   return Example(built, rng.integers(2 ** 32, size=2, dtype=np.uint32), rng)
 
@@ -179,7 +194,7 @@ def sample_image(key, view, textureless):
       key_background, view.coverage.shape[0]))
 
 
-def render(seed, split, indices, size):
+def render(seed, split, indices, size, world=EVERYTHING):
   """What the examples `indices` of a split show.
 
   Args:
@@ -187,29 +202,31 @@ def render(seed, split, indices, size):
     split: one of SPLITS.
     indices: [N] ints.
     size: pixels a side.
+    world: World.
 
   Returns:
     (Views of NumPy arrays [N, ...], list of N captions.Spec).
   """
-  examples = [example(seed, split, int(i)) for i in indices]
+  examples = [example(seed, split, int(i), world) for i in indices]
   parts = np.stack([e.object.parts for e in examples])
   keys = np.stack([e.camera_key for e in examples])
   # One share a device, so that virtual CPU devices keep all cores busy.
   devices = jax.local_devices()
   shares = np.array_split(np.arange(len(examples)), len(devices))
-  views = [_trace_all(*jax.device_put((parts[s], keys[s]), d), size)
+  camera = tuple(world.camera.items())
+  views = [_trace_all(*jax.device_put((parts[s], keys[s]), d), size, camera)
            for s, d in zip(shares, devices) if len(s)]
   views = jax.tree.map(lambda *v: np.concatenate([np.asarray(x) for x in v]),
                        *views)
   return views, [e.object.spec for e in examples]
 
 
-@functools.partial(jax.jit, static_argnames='size')
-def _trace_all(parts, keys, size):
+@functools.partial(jax.jit, static_argnames=('size', 'camera'))
+def _trace_all(parts, keys, size, camera):
   def one(inputs):
     parts, key = inputs
     key = jax.random.wrap_key_data(key)
-    return trace(parts, cameras.sample(key, **CAMERA), size)
+    return trace(parts, cameras.sample(key, **dict(camera)), size)
   return jax.lax.map(one, (parts, keys))
 
 
@@ -253,6 +270,39 @@ def pictures(seed, split, first, count, size):
 _light_all = jax.jit(jax.vmap(lambda key, view: sample_image(key, view, 0.0)))
 
 
+def posed(world, count, size, seed=0):
+  """Training objects as a collection of images with cameras, for a 3-D GAN.
+
+  The light stays where it is in the world and the background is white: a
+  generator whose colours do not depend on the direction can be right.
+
+  Args:
+    world: World.
+    count: how many images.
+    size: pixels a side.
+    seed: of the world.
+
+  Returns:
+    images.Images, held in memory.
+  """
+  views, specs = load_views(seed, 'train', count, size, world)
+  light = shading.Light(cameras.spherical(30.0, 60.0, jnp.float32(4.0)),
+                        0.6, 0.4, 0.0)
+
+  @jax.jit
+  def compose_all(views):
+    white = jnp.ones((size, size, 3))
+    paint = lambda view: jnp.round(
+        255 * compose(view, light, white)).astype(jnp.uint8)
+    return jax.lax.map(paint, views, batch_size=64)
+
+  pixels = np.asarray(compose_all(views))
+  names = tuple(f'{i:08d} ({captions.plain(s)})' for i, s in enumerate(specs))
+  return images.Images(
+      f'shapes world ({", ".join(world.categories)})', names,
+      np.asarray(cameras.to_label(views.camera)), pixels.__getitem__, size)
+
+
 def contact_sheet(seed, size):
   """One object of every category: (images [26, size, size, 3], labels)."""
   rng = np.random.default_rng(seed)
@@ -278,7 +328,7 @@ def _portrait(parts, key, azimuth, elevation, size):
   return compose(view, light, sample_background(key, size))
 
 
-def load_views(seed, split, count, size):
+def load_views(seed, split, count, size, world=EVERYTHING):
   """The first `count` examples of a split, rendered once and then kept.
 
   Files of some hundred views each lie in `cache.directory()`; what is missing
@@ -289,13 +339,15 @@ def load_views(seed, split, count, size):
     split: one of SPLITS.
     count: how many examples.
     size: pixels a side.
+    world: World.
 
   Returns:
     (Views of NumPy arrays [count, ...], list of captions.Spec).
   """
-  probe = b''.join(example(seed, split, i).object.parts.tobytes()
+  probe = b''.join(example(seed, split, i, world).object.parts.tobytes()
                    for i in range(8))
-  digest = hashlib.sha256(probe + repr((VERSION, CAMERA)).encode()).hexdigest()
+  digest = hashlib.sha256(
+      probe + repr((VERSION, dict(world.camera))).encode()).hexdigest()
   folder = cache.directory() / f'shapes-{digest[:12]}-{size}'
   folder.mkdir(parents=True, exist_ok=True)
   chunks = []
@@ -305,18 +357,18 @@ def load_views(seed, split, count, size):
     stop = min(start + _CHUNK, count) if count < _CHUNK else start + _CHUNK
     chunks.append(_load_chunk(
         folder / f'{split}-{start}-{stop}.npz', seed, split,
-        range(start, stop), size))
+        range(start, stop), size, world))
   views = jax.tree.map(lambda *x: np.concatenate(x)[:count], *chunks)
-  specs = [example(seed, split, i).object.spec for i in range(count)]
+  specs = [example(seed, split, i, world).object.spec for i in range(count)]
   return views, specs
 
 
-def _load_chunk(path, seed, split, indices, size):
+def _load_chunk(path, seed, split, indices, size, world):
   try:
     with np.load(path) as stored:
       leaves = [stored[str(i)] for i in range(6)]
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-    views, _ = render(seed, split, indices, size)
+    views, _ = render(seed, split, indices, size, world)
     leaves = jax.tree.leaves(views)
     temporary = path.with_suffix(f'.{os.getpid()}.tmp.npz')
     np.savez(temporary, **{str(i): x for i, x in enumerate(leaves)})

@@ -1,6 +1,6 @@
 """The networks that compete: EG3D's, and StyleGAN2's in two dimensions.
 
-The vocabulary is that of tasks/gan.py, which trains them.
+The vocabulary is that of tasks/gan_step.py, which trains them.
 """
 
 import functools

@@ -8,7 +8,7 @@ import pytest
 
 from gen3d.engine import sharding
 from gen3d.ops import cameras
-from gen3d.tasks import adversaries, gan
+from gen3d.tasks import adversaries, gan_step
 
 SMALL = {'base': 64, 'most': 8}
 JUDGE = {**SMALL, 'group': 1, 'mapping_layers': 1}
@@ -22,8 +22,9 @@ EG3D = ml_collections.ConfigDict({
 STYLEGAN2 = ml_collections.ConfigDict({
     'z_width': 6, 'synthesis': SMALL, 'mapping': {'width': 8, 'layers': 1},
     'discriminator': JUDGE, 'path_weight': 2.0, 'path_shrink': 2})
-SCHEDULE = gan.Schedule(r1=1.0, r1_every=2, regularize_every=2, swap_images=8,
-                        blur_images=8, ema_images=8)
+SCHEDULE = gan_step.Schedule(
+    r1=1.0, r1_every=2, regularize_every=2, swap_images=8, blur_images=8,
+    ema_images=8)
 
 
 def labels(count, seed=0):
@@ -42,8 +43,8 @@ def make_batch(count=4, size=8, step=0):
 
 
 def optimizers():
-  return {'generator': gan.lazy_adam(1e-3, SCHEDULE.regularize_every),
-          'discriminator': gan.lazy_adam(1e-3, SCHEDULE.r1_every)}
+  return {'generator': gan_step.lazy_adam(1e-3, SCHEDULE.regularize_every),
+          'discriminator': gan_step.lazy_adam(1e-3, SCHEDULE.r1_every)}
 
 
 class Run:
@@ -53,10 +54,10 @@ class Run:
     self.mesh = sharding.chips(len(make_batch()['index']))
     self._networks = networks
     self._step = sharding.pmap(
-        lambda state, batch, key: gan.step(
+        lambda state, batch, key: gan_step.step(
             state, batch, key, adversaries=networks, optimizers=optimizers(),
             schedule=SCHEDULE), self.mesh)
-    self._start = jax.jit(lambda key: gan.create(
+    self._start = jax.jit(lambda key: gan_step.create(
         key, networks, optimizers()))
 
   def start(self):
@@ -121,7 +122,7 @@ def test_lazy_rates_are_the_official_ones():
   # lr 0.0025 with 4 and 0.002 with 16 steps between regularisations.
   grads = {'x': jnp.ones(1)}
   for rate, every, expected in ((.0025, 4, .002), (.002, 16, .0018824)):
-    optimizer = gan.lazy_adam(rate, every)
+    optimizer = gan_step.lazy_adam(rate, every)
     updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
     np.testing.assert_allclose(-updates['x'], expected, rtol=1e-4)
 
@@ -129,7 +130,7 @@ def test_lazy_rates_are_the_official_ones():
 def test_the_camera_that_is_told_is_another_ones_as_often_as_said():
   batch = make_batch(512)
   batch = jax.tree.map(jnp.asarray, batch)
-  draw = lambda swap: gan._latents(jax.random.key(0), batch, 1, swap, 4)
+  draw = lambda swap: gan_step._latents(jax.random.key(0), batch, 1, swap, 4)
   told = lambda swap: float(np.mean(np.all(
       draw(swap).told == batch['drawn'][:, 1], axis=1)))
   assert told(0.0) == 1 and told(1.0) == 0 and .4 < told(.5) < .6

@@ -9,7 +9,8 @@ official code: generator, its regularisation every few steps, discriminator,
 R1 every few steps.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -70,6 +71,18 @@ def lazy_adam(learning_rate, every, b2=0.99, eps=1e-8):
   return optax.adam(learning_rate * share, b1=0.0, b2=b2 ** share, eps=eps)
 
 
+class _Round(NamedTuple):
+  """What the phases of one step share."""
+  adversaries: Any
+  optimizers: Any
+  schedule: Schedule
+  size: int       # of rendering
+  blur: Callable
+  latents: tuple  # of the phases that generate
+  reals: Any
+  label: Any      # of the reals
+
+
 def step(state, batch, key, *, adversaries, optimizers, schedule):
   """One step of all phases that are due; see tasks.Task.
 
@@ -91,77 +104,100 @@ def step(state, batch, key, *, adversaries, optimizers, schedule):
   blur = lambda x: images.blur(x, (sigma, schedule.blur))
   swap = schedule.swap + (1 - schedule.swap) * jnp.maximum(
       0, 1 - seen / schedule.swap_images)
-  latents = [_latents(jax.random.fold_in(key, phase), batch, phase, swap,
-                      adversaries.z_width) for phase in range(3)]
+  latents = tuple(
+      _latents(jax.random.fold_in(key, phase), batch, phase, swap,
+               adversaries.z_width) for phase in range(3))
   reals = adversaries.prepare(batch['image'] / 127.5 - 1.0, size)
-  reals = jax.tree.map(blur, reals)
-  update = lambda *args: _update(optimizers, *args)
-
-  def generated(variables, latents):
-    fakes, w = adversaries.generate(variables, latents, size)
-    # What is rendered is not blurred itself: the real it is held against is.
-    return {**fakes, 'image': blur(fakes['image'])}, w
-
-  def generator_loss(variables, params):
-    fakes, _ = generated(variables, latents[0])
-    logits = adversaries.judge(
-        params['discriminator'], fakes, latents[0].label)
-    return jnp.mean(nn.softplus(-logits)), {}
-
-  state, metrics = update('generator', generator_loss, state)
-  metrics = {'loss/generator': metrics['loss']}
-
-  if adversaries.regularize:
-    def regularizer(variables, params):
-      loss, memory = adversaries.regularize(
-          variables, latents[1], params['memory'])
-      return loss * schedule.regularize_every, {'memory': memory}
-
-    def regularized(state):
-      state, found = update('generator', regularizer, state)
-      memory = jax.lax.pmean(found['memory'], 'chips')
-      return (state.replace(params={**state.params, 'memory': memory}),
-              found['loss'] / schedule.regularize_every)
-
-    state, loss = _lazily(state, schedule.regularize_every, regularized)
-    metrics['loss/regularizer'] = loss
-
-  fakes, w = generated(state.params['generator'], latents[2])
-  fakes = jax.lax.stop_gradient(fakes)
-
-  def discriminator_loss(variables, params):
-    del params
-    fake = adversaries.judge(variables, fakes, latents[2].label)
-    real = adversaries.judge(variables, reals, batch['label'])
-    loss = jnp.mean(nn.softplus(fake)) + jnp.mean(nn.softplus(-real))
-    return loss, {'fake': jnp.mean(fake), 'real': jnp.mean(real),
-                  'sign': jnp.mean(jnp.sign(real))}
-
-  state, found = update('discriminator', discriminator_loss, state)
-  generator = adversaries.average(state.params['generator'], w)
-  state = state.replace(params={**state.params, 'generator': generator})
-  metrics |= {'loss/discriminator': found['loss'],
-              'logits/fake': found['fake'], 'logits/real': found['real'],
-              'logits/real_sign': found['sign']}
-
-  def penalty(variables, params):
-    del params
-    loss = adversarial.r1_penalty(lambda x: adversaries.judge(
-        variables, x, batch['label']), reals)
-    return 0.5 * schedule.r1 * schedule.r1_every * loss, {'r1': loss}
-
-  def penalized(state):
-    state, found = update('discriminator', penalty, state)
-    return state, found['r1']
-
-  state, metrics['loss/r1'] = _lazily(state, schedule.r1_every, penalized)
+  this = _Round(adversaries, optimizers, schedule, size, blur, latents,
+                jax.tree.map(blur, reals), batch['label'])
+  metrics = {}
+  for phase in (_generator_phase, _regularizer_phase, _discriminator_phase,
+                _penalty_phase):
+    state, found = phase(state, this)
+    metrics |= found
   half_life = jnp.minimum(schedule.ema_images, seen * schedule.ema_ramp)
   decay = 0.5 ** (shown / jnp.maximum(half_life, 1e-8))
+  generator = state.params['generator']
   average = jax.tree.map(lambda old, new: new + decay * (old - new),
                          state.ema['params'], generator['params'])
-  ema = {**generator, 'params': average}
-  return (state.replace(step=state.step + 1, ema=ema),
+  return (state.replace(step=state.step + 1,
+                        ema={**generator, 'params': average}),
           jax.lax.pmean(metrics, 'chips'))
+
+
+def _generated(this, variables, latents):
+  """What the discriminator is shown, and w [N, D]."""
+  fakes, w = this.adversaries.generate(variables, latents, this.size)
+  # What is rendered is not blurred itself: the real it is held against is.
+  return {**fakes, 'image': this.blur(fakes['image'])}, w
+
+
+def _generator_phase(state, this):
+  def loss(variables, params):
+    fakes, _ = _generated(this, variables, this.latents[0])
+    logits = this.adversaries.judge(
+        params['discriminator'], fakes, this.latents[0].label)
+    return jnp.mean(nn.softplus(-logits)), {}
+
+  state, found = _update(this.optimizers, 'generator', loss, state)
+  return state, {'loss/generator': found['loss']}
+
+
+def _regularizer_phase(state, this):
+  if not this.adversaries.regularize:
+    return state, {}
+  every = this.schedule.regularize_every
+
+  def loss(variables, params):
+    value, memory = this.adversaries.regularize(
+        variables, this.latents[1], params['memory'])
+    return value * every, {'memory': memory}
+
+  def regularized(state):
+    state, found = _update(this.optimizers, 'generator', loss, state)
+    memory = jax.lax.pmean(found['memory'], 'chips')
+    return (state.replace(params={**state.params, 'memory': memory}),
+            found['loss'] / every)
+
+  state, value = _lazily(state, every, regularized)
+  return state, {'loss/regularizer': value}
+
+
+def _discriminator_phase(state, this):
+  fakes, w = _generated(this, state.params['generator'], this.latents[2])
+  fakes = jax.lax.stop_gradient(fakes)
+  judge = this.adversaries.judge
+
+  def loss(variables, params):
+    del params
+    fake = judge(variables, fakes, this.latents[2].label)
+    real = judge(variables, this.reals, this.label)
+    value = jnp.mean(nn.softplus(fake)) + jnp.mean(nn.softplus(-real))
+    return value, {'fake': jnp.mean(fake), 'real': jnp.mean(real),
+                   'sign': jnp.mean(jnp.sign(real))}
+
+  state, found = _update(this.optimizers, 'discriminator', loss, state)
+  generator = this.adversaries.average(state.params['generator'], w)
+  state = state.replace(params={**state.params, 'generator': generator})
+  return state, {'loss/discriminator': found['loss'],
+                 'logits/fake': found['fake'], 'logits/real': found['real'],
+                 'logits/real_sign': found['sign']}
+
+
+def _penalty_phase(state, this):
+  def loss(variables, params):
+    del params
+    value = adversarial.r1_penalty(
+        lambda x: this.adversaries.judge(variables, x, this.label), this.reals)
+    return 0.5 * this.schedule.r1 * this.schedule.r1_every * value, {
+        'r1': value}
+
+  def penalized(state):
+    state, found = _update(this.optimizers, 'discriminator', loss, state)
+    return state, found['r1']
+
+  state, value = _lazily(state, this.schedule.r1_every, penalized)
+  return state, {'loss/r1': value}
 
 
 def _latents(key, batch, phase, swap, z_width):
