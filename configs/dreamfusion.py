@@ -32,9 +32,19 @@ def get_config(variant='shapes'):
 
 
 def sweep():
-  """Overrides to run side by side: is it the seed or the guidance?"""
-  return [{'seed': seed, 'guidance.scale': scale}
-          for seed in (0, 1, 2) for scale in (7.5, 15.0, 30.0)]
+  """README's table: prompts of the shapes world, the last 8 of unseen pairs."""
+  return [{'prompt': prompt} for prompt in (
+      'a red chair', 'a blue table with white legs',
+      'a purple sofa with yellow cushions', 'a blue car',
+      'a white airplane with red wings', 'a brown boat with white sail',
+      'a red rocket with blue fins', 'a green umbrella', 'a cyan mug',
+      'a red apple with green leaf', 'a pink cake with white icing',
+      'a white snowman with black hat', 'an orange cat', 'an orange fish',
+      'a gray castle with red towers', 'a red mushroom with white stem',
+      'a green tree with brown trunk', 'a yellow duck',
+      'a green cactus with brown pot', 'a red truck',
+      'a white house with red roof', 'a black lamp', 'a yellow robot',
+      'a brown rabbit')]
 
 
 def paper():

@@ -16,6 +16,7 @@ TASKS = {
     'text_to_image': 'gen3d.tasks.text_to_image',
     'text_to_3d': 'gen3d.tasks.text_to_3d',
     'image_text': 'gen3d.tasks.image_text',
+    'gan': 'gen3d.tasks.gan',
 }
 
 _CONFIG = config_flags.DEFINE_config_file(

@@ -18,6 +18,7 @@ EG3D = ml_collections.ConfigDict({
     'rendering': {'samples': 4, 'importance': 4},
     'upscaling': {'size': 8, 'features': [8, 4], 'up': [False, True]},
     'features': 4, 'condition': 1.0, 'upscaling_clamp': 0.0,
+    'upscaling_half': False,
     'discriminator': JUDGE, 'density_weight': 0.25})
 STYLEGAN2 = ml_collections.ConfigDict({
     'z_width': 6, 'synthesis': SMALL, 'mapping': {'width': 8, 'layers': 1},

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gen3d.choices import pick
 from gen3d.models import eg3d as eg3d_model
 from gen3d.models import stylegan2 as stylegan2_model
 from gen3d.ops import adversarial, images
@@ -55,8 +54,8 @@ def eg3d(config, resolution, label_width):
 
   Args:
     config: ConfigDict with `z_width`, `synthesis`, `mapping`, `rendering`,
-      `upscaling`, `features`, `condition`, `discriminator` and
-      `density_weight`.
+      `upscaling`, `features`, `condition`, `discriminator`, `density_weight`,
+      `upscaling_clamp` (0: none) and `upscaling_half`.
     resolution: of the images.
     label_width: 25; EG3D needs cameras.
 
@@ -116,17 +115,14 @@ def eg3d(config, resolution, label_width):
 
 def eg3d_generator(config):
   """The eg3d.Generator of a config's `model`."""
-  upscaling = config.upscaling
-  if isinstance(upscaling, str):
-    upscaling = pick('super-resolution', eg3d_model.UPSCALING, upscaling)
-  else:
-    upscaling = eg3d_model.Upscaling(
-        upscaling['size'], tuple(upscaling['features']),
-        tuple(upscaling['up']))
+  upscaling = {name: tuple(value) if isinstance(value, (list, tuple)) else value
+               for name, value in config.upscaling.items()}
   return eg3d_model.Generator(
       dict(config.synthesis), dict(config.mapping),
-      eg3d_model.Rendering(**config.rendering), upscaling, config.features,
-      config.condition, upscaling_clamp=config.upscaling_clamp or None)
+      eg3d_model.Rendering(**config.rendering),
+      eg3d_model.Upscaling(**upscaling), config.features,
+      config.condition, upscaling_clamp=config.upscaling_clamp or None,
+      upscaling_half=config.upscaling_half)
 
 
 def stylegan2(config, resolution, label_width):

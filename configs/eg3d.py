@@ -1,0 +1,173 @@
+"""EG3D (Chan et al., 2112.07945): 3-D objects from images with cameras.
+
+Variants:
+  shapes   The default. Cars of the shapes world, 64 x 64 pixels from 32 x 32
+           rays, on two CPU cores.
+  ffhq512, afhq512, cars128
+           The official hyper-parameters of these models. 8 V100 took them 2.5
+           to 8.5 days; afhq512 began with ffhq512's weights and had adaptive
+           augmentation, which is not here yet.
+  cpu128   The size at which `python -m gen3d.benchmark` is compared with the
+           official code on two CPU cores.
+  tiny     Seconds; for tests.
+
+  python -m gen3d.train --config=configs/eg3d.py --workdir=runs/cars
+  python -m gen3d.train --config=configs/eg3d.py:ffhq512 \
+    --config.data.path=FFHQ_512.zip --workdir=runs/ffhq
+
+`render_size` is ((images seen, rays a side), ...), joined by lines and cut to
+multiples of `render_bucket`.
+"""
+
+import ml_collections
+
+
+def get_config(variant='shapes'):
+  """The config of a variant.
+
+  Raises:
+    ValueError: if there is no such variant.
+  """
+  variants = {'shapes': shapes, 'ffhq512': ffhq512, 'afhq512': afhq512,
+              'cars128': cars128, 'cpu128': cpu128, 'tiny': tiny}
+  if variant not in variants:
+    raise ValueError(f'Unknown variant {variant!r} of configs/eg3d.py; '
+                     f'choose from {sorted(variants)}.')
+  return variants[variant]()
+
+
+def ffhq512():
+  """Faces: the paper's main model, 64 rays a side and then 128."""
+  batch = 32
+  return ml_collections.ConfigDict({
+      'task': 'gan',
+      'networks': 'eg3d',
+      'name': 'ffhq512',
+      'seed': 0,
+      'steps': 25_000_000 // batch,
+      'batch': batch,
+      'resolution': 512,
+      'data': {'path': '', 'mirror': True},
+      'model': {
+          'z_width': 512,
+          'synthesis': {'resolution': 256, 'base': 32_768, 'most': 512},
+          'mapping': {'width': 512, 'layers': 2},
+          'features': 32,
+          'rendering': {'samples': 48, 'importance': 48, 'start': 2.25,
+                        'end': 3.3, 'box': 1.0, 'chunk': 4096},
+          'upscaling': {'size': 128, 'features': (256, 128),  # 8XDC
+                        'up': (True, True)},
+          'upscaling_clamp': 256.0, 'upscaling_half': True,
+          'condition': 1.0,  # of the mapping network on the camera; 0: none
+          'density_weight': 0.25,
+          'discriminator': {'base': 32_768, 'most': 512, 'group': 4,
+                            'half': 4, 'clamp': 256.0}},
+      'schedule': {
+          'r1': 1.0, 'r1_every': 16, 'regularize_every': 4,
+          'swap': 0.5, 'swap_images': 1_000_000,
+          'blur': 10.0, 'blur_images': 200_000,
+          'ema_images': 10_000, 'ema_ramp': 0.05},
+      'generator_rate': 2.5e-3, 'discriminator_rate': 2e-3,
+      'render_size': ((0, 64), (1_000_000, 64)), 'render_bucket': 16,
+      'distance_count': 0,  # the shipped CLIP pair knows no faces
+      'log_every': 50, 'eval_every': 6250, 'checkpoint_every': 1250,
+      'keep_checkpoints': 2,
+      'progress': ('loss/generator', 'loss/discriminator'),
+  }, convert_dict=True)
+
+
+def afhq512():
+  """Cats' faces."""
+  config = ffhq512()
+  config.name = 'afhq512'
+  config.schedule.r1 = 5.0
+  config.schedule.swap = 0.8
+  config.render_size = ((0, 64), (1_000_000, 128))
+  return config
+
+
+def cars128():
+  """ShapeNet cars."""
+  config = ffhq512()
+  config.name, config.resolution = 'cars128', 128
+  config.data.mirror = False
+  config.model.rendering = ml_collections.ConfigDict({
+      'samples': 64, 'importance': 64, 'start': 0.1, 'end': 2.6, 'box': 1.6,
+      'white': True, 'chunk': 4096})
+  config.model.upscaling.update(  # 2X
+      {'size': 64, 'features': (128, 64), 'up': (False, True)})
+  config.model.condition = 0.0
+  config.schedule.r1 = 0.3
+  return config
+
+
+def shapes():
+  """Cars of the shapes world."""
+  config = ffhq512()
+  config.name, config.resolution = 'shapes', 64
+  config.batch, config.steps = 16, 20_000
+  config.data = ml_collections.ConfigDict({
+      'path': 'shapes:car', 'mirror': False, 'count': 20_000, 'size': 64,
+      'camera': {
+          'azimuth': (-180.0, 180.0), 'elevation': (5.0, 45.0),
+          'distance': (1.7, 1.7), 'focal': (1.35, 1.35),
+          'jitter_position': 0.0, 'jitter_target': 0.0, 'jitter_up': 0.0}})
+  model = config.model
+  model.z_width = 64
+  model.synthesis = ml_collections.ConfigDict(
+      {'resolution': 64, 'base': 2048, 'most': 96})
+  model.mapping = ml_collections.ConfigDict({'width': 64, 'layers': 2})
+  model.features = 16
+  model.rendering = ml_collections.ConfigDict({
+      'samples': 16, 'importance': 16, 'start': 1.1, 'end': 2.3, 'box': 1.1,
+      'white': True})
+  model.upscaling.update(
+      {'size': 32, 'features': (32, 32), 'up': (False, True)})
+  model.upscaling_clamp, model.upscaling_half = 0.0, False
+  model.condition = 0.0
+  model.discriminator = ml_collections.ConfigDict(
+      {'base': 2048, 'most': 96, 'group': 4, 'mapping_layers': 2})
+  config.schedule.update({
+      'r1': 0.3, 'swap_images': 50_000, 'blur': 2.0, 'blur_images': 20_000,
+      'ema_images': 5_000})
+  config.render_size = ((0, 32), (1, 32))
+  config.distance_count = 1000
+  config.log_every, config.eval_every, config.checkpoint_every = 20, 1000, 500
+  return config
+
+
+def cpu128():
+  """A small EG3D at the official proportions."""
+  config = shapes()
+  config.name, config.resolution, config.batch = 'cpu128', 128, 4
+  config.data.update({'count': 64, 'size': 128})
+  model = config.model
+  model.z_width, model.features, model.condition = 512, 32, 1.0
+  model.synthesis.update({'resolution': 256, 'base': 4096, 'most': 64})
+  model.mapping.width = 512
+  model.rendering.update({'samples': 48, 'importance': 48})
+  model.upscaling.update({'size': 64, 'features': (128, 64)})
+  model.discriminator.update(
+      {'base': 4096, 'most': 64, 'mapping_layers': 8})
+  config.render_size = ((0, 32), (1, 32))
+  return config
+
+
+def tiny():
+  """Seconds: the `shapes` variant at a few pixels, for tests."""
+  config = shapes()
+  config.resolution, config.batch, config.steps = 16, 4, 2
+  config.data.update({'count': 16, 'size': 16})
+  model = config.model
+  model.z_width, model.features = 6, 4
+  model.synthesis = ml_collections.ConfigDict(
+      {'resolution': 16, 'base': 64, 'most': 8})
+  model.mapping.update({'width': 8, 'layers': 1})
+  model.rendering.update({'samples': 4, 'importance': 4})
+  model.upscaling.update({'size': 8, 'features': (8, 4)})
+  model.discriminator = ml_collections.ConfigDict(
+      {'base': 64, 'most': 8, 'group': 1, 'mapping_layers': 1})
+  config.render_size, config.render_bucket = ((0, 4), (8, 8)), 4
+  config.distance_count = 8
+  config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
+  return config

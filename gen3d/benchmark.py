@@ -1,0 +1,153 @@
+"""How fast a config trains here, and with how much memory.
+
+python -m gen3d.benchmark --config=configs/dreamfusion.py
+python -m gen3d.benchmark --config=configs/eg3d.py:cpu128
+
+Prints seconds of a training step on all chips, for a GAN each phase of it and
+the parts of its networks, and the peak of memory. Times are medians; the first
+call, which compiles, is told apart.
+"""
+
+import importlib
+import resource
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from gen3d.choices import pick
+from gen3d.engine import cli, sharding
+from gen3d.models import eg3d
+from gen3d.ops import cameras
+from gen3d.tasks import adversaries, gan
+from gen3d.train import TASKS
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, FILE.py or FILE.py:VARIANT.')
+_REPEATS = flags.DEFINE_integer('repeats', 5, 'Calls that are timed.', 1)
+
+
+def main():
+  cli.require('config')
+  config = _CONFIG.value
+  module = importlib.import_module(pick('task', TASKS, config.get('task')))
+  task = module.make(config)
+  batch = next(task.batches(config.seed, 0))
+  mesh = sharding.chips(len(jax.tree.leaves(batch)[0]))
+  print(f'{config.task}, {mesh.size} {jax.devices()[0].platform} device(s)')
+  state = sharding.replicate(task.init(jax.random.key(0)), mesh)
+  step = sharding.pmap(task.step, mesh)
+  run = Step(step, state, sharding.to_devices(batch, mesh), mesh)
+  if config.task == 'gan':
+    _gan(config, run)
+  else:
+    tell('training step', run.seconds(1))
+  print(f'peak memory: {peak_gigabytes():.2f} GB')
+
+
+class Step:
+  """A training step that can be repeated, though it gives its state away."""
+
+  def __init__(self, step, state, batch, mesh):
+    self._step, self._state, self._batch = step, state, batch
+    self._key = sharding.replicate(jax.random.key(1), mesh)
+    begin = time.perf_counter()
+    self._once()
+    print(f'first step, with compilation: {time.perf_counter() - begin:.1f} s')
+
+  def seconds(self, at):
+    """Median seconds of a step whose number is `at`."""
+    times = []
+    for _ in range(_REPEATS.value):
+      number = jax.device_put(
+          np.int32(at), self._state.step.sharding)
+      self._state = self._state.replace(step=number)
+      begin = time.perf_counter()
+      self._once()
+      times.append(time.perf_counter() - begin)
+    return float(np.median(times))
+
+  def _once(self):
+    self._state, metrics = self._step(self._state, self._batch, self._key)
+    jax.block_until_ready((self._state, metrics))
+
+
+def _gan(config, run):
+  """The phases by differences: which of them are due depends on the number."""
+  schedule = config.schedule
+  every, r1_every = schedule.regularize_every, schedule.r1_every
+  plain = run.seconds(1)
+  both = run.seconds(every * r1_every)
+  regularizer = run.seconds(every) - plain if every % r1_every else 0.0
+  penalty = both - plain - regularizer
+  tell('generator and discriminator phase', plain)
+  tell(f'regularisation, every {every}th step', regularizer)
+  tell(f'R1, every {r1_every}th step', penalty)
+  tell('training step on average',
+       plain + regularizer / every + penalty / r1_every)
+  if config.networks == 'eg3d':
+    for name, function in _parts(config).items():
+      tell(f'{name}, one device', _median(function))
+
+
+def _parts(config):
+  """{name: function of nothing} for the parts of EG3D's networks."""
+  networks = gan.build(config)
+  generator = adversaries.eg3d_generator(config.model)
+  rendering, size = generator.rendering, config.render_size[-1][1]
+  variables = jax.jit(networks.init)(jax.random.key(0))
+  made, judged = variables['generator'], variables['discriminator']
+  count = config.batch
+  label = jnp.tile(cameras.to_label(cameras.orbit(
+      20.0, 10.0, (rendering.start + rendering.end) / 2, 1.35)), (count, 1))
+  latents = adversaries.Latents(
+      jax.random.key(1), jnp.ones((count, networks.z_width)), label, label)
+  draws = eg3d.draw(jax.random.key(2), count, size, rendering)
+  planes = jnp.zeros((count, 3, config.model.synthesis.resolution,
+                      config.model.synthesis.resolution, generator.features))
+
+  def rendered(planes):
+    return generator.apply(
+        made, planes, label, size, draws, method='features_at')[0]
+
+  fakes = jax.eval_shape(
+      lambda: networks.generate(made, latents, size)[0])
+  fakes = jax.tree.map(lambda x: jnp.zeros(x.shape), fakes)
+  parts = {
+      'generator forward': lambda: networks.generate(made, latents, size)[0],
+      'rendering forward': lambda: rendered(planes),
+      'rendering forward and backward': lambda: jax.grad(
+          lambda planes: jnp.sum(rendered(planes) ** 2))(planes),
+      'discriminator forward': lambda: networks.judge(judged, fakes, label)}
+  return {name: jax.jit(part) for name, part in parts.items()}
+
+
+def _median(function):
+  """Median seconds of a call, the first one left aside."""
+  times = []
+  for _ in range(_REPEATS.value + 1):
+    begin = time.perf_counter()
+    jax.block_until_ready(function())
+    times.append(time.perf_counter() - begin)
+  return float(np.median(times[1:]))
+
+
+def tell(what, seconds):
+  print(f'{what}: {seconds:.3f} s ({1 / max(seconds, 1e-9):.2f} /s)')
+
+
+def peak_gigabytes():
+  """Of the device where it tells, else of the process."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if 'peak_bytes_in_use' in stats:
+    return stats['peak_bytes_in_use'] / 1e9
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,237 @@
+"""Adversarial training on images: EG3D with their cameras, or StyleGAN2.
+
+What a step does is in tasks/gan_step.py, the networks in tasks/adversaries.py;
+here are the data, the reports and what is left in the end.
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from gen3d.choices import pick
+from gen3d.data import captions, images, shapes
+from gen3d.io import pictures
+from gen3d.metrics import distribution
+from gen3d.models import eg3d
+from gen3d.ops import cameras
+from gen3d.tasks import Task, adversaries, gan_step, image_text
+from gen3d.tasks.shipping import ship
+
+ASSETS = pathlib.Path(__file__).parents[1] / 'assets'
+
+
+def make(config):
+  """The Task of configs/eg3d.py's get_config.
+
+  Raises:
+    ValueError: the data cannot be read or do not fit the networks.
+  """
+  source = open_data(config.data)
+  if source.size != config.resolution:
+    raise ValueError(
+        f'{source.where} has images of {source.size} pixels, but the config '
+        f'is for {config.resolution}; resize them, or change '
+        '--config.resolution and the super-resolution.')
+  networks = build(config, source.labels.shape[1])
+  schedule = gan_step.Schedule(**config.schedule)
+  regularized = schedule.regularize_every if networks.regularize else 0
+  optimizers = {
+      'generator': gan_step.lazy_adam(config.generator_rate, regularized),
+      'discriminator': gan_step.lazy_adam(
+          config.discriminator_rate, schedule.r1_every)}
+
+  def finish(state, workdir):
+    scalars, _ = evaluate(state, None, config=config, source=source)
+    return ship(ASSETS / f'{config.networks}_{config.name}.safetensors',
+                config, state, workdir, evaluation=scalars)
+
+  return Task(
+      init=functools.partial(gan_step.create, adversaries=networks,
+                             optimizers=optimizers),
+      step=functools.partial(gan_step.step, adversaries=networks,
+                             optimizers=optimizers, schedule=schedule),
+      batches=functools.partial(batches, config=config, source=source),
+      evaluate=functools.partial(evaluate, config=config, source=source),
+      finish=finish)
+
+
+def build(config, label_width=25):
+  """The Adversaries of a config."""
+  return pick('kind of networks', adversaries.BUILDERS, config.networks)(
+      config.model, config.resolution, label_width)
+
+
+def open_data(data):
+  """The images.Images of a config's `data`, checked.
+
+  `path` is a folder, a zip or 'tfds:NAME' in EG3D's format, or 'shapes:' and
+  categories of the shapes world with commas between, of which `count`
+  pictures of `size` pixels are taken from cameras as `camera` says.
+
+  Raises:
+    ValueError: what the sentence says.
+  """
+  if not data.path:
+    raise ValueError('There are no images: give --config.data.path, a zip or '
+                     'folder in EG3D\'s format.')
+  if data.path.startswith('shapes:'):
+    chosen = tuple(data.path.removeprefix('shapes:').split(','))
+    for category in chosen:
+      pick('category', dict.fromkeys(captions.CATEGORIES), category)
+    return shapes.posed(shapes.World(chosen, dict(data.camera)),
+                        data.count, data.size)
+  source = images.open_images(data.path)
+  images.check(source)
+  return source
+
+
+def batches(seed, first_step, *, config, source):
+  """Training batches as gan_step.step takes them; see tasks.Task."""
+  labels, count = source.labels, config.batch
+  feed = images.batches(
+      source, count, seed, first_step, mirror=config.data.mirror)
+  for step, batch in enumerate(feed, first_step):
+    rng = np.random.default_rng((seed, step, 2))
+    drawn = labels[rng.integers(len(labels), size=(count, 3))]
+    if config.data.mirror and labels.shape[1]:
+      flips = rng.random((count, 3, 1)) < 0.5
+      drawn = np.where(flips, images.mirror_label(drawn), drawn)
+    size = render_size(step * count, config.render_size, config.render_bucket)
+    yield {**batch, 'drawn': drawn, 'grid': np.zeros((count, size), np.uint8)}
+
+
+def render_size(seen, schedule, bucket):
+  """At which resolution to render when `seen` images have been shown.
+
+  Args:
+    seen: images.
+    schedule: pairs (images, resolution), joined by lines.
+    bucket: what the result is a multiple of: every resolution is compiled
+      for itself, where the official code takes each number on the way.
+  """
+  counts, sizes = zip(*schedule, strict=True)
+  return int(np.interp(seen, counts, sizes) // bucket * bucket)
+
+
+def evaluate(state, key, *, config, source):
+  """Sheets of objects from several sides, and how far they are from real.
+
+  The Frechet distance is on the features of the shipped CLIP pair, which
+  knows the shapes world: not the literature's FID, and not to be compared
+  with it. That of two halves of the real images is the floor.
+  """
+  del key
+  scalars, shown = {}, {}
+  if config.networks == 'eg3d':
+    shown['samples'] = sheet(config, state.ema, source)
+  if config.distance_count:
+    scalars |= distances(config, state.ema, source)
+  return scalars, shown
+
+
+def sheet(config, variables, source, seeds=range(8), size=None):
+  """Objects in rows: five azimuths, then raw and depth of the first.
+
+  Args:
+    config: of the training.
+    variables: the generator's.
+    source: images.Images, for the cameras' usual distance and focal length.
+    seeds: of the objects.
+    size: of rendering; None for the last one of the training.
+  """
+  look = viewer(config)
+  size = size or config.render_size[-1][1]
+  turns = [typical_camera(source.labels, azimuth)
+           for azimuth in (0.0, 45.0, 90.0, 180.0, 270.0)]
+  shape = (config.resolution, config.resolution, 3)
+  fit = lambda x: jax.image.resize(
+      jnp.broadcast_to(x, (*x.shape[:2], 3)), shape, 'nearest')
+  panels = []
+  for seed in seeds:
+    made = [look(variables, seed, camera, size) for camera in turns]
+    first = made[0]
+    near, far = jnp.percentile(first.depth, jnp.array([1.0, 99.0]))
+    closeness = (far - first.depth) / jnp.maximum(far - near, 1e-6)
+    panels += [m.image for m in made]
+    panels += [fit(first.image_raw), fit(2 * closeness[..., None] - 1)]
+  return pictures.tile(to_unit(np.stack(panels)), 7)
+
+
+def to_unit(image):
+  """Images in about [-1, 1] to [0, 1]."""
+  return np.clip(np.asarray(image) / 2 + 0.5, 0, 1)
+
+
+def typical_camera(labels, azimuth):
+  """A label [25] on the sphere of the median of cameras [N, 25]."""
+  _, elevation, distance = cameras.angles(jnp.asarray(labels[:, [3, 7, 11]]))
+  return np.asarray(cameras.to_label(cameras.orbit(
+      azimuth, jnp.median(elevation), jnp.median(distance),
+      np.median(labels[:, 20]))))
+
+
+def viewer(config):
+  """A compiled (variables, seed, label [25], size) -> eg3d.Generated of one.
+
+  Noise is constant and rays are sampled in the middle of their intervals, so
+  that an object stays itself from view to view.
+  """
+  generator = adversaries.eg3d_generator(config.model)
+
+  @functools.partial(jax.jit, static_argnames='size')
+  def look(variables, seed, label, size):
+    z = jax.random.normal(jax.random.key(seed), (1, config.model.z_width))
+    draws = eg3d.draw(None, 1, size, generator.rendering)
+    told = jnp.asarray(label)[None]
+    made = generator.apply(
+        variables, z, told, told, size, draws, noise='const')
+    return jax.tree.map(lambda x: x[0], made)
+
+  return look
+
+
+def distances(config, variables, source):
+  """{'frechet_clip/...': number}: made against real, and real halves."""
+  count = config.distance_count
+  judge = image_text.load()
+  rng = np.random.default_rng(0)
+  rows = rng.permutation(len(source.names))[:2 * count]
+  real = judge.image_features(
+      np.stack([source.pixels(int(i)) for i in rows]) / 255.0)
+  half = len(real) // 2
+  made = judge.image_features(generate(
+      config, variables, source.labels[rows[:count]]))
+  moments = distribution.moments
+  return {
+      'frechet_clip/generated': distribution.frechet(
+          moments(made), moments(real[:half])),
+      'frechet_clip/real_halves': distribution.frechet(
+          moments(real[half:]), moments(real[:half]))}
+
+
+def generate(config, variables, labels, batch=16, seed=0):
+  """Images [N, R, R, 3] in [0, 1], one for each label [N, L]."""
+  networks = build(config, labels.shape[1])
+  size = config.render_size[-1][1]
+
+  @jax.jit
+  def make(variables, key, label):
+    z = jax.random.normal(key, (len(label), networks.z_width))
+    fakes, _ = networks.generate(
+        variables, adversaries.Latents(key, z, label, label), size)
+    return fakes['image']
+
+  devices = jax.local_devices()
+  copies = [jax.device_put(variables, device) for device in devices]
+  starts, made = range(0, len(labels), batch), []
+  for i, start in enumerate(tqdm.tqdm(starts, 'generating', disable=None)):
+    rows = np.arange(start, start + batch) % len(labels)
+    key = jax.random.fold_in(jax.random.key(seed), start)
+    made.append(make(copies[i % len(devices)], key, labels[rows]))
+    if len(made) >= len(devices):  # One batch in flight on each device.
+      made[-len(devices)] = np.asarray(made[-len(devices)])
+  return to_unit(np.concatenate([np.asarray(m) for m in made]))[:len(labels)]

@@ -1,0 +1,122 @@
+"""The GAN task around its step: data, rendering sizes, reports."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import eg3d as config_file
+from gen3d.data import images
+from gen3d.ops import cameras
+from gen3d.tasks import gan
+
+
+@pytest.fixture(scope='module')
+def config():
+  return config_file.get_config('tiny')
+
+
+@pytest.fixture(scope='module')
+def source(config, tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('GEN3D_CACHE', str(tmp_path_factory.mktemp('cache')))
+    yield gan.open_data(config.data)
+
+
+def test_a_world_of_one_category_seen_from_chosen_cameras(config, source):
+  assert all('car' in name for name in source.names)
+  azimuth, elevation, distance = cameras.angles(source.labels[:, [3, 7, 11]])
+  np.testing.assert_allclose(distance, 1.7, rtol=1e-5)
+  assert elevation.min() > 4.9 and elevation.max() < 45.1
+  assert azimuth.max() - azimuth.min() > 180
+  pixels = np.stack([source.pixels(i) for i in range(len(source.names))])
+  assert pixels.shape == (16, 16, 16, 3) and pixels.dtype == np.uint8
+  corners = pixels[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+  assert (corners > 250).mean() > 0.9
+  assert (pixels < 200).any((1, 2, 3)).all()
+
+
+def test_batches_begin_anywhere_and_draw_other_examples(config, source):
+  first = list(itertools.islice(
+      gan.batches(0, 0, config=config, source=source), 3))
+  later = next(gan.batches(0, 2, config=config, source=source))
+  jax.tree.map(np.testing.assert_array_equal, first[2], later)
+  known = {label.tobytes() for label in source.labels}
+  for batch in first:
+    assert batch['drawn'].shape == (4, 3, 25)
+    assert {x.tobytes() for x in batch['drawn'].reshape(12, 25)} <= known
+  assert [batch['grid'].shape[1] for batch in first] == [4, 4, 8]
+
+
+def test_drawn_cameras_are_mirrored_with_the_images(config, source):
+  mirrored = config.copy_and_resolve_references()
+  mirrored.data.mirror = True
+  mirrored.batch = 16
+  batch = next(gan.batches(0, 0, config=mirrored, source=source))
+  known = {label.tobytes() for label in source.labels}
+  twins = {images.mirror_label(label).tobytes() for label in source.labels}
+  drawn = [x.tobytes() for x in batch['drawn'].reshape(-1, 25)]
+  share = np.mean([x in twins for x in drawn])
+  assert set(drawn) <= known | twins and 0.2 < share < 0.8
+
+
+@pytest.mark.parametrize('seen, size', [
+    (0, 64), (99, 64), (125_000, 64), (250_000, 80), (999_999, 112),
+    (1_000_000, 128), (9_000_000, 128)])
+def test_the_rendering_grows_in_buckets(seen, size):
+  schedule = ((0, 64), (1_000_000, 128))
+  assert gan.render_size(seen, schedule, 16) == size
+
+
+@pytest.mark.parametrize('path, sentence', [
+    ('', 'There are no images: give --config.data.path'),
+    ('shapes:care', "Did you mean 'car'"),
+    ('/nowhere/at/all.zip', 'neither a folder nor a zip')])
+def test_data_that_are_not_there(config, path, sentence):
+  data = config.data.copy_and_resolve_references()
+  data.path = path
+  with pytest.raises(ValueError, match=sentence):
+    gan.open_data(data)
+
+
+def test_images_of_another_size_or_without_cameras(config, tmp_path):
+  other = config.copy_and_resolve_references()
+  other.data.path = str(tmp_path)
+  for i in range(4):
+    Image.new('RGB', (8, 8), (i, 0, 0)).save(tmp_path / f'{i}.png')
+  with pytest.raises(ValueError, match='has images of 8 pixels, but'):
+    gan.make(other)
+  for i in range(4):
+    Image.new('RGB', (16, 16), (i, 0, 0)).save(tmp_path / f'{i}.png')
+  with pytest.raises(ValueError, match='give a dataset.json'):
+    gan.make(other)
+  label = np.asarray(cameras.to_label(cameras.orbit(0., 0., 1.7, 1.3)))
+  (tmp_path / 'dataset.json').write_text(json.dumps(
+      {'labels': [[f'{i}.png', label.tolist()] for i in range(4)]}))
+  batch = next(gan.make(other).batches(0, 0))
+  np.testing.assert_allclose(batch['label'][0], label)
+
+
+def test_the_typical_camera_is_in_the_middle_of_the_data(source):
+  label = gan.typical_camera(source.labels, 90.0)
+  azimuth, elevation, distance = cameras.angles(label[[3, 7, 11]])
+  np.testing.assert_allclose(azimuth, 90, atol=1e-3)
+  np.testing.assert_allclose(distance, 1.7, rtol=1e-4)
+  known = cameras.angles(source.labels[:, [3, 7, 11]])[1]
+  np.testing.assert_allclose(elevation, np.median(known), rtol=1e-3)
+
+
+def test_reports_tell_made_from_real(config, source):
+  variables = jax.jit(gan.build(config).init)(jax.random.key(0))['generator']
+  found = gan.distances(config, variables, source)
+  assert found['frechet_clip/generated'] > found['frechet_clip/real_halves'] > 0
+  sheet = gan.sheet(config, variables, source, seeds=(0, 1))
+  assert sheet.shape == (2 * 16 + 2, 7 * 16 + 12, 3)
+  labels = source.labels[:5]
+  five = gan.generate(config, variables, labels, batch=4)
+  assert five.shape == (5, 16, 16, 3)
+  np.testing.assert_array_equal(
+      five[:4], gan.generate(config, variables, labels[:4], batch=4))
