@@ -66,6 +66,19 @@ def test_sds_is_its_definition_on_average():
   assert np.abs(expected).max() > 0.2
 
 
+def test_many_draws_have_the_same_mean_and_less_noise():
+  images = _images()
+
+  def gradients(draws):
+    guidance = score.make(TEACHER, score.sds(3.0), draws=draws)
+    return jax.jit(jax.vmap(functools.partial(_gradient, guidance, images)))(
+        jax.random.split(jax.random.key(draws), 4000))
+
+  one, six = gradients(1), gradients(6)
+  np.testing.assert_allclose(one.mean(0), six.mean(0), atol=0.06)
+  assert one.var(0).mean() / six.var(0).mean() > 5.5
+
+
 def test_each_draw_leaves_the_teachers_jacobian_out():
   # With eps of one draw known from a teacher that is silent, that of another
   # teacher with the same key must be g = w (eps_hat - eps), no more.

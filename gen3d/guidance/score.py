@@ -65,7 +65,7 @@ def csd(scale=1.0):
 
 
 def make(teacher, coefficients, *, weighting='sigma_squared',
-         time_min=0.02, time_max=0.98, clip=0.0, rescale=0.0):
+         time_min=0.02, time_max=0.98, draws=1, clip=0.0, rescale=0.0):
   """The Guidance of a teacher by a fixed linear combination.
 
   Args:
@@ -73,6 +73,9 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
     coefficients: Coefficients.
     weighting: w(t), a key of WEIGHTINGS.
     time_min, time_max: numbers or schedules; t is uniform between them.
+    draws: how many noises and times, the latter spread evenly, each image is
+      judged by; g is their mean. Less noise where rendering, not the teacher,
+      is what a step costs.
     clip: where not zero, the image that g asks for, x - sigma / alpha g, is
       thresholded as Imagen does when it samples (2205.11487, section 2.3):
       its `clip` quantile of absolute values is scaled to 1. Keeps strong
@@ -88,30 +91,34 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
   return Guidance(
       init=lambda key: {},
       loss=partial(_loss, teacher=teacher, coefficients=coefficients,
-                   weigh=weigh, times=(time_min, time_max),
+                   weigh=weigh, times=(time_min, time_max), draws=draws,
                    correct=correct if clip or rescale else None))
 
 
 def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
-          weigh, times, correct):
+          weigh, times, draws, correct):
   """sum(stop_gradient(w g) x) / B, whose gradient in x is w g / B."""
   del params
   key_encode, key_t, key_eps = jax.random.split(key, 3)
   x = teacher.encode(frozen, images, key_encode)
+  many = lambda a: jnp.repeat(a, draws, axis=0)
   low, high = (schedules.piecewise(step, time) for time in times)
-  t = jax.random.uniform(key_t, (len(x),), minval=low, maxval=high)
-  eps = jax.random.normal(key_eps, x.shape)
+  even = (jnp.arange(draws) + jax.random.uniform(key_t, (len(x), 1))) / draws
+  t = (low + (high - low) * even).reshape(-1)
+  still = many(jax.lax.stop_gradient(x))
+  eps = jax.random.normal(key_eps, still.shape)
   per_image = lambda f: f(t).reshape(-1, *(1,) * (x.ndim - 1))
   alpha, sigma = per_image(teacher.schedule.alpha), per_image(
       teacher.schedule.sigma)
-  still = jax.lax.stop_gradient(x)
   x_t = noise.diffuse(teacher.schedule, still, eps, t)
-  predicted = _predict(teacher, frozen, x_t, t, text, coefficients)
+  predicted = _predict(
+      teacher, frozen, x_t, t, jax.tree.map(many, text), coefficients)
   g = sum(schedules.piecewise(step, getattr(coefficients, name)) * value
           for name, value in {**predicted, 'noise': eps}.items())
   if correct:
     g = correct(g, predicted['cond'] - eps, still, sigma / alpha)
   g = jax.lax.stop_gradient(weigh(alpha, sigma) * g)
+  g = jnp.mean(g.reshape(len(x), draws, *x.shape[1:]), axis=1)
   norm = jnp.sqrt(jnp.mean(jnp.sum(g**2, axis=tuple(range(1, g.ndim)))))
   return jnp.sum(g * x) / len(x), {'sds/grad_norm': norm, 'sds/t': t.mean()}
 
