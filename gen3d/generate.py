@@ -1,7 +1,14 @@
-"""Samples images from the shipped text-to-image model: a labelled grid.
+"""Makes what a trained model makes: pictures of prompts, or objects of seeds.
 
 python -m gen3d.generate --prompts='a red chair;a blue car, side view' \
   --num=4 --out=/tmp/samples
+python -m gen3d.generate --network=ffhq512-128.pkl --seeds=0-7 \
+  --truncation=0.7 --out=/tmp/faces
+
+The first samples the text-to-image model: a labelled grid. The second takes a
+3-D GAN, one that gen3d trained (.safetensors) or an official EG3D pickle, and
+writes a sheet of views, a turntable and coloured meshes for each seed; with
+--interpolate a film from seed to seed as well.
 """
 
 import pathlib
@@ -11,10 +18,11 @@ from absl import flags
 
 from gen3d.engine import cli
 from gen3d.io import pictures
-from gen3d.tasks import text_to_image
+from gen3d.tasks import objects, text_to_image
 
 ETA = {'ddim': 0.0, 'ddpm': 1.0}
 
+_OUT = flags.DEFINE_string('out', None, 'Folder for what is made.')
 _PROMPTS = flags.DEFINE_string(
     'prompts', ';'.join(text_to_image.PROMPTS), 'Prompts, with ; between.')
 _NUM = flags.DEFINE_integer('num', 1, 'Samples of each prompt.', 1)
@@ -24,16 +32,47 @@ _STEPS = flags.DEFINE_integer('steps', 40, 'Steps of the sampler.', 1)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the noise.')
 _WEIGHTS = flags.DEFINE_string(
     'weights', str(text_to_image.ASSET), 'Weights, .safetensors.')
-_OUT = flags.DEFINE_string('out', None, 'Folder for grid.png and the samples.')
+
+_NETWORK = flags.DEFINE_string(
+    'network', None, 'A 3-D GAN: .safetensors, .pkl or a shipped name.')
+_SEEDS = flags.DEFINE_string('seeds', '0-7', 'Objects, such as 0-7,12.')
+_TRUNCATION = flags.DEFINE_float(
+    'truncation', 1.0, 'Psi: 1 is none, less is closer to the mean object.')
+_CUTOFF = flags.DEFINE_integer(
+    'truncation_cutoff', None, 'Layers that truncation is for; all if not '
+    'given.', 1)
+_FRAMES = flags.DEFINE_integer('frames', 48, 'Of a turntable.', 8)
+_RESOLUTION = flags.DEFINE_integer(
+    'resolution', 128, "Grid points along a mesh's longest side.", 8)
+_INTERPOLATE = flags.DEFINE_bool(
+    'interpolate', False, 'Write a film from seed to seed, too.')
 
 
 def main():
   cli.require('out')
+  out = pathlib.Path(_OUT.value)
+  for file in _objects(out) if _NETWORK.value else _pictures(out):
+    print(file)
+
+
+def _objects(out):
+  seeds = objects.parse_seeds(_SEEDS.value)
+  network = objects.load(_NETWORK.value)
+  written = objects.export(
+      network, seeds, out, psi=_TRUNCATION.value, cutoff=_CUTOFF.value,
+      frames=_FRAMES.value, resolution=_RESOLUTION.value)
+  if _INTERPOLATE.value:
+    written.append(objects.interpolate(
+        network, seeds, out / 'interpolation.mp4', psi=_TRUNCATION.value,
+        frames=_FRAMES.value))
+  return written
+
+
+def _pictures(out):
   prompts = [p.strip() for p in _PROMPTS.value.split(';') if p.strip()]
   if not prompts:
     raise ValueError("No prompt is given; say --prompts='a red chair'.")
   model, params, _ = text_to_image.load(_WEIGHTS.value)
-  out = pathlib.Path(_OUT.value)
   labels = [p for p in prompts for _ in range(_NUM.value)]
   images = text_to_image.sample(
       jax.random.key(_SEED.value), model, params, labels, scale=_SCALE.value,
@@ -42,7 +81,7 @@ def main():
   pictures.save(out / 'grid.png', pictures.tile(images, columns, labels))
   for i, image in enumerate(images):
     pictures.save(out / f'{i:04d}.png', image)
-  print(out / 'grid.png')
+  return [out / 'grid.png']
 
 
 if __name__ == '__main__':

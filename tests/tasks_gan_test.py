@@ -101,20 +101,17 @@ def test_images_of_another_size_or_without_cameras(config, tmp_path):
 
 
 def test_the_typical_camera_is_in_the_middle_of_the_data(source):
-  label = gan.typical_camera(source.labels, 90.0)
-  azimuth, elevation, distance = cameras.angles(label[[3, 7, 11]])
-  np.testing.assert_allclose(azimuth, 90, atol=1e-3)
-  np.testing.assert_allclose(distance, 1.7, rtol=1e-4)
+  typical = gan.typical(source.labels)
   known = cameras.angles(source.labels[:, [3, 7, 11]])[1]
-  np.testing.assert_allclose(elevation, np.median(known), rtol=1e-3)
+  np.testing.assert_allclose(typical['elevation'], np.median(known), rtol=1e-4)
+  np.testing.assert_allclose(
+      [typical['distance'], typical['focal']], [1.7, 1.35], rtol=1e-4)
 
 
 def test_reports_tell_made_from_real(config, source):
   variables = jax.jit(gan.build(config).init)(jax.random.key(0))['generator']
   found = gan.distances(config, variables, source)
   assert found['frechet_clip/generated'] > found['frechet_clip/real_halves'] > 0
-  sheet = gan.sheet(config, variables, source, seeds=(0, 1))
-  assert sheet.shape == (2 * 16 + 2, 7 * 16 + 12, 3)
   labels = source.labels[:5]
   five = gan.generate(config, variables, labels, batch=4)
   assert five.shape == (5, 16, 16, 3)

@@ -5,7 +5,6 @@ here are the data, the reports and what is left in the end.
 """
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +13,10 @@ import tqdm
 
 from gen3d.choices import pick
 from gen3d.data import captions, images, shapes
-from gen3d.io import pictures
 from gen3d.metrics import distribution
-from gen3d.models import eg3d
 from gen3d.ops import cameras
-from gen3d.tasks import Task, adversaries, gan_step, image_text
+from gen3d.tasks import Task, adversaries, gan_step, image_text, objects
 from gen3d.tasks.shipping import ship
-
-ASSETS = pathlib.Path(__file__).parents[1] / 'assets'
 
 
 def make(config):
@@ -46,8 +41,9 @@ def make(config):
 
   def finish(state, workdir):
     scalars, _ = evaluate(state, None, config=config, source=source)
-    return ship(ASSETS / f'{config.networks}_{config.name}.safetensors',
-                config, state, workdir, evaluation=scalars)
+    return ship(objects.ASSETS / f'{config.networks}_{config.name}.safetensors',
+                config, state, workdir, evaluation=scalars,
+                camera=typical(source.labels))
 
   return Task(
       init=functools.partial(gan_step.create, adversaries=networks,
@@ -127,38 +123,11 @@ def evaluate(state, key, *, config, source):
   del key
   scalars, shown = {}, {}
   if config.networks == 'eg3d':
-    shown['samples'] = sheet(config, state.ema, source)
+    network = objects.trained(config, state.ema, typical(source.labels))
+    shown['samples'] = objects.sheet(network, range(8))
   if config.distance_count:
     scalars |= distances(config, state.ema, source)
   return scalars, shown
-
-
-def sheet(config, variables, source, seeds=range(8), size=None):
-  """Objects in rows: five azimuths, then raw and depth of the first.
-
-  Args:
-    config: of the training.
-    variables: the generator's.
-    source: images.Images, for the cameras' usual distance and focal length.
-    seeds: of the objects.
-    size: of rendering; None for the last one of the training.
-  """
-  look = viewer(config)
-  size = size or config.render_size[-1][1]
-  turns = [typical_camera(source.labels, azimuth)
-           for azimuth in (0.0, 45.0, 90.0, 180.0, 270.0)]
-  shape = (config.resolution, config.resolution, 3)
-  fit = lambda x: jax.image.resize(
-      jnp.broadcast_to(x, (*x.shape[:2], 3)), shape, 'nearest')
-  panels = []
-  for seed in seeds:
-    made = [look(variables, seed, camera, size) for camera in turns]
-    first = made[0]
-    near, far = jnp.percentile(first.depth, jnp.array([1.0, 99.0]))
-    closeness = (far - first.depth) / jnp.maximum(far - near, 1e-6)
-    panels += [m.image for m in made]
-    panels += [fit(first.image_raw), fit(2 * closeness[..., None] - 1)]
-  return pictures.tile(to_unit(np.stack(panels)), 7)
 
 
 def to_unit(image):
@@ -166,32 +135,14 @@ def to_unit(image):
   return np.clip(np.asarray(image) / 2 + 0.5, 0, 1)
 
 
-def typical_camera(labels, azimuth):
-  """A label [25] on the sphere of the median of cameras [N, 25]."""
+def typical(labels):
+  """{'elevation', 'distance', 'focal'}: medians of cameras [N, 25]."""
+  if not labels.shape[1]:
+    return None
   _, elevation, distance = cameras.angles(jnp.asarray(labels[:, [3, 7, 11]]))
-  return np.asarray(cameras.to_label(cameras.orbit(
-      azimuth, jnp.median(elevation), jnp.median(distance),
-      np.median(labels[:, 20]))))
-
-
-def viewer(config):
-  """A compiled (variables, seed, label [25], size) -> eg3d.Generated of one.
-
-  Noise is constant and rays are sampled in the middle of their intervals, so
-  that an object stays itself from view to view.
-  """
-  generator = adversaries.eg3d_generator(config.model)
-
-  @functools.partial(jax.jit, static_argnames='size')
-  def look(variables, seed, label, size):
-    z = jax.random.normal(jax.random.key(seed), (1, config.model.z_width))
-    draws = eg3d.draw(None, 1, size, generator.rendering)
-    told = jnp.asarray(label)[None]
-    made = generator.apply(
-        variables, z, told, told, size, draws, noise='const')
-    return jax.tree.map(lambda x: x[0], made)
-
-  return look
+  return {'elevation': float(jnp.median(elevation)),
+          'distance': float(jnp.median(distance)),
+          'focal': float(np.median(labels[:, 20]))}
 
 
 def distances(config, variables, source):

@@ -1,0 +1,259 @@
+"""What a trained generator of 3-D objects makes: pictures, films, meshes.
+
+The generator is one of ours (weights of tasks/gan.py's `finish`) or an
+official EG3D pickle. A seed stands for an object; noise is constant and rays
+are sampled in the middle of their intervals, so that it stays itself from view
+to view.
+"""
+
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from gen3d.engine import checkpoints
+from gen3d.io import meshes, pictures, video
+from gen3d.models import eg3d, official
+from gen3d.ops import cameras, mesh
+from gen3d.tasks import adversaries
+
+ASSETS = pathlib.Path(__file__).parents[1] / 'assets'
+PANELS = ('image', 'raw', 'depth')
+
+
+class Network(NamedTuple):
+  """A trained generator and the camera that its data were seen by.
+
+  Attributes:
+    generator: eg3d.Generator.
+    variables: {'params', 'buffers'}.
+    z_width: of the latent.
+    size: rays a side.
+    camera: {'elevation', 'distance', 'focal', 'pivot'}.
+  """
+  generator: eg3d.Generator
+  variables: Any
+  z_width: int
+  size: int
+  camera: dict
+
+
+def load(path):
+  """The Network of a name, a .safetensors or an official .pkl.
+
+  Args:
+    path: a name such as 'shapes' for what ships with the package, or a file.
+
+  Raises:
+    ValueError: there is no such network, or the file is damaged.
+  """
+  path = pathlib.Path(path)
+  if not path.suffix:
+    shipped = {p.stem.removeprefix('eg3d_'): p
+               for p in ASSETS.glob('eg3d_*.safetensors')}
+    if path.name not in shipped:
+      raise ValueError(
+          f'No network {path.name!r} ships with gen3d, only {sorted(shipped)}; '
+          'or give a file, .pkl or .safetensors.')
+    path = shipped[path.name]
+  if path.suffix == '.pkl':
+    return _official(path)
+  variables, record = checkpoints.load_asset(path)
+  return trained(ml_collections.ConfigDict(record['config']), variables,
+                 record['camera'])
+
+
+def trained(config, variables, camera):
+  """The Network of a config of tasks/gan.py and what it has trained."""
+  return Network(adversaries.eg3d_generator(config.model), variables,
+                 config.model.z_width, int(config.render_size[-1][1]), camera)
+
+
+def _official(path):
+  loaded = official.load(path)
+  if loaded.orbit is None:
+    raise ValueError(f'{path} is a generator of pictures, not of objects.')
+  # Of the official data: faces are seen from afar, ShapeNet is not.
+  focal = 1.0254 if loaded.network.rendering.white else 4.2647
+  return Network(loaded.network, loaded.variables, loaded.z_width,
+                 loaded.rendering_resolution, {
+                     'elevation': 0.0, 'focal': focal,
+                     'distance': loaded.orbit['radius'] or 2.7,
+                     'pivot': tuple(loaded.orbit['pivot'] or (0, 0, 0))})
+
+
+def label(camera, azimuth, elevation=None):
+  """A label [25] on a Network's sphere; degrees, also arrays of them."""
+  pivot = jnp.asarray(camera.get('pivot', (0.0, 0.0, 0.0)))
+  elevation = camera['elevation'] if elevation is None else elevation
+  azimuth, elevation, distance = jnp.broadcast_arrays(
+      *map(jnp.float32, (azimuth, elevation, camera['distance'])))
+  position = pivot + cameras.spherical(azimuth, elevation, distance)
+  up = jnp.broadcast_to(jnp.array([0.0, 1.0, 0.0]), position.shape)
+  intrinsics = jnp.broadcast_to(
+      cameras.pinhole(camera['focal']), (*position.shape[:-1], 3, 3))
+  return cameras.to_label(cameras.Camera(
+      cameras.look_at(position, jnp.broadcast_to(pivot, position.shape), up),
+      intrinsics))
+
+
+def parse_seeds(text):
+  """[0, 1, 2, 7] of '0-2,7'.
+
+  Raises:
+    ValueError: it is written otherwise.
+  """
+  seeds = []
+  for part in text.split(','):
+    found = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
+    if not found or int(found[2] or found[1]) < int(found[1]):
+      raise ValueError(f'The seeds {text!r} are not understood; write them '
+                       'like 0-7,12.')
+    seeds += range(int(found[1]), int(found[2] or found[1]) + 1)
+  return seeds
+
+
+def latent(network, seed):
+  """z [Z] of an object."""
+  return jax.random.normal(jax.random.key(seed), (network.z_width,))
+
+
+def ws_of(network, z, psi=1.0, cutoff=None):
+  """ws [L, D] of z [Z]; the mapping network is told the front view."""
+  told = label(network.camera, 0.0)[None]
+  return network.generator.apply(
+      network.variables, z[None], told, psi, cutoff, method='map')[0]
+
+
+def painter(network, panels=PANELS):
+  """A compiled (ws [L, D], labels [T, 25]) -> uint8 [T, R, len(panels) R, 3].
+
+  The planes are made once for all views; views go one by one over this
+  process's devices.
+  """
+  generator, size = network.generator, network.size
+
+  @jax.jit
+  def planes_of(variables, ws):
+    return generator.apply(variables, ws[None], 'const', method='planes')
+
+  @jax.jit
+  def look(variables, planes, ws, label):
+    made = generator.apply(
+        variables, planes, ws[None], label[None], size,
+        eg3d.draw(None, 1, size, generator.rendering), method='render')
+    shape = made.image.shape[1:]
+    near, far = jnp.percentile(made.depth, jnp.array([1.0, 99.0]))
+    closeness = (far - made.depth[0]) / jnp.maximum(far - near, 1e-6)
+    fit = lambda x: jax.image.resize(
+        jnp.broadcast_to(x, (*x.shape[:2], 3)), shape, 'nearest')
+    found = {'image': made.image[0], 'raw': fit(made.image_raw[0]),
+             'depth': fit(2 * closeness[..., None] - 1)}
+    side_by_side = jnp.concatenate([found[name] for name in panels], axis=1)
+    return jnp.round(255 * jnp.clip(
+        side_by_side / 2 + 0.5, 0, 1)).astype(jnp.uint8)
+
+  devices = jax.local_devices()
+  copies = [jax.device_put(network.variables, device) for device in devices]
+
+  def paint(ws, labels):
+    planes = planes_of(copies[0], ws)
+    held = [jax.device_put((planes, ws), device) for device in devices]
+    frames = []
+    for i, one in enumerate(np.asarray(labels)):
+      which = i % len(devices)
+      frames.append(look(copies[which], *held[which], one))
+      if len(frames) > len(devices):  # Few in flight: they share the cores.
+        frames[-len(devices) - 1] = np.asarray(frames[-len(devices) - 1])
+    return np.stack([np.asarray(frame) for frame in frames])
+
+  return paint
+
+
+def surface(network, ws, resolution=128):
+  """The Mesh of an object, in world units, coloured as the raw image is."""
+  generator = network.generator
+  planes = generator.apply(
+      network.variables, ws[None], 'const', method='planes')
+
+  @jax.jit
+  def query(points):
+    density, values = generator.apply(
+        network.variables, planes, points[None], method='query')
+    # The march's own density: see eg3d.march.
+    return nn.softplus(density[0] - 1), jnp.clip(values[0, :, :3], 0, 1)
+
+  return mesh.extract(query, generator.rendering.box / 2, resolution)
+
+
+def row(film):
+  """Frames of all PANELS as a list: images, then raw and depth of the first."""
+  side = film.shape[1]
+  return [*film[:, :, :side], film[0][:, side:2 * side],
+          film[0][:, 2 * side:]]
+
+
+def sheet(network, seeds, azimuths=(0.0, 45.0, 90.0, 180.0, 270.0)):
+  """One picture: a row for each seed, see `row`."""
+  paint, labels = painter(network), label(network.camera, jnp.array(azimuths))
+  rows = [row(paint(ws_of(network, latent(network, seed)), labels))
+          for seed in seeds]
+  return pictures.tile(np.concatenate(rows), columns=len(azimuths) + 2)
+
+
+def export(network, seeds, out, *, psi=1.0, cutoff=None, frames=48, fps=24,
+           resolution=128):
+  """Writes objects: a sheet of views, and for each a film and meshes.
+
+  Args:
+    network: Network.
+    seeds: of the objects.
+    out: folder.
+    psi, cutoff: truncation, and how many layers it is for.
+    frames, fps: of the turntables.
+    resolution: of the meshes' grid.
+
+  Returns:
+    The paths written.
+  """
+  out, written, sheet = pathlib.Path(out), [], []
+  paint = painter(network)
+  turns = np.linspace(0.0, 360.0, frames, endpoint=False)
+  labels = label(network.camera, turns)
+  eight = np.arange(8) * frames // 8
+  for seed in seeds:
+    ws = ws_of(network, latent(network, seed), psi, cutoff)
+    film = paint(ws, labels)
+    sheet += row(film[eight])
+    name = out / f'seed{seed:04d}'
+    video.save(name.with_suffix('.mp4'), film, fps)
+    shape = surface(network, ws, resolution)
+    for suffix in ('.glb', '.ply'):
+      meshes.save(name.with_suffix(suffix), shape)
+    written += [name.with_suffix(s) for s in ('.mp4', '.glb', '.ply')]
+  pictures.save(out / 'grid.png', pictures.tile(np.stack(sheet), columns=10))
+  return [out / 'grid.png', *written]
+
+
+def interpolate(network, seeds, path, *, psi=1.0, frames=48, fps=24):
+  """A film from object to object while the camera turns once for each.
+
+  Straight lines in w, eased at each object, and back to the first one.
+  """
+  paint = painter(network)
+  ws = jnp.stack([ws_of(network, latent(network, seed), psi)
+                  for seed in (*seeds, seeds[0])])
+  film = []
+  for i in range(len(seeds)):
+    share = np.arange(frames) / frames
+    eased = 3 * share ** 2 - 2 * share ** 3
+    for portion, azimuth in zip(eased, 360.0 * share, strict=True):
+      film.append(paint(ws[i] + portion * (ws[i + 1] - ws[i]),
+                        label(network.camera, azimuth)[None])[0])
+  video.save(path, np.stack(film), fps)
+  return path

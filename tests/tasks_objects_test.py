@@ -1,0 +1,136 @@
+"""What a generator makes, on an untrained one of a few pixels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import trimesh
+
+from configs import eg3d as config_file
+from gen3d.engine import checkpoints
+from gen3d.ops import cameras
+from gen3d.tasks import gan, objects
+
+CAMERA = {'elevation': 20.0, 'distance': 1.7, 'focal': 1.35}
+
+
+@pytest.fixture(scope='module')
+def config():
+  return config_file.get_config('tiny')
+
+
+@pytest.fixture(scope='module')
+def network(config):
+  variables = jax.jit(gan.build(config).init)(jax.random.key(0))['generator']
+  return objects.trained(config, variables, CAMERA)
+
+
+def dense(network):
+  """The same with density everywhere, so that there is a surface."""
+  params = network.variables['params']
+  layer = params['decoder']['net.2']
+  layer = {**layer, 'bias': layer['bias'].at[0].set(30.0)}
+  params = {**params, 'decoder': {**params['decoder'], 'net.2': layer}}
+  return network._replace(variables={**network.variables, 'params': params})
+
+
+def test_cameras_look_at_the_pivot_from_the_networks_distance():
+  camera = {**CAMERA, 'pivot': (0.0, 0.1, 0.2)}
+  found = cameras.from_label(objects.label(camera, np.array([0.0, 130.0])))
+  pivot = np.array(camera['pivot'])
+  offset = np.asarray(found.c2w[:, :3, 3]) - pivot
+  azimuth, elevation, distance = cameras.angles(offset)
+  np.testing.assert_allclose(azimuth, [0, 130], atol=1e-3)
+  np.testing.assert_allclose(elevation, 20, atol=1e-3)
+  np.testing.assert_allclose(distance, 1.7, rtol=1e-5)
+  seen, depth = cameras.project(found, jnp.tile(pivot, (2, 1, 1)))
+  np.testing.assert_allclose(seen, 0.5, atol=1e-5)
+  np.testing.assert_allclose(depth, 1.7, rtol=1e-5)
+
+
+def test_views_do_not_depend_on_what_else_is_asked_for(network):
+  paint = objects.painter(network)
+  ws = objects.ws_of(network, objects.latent(network, 3))
+  labels = objects.label(network.camera, jnp.array([0.0, 50.0, 100.0]))
+  film = paint(ws, labels)
+  assert film.shape == (3, 16, 48, 3) and film.dtype == np.uint8
+  np.testing.assert_array_equal(film[1:], paint(ws, labels[1:]))
+  assert not np.array_equal(film[0], film[1])
+  other = objects.ws_of(network, objects.latent(network, 4))
+  assert not np.array_equal(film, paint(other, labels))
+
+
+def test_truncation_ends_in_the_mean_of_w(network):
+  buffers = network.variables['buffers']
+  average = jnp.arange(8.0)
+  buffers = {**buffers, 'backbone': {
+      **buffers['backbone'],
+      'mapping': {**buffers['backbone']['mapping'], 'w_avg': average}}}
+  network = network._replace(
+      variables={**network.variables, 'buffers': buffers})
+  z = objects.latent(network, 0)
+  mean = objects.ws_of(network, z, psi=0.0)
+  np.testing.assert_allclose(mean, jnp.broadcast_to(average, mean.shape))
+  half, full = (objects.ws_of(network, z, psi) for psi in (0.5, 1.0))
+  np.testing.assert_allclose(half, (mean + full) / 2, rtol=1e-5)
+
+
+def test_files_of_a_solid_cube(network, tmp_path):
+  written = objects.export(
+      dense(network), (0, 1), tmp_path, frames=8, resolution=12)
+  assert [p.name for p in written] == [
+      'grid.png', *(f'seed{i:04d}{s}' for i in (0, 1)
+                    for s in ('.mp4', '.glb', '.ply'))]
+  shape = trimesh.load_mesh(tmp_path / 'seed0000.ply')
+  assert shape.is_watertight
+  # World units: density is everywhere within the cube of side `box`.
+  side = network.generator.rendering.box
+  np.testing.assert_allclose(shape.extents, side, rtol=0.1)
+
+
+def test_a_film_between_objects_begins_and_ends_at_the_first(
+    network, tmp_path, monkeypatch):
+  kept = {}
+  monkeypatch.setattr(objects.video, 'save',
+                      lambda path, film, fps: kept.update(film=film))
+  objects.interpolate(network, [0, 1], tmp_path / 'x.mp4', frames=4)
+  film = kept['film']
+  assert film.shape == (8, 16, 48, 3)
+  paint = objects.painter(network)
+  for place, seed in ((0, 0), (4, 1)):
+    np.testing.assert_array_equal(film[place], paint(
+        objects.ws_of(network, objects.latent(network, seed)),
+        objects.label(network.camera, 0.0)[None])[0])
+
+
+def test_weights_come_back_from_a_file(config, network, tmp_path):
+  path, _ = checkpoints.save_asset(
+      tmp_path / 'mine.safetensors', network.variables,
+      {'config': config.to_dict(), 'camera': CAMERA})
+  again = objects.load(path)
+  assert again.camera == CAMERA and again.size == network.size
+  labels = objects.label(CAMERA, jnp.zeros(1))
+  ws = objects.ws_of(network, objects.latent(network, 0))
+  np.testing.assert_array_equal(
+      objects.painter(network)(ws, labels), objects.painter(again)(ws, labels))
+
+
+@pytest.mark.parametrize('path, sentence', [
+    ('nothing', "No network 'nothing' ships with gen3d"),
+    ('nothing.safetensors', 'nothing.safetensors is missing'),
+    ('nothing.pkl', 'nothing.pkl')])
+def test_networks_that_are_not_there(path, sentence):
+  with pytest.raises((ValueError, OSError), match=sentence):
+    objects.load(path)
+
+
+@pytest.mark.parametrize('text, seeds', [
+    ('3', [3]), ('0-2, 7', [0, 1, 2, 7]), ('5-5', [5])])
+def test_seeds_are_numbers_and_ranges(text, seeds):
+  assert objects.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize('text', ['', '1-', 'a', '4-2', '1;2', '-3'])
+def test_other_seeds_are_refused(text):
+  with pytest.raises(ValueError, match='write them like'):
+    objects.parse_seeds(text)
