@@ -107,7 +107,7 @@ def shapes():
   # From whole shapes to details: the top of the time range comes down.
   config.guidance.options = ml_collections.ConfigDict({
       'weighting': 'sigma_squared', 'time_min': 0.02,
-      'time_max': ((0, 0.98), (steps, 0.5)), 'draws': 1, 'clip': 0.0,
+      'time_max': ((0, 0.98), (steps, 0.5)), 'draws': 4, 'clip': 0.0,
       'rescale': 0.0})
   scene = config.scene
   scene.samples, scene.importance, scene.chunk = 48, 24, 4096

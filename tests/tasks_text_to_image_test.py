@@ -12,6 +12,7 @@ from configs import text_to_image as config_file
 from gen3d.data import captions
 from gen3d.diffusion import noise
 from gen3d.engine import checkpoints
+from gen3d.models import unet
 from gen3d.tasks import shipping, text_to_image
 
 
@@ -190,6 +191,17 @@ def test_the_shipped_teacher_speaks_eps_and_hears_words():
   # A trained model finds the noise in a grey picture.
   assert jnp.mean((told - eps) ** 2) < 0.1
   assert jnp.abs(told[0] - told[1]).max() > 1e-3
+
+
+def test_the_shipped_teacher_hears_which_colour_is_whose():
+  teacher = text_to_image.teacher()
+  text = teacher.embed(['a green tree with brown trunk, side view',
+                        'a brown tree with green trunk, side view',
+                        'a green tree with brown trunk, back view'])
+  pooled = unet.masked_mean(text['states'], text['mask'])
+  apart = lambda a, b: jnp.linalg.norm(a - b) / jnp.linalg.norm(a)
+  # As far as another view: a bag of words would not move at all.
+  assert apart(pooled[0], pooled[1]) > 0.5 * apart(pooled[0], pooled[2])
 
 
 def test_strange_words_are_named_once(caplog):
