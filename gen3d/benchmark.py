@@ -14,17 +14,13 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
 from gen3d.choices import pick
 from gen3d.engine import cli, sharding
-from gen3d.models import eg3d
-from gen3d.ops import cameras
-from gen3d.tasks import adversaries, gan
-from gen3d.train import TASKS
+from gen3d.tasks import TASKS, speed
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, FILE.py or FILE.py:VARIANT.')
@@ -90,40 +86,8 @@ def _gan(config, run):
   tell('training step on average',
        plain + regularizer / every + penalty / r1_every)
   if config.networks == 'eg3d':
-    for name, function in _parts(config).items():
+    for name, function in speed.parts(config).items():
       tell(f'{name}, one device', _median(function))
-
-
-def _parts(config):
-  """{name: function of nothing} for the parts of EG3D's networks."""
-  networks = gan.build(config)
-  generator = adversaries.eg3d_generator(config.model)
-  rendering, size = generator.rendering, config.render_size[-1][1]
-  variables = jax.jit(networks.init)(jax.random.key(0))
-  made, judged = variables['generator'], variables['discriminator']
-  count = config.batch
-  label = jnp.tile(cameras.to_label(cameras.orbit(
-      20.0, 10.0, (rendering.start + rendering.end) / 2, 1.35)), (count, 1))
-  latents = adversaries.Latents(
-      jax.random.key(1), jnp.ones((count, networks.z_width)), label, label)
-  draws = eg3d.draw(jax.random.key(2), count, size, rendering)
-  planes = jnp.zeros((count, 3, config.model.synthesis.resolution,
-                      config.model.synthesis.resolution, generator.features))
-
-  def rendered(planes):
-    return generator.apply(
-        made, planes, label, size, draws, method='features_at')[0]
-
-  fakes = jax.eval_shape(
-      lambda: networks.generate(made, latents, size)[0])
-  fakes = jax.tree.map(lambda x: jnp.zeros(x.shape), fakes)
-  parts = {
-      'generator forward': lambda: networks.generate(made, latents, size)[0],
-      'rendering forward': lambda: rendered(planes),
-      'rendering forward and backward': lambda: jax.grad(
-          lambda planes: jnp.sum(rendered(planes) ** 2))(planes),
-      'discriminator forward': lambda: networks.judge(judged, fakes, label)}
-  return {name: jax.jit(part) for name, part in parts.items()}
 
 
 def _median(function):

@@ -11,13 +11,7 @@ from ml_collections import config_flags
 
 from gen3d.choices import pick
 from gen3d.engine import cli, loop
-
-TASKS = {
-    'text_to_image': 'gen3d.tasks.text_to_image',
-    'text_to_3d': 'gen3d.tasks.text_to_3d',
-    'image_text': 'gen3d.tasks.image_text',
-    'gan': 'gen3d.tasks.gan',
-}
+from gen3d.tasks import TASKS
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, FILE.py or FILE.py:VARIANT.')

@@ -40,7 +40,7 @@ def test_a_run_from_end_to_end_and_once_more(tmp_path):
 
 @pytest.mark.parametrize('flags, sentence', [
     (['--config.sed=3'], "Unknown config key 'sed'"),
-    (['--config.task=toi'], "Unknown task 'toi'; choose from ['image_text'"),
+    (['--config.task=toi'], "Unknown task 'toi'; choose from ['gan'"),
     (['--config.rows=7'], 'A batch of 7 cannot be divided over 2 chips'),
     (['--config.nan_at=2'], 'Training stopped at step 2'),
     (['--workdir='], 'The flag --workdir is missing'),

@@ -7,6 +7,14 @@ runs any of them. Per-chip code names the mapped axis 'chips'.
 from collections.abc import Callable
 from typing import NamedTuple
 
+# By the name that a config gives; imported only when asked for.
+TASKS = {
+    'text_to_image': 'gen3d.tasks.text_to_image',
+    'text_to_3d': 'gen3d.tasks.text_to_3d',
+    'image_text': 'gen3d.tasks.image_text',
+    'gan': 'gen3d.tasks.gan',
+}
+
 
 class Task(NamedTuple):
   """Everything that the loop needs to know about a training.

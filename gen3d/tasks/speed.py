@@ -1,0 +1,40 @@
+"""What to time of a network, for gen3d.benchmark."""
+
+import jax
+import jax.numpy as jnp
+
+from gen3d.models import eg3d
+from gen3d.ops import cameras
+from gen3d.tasks import adversaries, gan
+
+
+def parts(config):
+  """{name: function of nothing} for the parts of EG3D's networks."""
+  networks = gan.build(config)
+  generator = adversaries.eg3d_generator(config.model)
+  rendering, size = generator.rendering, config.render_size[-1][1]
+  variables = jax.jit(networks.init)(jax.random.key(0))
+  made, judged = variables['generator'], variables['discriminator']
+  count = config.batch
+  label = jnp.tile(cameras.to_label(cameras.orbit(
+      20.0, 10.0, (rendering.start + rendering.end) / 2, 1.35)), (count, 1))
+  latents = adversaries.Latents(
+      jax.random.key(1), jnp.ones((count, networks.z_width)), label, label)
+  draws = eg3d.draw(jax.random.key(2), count, size, rendering)
+  planes = jnp.zeros((count, 3, config.model.synthesis.resolution,
+                      config.model.synthesis.resolution, generator.features))
+
+  def rendered(planes):
+    return generator.apply(
+        made, planes, label, size, draws, method='features_at')[0]
+
+  fakes = jax.eval_shape(
+      lambda: networks.generate(made, latents, size)[0])
+  fakes = jax.tree.map(lambda x: jnp.zeros(x.shape), fakes)
+  parts = {
+      'generator forward': lambda: networks.generate(made, latents, size)[0],
+      'rendering forward': lambda: rendered(planes),
+      'rendering forward and backward': lambda: jax.grad(
+          lambda planes: jnp.sum(rendered(planes) ** 2))(planes),
+      'discriminator forward': lambda: networks.judge(judged, fakes, label)}
+  return {name: jax.jit(part) for name, part in parts.items()}
