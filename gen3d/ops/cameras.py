@@ -92,14 +92,14 @@ def focal_from_fov(degrees):
   return 0.5 / jnp.tan(0.5 * jnp.deg2rad(degrees))
 
 
-def orbit(azimuth, elevation, distance, focal):
-  """A camera on a sphere that looks at the origin; scalars or batches."""
+def orbit(azimuth, elevation, distance, focal, target=(0.0, 0.0, 0.0)):
+  """A camera on a sphere that looks at its centre; scalars or batches."""
   azimuth, elevation, distance, focal = jnp.broadcast_arrays(
       *map(jnp.float32, (azimuth, elevation, distance, focal)))
-  position = spherical(azimuth, elevation, distance)
+  position = spherical(azimuth, elevation, distance) + jnp.float32(target)
   up = jnp.broadcast_to(jnp.array([0.0, 1.0, 0.0]), position.shape)
-  return Camera(look_at(position, jnp.zeros_like(position), up),
-                pinhole(focal))
+  target = jnp.broadcast_to(jnp.float32(target), position.shape)
+  return Camera(look_at(position, target, up), pinhole(focal))
 
 
 def rays(camera, height, width):

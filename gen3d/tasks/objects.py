@@ -87,19 +87,11 @@ def _official(path):
                      'pivot': tuple(loaded.orbit['pivot'] or (0, 0, 0))})
 
 
-def label(camera, azimuth, elevation=None):
-  """A label [25] on a Network's sphere; degrees, also arrays of them."""
-  pivot = jnp.asarray(camera.get('pivot', (0.0, 0.0, 0.0)))
-  elevation = camera['elevation'] if elevation is None else elevation
-  azimuth, elevation, distance = jnp.broadcast_arrays(
-      *map(jnp.float32, (azimuth, elevation, camera['distance'])))
-  position = pivot + cameras.spherical(azimuth, elevation, distance)
-  up = jnp.broadcast_to(jnp.array([0.0, 1.0, 0.0]), position.shape)
-  intrinsics = jnp.broadcast_to(
-      cameras.pinhole(camera['focal']), (*position.shape[:-1], 3, 3))
-  return cameras.to_label(cameras.Camera(
-      cameras.look_at(position, jnp.broadcast_to(pivot, position.shape), up),
-      intrinsics))
+def label(camera, azimuth):
+  """A label [25] on a Network's sphere; degrees, also an array of them."""
+  return cameras.to_label(cameras.orbit(
+      azimuth, camera['elevation'], camera['distance'], camera['focal'],
+      camera.get('pivot', (0.0, 0.0, 0.0))))
 
 
 def parse_seeds(text):
