@@ -190,11 +190,15 @@ def meaning(texts):
     int32 [N, 3]: category, main colour and second colour, each counted from
     1 in the order of CATEGORIES and COLOURS; 0 where it is not said.
   """
-  places = [{None: 0, **{name: i + 1 for i, name in enumerate(names)}}
-            for names in (CATEGORIES, COLOURS, COLOURS)]
-  specs = [parse(text) if text else Spec(None, None, None) for text in texts]
-  return np.array([[place[said] for place, said in zip(places, spec)]
-                   for spec in specs], np.int32)
+  nothing = Spec(None, None, None)
+  return 1 + np.array([indices(parse(text) if text else nothing)
+                       for text in texts], np.int32)
+
+
+def indices(spec):
+  """Where a Spec's entries stand in CATEGORIES and COLOURS; -1 for None."""
+  return [-1 if name is None else list(names).index(name)
+          for names, name in zip((CATEGORIES, COLOURS, COLOURS), spec)]
 
 
 def is_true(said, spec):

@@ -165,10 +165,7 @@ def fits(said, facts):
 
 
 def _numbers(spec, view):
-  place = lambda names, name: -1 if name is None else list(names).index(name)
-  return np.array([place(captions.CATEGORIES, spec.category),
-                   place(captions.COLOURS, spec.main),
-                   place(captions.COLOURS, spec.second), view], np.int32)
+  return np.array([*captions.indices(spec), view], np.int32)
 
 
 def batches(seed, first_step, *, config):
