@@ -57,15 +57,14 @@ class Step:
 
   def seconds(self, at):
     """Median seconds of a step whose number is `at`."""
-    times = []
-    for _ in range(_REPEATS.value):
-      number = jax.device_put(
-          np.int32(at), self._state.step.sharding)
-      self._state = self._state.replace(step=number)
-      begin = time.perf_counter()
-      self._once()
-      times.append(time.perf_counter() - begin)
-    return float(np.median(times))
+    number = np.int32(at)
+
+    def step():
+      self._state = self._state.replace(
+          step=jax.device_put(number, self._state.step.sharding))
+      return self._once()
+
+    return _median(step)
 
   def _once(self):
     self._state, metrics = self._step(self._state, self._batch, self._key)
