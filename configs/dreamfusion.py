@@ -68,7 +68,7 @@ def paper():
           'name': 'dreamfusion',
           'size': 64,
           'samples': 192,
-          'importance': 0,
+          'importance': {'samples': 0, 'stride': 1},
           'chunk': 256,  # rays at once; bounds the memory
           'boundary': 'sphere', 'bound': 1.4, 'near': 0.05,
           'field': {'name': 'mip_mlp', 'degree': 8, 'width': 128, 'blocks': 5},
@@ -110,7 +110,9 @@ def shapes():
       'time_max': ((0, 0.98), (steps, 0.5)), 'draws': 4, 'clip': 0.0,
       'rescale': 0.0})
   scene = config.scene
-  scene.samples, scene.importance, scene.chunk = 48, 24, 4096
+  scene.samples, scene.chunk = 48, 4096
+  # A first look at every other pixel of every other row.
+  scene.importance.samples, scene.importance.stride = 24, 2
   scene.bound = 0.65
   scene.field = ml_collections.ConfigDict({
       'name': 'triplane', 'resolution': 64, 'features': 16, 'width': 64,
@@ -143,7 +145,7 @@ def tiny():
   config = shapes()
   config.steps = 4
   scene = config.scene
-  scene.size, scene.samples, scene.importance = 16, 8, 4
+  scene.size, scene.samples, scene.importance.samples = 16, 8, 4
   scene.field.resolution, scene.field.features, scene.field.width = 8, 4, 8
   scene.background_mlp.width = 8
   config.export.update({'resolution': 16, 'size': 16, 'frames': 8})

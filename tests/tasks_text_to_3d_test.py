@@ -44,7 +44,8 @@ TEACHER = SimpleNamespace(
 def _config(views=2):
   config = configs.get_config('tiny')
   config.views = views
-  config.scene.size, config.scene.samples, config.scene.importance = 8, 6, 0
+  config.scene.size, config.scene.samples = 8, 6
+  config.scene.importance.samples = 0
   config.optimizer.schedule = 'constant'
   return config
 

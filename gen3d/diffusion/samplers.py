@@ -52,11 +52,21 @@ def sample(key, predict, schedule, shape, steps=40, eta=0.0, clip=1.0,
     The clean samples, `shape`.
   """
   key_start, key_steps = jax.random.split(key)
-  times = jnp.linspace(t_start, 0.0, steps + 1)
+  start = jax.random.normal(key_start, shape)
+  return denoise(key_steps, predict, schedule, start,
+                 jnp.full(shape[:1], t_start), steps, eta, clip)
+
+
+def denoise(key, predict, schedule, x_t, t, steps, eta=0.0, clip=1.0):
+  """Clean samples [B, ...] of noisy ones x_t [B, ...] at times t [B].
+
+  `steps` evenly spaced steps lead each from its t to 0; the rest is as for
+  `sample`.
+  """
+  left = jnp.linspace(1.0, 0.0, steps + 1)
 
   def step(x_t, inputs):
     key, t, s = inputs
-    t, s = jnp.full(shape[:1], t), jnp.full(shape[:1], s)
     eps = predict(x_t, t)
     x = noise.x_from_eps(schedule, x_t, eps, t)
     if clip is not None:
@@ -68,12 +78,13 @@ def sample(key, predict, schedule, shape, steps=40, eta=0.0, clip=1.0,
     jump = eta * (sigma_s / sigma_t) * jnp.sqrt(jnp.maximum(
         1 - (alpha_t / alpha_s) ** 2, 0))
     kept = jnp.sqrt(jnp.maximum(sigma_s ** 2 - jump ** 2, 0))
-    spread = lambda a: a.reshape(-1, *(1,) * (len(shape) - 1))
+    spread = lambda a: a.reshape(-1, *(1,) * (x_t.ndim - 1))
     x_s = spread(alpha_s) * x + spread(kept) * eps + (
-        spread(jump) * jax.random.normal(key, shape))
+        spread(jump) * jax.random.normal(key, x_t.shape))
     return x_s, x
 
-  start = jax.random.normal(key_start, shape)
-  _, clean = jax.lax.scan(step, start, (
-      jax.random.split(key_steps, steps), times[:-1], times[1:]))
-  return clean[-1]
+  inputs = (jax.random.split(key, steps), left[:-1, None] * t,
+            left[1:, None] * t)
+  (_, clean), _ = jax.lax.scan(
+      lambda carry, inputs: (step(carry[0], inputs), None), (x_t, x_t), inputs)
+  return clean

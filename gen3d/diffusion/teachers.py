@@ -83,11 +83,9 @@ class PixelModel(NamedTuple):
 
 def pixel_model(config, vocab):
   """PixelModel of a config with `size`, `unet` and `t5` (plain mappings)."""
-  shape = {k: tuple(v) if isinstance(v, (list, tuple)) else v
-           for k, v in config['unet'].items()}
   return PixelModel(
       t5.T5Encoder(t5.T5Size(vocab=vocab, **config['t5'])),
-      unet.UNet(unet.UNetShape(**shape)), config['size'],
+      unet.UNet(unet.UNetShape(**config['unet'])), config['size'],
       noise.cosine_schedule())
 
 

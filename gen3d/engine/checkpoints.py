@@ -11,6 +11,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
@@ -134,6 +135,24 @@ def load(workdir, state, step=None):
     checkpoints.close()
 
 
+def load_config(workdir):
+  """Returns the ConfigDict of the run in a workdir.
+
+  Raises:
+    ValueError: where there is no run or its config.json is damaged.
+  """
+  path = pathlib.Path(workdir) / 'config.json'
+  if not path.is_file():
+    raise ValueError(
+        f'There is no run in {workdir}: it has no config.json; give the '
+        '--workdir that gen3d.train was given.')
+  try:
+    return ml_collections.ConfigDict(_tuples(json.loads(path.read_text())))
+  except ValueError as error:
+    raise ValueError(f'{path} is damaged, so the run cannot be read.'
+                     ) from error
+
+
 def save_asset(path, tree, record, dtype='float32'):
   """Writes weights that ship: one safetensors file and a json beside it.
 
@@ -164,7 +183,7 @@ def save_asset(path, tree, record, dtype='float32'):
 def load_asset(path):
   """Reads what `save_asset` wrote; returns (nested dict of arrays, record).
 
-  Floating tensors come as float32.
+  Floating tensors come as float32, the record's config with tuples.
 
   Raises:
     ValueError: where the file is missing or not what its json says.
@@ -176,7 +195,7 @@ def load_asset(path):
       raise ValueError(f'The weights file {file} is missing; get it again.')
   content = path.read_bytes()
   try:
-    record = json.loads(beside.read_text())
+    record = _tuples(json.loads(beside.read_text()))
     wanted = record['sha256']
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f'{beside} is damaged; get it again.') from error
@@ -201,6 +220,13 @@ def write_whole(path, content):
   partial = path.with_name(path.name + '.part')
   partial.write_bytes(content)
   os.replace(partial, path)
+
+
+def _tuples(node):
+  """JSON has no tuples, and configs have no lists."""
+  if isinstance(node, dict):
+    return {key: _tuples(value) for key, value in node.items()}
+  return tuple(map(_tuples, node)) if isinstance(node, list) else node
 
 
 def _stored(x, dtype):

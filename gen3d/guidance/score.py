@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gen3d.choices import pick
-from gen3d.diffusion import noise
+from gen3d.diffusion import noise, samplers
 from gen3d.ops import schedules
 
 WEIGHTINGS = {
@@ -65,7 +65,8 @@ def csd(scale=1.0):
 
 
 def make(teacher, coefficients, *, weighting='sigma_squared',
-         time_min=0.02, time_max=0.98, draws=1, clip=0.0, rescale=0.0):
+         time_min=0.02, time_max=0.98, draws=1, steps=1, clip=0.0,
+         rescale=0.0):
   """The Guidance of a teacher by a fixed linear combination.
 
   Args:
@@ -76,6 +77,10 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
     draws: how many noises and times, the latter spread evenly, each image is
       judged by; g is their mean. Less noise where rendering, not the teacher,
       is what a step costs.
+    steps: DDIM's steps from x_t to the image that g asks for. One is score
+      distillation as DreamFusion has it; with more (HiFA, 2305.18766, section
+      4.1) that image is a sample of the teacher's, not a mean of many, and
+      guidance as weak as a sampler's is enough.
     clip: where not zero, the image that g asks for, x - sigma / alpha g, is
       thresholded as Imagen does when it samples (2205.11487, section 2.3):
       its `clip` quantile of absolute values is scaled to 1. Keeps strong
@@ -84,19 +89,25 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
       the one that eps_c asks for (2305.08891, section 3.4), from 0 to 1.
 
   Raises:
-    ValueError: at an unknown weighting.
+    ValueError: at an unknown weighting, or several steps with coefficients
+      that make no noise prediction or with a correction.
   """
+  if steps > 1 and (clip or rescale or not _predicts(coefficients)):
+    raise ValueError(
+        f'{steps} steps of guidance need coefficients that sum to a noise '
+        'prediction (sds), and neither clip nor rescale.')
   weigh = pick('weighting', WEIGHTINGS, weighting)
   correct = partial(_correct, clip=clip, rescale=rescale)
   return Guidance(
       init=lambda key: {},
       loss=partial(_loss, teacher=teacher, coefficients=coefficients,
                    weigh=weigh, times=(time_min, time_max), draws=draws,
+                   steps=steps,
                    correct=correct if clip or rescale else None))
 
 
 def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
-          weigh, times, draws, correct):
+          weigh, times, draws, steps, correct):
   """sum(stop_gradient(w g) x) / B, whose gradient in x is w g / B."""
   del params
   key_encode, key_t, key_eps = jax.random.split(key, 3)
@@ -111,12 +122,23 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
   alpha, sigma = per_image(teacher.schedule.alpha), per_image(
       teacher.schedule.sigma)
   x_t = noise.diffuse(teacher.schedule, still, eps, t)
-  predicted = _predict(
-      teacher, frozen, x_t, t, jax.tree.map(many, text), coefficients)
-  g = sum(schedules.piecewise(step, getattr(coefficients, name)) * value
-          for name, value in {**predicted, 'noise': eps}.items())
+  texts = jax.tree.map(many, text)
+
+  def predict(x_t, t):
+    predicted = _predict(teacher, frozen, x_t, t, texts, coefficients)
+    return sum(schedules.piecewise(step, getattr(coefficients, name)) * value
+               for name, value in predicted.items()), predicted['cond']
+
+  if steps == 1:
+    eps_hat, eps_cond = predict(x_t, t)
+  else:
+    clean = samplers.denoise(
+        key_eps, lambda *x: predict(*x)[0], teacher.schedule, x_t, t, steps)
+    # The prediction that would have led there in one step.
+    eps_hat = noise.eps_from_x(teacher.schedule, x_t, clean, t)
+  g = eps_hat + schedules.piecewise(step, coefficients.noise) * eps
   if correct:
-    g = correct(g, predicted['cond'] - eps, still, sigma / alpha)
+    g = correct(g, eps_cond - eps, still, sigma / alpha)
   g = jax.lax.stop_gradient(weigh(alpha, sigma) * g)
   g = jnp.mean(g.reshape(len(x), draws, *x.shape[1:]), axis=1)
   norm = jnp.sqrt(jnp.mean(jnp.sum(g**2, axis=tuple(range(1, g.ndim)))))
@@ -149,6 +171,13 @@ def _correct(g, g_cond, x, ratio, *, clip, rescale):
         jnp.abs(wanted), clip, axis=axes, keepdims=True))
     wanted = jnp.clip(wanted, -bound, bound) / bound
   return (x - wanted) / ratio
+
+
+def _predicts(coefficients):
+  """Whether the coefficients of the predictions sum to one."""
+  predictions = coefficients[:3]
+  return all(isinstance(c, (int, float)) for c in predictions) and (
+      abs(sum(predictions) - 1) < 1e-6)
 
 
 def _is_zero(value):

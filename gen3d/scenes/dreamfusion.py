@@ -134,13 +134,10 @@ def _render(params, key, view, *, field, background, intersect, config):
   behind = view.learned * sky + (1 - view.learned) * view.background
   near, far, _ = intersect(view.rays)
   edges = sampling.stratified(key, near, far, config.samples)
-  shade = partial(_shade, field, view.light, config)
-  height, width = edges.shape[:2]
-  if height * width <= config.chunk:
-    seen = shade((view.rays, edges))
-  else:
-    seen = volume.map_rays(
-        jax.checkpoint(shade), (view.rays, edges), config.chunk)
+  if config.importance.samples:
+    edges = _focus(field, view.rays, edges, config)
+  seen = _in_chunks(partial(_shade, field, view.light, config),
+                    (view.rays, edges), config.chunk)
   image = seen['colour'] + (1 - seen['opacity'][..., None]) * behind
   return Render(image, seen['opacity'], seen['depth'], seen['normals'],
                 seen['albedo'], {'orientation': seen['orientation'],
@@ -150,8 +147,6 @@ def _render(params, key, view, *, field, background, intersect, config):
 def _shade(field, light, config, rays_and_edges):
   """Colours (without background), depths and normals of rays [..., 3]."""
   rays, edges = rays_and_edges
-  if config.importance:
-    edges = _resample(field, rays, edges, config.importance)
   if config.normals == 'surface':
     march = volume.march(field, rays, edges)
     return _shade_surface(field, light, config, rays, march)
@@ -199,11 +194,35 @@ def _seen(march, **rest):
           'spread': losses.depth_variance(march.weights, march.edges), **rest}
 
 
-def _resample(field, rays, edges, count):
-  """`count` intervals where a first look without gradient sees something."""
-  first = volume.march(field, rays, edges)
-  weights = sampling.widen(jax.lax.stop_gradient(first.weights))
-  return sampling.importance(None, edges, weights, count + 1)
+def _focus(field, rays, edges, config):
+  """Edges [H, W, samples + 1] where a first look sees something.
+
+  The look is without gradient and along one ray of each square of `stride`
+  pixels; the rays of a square share what is seen at its four corners, so that
+  nothing as thin as a pixel is lost between them.
+  """
+  stride = config.importance.stride
+  look = lambda rays_and_edges: volume.march(field, *rays_and_edges).weights
+  corner = jax.tree.map(lambda x: x[::stride, ::stride], (rays, edges))
+  weights = _in_chunks(look, jax.lax.stop_gradient(corner), config.chunk)
+  weights = jax.lax.stop_gradient(weights)
+  if stride > 1:
+    for axis in (0, 1):
+      count = weights.shape[axis]
+      after = jnp.take(weights, jnp.minimum(
+          jnp.arange(count) + 1, count - 1), axis)
+      weights = jnp.repeat(jnp.maximum(weights, after), stride, axis)
+    weights = weights[:edges.shape[0], :edges.shape[1]]
+  return sampling.importance(None, edges, sampling.widen(weights),
+                             config.importance.samples + 1)
+
+
+def _in_chunks(render, rays, chunk):
+  """`render` of arrays [H, W, ...], at once or `chunk` rays at a time."""
+  height, width = jax.tree.leaves(rays)[0].shape[:2]
+  if height * width <= chunk:
+    return render(rays)
+  return volume.map_rays(jax.checkpoint(render), rays, chunk)
 
 
 def _normals_at(field, samples, directions, config):

@@ -115,12 +115,10 @@ def eg3d(config, resolution, label_width):
 
 def eg3d_generator(config):
   """The eg3d.Generator of a config's `model`."""
-  upscaling = {name: tuple(value) if isinstance(value, (list, tuple)) else value
-               for name, value in config.upscaling.items()}
   return eg3d_model.Generator(
       dict(config.synthesis), dict(config.mapping),
       eg3d_model.Rendering(**config.rendering),
-      eg3d_model.Upscaling(**upscaling), config.features,
+      eg3d_model.Upscaling(**config.upscaling), config.features,
       config.condition, upscaling_clamp=config.upscaling_clamp or None,
       upscaling_half=config.upscaling_half)
 

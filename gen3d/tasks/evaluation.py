@@ -12,12 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import tqdm
 
 from gen3d.data import captions, categories, primitives, shapes
-from gen3d.engine import checkpoints
 from gen3d.io import files, meshes, pictures
 from gen3d.metrics import shape as shape_metrics
 from gen3d.ops import cameras
@@ -138,20 +136,11 @@ def sheet(runs, size=128):
   images, labels = [], []
   for folder in sorted(p.parent for p in pathlib.Path(runs).glob(
       f'*/{REPORT}')):
-    scene, params, config = load_run(folder)
+    scene, params, config = text_to_3d.load_run(folder)
     look = text_to_3d.viewer(scene, size, dict(config.orbit), ('color',))
     images.append(look(params, [SHOWN_FROM])[0])
     labels.append(config.prompt)
   return pictures.tile(np.stack(images), 8, labels)
-
-
-def load_run(folder):
-  """(scene, its parameters, config) of a finished text-to-3D run."""
-  config = ml_collections.ConfigDict(json.loads(
-      (pathlib.Path(folder) / 'config.json').read_text()))
-  task = text_to_3d.make(config)
-  state = checkpoints.load(folder, task.init(jax.random.key(0)))
-  return text_to_3d.make_scene(config), state.params['scene'], config
 
 
 def _is_text_to_3d(folder):
@@ -161,7 +150,7 @@ def _is_text_to_3d(folder):
 
 
 def _judge_run(judge, folder):
-  scene, params, config = load_run(folder)
+  scene, params, config = text_to_3d.load_run(folder)
   said = captions.parse(config.prompt)
   split = 'unseen' if said.main and captions.unseen(
       said.category, said.main) else 'seen'

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from gen3d.choices import pick
-from gen3d.engine import optim
+from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
 from gen3d.guidance import prompts, score
 from gen3d.io import meshes, pictures, video
@@ -70,6 +70,27 @@ def make(config, teacher=None):
 def make_scene(config):
   """The Scene of a config: all that showing and exporting need."""
   return pick('scene', SCENES, config.scene.name)(config.scene)
+
+
+def load_run(workdir, step=None):
+  """(scene, its parameters, config) of a run of this task.
+
+  Args:
+    workdir: of the run.
+    step: which checkpoint; the newest one if None.
+
+  Raises:
+    ValueError: where there is no such run or it is damaged.
+    FileNotFoundError: where there is no such checkpoint.
+  """
+  config = checkpoints.load_config(workdir)
+  if config.get('task') != 'text_to_3d':
+    raise ValueError(
+        f'The run in {workdir} is of the task {config.get("task")!r}; only '
+        "runs of 'text_to_3d' have an object to export.")
+  task = make(config)
+  state = checkpoints.load(workdir, task.init(jax.random.key(0)), step)
+  return make_scene(config), state.params['scene'], config
 
 
 def export(scene, params, workdir, *, orbit, resolution=128, size=256,
