@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from gen3d.diffusion import noise
+from gen3d.diffusion import noise, samplers
 from gen3d.guidance import score
 
 SPREAD = 0.3  # standard deviation of the toy's images
@@ -181,6 +181,33 @@ def test_rescale_brings_the_deviation_back():
   assert deviation[9.0, 0.0] > 1.5 * deviation[1.0, 0.0]
   np.testing.assert_allclose(
       deviation[9.0, 1.0], deviation[1.0, 0.0], rtol=1e-3)
+
+
+def test_several_steps_ask_for_the_samplers_own_image():
+  t, images, key = 0.8, _images(1), jax.random.key(2)
+  alpha, sigma = _levels(t)
+  guidance = score.make(TEACHER, score.sds(3.0), weighting='uniform',
+                        time_min=t, time_max=t, steps=4)
+  g = _gradient(guidance, images, key) * len(images) / 2
+  wanted = 2 * images - 1 - sigma / alpha * g
+  # The noise that was drawn: what is left of a teacher that says nothing.
+  silent = score.make(TEACHER, score.Coefficients(0.0, 1e-30, 0.0, -1.0),
+                      weighting='uniform', time_min=t, time_max=t)
+  eps = -_gradient(silent, images, key) * len(images) / 2
+  x_t = alpha * (2 * images - 1) + sigma * eps
+  text = _text(1)
+  predict = samplers.guided(
+      TEACHER.denoise, TEACHER.weights, text['cond'], text['null'], 3.0)
+  clean = samplers.denoise(
+      key, predict, SCHEDULE, x_t, jnp.full(1, t), 4)
+  np.testing.assert_allclose(wanted, clean, atol=1e-4)
+
+
+@pytest.mark.parametrize('coefficients, more', [
+    (score.csd(), {}), (score.sds(3.0), {'clip': 0.9})])
+def test_several_steps_need_a_noise_prediction(coefficients, more):
+  with pytest.raises(ValueError, match='4 steps of guidance'):
+    score.make(TEACHER, coefficients, steps=4, **more)
 
 
 def test_metric_is_the_gradients_norm():

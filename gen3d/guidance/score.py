@@ -127,7 +127,7 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
   def predict(x_t, t):
     predicted = _predict(teacher, frozen, x_t, t, texts, coefficients)
     return sum(schedules.piecewise(step, getattr(coefficients, name)) * value
-               for name, value in predicted.items()), predicted['cond']
+               for name, value in predicted.items()), predicted.get('cond')
 
   if steps == 1:
     eps_hat, eps_cond = predict(x_t, t)
