@@ -28,7 +28,7 @@ def get_config(variant='shapes'):
 
   # Model: 6.5 M parameters, text encoder included.
   config.model = {
-      'size': 64,
+      'size': 64, 'prediction': 'v',
       'unet': {'channels': (32, 64, 160), 'blocks': (1, 2, 2),
                'attention': (False, False, True), 'patch': 2,
                'head_dim': 32, 'time_width': 256},

@@ -39,6 +39,12 @@ def test_conversions_are_inverse():
       noise.x_from_eps(SCHEDULE, x_t, eps, t), x, atol=1e-4)
   np.testing.assert_allclose(
       noise.eps_from_x(SCHEDULE, x_t, x, t), eps, atol=1e-4)
+  np.testing.assert_allclose(
+      noise.v_from_x(SCHEDULE, x_t, x, t)[1:], v[1:], atol=1e-4)
+  # Where there is no noise to speak of, an error in x is not magnified.
+  off = noise.v_from_x(SCHEDULE, x_t, x + .1, t) - noise.v_from_x(
+      SCHEDULE, x_t, x, t)
+  np.testing.assert_allclose(off[0], -.1 / .05, rtol=1e-3)
 
 
 @pytest.mark.parametrize('eta', [0.0, 0.5, 1.0])

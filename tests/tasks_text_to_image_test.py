@@ -81,6 +81,22 @@ def test_parts_of_given_weights_may_begin_anew(
                  != state.params['t5']['params']['embed']['embedding'])
 
 
+def test_a_network_may_say_the_picture_instead_of_v(config):
+  spoken = config.copy_and_resolve_references()
+  spoken.model.prediction = 'x'
+  model = text_to_image._model(spoken)
+  params = model.init(jax.random.key(0), captions.LENGTH)
+  text = model.embed(params, *captions.tokenizer().encode(['a red car']))
+  x_t, t = jax.random.normal(jax.random.key(1), (1, 16, 16, 3)), jnp.array([.4])
+  eps = model.denoise(params, x_t, t, text)
+  # A fresh network ends in zeros: it says that the picture is grey.
+  np.testing.assert_allclose(
+      noise.x_from_eps(model.schedule, x_t, eps, t), 0, atol=1e-5)
+  spoken.model.prediction = 'u'
+  with pytest.raises(ValueError, match="prediction 'u'.*'v'"):
+    text_to_image.make(spoken)
+
+
 def test_reading_is_judged_by_what_captions_say():
   meaning = captions.meaning(['a red car with blue wheels', 'the cat', ''])
   names = list(captions.COLOURS)

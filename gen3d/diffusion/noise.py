@@ -44,6 +44,17 @@ def to_v(schedule, x, eps, t):
   return alpha * eps - sigma * x
 
 
+def v_from_x(schedule, x_t, x, t, least=0.05):
+  """v = (alpha x_t - x) / sigma, sigma no smaller than `least`.
+
+  What a network that predicts x says as v. Where there is next to no noise
+  the quotient would only magnify the network's error, so the divisor is
+  bounded, as in 2511.13720.
+  """
+  alpha, sigma = _levels(schedule, t, x_t)
+  return (alpha * x_t - x) / jnp.maximum(sigma, least)
+
+
 def eps_from_v(schedule, x_t, v, t):
   """eps = alpha v + sigma x_t."""
   alpha, sigma = _levels(schedule, t, x_t)

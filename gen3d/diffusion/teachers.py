@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gen3d.choices import check
 from gen3d.diffusion import noise
 from gen3d.models import t5, unet
 
@@ -41,19 +42,27 @@ class Teacher(NamedTuple):
   weights: Any
 
 
+# (schedule, x_t, what the network says, t) -> v.
+PREDICTIONS = {'v': lambda schedule, x_t, said, t: said,
+               'x': noise.v_from_x}
+
+
 class PixelModel(NamedTuple):
-  """A text-to-image model on pixels: T5's encoder and a U-Net that says v.
+  """A text-to-image model on pixels: T5's encoder and a U-Net.
 
   Attributes:
     encoder: t5.T5Encoder.
     unet: unet.UNet.
     size: pixels a side.
     schedule: noise.Schedule.
+    prediction: what the U-Net says, a key of PREDICTIONS. A network narrower
+      than its patches can say the picture but not the noise.
   """
   encoder: t5.T5Encoder
   unet: unet.UNet
   size: int
   schedule: noise.Schedule
+  prediction: str = 'v'
 
   def init(self, key, length):
     """Parameters {'t5', 'unet'} for captions of `length` tokens."""
@@ -72,8 +81,9 @@ class PixelModel(NamedTuple):
 
   def predict_v(self, params, x_t, t, text):
     """v [B, H, W, 3] of noisy images x_t at times t [B]."""
-    return self.unet.apply(params['unet'], x_t, t, text['states'],
+    said = self.unet.apply(params['unet'], x_t, t, text['states'],
                            text['mask'])
+    return PREDICTIONS[self.prediction](self.schedule, x_t, said, t)
 
   def denoise(self, params, x_t, t, text):
     """The same as eps."""
@@ -82,11 +92,18 @@ class PixelModel(NamedTuple):
 
 
 def pixel_model(config, vocab):
-  """PixelModel of a config with `size`, `unet` and `t5` (plain mappings)."""
+  """PixelModel of a config with `size`, `prediction`, `unet` and `t5`.
+
+  Raises:
+    ValueError: if the prediction is not known.
+  """
+  # Weights from before there was a choice say v.
+  prediction = config.get('prediction', 'v')
+  check('prediction', PREDICTIONS, prediction)
   return PixelModel(
       t5.T5Encoder(t5.T5Size(vocab=vocab, **config['t5'])),
       unet.UNet(unet.UNetShape(**config['unet'])), config['size'],
-      noise.cosine_schedule())
+      noise.cosine_schedule(), prediction)
 
 
 def pixel_teacher(model, params, tokenize):
