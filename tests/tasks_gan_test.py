@@ -109,11 +109,14 @@ def test_the_typical_camera_is_in_the_middle_of_the_data(source):
 
 
 def test_reports_tell_made_from_real(config, source):
-  variables = jax.jit(gan.build(config).init)(jax.random.key(0))['generator']
-  found = gan.distances(config, variables, source)
+  networks = gan.build(config)
+  variables = jax.jit(networks.init)(jax.random.key(0))['generator']
+  measure = gan.meter(config, networks, source)
+  found = measure(variables)
   assert found['frechet_clip/generated'] > found['frechet_clip/real_halves'] > 0
+  assert measure(variables) == found
   labels = source.labels[:5]
-  five = gan.generate(config, variables, labels, batch=4)
+  draw = gan.sampler(networks, config.render_size[-1][1], batch=4)
+  five = draw(variables, labels)
   assert five.shape == (5, 16, 16, 3)
-  np.testing.assert_array_equal(
-      five[:4], gan.generate(config, variables, labels[:4], batch=4))
+  np.testing.assert_array_equal(five[:4], draw(variables, labels[:4]))

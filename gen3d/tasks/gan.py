@@ -39,8 +39,13 @@ def make(config):
       'discriminator': gan_step.lazy_adam(
           config.discriminator_rate, schedule.r1_every)}
 
+  report = functools.partial(
+      evaluate, config=config, source=source,
+      measure=meter(config, networks, source) if config.distance_count
+      else lambda variables: {})
+
   def finish(state, workdir):
-    scalars, _ = evaluate(state, None, config=config, source=source)
+    scalars, _ = report(state, None)
     return ship(objects.ASSETS / f'{config.networks}_{config.name}.safetensors',
                 config, state, workdir, evaluation=scalars,
                 camera=typical(source.labels))
@@ -51,7 +56,7 @@ def make(config):
       step=functools.partial(gan_step.step, adversaries=networks,
                              optimizers=optimizers, schedule=schedule),
       batches=functools.partial(batches, config=config, source=source),
-      evaluate=functools.partial(evaluate, config=config, source=source),
+      evaluate=report,
       finish=finish)
 
 
@@ -113,21 +118,20 @@ def render_size(seen, schedule, bucket):
   return int(np.interp(seen, counts, sizes) // bucket * bucket)
 
 
-def evaluate(state, key, *, config, source):
+def evaluate(state, key, *, config, source, measure):
   """Sheets of objects from several sides, and how far they are from real.
 
-  The Frechet distance is on the features of the shipped CLIP pair, which
-  knows the shapes world: not the literature's FID, and not to be compared
-  with it. That of two halves of the real images is the floor.
+  `measure` is a `meter`, or says nothing. The Frechet distance is on the
+  features of the shipped CLIP pair, which knows the shapes world: not the
+  literature's FID, and not to be compared with it. That of two halves of the
+  real images is the floor.
   """
   del key
-  scalars, shown = {}, {}
+  shown = {}
   if config.networks == 'eg3d':
     network = objects.trained(config, state.ema, typical(source.labels))
     shown['samples'] = objects.sheet(network, range(8))
-  if config.distance_count:
-    scalars |= distances(config, state.ema, source)
-  return scalars, shown
+  return measure(state.ema), shown
 
 
 def to_unit(image):
@@ -145,30 +149,44 @@ def typical(labels):
           'focal': float(np.median(labels[:, 20]))}
 
 
-def distances(config, variables, source):
-  """{'frechet_clip/...': number}: made against real, and real halves."""
+def meter(config, networks, source):
+  """variables -> {'frechet_clip/...': number}: made against real, real halves.
+
+  The generator is compiled and the real images are looked at once, when the
+  meter is first read.
+  """
   count = config.distance_count
-  judge = image_text.load()
-  rng = np.random.default_rng(0)
-  rows = rng.permutation(len(source.names))[:2 * count]
-  real = judge.image_features(
-      np.stack([source.pixels(int(i)) for i in rows]) / 255.0)
-  half = len(real) // 2
-  made = judge.image_features(generate(
-      config, variables, source.labels[rows[:count]]))
-  moments = distribution.moments
-  return {
-      'frechet_clip/generated': distribution.frechet(
-          moments(made), moments(real[:half])),
-      'frechet_clip/real_halves': distribution.frechet(
-          moments(real[half:]), moments(real[:half]))}
+  rows = np.random.default_rng(0).permutation(len(source.names))[:2 * count]
+  draw = sampler(networks, config.render_size[-1][1])
+  judge = functools.cache(image_text.load)
+
+  @functools.cache
+  def real():
+    features = judge().image_features(
+        np.stack([source.pixels(int(i)) for i in rows]) / 255.0)
+    half = len(features) // 2
+    moments = distribution.moments
+    return moments(features[:half]), moments(features[half:])
+
+  def measure(variables):
+    here, there = real()
+    made = distribution.moments(judge().image_features(
+        draw(variables, source.labels[rows[:count]])))
+    return {'frechet_clip/generated': distribution.frechet(made, here),
+            'frechet_clip/real_halves': distribution.frechet(there, here)}
+
+  return measure
 
 
-def generate(config, variables, labels, batch=16, seed=0):
-  """Images [N, R, R, 3] in [0, 1], one for each label [N, L]."""
-  networks = build(config, labels.shape[1])
-  size = config.render_size[-1][1]
+def sampler(networks, size, batch=16, seed=0):
+  """(variables, labels [N, L]) -> images [N, R, R, 3] in [0, 1], one for each.
 
+  Args:
+    networks: Adversaries.
+    size: at which the neural rendering is done.
+    batch: images at once, on each device.
+    seed: of the latents; they are the same for every call.
+  """
   @jax.jit
   def make(variables, key, label):
     z = jax.random.normal(key, (len(label), networks.z_width))
@@ -176,13 +194,16 @@ def generate(config, variables, labels, batch=16, seed=0):
         variables, adversaries.Latents(key, z, label, label), size)
     return fakes['image']
 
-  devices = jax.local_devices()
-  copies = [jax.device_put(variables, device) for device in devices]
-  starts, made = range(0, len(labels), batch), []
-  for i, start in enumerate(tqdm.tqdm(starts, 'generating', disable=None)):
-    rows = np.arange(start, start + batch) % len(labels)
-    key = jax.random.fold_in(jax.random.key(seed), start)
-    made.append(make(copies[i % len(devices)], key, labels[rows]))
-    if len(made) >= len(devices):  # One batch in flight on each device.
-      made[-len(devices)] = np.asarray(made[-len(devices)])
-  return to_unit(np.concatenate([np.asarray(m) for m in made]))[:len(labels)]
+  def draw(variables, labels):
+    devices = jax.local_devices()
+    copies = [jax.device_put(variables, device) for device in devices]
+    starts, made = range(0, len(labels), batch), []
+    for i, start in enumerate(tqdm.tqdm(starts, 'generating', disable=None)):
+      rows = np.arange(start, start + batch) % len(labels)
+      key = jax.random.fold_in(jax.random.key(seed), start)
+      made.append(make(copies[i % len(devices)], key, labels[rows]))
+      if len(made) >= len(devices):  # One batch in flight on each device.
+        made[-len(devices)] = np.asarray(made[-len(devices)])
+    return to_unit(np.concatenate([np.asarray(m) for m in made]))[:len(labels)]
+
+  return draw
