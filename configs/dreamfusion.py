@@ -61,8 +61,8 @@ def paper():
           # The paper's omega of 100, written as eps_u + s (eps_c - eps_u).
           'name': 'sds', 'scale': 101.0,
           'options': {'weighting': 'sigma_squared', 'time_min': 0.02,
-                      'time_max': 0.98, 'draws': 1, 'clip': 0.0,
-                      'rescale': 0.0}},
+                      'time_max': 0.98, 'draws': 1, 'steps': 1,
+                      'clip': 0.0, 'rescale': 0.0}},
       'words': {'front': 45.0, 'overhead': 60.0},  # degrees
       'scene': {
           'name': 'dreamfusion',
@@ -107,8 +107,8 @@ def shapes():
   # From whole shapes to details: the top of the time range comes down.
   config.guidance.options = ml_collections.ConfigDict({
       'weighting': 'sigma_squared', 'time_min': 0.02,
-      'time_max': ((0, 0.98), (steps, 0.5)), 'draws': 4, 'clip': 0.0,
-      'rescale': 0.0})
+      'time_max': ((0, 0.98), (steps, 0.5)), 'draws': 4, 'steps': 1,
+      'clip': 0.0, 'rescale': 0.0})
   scene = config.scene
   scene.samples, scene.chunk = 48, 4096
   # A first look at every other pixel of every other row.
