@@ -132,6 +132,7 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
   if steps == 1:
     eps_hat, eps_cond = predict(x_t, t)
   else:
+    # DDIM draws no noise of its own, so that the key is free.
     clean = samplers.denoise(
         key_eps, lambda *x: predict(*x)[0], teacher.schedule, x_t, t, steps)
     # The prediction that would have led there in one step.

@@ -199,13 +199,12 @@ def _focus(field, rays, edges, config):
 
   The look is without gradient and along one ray of each square of `stride`
   pixels; the rays of a square share what is seen at its four corners, so that
-  nothing as thin as a pixel is lost between them.
+  nothing at least `stride` pixels wide is lost between them.
   """
   stride = config.importance.stride
   look = lambda rays_and_edges: volume.march(field, *rays_and_edges).weights
   corner = jax.tree.map(lambda x: x[::stride, ::stride], (rays, edges))
-  weights = _in_chunks(look, jax.lax.stop_gradient(corner), config.chunk)
-  weights = jax.lax.stop_gradient(weights)
+  weights = jax.lax.stop_gradient(_in_chunks(look, corner, config.chunk))
   if stride > 1:
     for axis in (0, 1):
       count = weights.shape[axis]

@@ -16,6 +16,7 @@ import numpy as np
 import tqdm
 
 from gen3d.data import captions, categories, primitives, shapes
+from gen3d.engine import checkpoints
 from gen3d.io import files, meshes, pictures
 from gen3d.metrics import shape as shape_metrics
 from gen3d.ops import cameras
@@ -144,9 +145,8 @@ def sheet(runs, size=128):
 
 
 def _is_text_to_3d(folder):
-  config = folder / 'config.json'
-  return config.exists() and (
-      json.loads(config.read_text()).get('task') == 'text_to_3d')
+  return (folder / 'config.json').exists() and (
+      checkpoints.load_config(folder).get('task') == 'text_to_3d')
 
 
 def _judge_run(judge, folder):
