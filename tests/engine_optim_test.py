@@ -11,7 +11,7 @@ from gen3d.engine import state as states
 
 @pytest.mark.parametrize('schedule, middle, end', [
     ('constant', 2., 2.), ('linear', 1., 0.), ('cosine', 1., 0.),
-    ('trapezoid', 2., 0.)])
+    ('trapezoid', 2., 0.), ('exponential', 2. * .1**.5, .2)])
 def test_learning_rates_rise_and_fall(schedule, middle, end):
   rate = optim.learning_rate({'learning_rate': 2., 'schedule': schedule,
                               'warmup': 10, 'steps': 110})
@@ -65,6 +65,38 @@ def test_a_group_may_learn_slower():
   with pytest.raises(ValueError, match="Did you mean 'slow'"):
     wrong = optim.make_optimizer({**config, 'rates': {'slw': .2}})
     optim.apply_gradients(states.create(params, wrong), params, wrong)
+
+
+def test_a_group_may_lie_deep():
+  params = {'a': {'slow': {'w': jnp.ones(2)}, 'w': jnp.ones(2)}}
+  optimizer = optim.make_optimizer({
+      'name': 'adam', 'learning_rate': .1, 'rates': {'slow': .5}})
+  state = optim.apply_gradients(
+      states.create(params, optimizer), params, optimizer)
+  np.testing.assert_allclose(state.params['a']['slow']['w'], .95, rtol=1e-4)
+  np.testing.assert_allclose(state.params['a']['w'], .9, rtol=1e-4)
+
+
+def test_muon_steps_alike_in_all_directions():
+  rng = np.random.default_rng(0)
+  params = {'kernel': jnp.zeros((3, 3, 4, 8)), 'bias': jnp.zeros(8)}
+  grads = {'kernel': jnp.asarray(rng.normal(size=(3, 3, 4, 8)), jnp.float32),
+           'bias': jnp.full(8, 2.)}
+  # One direction is asked for a hundred times as loudly.
+  grads['kernel'] = grads['kernel'].at[..., 0].multiply(100.)
+  optimizer = optim.make_optimizer({'name': 'muon', 'learning_rate': .1})
+  state = optim.apply_gradients(
+      states.create(params, optimizer), grads, optimizer)
+  moved = -np.asarray(state.params['kernel']).reshape(36, 8)
+  sizes = np.linalg.svd(moved, compute_uv=False)
+  # .2 sqrt(36) in every direction, up to the iteration's tolerance.
+  assert np.all(np.abs(sizes / (.1 * .2 * 6) - 1) < .4), sizes
+  u, _, v = np.linalg.svd(np.asarray(grads['kernel']).reshape(36, 8),
+                          full_matrices=False)
+  assert np.sum(moved * (u @ v)) > .95 * np.sum(sizes)
+  # Adam's first step, with Nesterov's look ahead.
+  np.testing.assert_allclose(
+      state.params['bias'], -.1 * (.9 * .1 / (1 - .9**2) + 1), rtol=1e-4)
 
 
 def test_the_average_ramps_up():

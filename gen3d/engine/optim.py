@@ -36,19 +36,22 @@ def learning_rate(config):
 
   Args:
     config: mapping with `learning_rate` (the peak), and optionally `schedule`
-      ('constant', 'linear', 'cosine' or 'trapezoid'; all but the first fall
-      to zero at `steps`, the last one linearly over its last `cooldown`
-      steps, so that a longer run shares its beginning with a shorter one),
-      `warmup` (steps of linear rise from zero) and `steps`.
+      ('constant', 'linear', 'cosine', 'exponential' or 'trapezoid'), `warmup`
+      (steps of linear rise from zero) and `steps`. Linear, cosine and
+      trapezoid fall to zero at `steps`, the last one linearly over its last
+      `cooldown` steps, so that a longer run shares its beginning with a
+      shorter one; exponential falls to `final` times the peak.
   """
   peak, warmup = config['learning_rate'], config.get('warmup', 0)
   name = config.get('schedule', 'constant')
   span = max(config.get('steps', 0) - warmup, 1)
   cooldown = config.get('cooldown', 0) / span
+  final = config.get('final', 0.1)
   falls = {
       'constant': lambda done: 1.,
       'linear': lambda done: 1. - done,
       'cosine': lambda done: .5 * (1. + jnp.cos(jnp.pi * done)),
+      'exponential': lambda done: final ** done,
       'trapezoid': lambda done: jnp.minimum(
           1., (1. - done) / max(cooldown, 1e-8)),
   }
@@ -68,18 +71,21 @@ def make_optimizer(config):
   """Returns the optimizer that a config describes.
 
   Args:
-    config: mapping with `name` ('adam' or 'adamw'), the keys of
-      `learning_rate`, and optionally `b1`, `b2`, `eps`, `weight_decay` (adamw
-      only; not on biases and gains, that is on parameters of fewer than two
-      axes), `clip` (largest global norm of the gradient) and `rates` (what
-      the learning rate of a top-level group of the parameters is multiplied
-      by, where it is not 1).
+    config: mapping with `name` ('adam', 'adamw' or 'muon'), the keys of
+      `learning_rate`, and optionally `b1`, `b2`, `eps`, `weight_decay` (not
+      with adam; not on biases and gains, that is on parameters of fewer than
+      two axes), `clip` (largest global norm of the gradient) and `rates`
+      (what the learning rate of all parameters below a name is multiplied
+      by, where it is not 1). Muon steps along the orthogonalised
+      momentum of each kernel, flattened to [inputs, outputs] and scaled to
+      AdamW's step (2502.16982), so that AdamW's learning rates serve; what
+      is not a kernel has AdamW with Nesterov's momentum.
 
   Raises:
     ValueError: at an unknown name or key.
   """
-  known = ('name', 'learning_rate', 'schedule', 'warmup', 'cooldown', 'steps',
-           'b1', 'b2', 'eps', 'weight_decay', 'clip', 'rates')
+  known = ('name', 'learning_rate', 'schedule', 'warmup', 'cooldown', 'final',
+           'steps', 'b1', 'b2', 'eps', 'weight_decay', 'clip', 'rates')
   for key in config:
     check('optimizer key', known, key)
   moments = {key: config[key] for key in ('b1', 'b2', 'eps') if key in config}
@@ -88,6 +94,12 @@ def make_optimizer(config):
       'adamw': lambda: optax.adamw(
           learning_rate(config), **moments, mask=_matrices,
           weight_decay=config.get('weight_decay', 0.)),
+      'muon': lambda: optax.contrib.muon(
+          learning_rate(config), adam_learning_rate=learning_rate(config),
+          **{f'adam_{key}': moments[key] for key in ('b1', 'b2')
+             if key in moments}, consistent_rms=0.2,
+          weight_decay=config.get('weight_decay', 0.),
+          muon_weight_dimension_numbers=_kernels),
   }
   optimizer = pick('optimizer', optimizers, config['name'])()
   if config['name'] == 'adam' and config.get('weight_decay'):
@@ -103,13 +115,31 @@ def make_optimizer(config):
 def _times(rates):
   def scale(updates, params):
     del params
-    for group in rates:
-      check('group of parameters', list(updates), group)
-    times = lambda tree, rate: jax.tree.map(lambda x: x * rate, tree)
-    return {group: times(tree, rates.get(group, 1.))
-            for group, tree in updates.items()}
+    unused = set(rates)
+
+    def one(path, x):
+      factor = 1.
+      for name in (key.key for key in path if hasattr(key, 'key')):
+        factor *= rates.get(name, 1.)
+        unused.discard(name)
+      return x * factor
+
+    updates = jax.tree_util.tree_map_with_path(one, updates)
+    for name in unused:
+      check('group of parameters', list(updates), name)
+    return updates
 
   return optax.stateless(scale)
+
+
+def _kernels(params):
+  def axes(path, x):
+    if path[-1].key != 'kernel':
+      return None
+    return optax.contrib.MuonDimensionNumbers(
+        tuple(range(x.ndim - 1)), x.ndim - 1)
+
+  return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def _matrices(params):
