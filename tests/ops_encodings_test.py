@@ -1,5 +1,7 @@
 """Encodings against Monte Carlo, NumPy loops and finite differences."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,3 +128,58 @@ def test_triplanes_name_the_choices():
   with pytest.raises(ValueError, match="'median'.*'product'"):
     encodings.triplanes(jnp.zeros((3, 2, 2, 1)), jnp.zeros((1, 3)),
                         reduce='median')
+
+
+@pytest.mark.parametrize('outside', ['clamp', 'zero'])
+def test_voxels_agree_with_a_loop(outside):
+  rng = np.random.default_rng(5)
+  grid = rng.normal(size=(4, 4, 4, 2)).astype(np.float32)
+  points = rng.uniform(-1.5, 1.5, size=(30, 3)).astype(np.float32)
+  expected = np.zeros((30, 2))
+  for n, point in enumerate(points):
+    place = (point + 1) / 2 * 4 - 0.5
+    if outside == 'clamp':
+      place = np.clip(place, 0, 3)
+    for z, y, x in itertools.product(range(4), repeat=3):
+      expected[n] += grid[z, y, x] * np.prod(
+          np.maximum(0, 1 - np.abs(place - (x, y, z))))
+  np.testing.assert_allclose(
+      encodings.voxels(jnp.asarray(grid), jnp.asarray(points),
+                       outside=outside), expected, atol=2e-5)
+
+
+def test_voxels_gradients_against_finite_differences():
+  rng = np.random.default_rng(6)
+  grid = jnp.asarray(rng.normal(size=(3, 3, 3, 2)), jnp.float32)
+  points = jnp.asarray([[0.1, -0.35, 0.5], [-0.5, 0.4, 0.13]], jnp.float32)
+  pull = jnp.asarray(rng.normal(size=(2, 2)), jnp.float32)
+  loss = lambda grid, points: jnp.sum(pull * encodings.voxels(grid, points))
+  for argument, value in ((0, grid), (1, points)):
+    gradient = np.asarray(jax.grad(loss, argument)(grid, points)).ravel()
+    for i in range(0, gradient.size, 2):
+      step = 1e-2 * jnp.zeros(value.size).at[i].set(1).reshape(value.shape)
+      sides = [loss(*((grid + s * step, points) if argument == 0
+                      else (grid, points + s * step))) for s in (1, -1)]
+      np.testing.assert_allclose(
+          gradient[i], (sides[0] - sides[1]) / 2e-2, atol=2e-3)
+
+
+def test_contraction_is_the_papers_and_carries_the_variance():
+  rng = np.random.default_rng(7)
+  mean = np.concatenate([rng.normal(size=(20, 3)) * 3,
+                         rng.uniform(-0.5, 0.5, size=(5, 3))])
+  variance = rng.uniform(0.1, 2.0, size=mean.shape)
+  squeezed = encodings.contract(encodings.Gaussian(
+      jnp.asarray(mean, jnp.float32), jnp.asarray(variance, jnp.float32)))
+
+  def point(x):
+    norm = jnp.sqrt(jnp.sum(x**2))
+    return jnp.where(norm > 1, (2 - 1 / norm) * x / norm, x)
+
+  for i, x in enumerate(jnp.asarray(mean, jnp.float32)):
+    np.testing.assert_allclose(squeezed.mean[i], point(x), rtol=1e-5)
+    jacobian = np.asarray(jax.jacfwd(point)(x))
+    np.testing.assert_allclose(
+        squeezed.variance[i],
+        np.diag(jacobian @ np.diag(variance[i]) @ jacobian.T), rtol=1e-4)
+  assert np.linalg.norm(squeezed.mean, axis=-1).max() < 2

@@ -65,3 +65,18 @@ def test_piecewise():
   ramp = ((10, 1.0), (20, 3.0), (40, 2.0))
   for step, value in ((0, 1.0), (15, 2.0), (30, 2.5), (99, 2.0)):
     assert float(schedules.piecewise(jnp.int32(step), ramp)) == value
+
+
+def test_total_variation_against_a_loop():
+  grid = np.random.default_rng(0).normal(size=(2, 3, 4, 2))
+  differences = {1: [], 2: []}
+  for p in range(2):
+    for i in range(3):
+      for j in range(4):
+        if i < 2:
+          differences[1].append((grid[p, i + 1, j] - grid[p, i, j])**2)
+        if j < 3:
+          differences[2].append((grid[p, i, j + 1] - grid[p, i, j])**2)
+  expected = (np.mean(differences[1]) + np.mean(differences[2])) / 2
+  np.testing.assert_allclose(
+      losses.total_variation(jnp.asarray(grid), (1, 2)), expected, rtol=1e-5)

@@ -106,16 +106,27 @@ def rays(camera, height, width):
   """Rays [..., H, W, .] through the pixel centres of `camera`."""
   y, x = jnp.meshgrid((jnp.arange(height) + 0.5) / height,
                       (jnp.arange(width) + 0.5) / width, indexing='ij')
-  k = camera.intrinsics[..., None, None, :, :]
-  v = (y - k[..., 1, 2]) / k[..., 1, 1]
-  u = (x - k[..., 0, 2] - k[..., 0, 1] * v) / k[..., 0, 0]
+  every = jax.tree.map(lambda a: a[..., None, None, :, :], camera)
+  return rays_through(every, jnp.stack([x, y], axis=-1), height)
+
+
+def rays_through(camera, points, height):
+  """Rays [..., .] through image coordinates `points` [..., 2].
+
+  Args:
+    camera: Camera whose leading axes broadcast against [...].
+    points: (x, y), from (0, 0) at the top left to (1, 1).
+    height: of the image in pixels, which makes the cones' radii.
+  """
+  k = camera.intrinsics
+  v = (points[..., 1] - k[..., 1, 2]) / k[..., 1, 1]
+  u = (points[..., 0] - k[..., 0, 2] - k[..., 0, 1] * v) / k[..., 0, 0]
   local = jnp.stack([u, -v, -jnp.ones_like(u)], axis=-1)
-  rotation = camera.c2w[..., None, None, :3, :3]
   # Sums of products, not einsum: a TPU would round a matmul to bfloat16.
-  directions = jnp.sum(rotation * local[..., None, :], axis=-1)
+  directions = jnp.sum(
+      camera.c2w[..., :3, :3] * local[..., None, :], axis=-1)
   length = jnp.linalg.norm(directions, axis=-1, keepdims=True)
-  origins = jnp.broadcast_to(
-      camera.c2w[..., None, None, :3, 3], directions.shape)
+  origins = jnp.broadcast_to(camera.c2w[..., :3, 3], directions.shape)
   pixel = 1 / (height * k[..., 1, 1])
   radii = jnp.broadcast_to(pixel[..., None] / jnp.sqrt(3.0) / length,
                            (*directions.shape[:-1], 1))

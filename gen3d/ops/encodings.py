@@ -3,9 +3,11 @@
 Vocabulary. A sample of a field is a `Gaussian` with diagonal covariance; a
 point is one whose variance is zero. `edges` [..., N + 1] are distances along
 a ray that bound its N intervals. A tri-plane is an array [3, R, R, C]: three
-square images of features, whose rows and columns span [-1, 1].
+square images of features, whose rows and columns span [-1, 1]; a voxel grid is
+an array [R, R, R, C] whose axes are z, y and x.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -96,7 +98,8 @@ def triplanes(planes, points, *, reduce='sum', outside='clamp',
   check('axes', AXES, axes)
   flat = points.reshape(-1, 3)
   looked_up = [
-      _bilinear(planes[i], flat[:, column], flat[:, row], outside)
+      _linear(planes[i].reshape(-1, planes.shape[-1]), planes.shape[1],
+              jnp.stack([flat[:, column], flat[:, row]], axis=-1), outside)
       for i, (column, row) in enumerate(AXES[axes])]
   a, b, c = looked_up
   features = a * b * c if reduce == 'product' else a + b + c
@@ -105,33 +108,71 @@ def triplanes(planes, points, *, reduce='sum', outside='clamp',
   return features.reshape(*points.shape[:-1], planes.shape[-1])
 
 
-def _bilinear(plane, u, v, outside):
-  """Features [N, C] of `plane` [R, R, C] at columns u and rows v [N]."""
-  # Four gathers that are summed as they come: stacking the corners, or
+def voxels(grid, points, *, outside='clamp'):
+  """Features [..., C] of points, trilinear in a grid.
+
+  Args:
+    grid: [R, R, R, C], indexed by z, y, x; a voxel's value sits at its
+      centre, as in `triplanes`.
+    points: [..., 3] in [-1, 1].
+    outside: as in `triplanes`.
+
+  Raises:
+    ValueError: if `outside` is not known.
+  """
+  check('outside', ('clamp', 'zero'), outside)
+  flat = points.reshape(-1, 3)
+  table = grid.reshape(-1, grid.shape[-1])
+  features = _linear(table, grid.shape[0], flat, outside)
+  return features.reshape(*points.shape[:-1], grid.shape[-1])
+
+
+def contract(gaussian):
+  """Gaussians of all space squeezed into the ball of radius 2.
+
+  Mip-NeRF 360 (2111.12077), eq. 10: x stays within the unit ball, else it is
+  (2 - 1 / |x|) x / |x|. The variance goes through the linearised map, of
+  which the diagonal is kept.
+  """
+  x = gaussian.mean
+  squared = jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1.0)
+  norm = jnp.sqrt(squared)
+  scale = (2 - 1 / norm) / norm
+  # The Jacobian is scale I + slope x x^T: slope is zero within the ball.
+  slope = jnp.where(squared > 1, (2 / norm - 2) / squared**1.5, 0.0)
+  along = jnp.sum(x**2 * gaussian.variance, axis=-1, keepdims=True)
+  variance = (scale**2 * gaussian.variance
+              + 2 * scale * slope * x**2 * gaussian.variance
+              + slope**2 * x**2 * along)
+  return Gaussian(scale * x, variance)
+
+
+def _linear(table, resolution, points, outside):
+  """Features [N, C] of `table` [R^D, C] at points [N, D], linear in each axis.
+
+  The first coordinate is the one along which neighbours lie side by side.
+  """
+  # Gathers that are summed as they come: stacking the corners, or
   # map_coordinates, is several times slower on a CPU, backward above all.
-  resolution = plane.shape[0]
-  table = plane.reshape(resolution * resolution, -1)
-  x, y = (u + 1) * (resolution / 2) - 0.5, (v + 1) * (resolution / 2) - 0.5
+  place = (points + 1) * (resolution / 2) - 0.5
   if outside == 'clamp':
-    x, y = jnp.clip(x, 0, resolution - 1), jnp.clip(y, 0, resolution - 1)
-  x0, y0 = jnp.floor(x), jnp.floor(y)
-  fx, fy = x - x0, y - y0
-  x0, y0 = x0.astype(jnp.int32), y0.astype(jnp.int32)
-
-  def corner(column, row, weight):
-    if outside == 'zero':
-      inside = ((column >= 0) & (column < resolution)
-                & (row >= 0) & (row < resolution))
-      weight = jnp.where(inside, weight, 0.0)
-    index = (jnp.clip(row, 0, resolution - 1) * resolution
-             + jnp.clip(column, 0, resolution - 1))
-    values = table.at[index].get(mode='promise_in_bounds')
-    return values * weight[:, None]
-
-  return (corner(x0, y0, (1 - fx) * (1 - fy))
-          + corner(x0 + 1, y0, fx * (1 - fy))
-          + corner(x0, y0 + 1, (1 - fx) * fy)
-          + corner(x0 + 1, y0 + 1, fx * fy))
+    place = jnp.clip(place, 0, resolution - 1)
+  low = jnp.floor(place)
+  fraction = place - low
+  low = low.astype(jnp.int32)
+  features = 0.0
+  for corner in itertools.product((0, 1), repeat=points.shape[-1]):
+    weight, row = 1.0, 0
+    for axis in reversed(range(points.shape[-1])):
+      at, part = low[:, axis] + corner[axis], fraction[:, axis]
+      share = part if corner[axis] else 1 - part
+      if outside == 'zero':
+        share = jnp.where((at >= 0) & (at < resolution), share, 0.0)
+      weight = weight * share
+      row = row * resolution + jnp.clip(at, 0, resolution - 1)
+    values = table.at[row].get(mode='promise_in_bounds')
+    features = features + values * weight[:, None]
+  return features
 
 
 def _octaves(x, degree, base):

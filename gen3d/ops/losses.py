@@ -66,3 +66,14 @@ def roughness(normals, total):
       jnp.diff(normals, axis=1)**2, axis=-1)
   return 0.5 * (jnp.pad(down, ((0, 1), (0, 0)))
                 + jnp.pad(right, ((0, 0), (0, 1))))
+
+
+def total_variation(grid, axes):
+  """Mean squared difference [] of neighbours in a grid of features.
+
+  Args:
+    grid: any array.
+    axes: those along which neighbours are close in space.
+  """
+  return sum(jnp.mean(jnp.square(jnp.diff(grid, axis=axis)))
+             for axis in axes) / len(axes)

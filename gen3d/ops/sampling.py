@@ -33,11 +33,12 @@ def intersect_box(rays, bound, closest=0.0):
   return _clip(near, far, far > near, closest)
 
 
-def stratified(key, near, far, count):
+def stratified(key, near, far, count, disparity=False):
   """Edges [..., count + 1] evenly from near to far.
 
   With a key, the inner ones are moved by up to half an interval; None leaves
-  them where they are.
+  them where they are. `disparity`: evenly in 1 / distance instead, for scenes
+  without an end (near must not be zero).
   """
   fractions = jnp.linspace(0.0, 1.0, count + 1)
   fractions = jnp.broadcast_to(fractions, (*near.shape[:-1], count + 1))
@@ -45,6 +46,8 @@ def stratified(key, near, far, count):
     jitter = jax.random.uniform(
         key, fractions.shape, minval=-0.5, maxval=0.5) / count
     fractions += jitter.at[..., 0].set(0.0).at[..., -1].set(0.0)
+  if disparity:
+    return 1 / ((1 - fractions) / near + fractions / far)
   return near + (far - near) * fractions
 
 

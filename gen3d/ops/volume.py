@@ -100,3 +100,15 @@ def map_rays(render, rays, chunk, axes=2):
   join = lambda x: x.reshape(chunks * chunk, *x.shape[2:])[:count].reshape(
       *leading, *x.shape[2:])
   return jax.tree.map(join, jax.lax.map(render, jax.tree.map(split, rays)))
+
+
+def in_chunks(render, rays, chunk, axes=2):
+  """`map_rays`, but at once where that is no more than `chunk` rays.
+
+  What is between a chunk's rays and its result is computed again on the way
+  back instead of kept.
+  """
+  leading = jax.tree.leaves(rays)[0].shape[:axes]
+  if math.prod(leading) <= chunk:
+    return render(rays)
+  return map_rays(jax.checkpoint(render), rays, chunk, axes)

@@ -32,10 +32,6 @@ NORMALS = ('analytic', 'finite', 'surface')
 # (ambient, diffuse, textureless) of what is shown to people.
 LOOKS = {'color': (0.4, 0.6, 0.0), 'albedo': (1.0, 0.0, 0.0),
          'textureless': (0.2, 0.8, 1.0)}
-# Four directions whose outer products sum to a multiple of the identity: the
-# smallest stencil that gives a gradient centred on the point.
-TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0),
-               (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 
 
 def make(config):
@@ -112,8 +108,6 @@ def _show(render, params, camera, size, modes, background=None):
   behind = seen.image - seen.albedo
   points = rays.origins + seen.depth[..., None] * rays.directions
   normals = cameras.normalize(seen.normals)
-  eye, right, up = (camera.c2w[:3, i] for i in (3, 0, 1))
-  lamp = eye + jnp.linalg.norm(eye) * (0.3 * right + 0.4 * up)
 
   def image(mode):
     if mode == 'normal':
@@ -122,7 +116,7 @@ def _show(render, params, camera, size, modes, background=None):
     base = opacity if textureless else seen.albedo
     return behind + base * shading.lambertian(
         jnp.ones_like(points), normals, points,
-        shading.Light(lamp, ambient, diffuse, 0.0))
+        shading.lamp_beside(camera, ambient, diffuse))
 
   return {mode: jnp.clip(image(mode), 0.0, 1.0) for mode in modes}
 
@@ -136,8 +130,8 @@ def _render(params, key, view, *, field, background, intersect, config):
   edges = sampling.stratified(key, near, far, config.samples)
   if config.importance.samples:
     edges = _focus(field, view.rays, edges, config)
-  seen = _in_chunks(partial(_shade, field, view.light, config),
-                    (view.rays, edges), config.chunk)
+  seen = volume.in_chunks(partial(_shade, field, view.light, config),
+                          (view.rays, edges), config.chunk)
   image = seen['colour'] + (1 - seen['opacity'][..., None]) * behind
   return Render(image, seen['opacity'], seen['depth'], seen['normals'],
                 seen['albedo'], {'orientation': seen['orientation'],
@@ -174,7 +168,8 @@ def _shade_surface(field, light, config, rays, march):
   points = jax.lax.stop_gradient(
       rays.origins + depth[..., None] * rays.directions)
   point = encodings.Gaussian(points, jnp.zeros_like(points))
-  normals = _difference(field, point, rays.directions, config.epsilon)
+  normals = shading.difference_normals(
+      field, point, rays.directions, config.epsilon)
   shade = shading.lambertian(jnp.ones_like(points), normals, points, light)
   albedo = volume.composite(march.weights, march.values)
   white = light.textureless
@@ -204,7 +199,7 @@ def _focus(field, rays, edges, config):
   stride = config.importance.stride
   look = lambda rays_and_edges: volume.march(field, *rays_and_edges).weights
   corner = jax.tree.map(lambda x: x[::stride, ::stride], (rays, edges))
-  weights = jax.lax.stop_gradient(_in_chunks(look, corner, config.chunk))
+  weights = jax.lax.stop_gradient(volume.in_chunks(look, corner, config.chunk))
   if stride > 1:
     for axis in (0, 1):
       count = weights.shape[axis]
@@ -216,19 +211,11 @@ def _focus(field, rays, edges, config):
                              config.importance.samples + 1)
 
 
-def _in_chunks(render, rays, chunk):
-  """`render` of arrays [H, W, ...], at once or `chunk` rays at a time."""
-  height, width = jax.tree.leaves(rays)[0].shape[:2]
-  if height * width <= chunk:
-    return render(rays)
-  return volume.map_rays(jax.checkpoint(render), rays, chunk)
-
-
 def _normals_at(field, samples, directions, config):
   """Density, values and unit normals of every sample."""
   if config.normals == 'finite':
     density, values = field(samples, directions)
-    return density, values, _difference(
+    return density, values, shading.difference_normals(
         field, samples, directions, config.epsilon)
 
   def of_mean(mean):
@@ -237,18 +224,6 @@ def _normals_at(field, samples, directions, config):
   density, pull, values = jax.vjp(of_mean, samples.mean, has_aux=True)
   gradient, = pull(jnp.ones_like(density))
   return density, values, cameras.normalize(-gradient)
-
-
-def _difference(field, samples, directions, epsilon):
-  """Unit normals from densities at the corners of a tetrahedron."""
-  stencil = jnp.array(TETRAHEDRON) / jnp.sqrt(3.0)
-  corners = lambda x: jnp.broadcast_to(
-      x[..., None, :], (*x.shape[:-1], *stencil.shape))
-  around = encodings.Gaussian(corners(samples.mean) + epsilon * stencil,
-                              corners(samples.variance))
-  density, _ = field(around, corners(directions))
-  gradient = jnp.sum(density[..., None] * stencil, axis=-2)
-  return cameras.normalize(-gradient / epsilon)
 
 
 def _penalties(params, render, step, *, config):
