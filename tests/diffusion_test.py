@@ -77,3 +77,104 @@ def test_guidance_is_the_linear_combination_in_one_call():
   assert calls == [(6, 2)]
   same = samplers.guided(denoise, 10., text, null, 1.)(x_t, t)
   np.testing.assert_allclose(same, denoise(10., x_t, t, text))
+
+
+def test_tabulated_schedules_have_the_published_values():
+  for squared, values in (
+      (noise.scaled_linear(), {
+          0: .99915, 20: .98131, 250: .67379, 500: .27633, 750: .05617,
+          980: .005844, 999: .004660}),
+      (noise.squared_cosine(), {
+          20: .99811, 250: .84589, 500: .49229, 750: .14318, 980: .000877})):
+    assert squared.shape == (1000,) and (np.diff(squared) < 0).all()
+    for k, value in values.items():
+      np.testing.assert_allclose(squared[k], value, rtol=2e-3 if
+                                 value < .01 else 2e-5)
+
+
+def test_a_tabulated_schedule_is_the_table_at_its_steps():
+  squared = noise.squared_cosine()
+  schedule = noise.discrete_schedule(squared)
+  k = jnp.arange(-1, 1000)
+  t = noise.from_step(k)
+  np.testing.assert_array_equal(noise.to_step(t), k)
+  np.testing.assert_array_equal(noise.to_step(t[1:] - .0004), k[1:])
+  np.testing.assert_array_equal(noise.to_step(t[1:] + .0004), k[1:])
+  np.testing.assert_allclose(schedule.alpha(t)[1:] ** 2, squared, rtol=1e-5)
+  np.testing.assert_allclose(
+      schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, 1, atol=1e-6)
+  assert (schedule.alpha(jnp.zeros(2)) == 1).all()
+  assert (schedule.sigma(jnp.zeros(2)) == 0).all()
+  # It is the continuous schedule, made discrete.
+  np.testing.assert_allclose(schedule.alpha(t[:981]),
+                             SCHEDULE.alpha(t[:981]), atol=.02)
+
+
+TABLES = {'scaled_linear': noise.scaled_linear(),
+          'squaredcos_cap_v2': noise.squared_cosine()}
+
+
+def peer(name, betas, **options):
+  pytest.importorskip('torch', reason='PyTorch is a parity extra')
+  diffusers = pytest.importorskip('diffusers', reason='a parity extra')
+  return getattr(diffusers, name)(
+      beta_schedule=betas, beta_start=.00085, beta_end=.012,
+      timestep_spacing='trailing', **options)
+
+
+def says(x, k, library):
+  """A prediction that hangs on the picture and on the step."""
+  return library.tanh(x * (1 + k / 400)) + .2 * library.cos(3 * x)
+
+
+def predict(schedule, prediction):
+  def eps(x_t, t):
+    said = says(x_t, noise.to_step(t)[:, None], jnp)
+    return said if prediction == 'epsilon' else noise.eps_from_v(
+        schedule, x_t, said, t)
+  return eps
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('betas', list(TABLES))
+@pytest.mark.parametrize('prediction', ['epsilon', 'v_prediction'])
+def test_a_ddim_trajectory_equals_that_of_diffusers(betas, prediction):
+  scheduler = peer('DDIMScheduler', betas, prediction_type=prediction,
+                   clip_sample=False)
+  import torch
+  np.testing.assert_allclose(scheduler.alphas_cumprod.numpy(), TABLES[betas],
+                             rtol=1e-4)
+  scheduler.set_timesteps(20)
+  start = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+  x = torch.tensor(start)
+  for k in scheduler.timesteps:
+    x = scheduler.step(says(x, k, torch), k, x).prev_sample
+  schedule = noise.discrete_schedule(TABLES[betas])
+  ours = samplers.denoise(
+      jax.random.key(0), predict(schedule, prediction), schedule,
+      jnp.asarray(start), jnp.ones(3), steps=20, clip=None)
+  theirs = x.numpy()
+  assert np.abs(theirs - start).max() > .1
+  np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('betas', list(TABLES))
+def test_a_ddpm_trajectory_equals_that_of_diffusers(monkeypatch, betas):
+  scheduler = peer('DDPMScheduler', betas, variance_type='fixed_small')
+  import torch
+  from diffusers.schedulers import scheduling_ddpm
+  key = jax.random.key(0)
+  draws = iter([np.array(jax.random.normal(k, (3, 5)))
+                for k in jax.random.split(key, 20)])
+  monkeypatch.setattr(scheduling_ddpm, 'randn_tensor',
+                      lambda *args, **kwargs: torch.tensor(next(draws)))
+  scheduler.set_timesteps(20)
+  start = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+  x = torch.tensor(start)
+  for k in scheduler.timesteps:
+    x = scheduler.step(says(x, k, torch), k, x).prev_sample
+  schedule = noise.discrete_schedule(TABLES[betas])
+  ours = samplers.denoise(key, predict(schedule, 'epsilon'), schedule,
+                          jnp.asarray(start), jnp.ones(3), steps=20, eta=1.0)
+  np.testing.assert_allclose(ours, x.numpy(), atol=1e-4)

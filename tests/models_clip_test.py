@@ -1,13 +1,16 @@
 """CLIP's towers against transformers' PyTorch ones; the loss against loops."""
 
 import dataclasses
+import json
 
+import checkpoint_folders as folders
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from gen3d.models import clip, porting
+from gen3d.models import clip, porting, pretrained
 
 SMALL = clip.CLIPSize(
     clip.ImageSize(resolution=24, patch=8, width=32, layers=3, heads=4),
@@ -21,19 +24,23 @@ def with_activation(size, activation):
       text=dataclasses.replace(size.text, activation=activation))
 
 
+def text_config(activation):
+  text = SMALL.text
+  return {'vocab_size': text.vocab, 'max_position_embeddings': text.length,
+          'hidden_size': text.width, 'intermediate_size': 4 * text.width,
+          'num_hidden_layers': text.layers, 'hidden_act': activation,
+          'num_attention_heads': text.heads, 'bos_token_id': 48,
+          'eos_token_id': text.eot}
+
+
 def make_peer(activation):
   """A random transformers CLIPModel of the size SMALL, and its tensors."""
   torch = pytest.importorskip('torch', reason='PyTorch is a parity extra')
   import transformers
   torch.manual_seed(0)
-  image, text = SMALL.image, SMALL.text
+  image = SMALL.image
   model = transformers.CLIPModel(transformers.CLIPConfig(
-      text_config={
-          'vocab_size': text.vocab, 'max_position_embeddings': text.length,
-          'hidden_size': text.width, 'intermediate_size': 4 * text.width,
-          'num_hidden_layers': text.layers, 'hidden_act': activation,
-          'num_attention_heads': text.heads, 'bos_token_id': 48,
-          'eos_token_id': text.eot},
+      text_config=text_config(activation),
       vision_config={
           'image_size': image.resolution, 'patch_size': image.patch,
           'hidden_size': image.width, 'intermediate_size': 4 * image.width,
@@ -83,6 +90,116 @@ def test_features_equal_those_of_transformers(name):
   # Pictures and captions must differ, or a constant would pass.
   assert np.abs(image[0] - image[1]).max() > 1e-2
   assert np.abs(text[0] - text[1]).max() > 1e-2
+
+
+@pytest.mark.parity
+def test_a_saved_pair_is_loaded_as_it_was(tmp_path):
+  model, tensors = make_peer('gelu')
+  model.save_pretrained(tmp_path)
+  network, params = clip.load(tmp_path)
+  size = with_activation(SMALL, clip.gelu)
+  assert network.size == size
+  jax.tree.map(np.testing.assert_array_equal, params,
+               clip.from_torch(tensors, size))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('name', ['quick_gelu', 'gelu'])
+def test_the_text_tower_of_stable_diffusion_equals_transformers(
+    tmp_path, name):
+  torch = pytest.importorskip('torch')
+  import transformers
+  # As in Stable Diffusion 2, whose config tells neither 49407 nor a 24th
+  # layer; its states are those after the last norm.
+  config = text_config(name) | {'eos_token_id': 2}
+  model = folders.jitter(transformers.CLIPTextModel(
+      transformers.CLIPTextConfig(**config)))
+  model.save_pretrained(tmp_path)
+  tower, params = clip.load_text(tmp_path)
+  assert tower.size == dataclasses.replace(
+      SMALL.text, activation=getattr(clip, name))
+  tokens = captions(4)
+  with torch.no_grad():
+    theirs = model(torch.tensor(tokens).long()).last_hidden_state.numpy()
+  folders.assert_near(tower.apply(params, tokens), theirs)
+
+  # transformers 5 drops the tower's name, the published files have it.
+  file = tmp_path / 'model.safetensors'
+  tensors = {k.removeprefix('text_model.'): v
+             for k, v in safetensors.numpy.load_file(file).items()}
+  for prefix in ('', 'text_model.'):
+    saved = {prefix + k: v for k, v in tensors.items()}
+    saved[f'{prefix}embeddings.position_ids'] = np.arange(11)[None]
+    safetensors.numpy.save_file(saved, file)
+    jax.tree.map(np.testing.assert_array_equal, params,
+                 clip.load_text(tmp_path)[1])
+
+
+@pytest.mark.parity
+def test_full_size_names_and_shapes_are_those_of_transformers(tmp_path):
+  pytest.importorskip('torch')
+  import transformers
+  config = transformers.CLIPConfig(**folders.CLIP_L14)
+  config.architectures = ['CLIPModel']
+  config.save_pretrained(tmp_path)
+  size = clip.clip_size(pretrained.Folder(
+      tmp_path, pretrained.read_config(tmp_path), {}))
+  assert size == clip.L14
+  model = folders.on_meta(lambda: transformers.CLIPModel(config))
+  theirs = folders.names_and_shapes(model)
+  like = pretrained.shapes(clip.CLIP(size), clip.inputs(size), jnp.float32)
+  assert folders.expected_names(like, clip.sources(size)) == {
+      k: v for k, v in theirs.items() if 'position_ids' not in k}
+
+
+@pytest.mark.parity
+def test_stable_diffusion_2_has_the_text_tower_that_is_read(tmp_path):
+  pytest.importorskip('torch')
+  import transformers
+  config = transformers.CLIPTextConfig(
+      hidden_size=1024, intermediate_size=4096, num_attention_heads=16,
+      num_hidden_layers=23, hidden_act='gelu', projection_dim=512)
+  model = folders.on_meta(lambda: transformers.CLIPTextModel(config))
+  config.architectures = ['CLIPTextModel']
+  config.save_pretrained(tmp_path)
+  size = clip.text_size(pretrained.Folder(
+      tmp_path, pretrained.read_config(tmp_path), {}))
+  assert size == dataclasses.replace(clip.H14.text, layers=23)
+  like = pretrained.shapes(clip.TextTower(size), clip.text_inputs(size),
+                           jnp.float32)
+  ours = folders.expected_names(like, clip.text_sources(size))
+  plain = lambda tree: {k.removeprefix('text_model.'): v
+                        for k, v in tree.items() if 'position_ids' not in k}
+  assert plain(ours) == plain(folders.names_and_shapes(model))
+
+
+def published(path, **changes):
+  config = {'architectures': ['CLIPModel'], **folders.CLIP_L14, **changes}
+  (path / 'config.json').write_text(json.dumps(config))
+  return pretrained.Folder(path, pretrained.read_config(path), {})
+
+
+def test_sizes_are_read_from_published_configs(tmp_path):
+  assert clip.clip_size(published(tmp_path)) == clip.L14
+  # What a config leaves out is as in ViT-B/32.
+  assert clip.clip_size(published(
+      tmp_path, text_config={}, vision_config=None,
+      projection_dim=512)) == clip.B32
+  assert clip.clip_size(published(
+      tmp_path, text_config={}, vision_config={'patch_size': 8},
+      vision_config_dict={'patch_size': 16},
+      projection_dim=512)) == clip.B16
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'architectures': ['SiglipModel']}, 'SiglipModel'),
+    ({'text_config': {'hidden_act': 'relu'}}, "hidden_act = 'relu'"),
+    ({'vision_config': {'intermediate_size': 99}}, 'intermediate_size = 99'),
+    ({'vision_config': {'num_channels': 1}}, 'num_channels'),
+])
+def test_a_config_of_another_network_is_refused(tmp_path, changes, words):
+  with pytest.raises(ValueError, match=words):
+    clip.clip_size(published(tmp_path, **changes))
 
 
 @pytest.mark.parity

@@ -1,11 +1,13 @@
 """The T5 encoder against transformers' PyTorch one, and its own promises."""
 
+import checkpoint_folders as folders
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from gen3d.models import porting, t5
+from gen3d.models import porting, pretrained, t5
 
 SMALL = t5.T5Size(vocab=60, layers=3, width=32, heads=4, head_dim=6,
                   ff_width=40)
@@ -49,6 +51,55 @@ def test_states_equal_those_of_transformers(peer, length):
   real = mask > 0
   assert np.abs(theirs[real]).max() > 0.5
   np.testing.assert_allclose(ours[real], theirs[real], atol=1e-4)
+
+
+@pytest.mark.parity
+def test_a_saved_encoder_is_loaded_as_it_was(peer, tmp_path):
+  model, tensors = peer
+  model.save_pretrained(tmp_path, max_shard_size='20KB')
+  assert len(list(tmp_path.glob('*.safetensors'))) > 1
+  encoder, params = t5.load(tmp_path)
+  assert encoder.size == SMALL
+  jax.tree.map(np.testing.assert_array_equal, params,
+               t5.from_torch(tensors, SMALL))
+
+  # The table of embeddings may be stored under its other name alone.
+  for file in tmp_path.glob('*.safetensors'):
+    file.unlink()
+  saved = dict(tensors)
+  saved['encoder.embed_tokens.weight'] = saved.pop('shared.weight')
+  safetensors.numpy.save_file(saved, tmp_path / 'model.safetensors')
+  jax.tree.map(np.testing.assert_array_equal, params, t5.load(tmp_path)[1])
+
+
+@pytest.mark.parity
+def test_full_size_names_and_shapes_are_those_of_transformers(tmp_path):
+  pytest.importorskip('torch')
+  import transformers
+  config = transformers.T5Config(**folders.T5_XXL)
+  config.architectures = ['T5EncoderModel']
+  config.save_pretrained(tmp_path)
+  size = t5.t5_size(pretrained.Folder(
+      tmp_path, pretrained.read_config(tmp_path), {}))
+  assert size == t5.XXL
+  model = folders.on_meta(lambda: transformers.T5EncoderModel(config))
+  theirs = folders.names_and_shapes(model)
+  like = pretrained.shapes(t5.T5Encoder(size), t5.inputs(), jnp.bfloat16)
+  # One table of embeddings, under two names.
+  assert theirs.pop('encoder.embed_tokens.weight') == (32128, 4096)
+  assert folders.expected_names(like, t5.encoder_sources(size)) == theirs
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'feed_forward_proj': None}, 'relu'),  # T5 before v1.1
+    ({'relative_attention_num_buckets': 64}, 'num_buckets = 64'),
+    ({'architectures': ['BertModel']}, 'BertModel'),
+])
+def test_a_config_of_another_network_is_refused(tmp_path, changes, words):
+  config = {'architectures': ['T5EncoderModel'], **folders.T5_XXL, **changes}
+  config = {k: v for k, v in config.items() if v is not None}
+  with pytest.raises(ValueError, match=words):
+    t5.t5_size(pretrained.Folder(tmp_path, config, {}))
 
 
 @pytest.mark.parity

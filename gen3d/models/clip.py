@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.models import porting
+from gen3d.models import porting, pretrained
 
 EPSILON = 1e-5
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -217,19 +217,92 @@ def contrastive_loss(queries, candidates, positive, scale, ignored=None):
   return jnp.mean(loss), jnp.mean(best.astype(jnp.float32))
 
 
+def load(path, dtype=jnp.float32, variant=''):
+  """Both towers out of a CLIPModel's folder of transformers.
+
+  Args:
+    path: folder with config.json and safetensors.
+    dtype: of the parameters and of the computation.
+    variant: see pretrained.read.
+
+  Returns:
+    (CLIP, {'params'}).
+
+  Raises:
+    ValueError: the folder does not fit; says how.
+  """
+  folder = pretrained.read(path, variant)
+  size = clip_size(folder)
+  return CLIP(size, dtype), from_torch(folder.tensors, size, dtype)
+
+
+def load_text(path, dtype=jnp.float32, variant=''):
+  """A text tower without projection: `text_encoder` of Stable Diffusion.
+
+  Arguments, what is returned, (TextTower, {'params'}), and errors are as
+  `load`'s.
+  """
+  folder = pretrained.read(path, variant)
+  size = text_size(folder)
+  tower = TextTower(size, dtype)
+  like = pretrained.shapes(tower, text_inputs(size), dtype)
+  # transformers 5 leaves out the name of the tower, the published files, from
+  # before it, do not.
+  whole = lambda name: f'text_model.{name.removeprefix("text_model.")}'
+  return tower, {'params': porting.port(
+      folder.tensors.renamed(whole), text_sources(size), like,
+      ignored=('*.position_ids',))}
+
+
+def clip_size(folder):
+  """CLIPSize of a pretrained.Folder.
+
+  Raises:
+    ValueError: the config is for another network.
+  """
+  pretrained.expect_class(folder, ('CLIPModel',), 'clip')
+  config = folder.config
+  # Where old files have both, the second holds.
+  text, image = ({**(config.get(f'{kind}_config') or {}),
+                  **(config.get(f'{kind}_config_dict') or {})}
+                 for kind in ('text', 'vision'))
+  pretrained.expect(folder._replace(config=image), {'num_channels': (3,)})
+  width = image.get('hidden_size', 768)
+  image = ImageSize(
+      image.get('image_size', 224), image.get('patch_size', 32), width,
+      image.get('num_hidden_layers', 12),
+      image.get('num_attention_heads', 12),
+      _activation(folder, image, width, 3072))
+  return CLIPSize(image, _text_size(folder, text),
+                  config.get('projection_dim', 512))
+
+
+def text_size(folder):
+  """TextSize of a pretrained.Folder of a text tower alone.
+
+  Raises:
+    ValueError: the config is for another network.
+  """
+  pretrained.expect_class(folder, ('CLIPTextModel',), 'clip')
+  return _text_size(folder, folder.config)
+
+
 def from_torch(tensors, size, dtype=jnp.float32):
   """Parameters from a CLIPModel of transformers ({name: NumPy array}).
 
   Raises:
     porting.PortingError: names or shapes do not match; all are listed.
   """
-  like = jax.eval_shape(
-      CLIP(size).init, jax.random.key(0),
-      jnp.zeros((1, size.image.resolution, size.image.resolution, 3)),
-      jnp.zeros((1, size.text.length), jnp.int32))['params']
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), like)
+  return {'params': porting.port(
+      tensors, sources(size),
+      pretrained.shapes(CLIP(size), inputs(size), dtype),
+      ignored=('*.position_ids',))}
+
+
+def sources(size):
+  """`sources` (see porting) of a CLIP, for CLIPModel's names."""
   vision = 'vision_model.embeddings'
-  sources = {
+  return {
       'log_scale': ('logit_scale', porting.keep),
       'image_projection/kernel': ('visual_projection.weight',
                                   porting.linear),
@@ -245,8 +318,18 @@ def from_torch(tensors, size, dtype=jnp.float32):
       **_block_sources('image', 'vision_model', size.image.layers),
       **text_sources(size.text, 'text/'),
   }
-  return {'params': porting.port(tensors, sources, like,
-                                 ignored=('*.position_ids',))}
+
+
+def inputs(size):
+  """Shapes of what a CLIP takes."""
+  side = size.image.resolution
+  return (jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),
+          *text_inputs(size.text))
+
+
+def text_inputs(size):
+  """Shapes of what a TextTower takes."""
+  return (jax.ShapeDtypeStruct((1, size.length), jnp.int32),)
 
 
 def text_sources(size, prefix=''):
@@ -263,6 +346,28 @@ def text_sources(size, prefix=''):
       **_norm_sources(f'{prefix}norm', 'text_model.final_layer_norm'),
       **blocks,
   }
+
+
+def _text_size(folder, config):
+  width, vocab = config.get('hidden_size', 512), config.get('vocab_size', 49408)
+  end = config.get('eos_token_id', vocab - 1)
+  return TextSize(
+      vocab, config.get('max_position_embeddings', 77), width,
+      config.get('num_hidden_layers', 12),
+      config.get('num_attention_heads', 8),
+      # Published configs say 2, which is wrong; the last token is meant.
+      vocab - 1 if end == 2 else end,
+      _activation(folder, config, width, 2048))
+
+
+def _activation(folder, config, width, inner):
+  """A tower's activation, when all else about its MLPs is as it must be."""
+  config = {'intermediate_size': inner, **config}
+  pretrained.expect(folder._replace(config=config), {
+      'hidden_act': ('quick_gelu', 'gelu'), 'layer_norm_eps': (EPSILON,),
+      'intermediate_size': (4 * width,)})
+  return {'quick_gelu': quick_gelu, 'gelu': gelu}[
+      config.get('hidden_act', 'quick_gelu')]
 
 
 class _Transformer(nn.Module):

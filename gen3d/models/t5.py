@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.models import porting
+from gen3d.models import porting, pretrained
 
 EPSILON = 1e-6
 BUCKETS = 32
@@ -91,6 +91,60 @@ def buckets(offset):
   return near + np.where(offset > 0, half, 0)
 
 
+def load(path, dtype=jnp.float32, variant=''):
+  """An encoder out of transformers' folder: `text_encoder` of DeepFloyd IF.
+
+  In bfloat16 the largest takes 9.5 GB; float16 is too narrow for it.
+
+  Args:
+    path: folder with config.json and safetensors.
+    dtype: of the parameters and of the computation.
+    variant: see pretrained.read.
+
+  Returns:
+    (T5Encoder, {'params'}).
+
+  Raises:
+    ValueError: the folder does not fit; says how.
+  """
+  folder = pretrained.read(path, variant)
+  size = t5_size(folder)
+  tensors = folder.tensors
+  if 'shared.weight' not in tensors:  # Either name of the table may be kept.
+    tensors = tensors.renamed(lambda name: 'shared.weight' if name == (
+        'encoder.embed_tokens.weight') else name)
+  return T5Encoder(size, dtype), from_torch(tensors, size, dtype)
+
+
+def t5_size(folder):
+  """T5Size of a pretrained.Folder.
+
+  Raises:
+    ValueError: the config is for another network, T5 before v1.1 among them.
+  """
+  pretrained.expect_class(
+      folder, ('T5EncoderModel', 'T5ForConditionalGeneration', 'T5Model'),
+      't5')
+  # What the first T5 does is also what a config means that does not tell.
+  config = {'feed_forward_proj': 'relu', **folder.config}
+  pretrained.expect(folder._replace(config=config), {
+      'feed_forward_proj': ('gated-gelu',),
+      'relative_attention_num_buckets': (BUCKETS,),
+      'relative_attention_max_distance': (MAX_DISTANCE,),
+      'layer_norm_epsilon': (EPSILON,)})
+  return T5Size(
+      vocab=config.get('vocab_size', 32128),
+      layers=config.get('num_layers', 6), width=config.get('d_model', 512),
+      heads=config.get('num_heads', 8), head_dim=config.get('d_kv', 64),
+      ff_width=config.get('d_ff', 2048))
+
+
+def inputs():
+  """Shapes of what a T5Encoder takes."""
+  return (jax.ShapeDtypeStruct((1, 77), jnp.int32),
+          jax.ShapeDtypeStruct((1, 77), jnp.float32))
+
+
 def from_torch(tensors, size, dtype=jnp.float32):
   """Parameters from a T5 checkpoint of transformers ({name: NumPy array}).
 
@@ -99,10 +153,14 @@ def from_torch(tensors, size, dtype=jnp.float32):
   Raises:
     porting.PortingError: names or shapes do not match; all are listed.
   """
-  encoder = T5Encoder(size)
-  like = jax.eval_shape(encoder.init, jax.random.key(0),
-                        jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1)))
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), like)
+  return {'params': porting.port(
+      tensors, encoder_sources(size),
+      pretrained.shapes(T5Encoder(size), inputs(), dtype),
+      ignored=('encoder.embed_tokens.weight', 'decoder.*', 'lm_head.*'))}
+
+
+def encoder_sources(size):
+  """`sources` (see porting) of a T5Encoder."""
   sources = {
       'embed/embedding': ('shared.weight', porting.keep),
       'norm/scale': ('encoder.final_layer_norm.weight', porting.keep),
@@ -126,9 +184,7 @@ def from_torch(tensors, size, dtype=jnp.float32):
         ('down/kernel', f'{feed_forward}.DenseReluDense.wo',
          porting.linear)):
       sources[f'block_{i}/{ours}'] = (f'{theirs}.weight', layout)
-  return {'params': porting.port(
-      tensors, sources, like['params'],
-      ignored=('encoder.embed_tokens.weight', 'decoder.*', 'lm_head.*'))}
+  return sources
 
 
 class _Block(nn.Module):

@@ -1,0 +1,153 @@
+"""Random networks of diffusers and transformers, in folders as published.
+
+What saves or builds a model needs PyTorch, diffusers and transformers. Small
+stands for a published shape at fewer channels.
+"""
+
+import pytest
+
+# What the published config.json files say (facts read from them).
+STABLE_DIFFUSION = {
+    '1.5': {'attention_head_dim': 8, 'cross_attention_dim': 768,
+            'sample_size': 64},
+    '2.1-base': {'attention_head_dim': [5, 10, 20, 20],
+                 'cross_attention_dim': 1024, 'sample_size': 64,
+                 'use_linear_projection': True},
+    '2.1': {'attention_head_dim': [5, 10, 20, 20],
+            'cross_attention_dim': 1024, 'sample_size': 96,
+            'use_linear_projection': True, 'upcast_attention': True}}
+DEEPFLOYD_XL = {
+    'sample_size': 64, 'in_channels': 3, 'out_channels': 6,
+    'block_out_channels': [704, 1408, 2112, 2816], 'layers_per_block': 3,
+    'attention_head_dim': 64, 'cross_attention_dim': 2816,
+    'encoder_hid_dim': 4096, 'encoder_hid_dim_type': 'text_proj',
+    'act_fn': 'gelu', 'resnet_time_scale_shift': 'scale_shift',
+    'cross_attention_norm': 'group_norm', 'addition_embed_type': 'text',
+    'addition_embed_type_num_heads': 64,
+    'down_block_types': ['ResnetDownsampleBlock2D']
+                        + 3 * ['SimpleCrossAttnDownBlock2D'],
+    'mid_block_type': 'UNetMidBlock2DSimpleCrossAttn',
+    'up_block_types': 3 * ['SimpleCrossAttnUpBlock2D']
+                      + ['ResnetUpsampleBlock2D']}
+T5_XXL = {'vocab_size': 32128, 'num_layers': 24, 'd_model': 4096,
+          'num_heads': 64, 'd_kv': 64, 'd_ff': 10240,
+          'feed_forward_proj': 'gated-gelu'}
+CLIP_L14 = {
+    'projection_dim': 768,
+    'text_config': {'hidden_size': 768, 'intermediate_size': 3072,
+                    'num_attention_heads': 12, 'num_hidden_layers': 12,
+                    'projection_dim': 768, 'eos_token_id': 2},
+    'vision_config': {'hidden_size': 1024, 'intermediate_size': 4096,
+                      'num_attention_heads': 16, 'num_hidden_layers': 24,
+                      'patch_size': 14, 'projection_dim': 768}}
+# All levels and kinds of blocks, but fewer of each: they take long to compile.
+_FEW = {'layers_per_block': 1, 'sample_size': 16,
+        'block_out_channels': [32, 64, 64, 64]}
+SMALL = {
+    '1.5': STABLE_DIFFUSION['1.5'] | _FEW | {
+        'attention_head_dim': 4, 'cross_attention_dim': 24},
+    '2.1-base': STABLE_DIFFUSION['2.1-base'] | _FEW | {
+        'attention_head_dim': [1, 2, 4, 4], 'cross_attention_dim': 40},
+    '2.1': STABLE_DIFFUSION['2.1'] | _FEW | {
+        'attention_head_dim': [1, 2, 4, 4], 'cross_attention_dim': 40,
+        'sample_size': 24},
+    'if': DEEPFLOYD_XL | _FEW | {
+        'block_out_channels': [32, 64, 96, 96],
+        'attention_head_dim': 16, 'cross_attention_dim': 64,
+        'encoder_hid_dim': 128, 'addition_embed_type_num_heads': 4}}
+
+
+def diffusers():
+  pytest.importorskip('torch', reason='PyTorch is a parity extra')
+  return pytest.importorskip('diffusers', reason='it is a parity extra')
+
+
+def jitter(model):
+  """The model with noise on all parameters: norms of one hide a swap."""
+  import torch
+  torch.manual_seed(0)
+  with torch.no_grad():
+    for p in model.parameters():
+      p.add_(0.05 * torch.randn_like(p))
+  return model.eval()
+
+
+def save_unet(path, config, **saving):
+  """A UNet2DConditionModel of a config, saved in the folder `path`."""
+  model = jitter(diffusers().UNet2DConditionModel(**config))
+  model.save_pretrained(path, **saving)
+  return model
+
+
+def save_autoencoder(path, **saving):
+  """A small AutoencoderKL of three levels, saved in the folder `path`."""
+  model = jitter(diffusers().AutoencoderKL(
+      sample_size=32, block_out_channels=(32, 64, 64), layers_per_block=2,
+      down_block_types=3 * ['DownEncoderBlock2D'],
+      up_block_types=3 * ['UpDecoderBlock2D']))
+  model.save_pretrained(path, **saving)
+  return model
+
+
+def random_params(network, inputs):
+  """Parameters of any tree, without the compilation of an `init`."""
+  import jax
+  import numpy as np
+
+  from gen3d.models import pretrained
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    noise = rng.normal(size=leaf.shape).astype(np.float32)
+    if len(leaf.shape) > 1:
+      return noise * np.float32(np.prod(leaf.shape[:-1]) ** -.5)
+    return .1 * noise + np.float32(path[-1].key == 'scale')
+  return {'params': jax.tree_util.tree_map_with_path(
+      draw, pretrained.shapes(network, inputs, np.float32))}
+
+
+def on_meta(make):
+  """What `make()` builds, without memory for its weights."""
+  import torch
+  with torch.device('meta'):
+    return make()
+
+
+def names_and_shapes(model):
+  """{name: shape} of a PyTorch model."""
+  return {k: tuple(v.shape) for k, v in model.state_dict().items()}
+
+
+def expected_names(like, sources):
+  """{PyTorch name: PyTorch shape} that our tree is filled from."""
+  import jax
+
+  from gen3d.models import porting
+  back = {porting.keep: lambda s: s, porting.linear: lambda s: s[::-1],
+          porting.conv: lambda s: (s[3], s[2], s[0], s[1])}
+  found = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]:
+    name, layout = sources['/'.join(k.key for k in path)]
+    found[name] = back[layout](leaf.shape)
+  return found
+
+
+def assert_near(ours, theirs, limit=1e-4):
+  """Largest difference relative to the largest value; no constants."""
+  import numpy as np
+  theirs = np.asarray(theirs)
+  assert ours.shape == theirs.shape
+  assert theirs.std() > 1e-2
+  error = np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+  assert error < limit, error
+
+
+def to_torch(images):
+  """[B, H, W, C] NumPy to [B, C, H, W] PyTorch."""
+  import torch
+  return torch.tensor(images).permute(0, 3, 1, 2)
+
+
+def from_torch(images):
+  """Inverse of `to_torch`."""
+  return images.detach().permute(0, 2, 3, 1).numpy()
