@@ -54,7 +54,7 @@ def test_a_network_comes_as_names_and_arrays(tmp_path):
 
 
 def test_strides_are_honoured():
-  read = lambda obj: pickles._Unpickler(io.BytesIO(dumps(obj))).load()
+  read = lambda obj: pickles.Unpickler(io.BytesIO(dumps(obj))).load()
   values = np.arange(12.).reshape(3, 4)
   np.testing.assert_array_equal(
       read(tensor(values, size=(4, 3), strides=(1, 4))), values.T)
@@ -130,7 +130,7 @@ def test_what_pytorch_pickles_is_read():
   import torch
   layer = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Softplus())
   layer.register_buffer('turned', torch.arange(6).half().reshape(2, 3).T)
-  found = pickles._Unpickler(io.BytesIO(pickle.dumps(layer))).load()
+  found = pickles.Unpickler(io.BytesIO(pickle.dumps(layer))).load()
   arrays = pickles.tensors(found)
   for name, value in layer.state_dict().items():
     np.testing.assert_array_equal(arrays[name], value.numpy())

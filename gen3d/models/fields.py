@@ -1,9 +1,11 @@
 """Fields: what is where in space.
 
 A field is called with (Gaussian samples [..., 3], unit view directions
-[..., 3]) and answers (density [...], values [..., C] in [0, 1]). The fields
-here show the same from all directions: shading is explicit in DreamFusion.
-Density is per unit of length.
+[..., 3]) and answers (density [...], values [..., C] in [0, 1]). Density is
+per unit of length. `MipMLP` and `TriPlane` show the same from all directions:
+shading is explicit in DreamFusion. A `RadianceField` shows light as it leaves
+in a direction; NeRF, Mip-NeRF, hybrid voxels and hybrid tri-planes are such
+fields that differ in how a sample is encoded.
 """
 
 from collections.abc import Callable
@@ -86,6 +88,124 @@ class TriPlane(nn.Module):
     return density, nn.sigmoid(raw[..., 1:])
 
 
+class RadianceField(nn.Module):
+  """Encoded samples -> MLP -> density; with the direction -> colour.
+
+  NeRF's network (2003.08934, figure 7) for any encoding: the density comes
+  off the last layer; a linear bottleneck meets the encoded direction in one
+  more, narrower layer.
+
+  Attributes:
+    encode: Gaussian [..., 3] -> [..., D], a function or a Module.
+    depth, width: of the MLP.
+    skip: the layer after which the encoding is put in again; 0 for never.
+    activation: raw density [...] -> density.
+    view_degree, view_width: of the directions' encoding and layer.
+    padding: how far beyond [0, 1] colours reach, so that neither end is
+      infinitely far (Mip-NeRF's 0.001).
+  """
+  encode: Callable
+  depth: int = 8
+  width: int = 256
+  skip: int = 5
+  activation: Callable = nn.relu
+  view_degree: int = 4
+  view_width: int = 128
+  padding: float = 0.0
+
+  @nn.compact
+  def __call__(self, samples, directions):
+    dense = lambda width, name: nn.Dense(
+        width, kernel_init=nn.initializers.glorot_uniform(), name=name)
+    encoded = self.encode(samples)
+    x = encoded
+    for i in range(self.depth):
+      x = nn.relu(dense(self.width, f'layer_{i}')(x))
+      if i + 1 == self.skip:
+        x = jnp.concatenate([x, encoded], axis=-1)
+    raw = dense(1, 'density')(x)[..., 0]
+    towards = jnp.concatenate([directions, encodings.positional(
+        directions, self.view_degree)], axis=-1)
+    x = jnp.concatenate([dense(self.width, 'bottleneck')(x), towards], -1)
+    x = nn.relu(dense(self.view_width, 'view')(x))
+    colour = nn.sigmoid(dense(3, 'colour')(x))
+    return (self.activation(raw),
+            colour * (1 + 2 * self.padding) - self.padding)
+
+
+def shifted_softplus(raw):
+  """softplus(raw - 1), which begins with little matter (Mip-NeRF, 3.2)."""
+  return nn.softplus(raw - 1)
+
+
+DENSITIES = {'relu': nn.relu, 'softplus': shifted_softplus}
+
+
+class Frequencies(nn.Module):
+  """NeRF's encoding of points: the point itself and its octaves."""
+  degree: int = 10
+
+  def __call__(self, samples):
+    return jnp.concatenate([samples.mean, encodings.positional(
+        samples.mean, self.degree)], axis=-1)
+
+
+class IntegratedFrequencies(nn.Module):
+  """Mip-NeRF's encoding of Gaussians."""
+  degree: int = 16
+
+  def __call__(self, samples):
+    return encodings.integrated(samples, self.degree)
+
+
+class PlaneFeatures(nn.Module):
+  """Three planes of features, summed, beside a few octaves of the point.
+
+  EG3D's section 3: `resolution` 512 with 48 `features` there. `bound` is the
+  half-width of the cube that they span.
+  """
+  resolution: int = 512
+  features: int = 48
+  degree: int = 4
+  bound: float = 1.0
+  spread: float = 0.1  # standard deviation of the features' start
+
+  @nn.compact
+  def __call__(self, samples):
+    planes = self.param(
+        'planes', nn.initializers.normal(self.spread),
+        (3, self.resolution, self.resolution, self.features))
+    return _beside_octaves(
+        encodings.triplanes(planes, samples.mean / self.bound), samples,
+        self.degree)
+
+
+class VoxelFeatures(nn.Module):
+  """A cube of features, beside a few octaves of the point.
+
+  With `resolution` 128 and 18 `features` it has as many numbers as EG3D's
+  planes: 128^3 18 = 3 512^2 48.
+  """
+  resolution: int = 128
+  features: int = 18
+  degree: int = 4
+  bound: float = 1.0
+  spread: float = 0.1
+
+  @nn.compact
+  def __call__(self, samples):
+    grid = self.param(
+        'grid', nn.initializers.normal(self.spread),
+        (*3 * (self.resolution,), self.features))
+    return _beside_octaves(
+        encodings.voxels(grid, samples.mean / self.bound), samples,
+        self.degree)
+
+
+ENCODERS = {'frequencies': Frequencies, 'integrated': IntegratedFrequencies,
+            'planes': PlaneFeatures, 'voxels': VoxelFeatures}
+
+
 class Background(nn.Module):
   """Colour [..., 3] of what is infinitely far in a direction [..., 3]."""
   degree: int = 4
@@ -98,6 +218,11 @@ class Background(nn.Module):
     for _ in range(self.layers):
       x = nn.swish(nn.Dense(self.width)(x))
     return nn.sigmoid(nn.Dense(3)(x))
+
+
+def _beside_octaves(features, samples, degree):
+  return jnp.concatenate([features, encodings.positional(
+      samples.mean, degree)], axis=-1) if degree else features
 
 
 @jax.custom_jvp

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-_LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
+LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
 _STORAGES = {
     'FloatStorage': '<f4', 'HalfStorage': '<f2', 'DoubleStorage': '<f8',
     'LongStorage': '<i8', 'IntStorage': '<i4', 'ShortStorage': '<i2',
@@ -85,7 +85,7 @@ def load(path):
   path = pathlib.Path(path)
   try:
     with path.open('rb') as file:
-      content = _Unpickler(file).load()
+      content = Unpickler(file).load()
   except PickleError as error:
     raise PickleError(f'{path}: {error}') from None
   except (pickle.UnpicklingError, EOFError, AttributeError, ImportError,
@@ -115,12 +115,12 @@ def tensors(module, prefix=''):
   return found
 
 
-class _Storage(NamedTuple):
+class Storage(NamedTuple):
   """The kind of a storage, as its class is named."""
   dtype: Any
 
 
-class _Unpickler(pickle.Unpickler):
+class Unpickler(pickle.Unpickler):
   """Knows the names that official networks use, and none besides.
 
   What stands for a name is made anew for each file, so that no file can
@@ -152,7 +152,7 @@ class _Unpickler(pickle.Unpickler):
       self._known[core, 'scalar'] = lambda *args: scalar(*args)
       self._known[core, '_reconstruct'] = lambda *args: array(*args)
     for name, dtype in _STORAGES.items():
-      self._known['torch', name] = _Storage(dtype)
+      self._known['torch', name] = Storage(dtype)
 
   def find_class(self, module, name):
     if (module, name) in self._known:
@@ -160,20 +160,20 @@ class _Unpickler(pickle.Unpickler):
     if name in _CLASSES.get(module, ()):
       return _stand_in(name)
     raise PickleError(
-        f'the pickle refers to {module}.{name}, which no official network '
-        'needs; it is refused, and nothing in it was run.')
+        f'the pickle refers to {module}.{name}, which no weights '
+        'need; it is refused, and nothing in it was run.')
 
   def persistent_load(self, pid):
     raise PickleError('it is not an official network pickle, for it refers '
                       'to data outside of itself.')
 
 
-class _StorageUnpickler(_Unpickler):
+class _StorageUnpickler(Unpickler):
   """Reads the parts of a legacy PyTorch file that holds one storage."""
 
   def persistent_load(self, pid):
     if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == 'storage'
-            and isinstance(pid[1], _Storage)):
+            and isinstance(pid[1], Storage)):
       raise PickleError('a storage is not described as PyTorch does.')
     return pid[1], pid[2], pid[4]
 
@@ -182,7 +182,7 @@ def _load_storage(content):
   """Array [n] of the bytes that torch.save(storage) wrote before 1.6."""
   file = io.BytesIO(content)
   read = lambda: _StorageUnpickler(file).load()
-  if read() != _LEGACY_MAGIC:
+  if read() != LEGACY_MAGIC:
     raise PickleError('a tensor is not in the format of official networks.')
   read(), read()  # protocol, machine
   (kind, key, count), keys = read(), read()

@@ -100,7 +100,7 @@ def _legacy(file):
                               'read here; take a newer file of its network.')
   file.seek(0)
   read = lambda storage=None: _Unpickler(file, storage).load()
-  if read() != pickles._LEGACY_MAGIC:
+  if read() != pickles.LEGACY_MAGIC:
     raise pickles.PickleError('it is not what torch.save writes.')
   read(), read()  # protocol, machine
   # The storages follow what refers to them, so it is read twice: to learn
@@ -125,7 +125,7 @@ def _legacy(file):
   return read(lambda dtype, key, count: data[key])
 
 
-class _Unpickler(pickles._Unpickler):
+class _Unpickler(pickles.Unpickler):
   """Knows what a state_dict refers to, storages outside of it included.
 
   Attributes:
@@ -146,7 +146,7 @@ class _Unpickler(pickles._Unpickler):
 
   def persistent_load(self, pid):
     if not (self._storage and isinstance(pid, tuple) and len(pid) >= 5
-            and pid[0] == 'storage' and isinstance(pid[1], pickles._Storage)
+            and pid[0] == 'storage' and isinstance(pid[1], pickles.Storage)
             and isinstance(pid[4], int) and pid[4] >= 0):
       raise pickles.PickleError('a storage is not described as PyTorch does.')
     if len(pid) > 5 and pid[5] is not None:
