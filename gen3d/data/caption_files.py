@@ -1,0 +1,49 @@
+"""Captions in a text file, one a line: what R-precision retrieves from.
+
+The 153 object-centric COCO captions of Dream Fields and of the papers after
+it are in the public repository google-research/google-research, under
+dreamfields/dreamfields/config, in coco_queries_val.py (Apache-2.0), a Python
+list there: put each string on a line of its own.
+"""
+
+import pathlib
+
+
+def normalize(caption):
+  """A caption as Dream Fields compares and encodes them.
+
+  Lower case, without spaces, dots and commas at its ends, then one dot.
+  """
+  return caption.lower().strip(' .,\t') + '.'
+
+
+def read(path):
+  """The normalised captions of a file, in its order.
+
+  Raises:
+    ValueError: the file is missing, empty or no UTF-8 text, or a line is
+      blank or says the same as one before; names the lines.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ValueError(f'There is no caption file {path}.')
+  try:
+    lines = path.read_text('utf-8-sig').splitlines()
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{path} is no UTF-8 text ({error}); give a file with '
+                     'one caption a line.') from error
+  captions = [normalize(line) for line in lines]
+  if not captions:
+    raise ValueError(f'{path} is empty; it should have one caption a line.')
+  blank = [str(i) for i, caption in enumerate(captions, 1) if caption == '.']
+  if blank:
+    raise ValueError(f'{path} has no caption in line {", ".join(blank)}; '
+                     'remove blank lines.')
+  first = {}
+  for i, caption in enumerate(captions, 1):
+    if caption in first:
+      raise ValueError(
+          f'{path} has {caption!r} twice, in lines {first[caption]} and {i}, '
+          'so neither could be told from the other; remove one.')
+    first[caption] = i
+  return captions

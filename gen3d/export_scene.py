@@ -1,0 +1,63 @@
+"""Photographs a mesh, or an object of the shapes world, in Blender's layout.
+
+python -m gen3d.export_scene --mesh=duck.obj --out=/tmp/duck --views=100 \
+  --test_views=25 --size=200
+python -m gen3d.export_scene --caption='a red car with blue wheels' \
+  --out=/tmp/car
+
+The mesh may be of any format that trimesh opens, with a texture, vertex
+colours or none. It is scaled into a ball of radius 1; the cameras are at a
+distance of 4. Beside the scene map.png shows the cameras and the box that
+reconstruction will take, test.png the test pictures.
+"""
+
+import pathlib
+
+from absl import flags
+
+from gen3d.data import posed, studio
+from gen3d.engine import cli
+from gen3d.io import pictures
+from gen3d.io import surfaces as surface_files
+
+_MESH = flags.DEFINE_string('mesh', None, 'Mesh file.')
+_CAPTION = flags.DEFINE_string('caption', None, 'Of the shapes world.')
+_OUT = flags.DEFINE_string('out', None, 'Folder to write into.')
+_UP = flags.DEFINE_enum('up', 'y', ['y', 'z'], 'What is up in the mesh file.')
+_VIEWS = flags.DEFINE_integer('views', 100, 'Training pictures.', 2)
+_TEST_VIEWS = flags.DEFINE_integer('test_views', 25, 'Test pictures.', 1)
+_SIZE = flags.DEFINE_integer('size', 200, 'Pixels a side.', 8, 4096)
+_LOWEST = flags.DEFINE_float(
+    'lowest', 0.0, 'Least elevation of a training camera, in degrees; -90 '
+    'looks from below, too.', -90, 80)
+_AMBIENT = flags.DEFINE_float(
+    'ambient', 0.5, 'Share of light from everywhere; 1 bakes no shading.',
+    0, 1)
+_SAMPLES = flags.DEFINE_integer('samples', 3, 'Points a side of a pixel.', 1, 8)
+
+
+def main():
+  cli.require('out')
+  if bool(_MESH.value) == bool(_CAPTION.value):
+    raise ValueError('Give either --mesh or --caption; see --help.')
+  out = pathlib.Path(_OUT.value)
+  if out.is_dir() and any(out.iterdir()):
+    raise ValueError(f'{out} is not empty; give a new folder.')
+  if _CAPTION.value:
+    surfaces = studio.of_caption(_CAPTION.value)
+  else:
+    surfaces = surface_files.load(_MESH.value, _UP.value)
+  studio.write_blender(
+      out, surfaces, train=_VIEWS.value, test=_TEST_VIEWS.value,
+      size=_SIZE.value, lowest=_LOWEST.value, ambient=_AMBIENT.value,
+      samples=_SAMPLES.value)
+  scene = posed.open_posed(out, 'test')
+  pictures.save(out / 'map.png', posed.map_of_posed(posed.open_posed(out)))
+  alpha = scene.images[..., 3:] / 255
+  pictures.save(out / 'test.png', pictures.tile(
+      scene.images[..., :3] / 255 * alpha + 1 - alpha, 5))
+  print(out)
+
+
+if __name__ == '__main__':
+  cli.run(main)

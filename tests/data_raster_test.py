@@ -1,0 +1,204 @@
+"""The rasteriser against rays that are cast one by one, and known shapes."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import trimesh
+
+from gen3d.data import raster
+from gen3d.ops import cameras
+from gen3d.ops.surfaces import Surface, fit, turned
+
+
+def camera(azimuth=25.0, elevation=20.0, distance=3.0, focal=1.2):
+  found = cameras.orbit(azimuth, elevation, distance, focal)
+  return tuple(np.asarray(x, np.float64) for x in found)
+
+
+def pixel_rays(c2w, intrinsics, height, width):
+  """Origins [3] and unit directions [H, W, 3], by the library's cameras."""
+  found = cameras.rays(cameras.Camera(
+      jnp.float32(c2w), jnp.float32(intrinsics)), height, width)
+  return c2w[:3, 3], np.asarray(found.directions, np.float64)
+
+
+def cast(origin, direction, corners):
+  """(face, depth along the ray) of one ray: Cramer's rule, face by face."""
+  best = -1, np.inf
+  for number, (a, b, c) in enumerate(corners):
+    system = np.stack([b - a, c - a, -direction], -1)
+    if abs(np.linalg.det(system)) < 1e-12:
+      continue
+    u, v, t = np.linalg.solve(system, origin - a)
+    if u >= 0 and v >= 0 and u + v <= 1 and 0 < t < best[1]:
+      best = number, t
+  return best
+
+
+@pytest.mark.parametrize('place, spread', [(0.0, 0.4), (2.5, 1.0)])
+def test_faces_and_weights_are_those_of_rays_cast_one_by_one(place, spread):
+  # The second soup surrounds the camera: faces reach behind it.
+  rng = np.random.default_rng(1)
+  corners = (rng.normal(scale=spread, size=(25, 1, 3)) + [0, 0, place]
+             + rng.normal(scale=0.7, size=(25, 3, 3)))
+  c2w, k = camera(azimuth=0.0, elevation=0.0, distance=2.5, focal=0.6)
+  k = k @ np.array([[1, 0, 0.06], [0, 1.3, -0.04], [0, 0, 1]])
+  height, width = 11, 14
+  owner, weights, depth = raster.rasterise(c2w, k, height, width, corners)
+  origin, directions = pixel_rays(c2w, k, height, width)
+  for i in range(height):
+    for j in range(width):
+      face, t = cast(origin, directions[i, j], corners)
+      assert owner[i, j] == face
+      if face >= 0:
+        hit = origin + t * directions[i, j]
+        np.testing.assert_allclose(weights[i, j] @ corners[face], hit,
+                                   atol=1e-5)
+        assert depth[i, j] == pytest.approx(
+            -((hit - origin) @ c2w[:3, :3])[2], rel=1e-5)
+      else:
+        assert np.isinf(depth[i, j]) and not weights[i, j].any()
+  seen = np.unique(owner[owner >= 0])
+  assert np.sum(owner >= 0) > 40 and len(seen) > 5
+  behind = (corners[seen] - origin) @ c2w[:3, 2] > 0
+  assert behind.any() == (place > 0)
+
+
+def test_large_and_small_faces_meet_without_gaps():
+  # A plane of fans whose triangles are of every size.
+  rng = np.random.default_rng(2)
+  x = np.sort(np.concatenate([[-9, 9], rng.normal(scale=0.1, size=40)]))
+  y = np.sort(np.concatenate([[-9, 9], rng.normal(scale=0.1, size=40)]))
+  grid = np.stack([*np.meshgrid(x, y), np.zeros((42, 42))], -1).reshape(-1, 3)
+  index = np.arange(42 * 42).reshape(42, 42)
+  a, b, c, d = (index[:-1, :-1], index[:-1, 1:], index[1:, 1:], index[1:, :-1])
+  faces = np.concatenate([np.stack(t, -1).reshape(-1, 3)
+                          for t in ((a, b, c), (a, c, d))])
+  c2w, k = camera(azimuth=10.0, elevation=5.0)
+  owner, weights, _ = raster.rasterise(c2w, k, 60, 60, grid[faces])
+  assert np.all(owner >= 0)
+  np.testing.assert_allclose(weights.sum(-1), 1)
+  assert weights.min() >= 0
+
+
+def sphere(subdivisions=5, radius=1.0):
+  ball = trimesh.creation.icosphere(subdivisions, radius)
+  vertices = np.asarray(ball.vertices)
+  return Surface(vertices, np.asarray(ball.faces), vertices / radius,
+                 0.5 + 0.5 * vertices / radius)
+
+
+def test_a_sphere_is_where_and_how_bright_it_should_be():
+  c2w, k = camera(azimuth=-40.0, elevation=35.0)
+  size, ambient, light = 48, 0.3, np.array([0.3, 0.9, -0.2])
+  image = raster.render(
+      raster.gather((sphere(),)), c2w, k, size, size, samples=4,
+      ambient=ambient, light=light)
+  origin, directions = pixel_rays(c2w, k, 4 * size, 4 * size)
+  along = -directions @ origin
+  inside = along ** 2 - origin @ origin + 1
+  hit = inside > 0
+  points = origin + (along - np.sqrt(np.maximum(inside, 0)))[
+      ..., None] * directions
+  shade = ambient + (1 - ambient) * np.maximum(
+      points @ light / np.linalg.norm(light), 0)
+  colours = (0.5 + 0.5 * points) * shade[..., None] * hit[..., None]
+  block = lambda x: x.reshape(size, 4, size, 4, -1).mean((1, 3))
+  alpha, colours = block(hit.astype(float)), block(colours)
+  assert np.abs(image[..., 3] / 255 - alpha[..., 0]).max() < 0.13
+  assert np.abs(image[..., 3] / 255 - alpha[..., 0]).mean() < 2e-3
+  assert 0.03 < np.mean((alpha > 0) & (alpha < 1)) < 0.1
+  full = alpha[..., 0] == 1
+  # An icosphere is a little inside the sphere; the rest is rounding.
+  np.testing.assert_allclose(image[full][:, :3] / 255, colours[full],
+                             atol=0.02)
+  partly = (alpha[..., 0] > 0.3) & ~full
+  straight = colours[partly] / alpha[partly]
+  assert np.abs(image[partly][:, :3] / 255 - straight).mean() < 0.02
+
+
+def quad(texture, repeat=1.0):
+  """A square in the plane z = 0, its texture upright seen from the front."""
+  vertices = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0.0]])
+  return Surface(
+      vertices, np.array([[0, 1, 2], [0, 2, 3]]),
+      np.tile([[0, 0, 1.0]], (4, 1)), np.ones((4, 3)),
+      (vertices[:, :2] + 1) / 2 * repeat, texture)
+
+
+def test_a_textured_quad_in_perspective_shows_the_texel_that_a_ray_hits():
+  texture = np.random.default_rng(3).integers(
+      40, 256, size=(4, 6, 3), dtype=np.uint8)
+  c2w, k = camera(azimuth=50.0, elevation=30.0)
+  size = 40
+  image = raster.render(raster.gather((quad(texture),)), c2w, k, size, size,
+                        samples=1, ambient=1.0)
+  origin, directions = pixel_rays(c2w, k, size, size)
+  hit = origin - directions * (origin[2] / directions[..., 2:])
+  inside = np.abs(hit[..., :2]).max(-1) < 1
+  assert np.array_equal(image[..., 3] == 255, inside) and inside.sum() > 300
+  for i, j in np.argwhere(inside):
+    column = (hit[i, j, 0] + 1) / 2 * 6 - 0.5
+    row = (1 - hit[i, j, 1]) / 2 * 4 - 0.5
+    value = 0.0
+    for r in (int(np.floor(row)), int(np.floor(row)) + 1):
+      for c in (int(np.floor(column)), int(np.floor(column)) + 1):
+        weight = (1 - abs(row - r)) * (1 - abs(column - c))
+        value = value + weight * texture[r % 4, c % 6]
+    np.testing.assert_allclose(image[i, j, :3], value, atol=0.6)
+
+
+def test_fine_textures_are_averaged_not_sampled():
+  texture = np.where(np.indices((256, 256)).sum(0)[..., None] % 2, 255, 0
+                     ).astype(np.uint8).repeat(3, -1)
+  c2w, k = camera(azimuth=0.0, elevation=0.0)
+  image = raster.render(
+      raster.gather((quad(texture, repeat=3.0),)), c2w, k, 40, 40, samples=2,
+      ambient=1.0)
+  shown = image[image[..., 3] == 255][:, :3]
+  assert len(shown) > 500
+  np.testing.assert_allclose(shown, 127.5, atol=2)
+
+
+def test_both_sides_are_lit_alike_by_the_side_that_is_seen():
+  white = np.full((1, 1, 3), 255, np.uint8)
+  front, back = (raster.render(
+      raster.gather((quad(white),)), *camera(azimuth, 0.0), 8, 8, samples=1,
+      ambient=0.25, light=(0.0, 0.0, 1.0))[4, 4] for azimuth in (0.0, 180.0))
+  assert tuple(front) == (255, 255, 255, 255)
+  assert tuple(back) == (64, 64, 64, 255)
+
+
+def test_several_materials_hide_one_another():
+  red = np.zeros((1, 1, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
+  green = np.full((2, 2, 3), 0, np.uint8)
+  green[..., 1] = 255
+  near = quad(red)._replace(vertices=quad(red).vertices * 0.5 + [0, 0, 1.0])
+  plain = quad(None)._replace(
+      vertices=quad(None).vertices * 3 - [0, 0, 1.0],
+      colours=np.tile([[0, 0, 1.0]], (4, 1)))
+  image = raster.render(
+      raster.gather((plain, near, quad(green))), *camera(0.0, 0.0), 31, 31,
+      samples=1, ambient=1.0)
+  assert tuple(image[15, 15]) == (255, 0, 0, 255)
+  assert tuple(image[15, 5]) == (0, 255, 0, 255)
+  assert tuple(image[15, 1]) == (0, 0, 255, 255)
+
+
+def test_fitting_and_turning_surfaces():
+  ball = sphere(2, 3.0)._replace(faces=sphere(2).faces[:40])
+  moved = ball._replace(vertices=ball.vertices + [5.0, 0, 0])
+  fitted, = fit((moved,), 0.5)
+  used = fitted.vertices[np.unique(fitted.faces)]
+  assert np.linalg.norm(used, axis=-1).max() == pytest.approx(0.5)
+  np.testing.assert_allclose(used.min(0), -used.max(0), atol=1e-12)
+  rotation = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
+  upright, = turned((ball,), rotation)
+  np.testing.assert_allclose(upright.vertices[:, 1], ball.vertices[:, 2])
+  np.testing.assert_allclose(upright.normals[:, 2], -ball.normals[:, 1])
+  with pytest.raises(ValueError, match='no triangles'):
+    fit(())
+  with pytest.raises(ValueError, match='at one place'):
+    fit((ball._replace(vertices=ball.vertices * 0),))
+  with pytest.raises(ValueError, match='not finite'):
+    fit((ball._replace(vertices=ball.vertices * np.nan),))

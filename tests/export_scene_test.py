@@ -1,0 +1,181 @@
+"""Posed data out of meshes and captions, read back by the loader."""
+
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from gen3d.data import captions, posed, studio
+from gen3d.io import meshes, surfaces
+from gen3d.ops import cameras
+from gen3d.ops.mesh import Mesh
+
+COLOURS = np.array([[255, 0, 0, 255], [0, 128, 0, 255], [0, 0, 64, 255],
+                    [255, 255, 255, 255]], np.uint8)
+
+
+def tetrahedron():
+  return trimesh.Trimesh(
+      [[0, 0, 0], [2, 0, 0], [0, 2, 0], [0, 0, 2]],
+      [[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], process=False)
+
+
+def run(*flags):
+  return subprocess.run(
+      [sys.executable, '-m', 'gen3d.export_scene', *flags],
+      capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.parametrize('suffix', ['.ply', '.obj'])
+def test_vertex_colours_are_read_as_they_are(tmp_path, suffix):
+  mesh = tetrahedron()
+  mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=COLOURS)
+  mesh.export(tmp_path / f'a{suffix}')
+  found, = surfaces.load(tmp_path / f'a{suffix}')
+  np.testing.assert_allclose(found.vertices, mesh.vertices)
+  np.testing.assert_allclose(found.colours, COLOURS[:, :3] / 255, atol=1e-6)
+  assert found.texture is None
+
+
+def test_colours_of_our_own_glb_come_back_as_display_values(tmp_path):
+  colours = np.array([[0.1, 0.5, 0.9]] * 4, np.float32)
+  mesh = tetrahedron()
+  meshes.save(tmp_path / 'a.glb', Mesh(mesh.vertices, mesh.faces, colours))
+  found, = surfaces.load(tmp_path / 'a.glb')
+  np.testing.assert_allclose(found.colours, colours, atol=1e-3)
+
+
+def test_textures_of_obj_and_glb_and_nodes_that_are_moved(tmp_path):
+  pixels = np.random.default_rng(0).integers(
+      256, size=(4, 4, 3), dtype=np.uint8)
+  mesh, uv = tetrahedron(), np.array([[0, 0], [1, 0], [0, 1], [0.5, 0.5]])
+  image, materials = Image.fromarray(pixels), trimesh.visual.material
+  mesh.visual = trimesh.visual.TextureVisuals(
+      uv, materials.PBRMaterial(baseColorTexture=image))
+  scene = trimesh.Scene()
+  move = np.eye(4)
+  move[:3, 3] = [1, 2, 3]
+  scene.add_geometry(mesh, transform=move)
+  scene.export(tmp_path / 'a.glb')
+  mesh.visual = trimesh.visual.TextureVisuals(
+      uv, materials.SimpleMaterial(image))
+  (tmp_path / 'obj').mkdir()
+  mesh.export(tmp_path / 'obj' / 'a.obj')
+  moved, = surfaces.load(tmp_path / 'a.glb')
+  plain, = surfaces.load(tmp_path / 'obj' / 'a.obj')
+  np.testing.assert_allclose(moved.vertices, mesh.vertices + [1, 2, 3])
+  for found in (moved, plain):
+    np.testing.assert_array_equal(found.texture, pixels)
+    np.testing.assert_allclose(found.colours, 1)
+    np.testing.assert_allclose(found.uv, uv, atol=1e-6)
+
+
+def test_face_colours_and_no_colours(tmp_path):
+  mesh = tetrahedron()
+  mesh.export(tmp_path / 'grey.stl')
+  grey, = surfaces.load(tmp_path / 'grey.stl')
+  np.testing.assert_allclose(grey.colours, 0.7, atol=0.01)
+  mesh.visual = trimesh.visual.ColorVisuals(mesh, face_colors=COLOURS)
+  mesh.export(tmp_path / 'a.ply')
+  found, = surfaces.load(tmp_path / 'a.ply')
+  np.testing.assert_allclose(
+      found.colours[found.faces][:, 1], COLOURS[:, :3] / 255)
+
+
+@pytest.mark.parametrize('name, content, said', [
+    ('a.txt', b'', 'a.txt is no mesh file that can be read; choose one of'),
+    ('a.obj', None, 'a.obj is missing'),
+    ('a.ply', b'nonsense', 'a.ply cannot be read as a mesh'),
+    ('a.obj', b'v 0 0 0\n', 'a.obj')])
+def test_files_that_are_no_meshes_are_named(tmp_path, name, content, said):
+  if content is not None:
+    (tmp_path / name).write_bytes(content)
+  with pytest.raises(ValueError, match=said):
+    surfaces.load(tmp_path / name)
+
+
+def test_cameras_of_all_splits_see_the_ball_and_differ():
+  train, val, test = (studio.views(n, s) for n, s in (
+      (50, 'train'), (5, 'val'), (20, 'test')))
+  for camera in (train, val, test):
+    positions = camera.c2w[:, :3, 3]
+    np.testing.assert_allclose(np.linalg.norm(positions, axis=-1), 4, rtol=1e-5)
+    assert positions[:, 1].min() >= 0
+    # The ball fits, and nearly fills the picture.
+    half = np.tan(np.arcsin(1 / 4))
+    edge = 0.5 / camera.intrinsics[:, 0, 0]
+    assert np.all((edge > half) & (edge < 1.1 * half))
+  # Even: half of the hemisphere's area lies below 30 degrees.
+  assert abs(np.mean(train.c2w[:, 1, 3] < 2.0) - 0.5) < 0.05
+  below = studio.views(50, 'train', lowest=-90.0).c2w[:, 1, 3]
+  assert abs(np.mean(below < 0) - 0.5) < 0.05
+  for places in (train.c2w, np.concatenate([val.c2w, test.c2w])):
+    apart = np.linalg.norm(places[:, None, :3, 3] - places[:, :3, 3], axis=-1)
+    assert np.min(apart + 9 * np.eye(len(apart))) > 0.2
+
+
+def test_the_object_of_a_caption_has_its_parts_colours():
+  surface, = studio.of_caption('a red mushroom with white stem', 48)
+  for name in ('red', 'white'):
+    near = np.abs(surface.colours - captions.COLOURS[name]).max(-1) < 0.05
+    assert near.mean() > 0.1
+  height = lambda name: np.mean(surface.vertices[np.abs(
+      surface.colours - captions.COLOURS[name]).max(-1) < 0.05, 1])
+  assert height('red') > height('white') + 0.1
+  a, b, c = surface.vertices[surface.faces.T]
+  flat = np.cross(b - a, c - a)
+  agree = np.sum(flat * surface.normals[surface.faces[:, 0]], -1) > 0
+  assert agree.mean() > 0.95
+  with pytest.raises(ValueError, match='No object of the shapes world'):
+    studio.of_caption('a zebra')
+
+
+def test_a_mesh_becomes_a_scene_that_the_loader_reads(tmp_path):
+  mesh = trimesh.creation.box((0.5, 1.0, 2.0))  # z is up
+  mesh.visual = trimesh.visual.ColorVisuals(
+      mesh, vertex_colors=np.tile([[200, 40, 90, 255]], (8, 1)))
+  mesh.export(tmp_path / 'box.ply')
+  result = run(f'--mesh={tmp_path}/box.ply', '--up=z', '--views=6',
+               '--test_views=5', '--size=48', '--ambient=1',
+               f'--out={tmp_path}/out')
+  assert result.returncode == 0, result.stderr
+  assert json.loads((tmp_path / 'out/transforms_test.json').read_text())[
+      'frames'][0]['file_path'] == './test/r_0'
+  assert Image.open(tmp_path / 'out/map.png').width == 960
+  for split, count in (('train', 6), ('val', 1), ('test', 5)):
+    found = posed.open_posed(tmp_path / 'out', split)
+    assert found.images.shape == (count, 48, 48, 4) and found.has_alpha
+    assert found.near < 3 and found.far > 5
+    assert np.all(np.abs(found.box) > 1) and np.all(np.abs(found.box) < 1.2)
+    # The box's corners, y up now, frame what is drawn.
+    corners = np.stack(np.meshgrid(*[[-1, 1]] * 3), -1).reshape(-1, 3)
+    corners = corners * [0.25, 1.0, 0.5] / np.linalg.norm([0.25, 1.0, 0.5])
+    seen, _ = cameras.project(
+        cameras.Camera(*map(jnp.asarray, found.camera)), jnp.broadcast_to(
+            jnp.float32(corners), (count, 8, 3)))
+    for image, place in zip(found.images, 48 * np.asarray(seen)):
+      rows, columns = np.nonzero(image[..., 3])
+      np.testing.assert_allclose(
+          [columns.min(), rows.min()], place.min(0), atol=1.01)
+      np.testing.assert_allclose(
+          [columns.max() + 1, rows.max() + 1], place.max(0), atol=1.01)
+      assert np.abs(image[image[..., 3] > 0][:, :3] - [200., 40, 90]).max() <= 1
+
+
+def test_the_command_refuses_what_it_cannot_do(tmp_path):
+  (tmp_path / 'full').mkdir()
+  (tmp_path / 'full' / 'a').touch()
+  for flags, said in (
+      ((f'--out={tmp_path}/out',), 'either --mesh or --caption'),
+      ((f'--out={tmp_path}/full', '--caption=a red car'), 'full is not empty'),
+      ((f'--out={tmp_path}/out', f'--mesh={tmp_path}/a.obj'),
+       'a.obj is missing')):
+    result = run(*flags)
+    assert result.returncode == 2 and 'Traceback' not in result.stderr
+    assert said in result.stderr.strip().splitlines()[-1]
+  assert not (tmp_path / 'out').exists()
