@@ -4,11 +4,14 @@ python -m gen3d.benchmark --config=configs/dreamfusion.py
 python -m gen3d.benchmark --config=configs/eg3d.py:cpu128
 
 Prints seconds of a training step on all chips, for a GAN each phase of it and
-the parts of its networks, and the peak of memory. Times are medians; the first
-call, which compiles, is told apart.
+the parts of its networks, for a reconstruction its rays, the size of the
+parameters and the peak of memory: what the compiler plans for a chip, and what
+was measured. Times are medians; the first call, which compiles, is told apart.
 """
 
 import importlib
+import json
+import pathlib
 import resource
 import sys
 import time
@@ -25,6 +28,9 @@ from gen3d.tasks import TASKS, speed
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, FILE.py or FILE.py:VARIANT.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Calls that are timed.', 1)
+_OUT = flags.DEFINE_string('out', None, 'A .json file for the numbers.')
+
+_TOLD = {}  # What was printed, by name.
 
 
 def main():
@@ -32,42 +38,61 @@ def main():
   config = _CONFIG.value
   module = importlib.import_module(pick('task', TASKS, config.get('task')))
   task = module.make(config)
-  batch = next(task.batches(config.seed, 0))
-  mesh = sharding.chips(len(jax.tree.leaves(batch)[0]))
+  batch_of = lambda at: next(task.batches(config.seed, at))
+  mesh = sharding.chips(len(jax.tree.leaves(batch_of(0))[0]))
   print(f'{config.task}, {mesh.size} {jax.devices()[0].platform} device(s)')
   state = sharding.replicate(task.init(jax.random.key(0)), mesh)
   step = sharding.pmap(task.step, mesh)
-  run = Step(step, state, sharding.to_devices(batch, mesh), mesh)
+  leaves = jax.tree.leaves(state.params)
+  number('parameters', sum(x.size for x in leaves))
+  number('bytes of parameters', sum(x.nbytes for x in leaves))
+  run = Step(step, state, batch_of, mesh)
   if config.task == 'gan':
     _gan(config, run)
   else:
     tell('training step', run.seconds(1))
-  print(f'peak memory: {peak_gigabytes():.2f} GB')
+  if config.task == 'reconstruction':
+    _rays(config, task, batch_of(0), mesh.size)
+  number('planned peak of a chip in GB', run.planned_gigabytes(), '.2f')
+  number('peak memory in GB', peak_gigabytes(), '.2f')
+  if _OUT.value:
+    pathlib.Path(_OUT.value).write_text(json.dumps(_TOLD, indent=2))
 
 
 class Step:
   """A training step that can be repeated, though it gives its state away."""
 
-  def __init__(self, step, state, batch, mesh):
-    self._step, self._state, self._batch = step, state, batch
+  def __init__(self, step, state, batch_of, mesh):
+    self._step, self._state = step, state
+    self._batch_of, self._mesh = batch_of, mesh
     self._key = sharding.replicate(jax.random.key(1), mesh)
+    batch = self._batch(0)
     begin = time.perf_counter()
-    self._once()
+    self._once(batch)
     print(f'first step, with compilation: {time.perf_counter() - begin:.1f} s')
+
+  def planned_gigabytes(self):
+    """What the compiler plans for the step on one chip."""
+    plan = jax.jit(self._step).lower(
+        self._state, self._batch(0), self._key).compile().memory_analysis()
+    return (plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e9
 
   def seconds(self, at):
     """Median seconds of a step whose number is `at`."""
-    number = np.int32(at)
+    number, batch = np.int32(at), self._batch(at)
 
     def step():
       self._state = self._state.replace(
           step=jax.device_put(number, self._state.step.sharding))
-      return self._once()
+      return self._once(batch)
 
     return _median(step)
 
-  def _once(self):
-    self._state, metrics = self._step(self._state, self._batch, self._key)
+  def _batch(self, at):
+    return sharding.to_devices(self._batch_of(at), self._mesh)
+
+  def _once(self, batch):
+    self._state, metrics = self._step(self._state, batch, self._key)
     jax.block_until_ready((self._state, metrics))
 
 
@@ -89,6 +114,15 @@ def _gan(config, run):
       tell(f'{name}, one device', _median(function))
 
 
+def _rays(config, task, batch, chips):
+  """Rays per second, in training on all chips and rendered by one of them."""
+  number('rays/s in training', config.batch / _TOLD['training step'], '.0f')
+  state = task.init(jax.random.key(0))
+  seconds = _median(speed.rendering(config, state, batch, chips))
+  number('rays/s rendered by one device', config.batch / chips / seconds,
+         '.0f')
+
+
 def _median(function):
   """Median seconds of a call, the first one left aside."""
   times = []
@@ -99,7 +133,13 @@ def _median(function):
   return float(np.median(times[1:]))
 
 
+def number(what, value, form=','):
+  _TOLD[what] = value
+  print(f'{what}: {value:{form}}')
+
+
 def tell(what, seconds):
+  _TOLD[what] = seconds
   print(f'{what}: {seconds:.3f} s ({1 / max(seconds, 1e-9):.2f} /s)')
 
 

@@ -1,12 +1,16 @@
-"""Writes the files of a text-to-3D run again, from any of its checkpoints.
+"""Writes the files of a scene's run again, from any of its checkpoints.
 
 python -m gen3d.export --workdir=runs/a-red-chair --resolution=256 --size=512
 """
 
 from absl import flags
 
-from gen3d.engine import cli
-from gen3d.tasks import text_to_3d
+from gen3d.engine import checkpoints, cli
+from gen3d.tasks import reconstruction, showing, text_to_3d
+
+# Tasks whose runs have a scene to show.
+_SHOWN = {'text_to_3d': text_to_3d.load_shown,
+          'reconstruction': reconstruction.load_shown}
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 _STEP = flags.DEFINE_integer(
@@ -23,10 +27,15 @@ _OUT = flags.DEFINE_string(
 
 def main():
   cli.require('workdir')
-  scene, params, config = text_to_3d.load_run(_WORKDIR.value, _STEP.value)
-  files = text_to_3d.export(
-      scene, params, _OUT.value or _WORKDIR.value, orbit=dict(config.orbit),
-      **{**config.export, 'resolution': _RESOLUTION.value,
+  task = checkpoints.load_config(_WORKDIR.value).get('task')
+  if task not in _SHOWN:
+    raise ValueError(
+        f'The run in {_WORKDIR.value} is of the task {task!r}; only runs of '
+        f'{" and ".join(map(repr, _SHOWN))} have an object to export.')
+  shown = _SHOWN[task](_WORKDIR.value, _STEP.value)
+  files = showing.export(
+      shown, _OUT.value or _WORKDIR.value,
+      **{**shown.defaults, 'resolution': _RESOLUTION.value,
          'size': _SIZE.value})
   for file in files:
     print(file)

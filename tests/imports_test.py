@@ -63,7 +63,7 @@ def test_every_package_has_its_rule():
 
 @pytest.mark.parametrize(
     'path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda p: p.name)
-def test_configs_see_ml_collections_only(path):
+def test_configs_see_ml_collections_and_one_another_only(path):
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
       modules = [alias.name for alias in node.names]
@@ -71,7 +71,7 @@ def test_configs_see_ml_collections_only(path):
       modules = [node.module]
     else:
       continue
-    assert set(modules) <= {'ml_collections', 'math'}, modules
+    assert set(modules) <= {'configs', 'ml_collections', 'math'}, modules
 
 
 @pytest.mark.parametrize('source, found', [

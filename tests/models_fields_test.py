@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gen3d.models import fields
 from gen3d.ops import encodings
@@ -99,3 +100,49 @@ def test_background_depends_on_the_direction():
   assert colours.shape == (2, 3)
   assert np.all((colours > 0) & (colours < 1))
   assert np.abs(colours[0] - colours[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize('encode, more, published', [
+    (fields.Frequencies(), {}, 595_844),
+    (fields.IntegratedFrequencies(), {}, 612_740),
+    # 3 512^2 48 = 128^3 18 numbers, and 4 x 128 layers.
+    (fields.PlaneFeatures(), {'depth': 4, 'width': 128, 'skip': 0}, None),
+    (fields.VoxelFeatures(), {'depth': 4, 'width': 128, 'skip': 0}, None)])
+def test_radiance_fields_have_the_published_sizes(encode, more, published):
+  points = jnp.zeros((1, 3))
+  params = jax.eval_shape(
+      fields.RadianceField(encode, **more).init, jax.random.key(0),
+      encodings.Gaussian(points, points), points)
+  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  if published:
+    assert count(params) == published
+  else:
+    assert count(params['params']['encode']) == 37_748_736
+
+
+def test_radiance_goes_by_the_direction_and_density_does_not():
+  samples = _samples()
+  field = fields.RadianceField(
+      fields.Frequencies(4), depth=3, width=16, skip=2,
+      activation=fields.shifted_softplus, view_width=8, padding=0.1)
+  params = field.init(jax.random.key(0), samples, samples.mean)
+  density, colour = field.apply(params, samples, samples.mean)
+  again, other = field.apply(params, samples, -samples.mean)
+  np.testing.assert_array_equal(density, again)
+  assert np.abs(colour - other).max() > 1e-3
+  assert np.all(density > 0)
+  # The encoding is put in again after the second layer.
+  assert params['params']['layer_2']['kernel'].shape == (16 + 27, 16)
+  loud = jax.tree.map(lambda x: 1e3 * x, params)
+  extremes = field.apply(loud, samples, samples.mean)[1]
+  np.testing.assert_allclose(
+      [extremes.min(), extremes.max()], [-0.1, 1.1], atol=1e-3)
+
+
+def test_nerf_is_mip_nerf_of_points():
+  """With no variance both encodings span the same functions."""
+  samples = _samples()._replace(variance=jnp.zeros((2, 6, 3)))
+  plain = fields.Frequencies(8).apply({}, samples)
+  integrated = fields.IntegratedFrequencies(8).apply({}, samples)
+  np.testing.assert_array_equal(plain[..., :3], samples.mean)
+  np.testing.assert_allclose(plain[..., 3:], integrated, atol=1e-6)

@@ -13,6 +13,7 @@ TASKS = {
     'text_to_3d': 'gen3d.tasks.text_to_3d',
     'image_text': 'gen3d.tasks.image_text',
     'gan': 'gen3d.tasks.gan',
+    'reconstruction': 'gen3d.tasks.reconstruction',
 }
 
 

@@ -11,7 +11,7 @@ import pathlib
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import tqdm
 
@@ -19,13 +19,15 @@ from gen3d.data import captions, categories, primitives, shapes
 from gen3d.engine import checkpoints
 from gen3d.io import files, meshes, pictures
 from gen3d.metrics import shape as shape_metrics
+from gen3d.metrics import text as text_metrics
 from gen3d.ops import cameras
 from gen3d.ops import mesh as mesh_ops
-from gen3d.tasks import image_text, text_to_3d, text_to_image
+from gen3d.tasks import image_text, showing, text_to_3d, text_to_image
 
-AZIMUTHS = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
-ELEVATION = 30.0  # DreamFusion's, for R-precision
+PROTOCOL = text_metrics.DREAMFUSION
+SIZE = 64  # of the pictures that the shipped judge sees
 SHOWN_FROM = 30.0  # azimuth of the picture of all runs
+MODES = ('color', 'textureless')
 BACKGROUND = 0.8  # grey, on which every colour can be told
 REPORT = 'evaluation.json'
 
@@ -97,13 +99,8 @@ def judge_runs(judge, runs, force=False):
   Raises:
     ValueError: no finished text-to-3D run is there.
   """
-  folders = sorted(p.parent for p in pathlib.Path(runs).glob('*/finished.json')
-                   if _is_text_to_3d(p.parent))
-  if not folders:
-    raise ValueError(f'There is no finished text-to-3D run in {runs}; give '
-                     'the folder that holds the workdirs.')
   verdicts = []
-  for folder in tqdm.tqdm(folders, 'runs', disable=None):
+  for folder in tqdm.tqdm(finished_runs(runs), 'runs', disable=None):
     report = folder / REPORT
     if report.exists() and not force:
       verdicts.append(Verdict(**json.loads(report.read_text())))
@@ -113,6 +110,20 @@ def judge_runs(judge, runs, force=False):
       pathlib.Path(temporary).write_text(json.dumps(verdict._asdict()))
     verdicts.append(verdict)
   return sorted(verdicts, key=lambda v: (v.split, v.prompt))
+
+
+def finished_runs(runs):
+  """Paths of the finished text-to-3D workdirs in a folder, sorted.
+
+  Raises:
+    ValueError: there are none.
+  """
+  folders = sorted(p.parent for p in pathlib.Path(runs).glob('*/finished.json')
+                   if _is_text_to_3d(p.parent))
+  if not folders:
+    raise ValueError(f'There is no finished text-to-3D run in {runs}; give '
+                     'the folder that holds the workdirs.')
+  return folders
 
 
 def table(verdicts):
@@ -138,8 +149,9 @@ def sheet(runs, size=128):
   for folder in sorted(p.parent for p in pathlib.Path(runs).glob(
       f'*/{REPORT}')):
     scene, params, config = text_to_3d.load_run(folder)
-    look = text_to_3d.viewer(scene, size, dict(config.orbit), ('color',))
-    images.append(look(params, [SHOWN_FROM])[0])
+    look = showing.viewer(scene, size, ('color',))
+    camera = cameras.orbit([SHOWN_FROM], **config.orbit)
+    images.append(look(params, camera)[0])
     labels.append(config.prompt)
   return pictures.tile(np.stack(images), 8, labels)
 
@@ -150,18 +162,64 @@ def _is_text_to_3d(folder):
 
 
 def _judge_run(judge, folder):
-  scene, params, config = text_to_3d.load_run(folder)
+  _, params, config = text_to_3d.load_run(folder)
   said = captions.parse(config.prompt)
   split = 'unseen' if said.main and captions.unseen(
       said.category, said.main) else 'seen'
-  seen = _views(scene, params, dict(config.orbit))
-  pool = held_out_captions('seen', 256) + held_out_captions('unseen', 256)
-  prompts = [config.prompt] * len(AZIMUTHS)
-  rate = lambda images, white: image_text.r_precision(
-      judge, images, prompts, pool, textureless=white)['64'].rate
+  seen = views(config, params, PROTOCOL, SIZE, BACKGROUND)
+  colour, textureless = (
+      found(judge, seen[mode], config.prompt, mode == 'textureless')
+      for mode in MODES)
   iou, f_score = geometry(meshes.load(folder / 'mesh.ply'), said)
-  return Verdict(config.prompt, split, rate(seen['color'], False),
-                 rate(seen['textureless'], True), iou, f_score)
+  return Verdict(config.prompt, split, colour, textureless, iou, f_score)
+
+
+def found(judge, images, prompt, textureless):
+  """In what share of pictures the shipped judge finds a prompt.
+
+  The distractors are 64 captions of held-out examples of the shapes world,
+  drawn for each picture from those that are untrue of it.
+
+  Args:
+    judge: image_text.Judge.
+    images: [V, S, S, 3] in [0, 1].
+    prompt: one string.
+    textureless: whether the pictures are.
+  """
+  pool = held_out_captions('seen', 256) + held_out_captions('unseen', 256)
+  return image_text.r_precision(
+      judge, images, [prompt] * len(images), pool,
+      textureless=textureless)['64'].rate
+
+
+def views(config, params, protocol, size, background):
+  """What a run's object looks like in a protocol's views.
+
+  It is framed as in the run's own film (config.orbit).
+
+  Args:
+    config: of the run.
+    params: of its scene.
+    protocol: metrics.text.Protocol, of V views.
+    size: S, pixels a side.
+    background: grey level behind the object.
+
+  Returns:
+    {mode of MODES: [V, S, S, 3] in [0, 1], in steps of 1 / 255}.
+  """
+  look = _viewer(ml_collections.FrozenConfigDict({'scene': config.scene}),
+                 size, background)
+  seen = look(params, text_metrics.viewpoints(
+      protocol, config.orbit.distance, config.orbit.focal))
+  return {mode: seen[:, :, i * size:(i + 1) * size] / np.float32(255)
+          for i, mode in enumerate(MODES)}
+
+
+@functools.lru_cache(maxsize=4)
+def _viewer(config, size, background):
+  """One program for all runs of a method, whose scenes are alike."""
+  return showing.viewer(text_to_3d.make_scene(config), size, MODES,
+                        (background,) * 3)
 
 
 def geometry(mesh, said):
@@ -192,13 +250,3 @@ def geometry(mesh, said):
   truth = shape_metrics.sample_surface(vertices, faces, 10_000)
   return fit.iou, shape_metrics.f_score(
       fit.place(ours), truth, 0.05 * 2 * categories.RADIUS)
-
-
-def _views(scene, params, orbit, size=64):
-  look = jax.jit(lambda camera: scene.show(
-      params, camera, size, ('color', 'textureless'),
-      jnp.full(3, BACKGROUND)))
-  looks = [look(cameras.orbit(azimuth, ELEVATION, orbit['distance'],
-                              orbit['focal'])) for azimuth in AZIMUTHS]
-  return {mode: np.stack([look[mode] for look in looks])
-          for mode in ('color', 'textureless')}

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from gen3d.models import eg3d
 from gen3d.ops import cameras
+from gen3d.scenes import View, radiance
 from gen3d.tasks import adversaries, gan
 
 
@@ -38,3 +39,15 @@ def parts(config):
           lambda planes: jnp.sum(rendered(planes) ** 2))(planes),
       'discriminator forward': lambda: networks.judge(judged, fakes, label)}
   return {name: jax.jit(part) for name, part in parts.items()}
+
+
+def rendering(config, state, batch, chips):
+  """A function of nothing that renders a chip's share of a batch of rays."""
+  scene = radiance.make(config.scene, state.params['frame'])
+  count = config.batch // chips
+  camera, pixel = jax.tree.map(
+      lambda x: jnp.asarray(x[:count]), (batch['camera'], batch['pixel']))
+  rays = cameras.rays_through(camera, pixel, config.data.size)
+  view = View(None, rays, None, jnp.ones(3), jnp.float32(1.0))
+  render = jax.jit(lambda params: scene.render(params, None, view).image)
+  return lambda: render(state.params)

@@ -1,0 +1,47 @@
+"""Mip-NeRF: cones instead of rays (Barron et al., 2103.13415).
+
+Variants:
+  blender  Every number of the paper for the single-scale synthetic scenes, in
+           the frame whose cube [-1, 1]^3 is the capture's box; the warm-up is
+           a line instead of a sine. 33.09 dB on average there. The default.
+  quick    Minutes on two CPU cores, for pictures of about 200 pixels.
+  race     See configs/nerf.py.
+  tiny     Seconds; for tests.
+
+  python -m gen3d.train --config=configs/mip_nerf.py \
+    --config.data.path=nerf_synthetic/lego --workdir=runs/lego_mip
+"""
+
+from configs import nerf
+
+
+def get_config(variant='blender'):
+  """The config of a variant.
+
+  Raises:
+    ValueError: if there is no such variant.
+  """
+  return nerf.base(variant, 'configs/mip_nerf.py', {
+      'blender': {
+          'steps': 1_000_000,
+          'crop.steps': 0,
+          'scene.field.encode': {'name': 'integrated', 'degree': 16},
+          'scene.field.activation': 'softplus',
+          'scene.field.padding': 0.001,
+          'scene.coarse': {'samples': 128, 'loss': 0.1, 'separate': False},
+          'scene.fine': {'samples': 128, 'merge': False, 'padding': 0.01},
+          'optimizer.final': 0.01,
+          'optimizer.warmup': 2500},
+      'quick': {
+          'steps': 1500,
+          'scene.coarse.samples': 32, 'scene.fine.samples': 32,
+          'optimizer.learning_rate': 1e-3, 'optimizer.warmup': 100},
+      'race': {
+          'steps': 600, 'crop.steps': 50,
+          'scene.coarse.samples': 32, 'scene.fine.samples': 32,
+          'optimizer.final': 0.1, 'optimizer.warmup': 50},
+      'tiny': {
+          'steps': 2, 'optimizer.warmup': 1,
+          'scene.coarse.samples': 8, 'scene.fine.samples': 8,
+          'scene.field.depth': 2, 'scene.field.width': 16,
+          'scene.field.skip': 1}})

@@ -1,0 +1,113 @@
+"""What people get of a finished scene: a film, a sheet of views, a mesh."""
+
+import pathlib
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from gen3d.io import meshes, pictures, video
+from gen3d.ops import cameras, mesh
+
+SHOWN = ('color', 'normal', 'textureless')
+
+
+class Shown(NamedTuple):
+  """A scene, its parameters, and how it is looked at.
+
+  Attributes:
+    scene: scenes.Scene.
+    params: of the scene.
+    path: cameras.Camera [F], the frames of its film.
+    modes: of scene.show, side by side in the film.
+    to_world: [4, 4], similarity that the mesh is written through.
+    defaults: {'resolution', 'size', 'fps'} of `export` that its config asks
+      for.
+  """
+  scene: Any
+  params: Any
+  path: Any
+  modes: tuple
+  to_world: Any
+  defaults: Any
+
+
+def turntable(frames, orbit):
+  """Cameras [frames] once around at {'elevation', 'distance', 'focal'}."""
+  return cameras.orbit(np.linspace(0.0, 360.0, frames, endpoint=False),
+                       **orbit)
+
+
+def export(shown, workdir, *, resolution, size, fps):
+  """Writes what a person wants to have of a scene.
+
+  Args:
+    shown: Shown.
+    workdir: where turntable.mp4, preview.png, mesh.glb and mesh.ply go.
+    resolution: of the mesh's grid.
+    size: of the frames, in pixels.
+    fps: of the film.
+
+  Returns:
+    The paths written.
+
+  Raises:
+    ValueError: if there is no surface to export.
+  """
+  workdir = pathlib.Path(workdir)
+  scene, path = shown.scene, shown.path
+  film = viewer(scene, size, shown.modes)(shown.params, path)
+  video.save(workdir / 'turntable.mp4', film, fps)
+  eight = np.arange(8) * len(film) // 8
+  azimuths = np.asarray(cameras.angles(path.c2w[eight, :3, 3])[0]) % 360
+  pictures.save(workdir / 'preview.png', pictures.tile(
+      film[eight][:, :, :size], 4, [f'{a:.0f} degrees' for a in azimuths]))
+  query = jax.jit(partial(scene.query, shown.params))
+  surface = mesh.extract(query, scene.bound, resolution)
+  matrix = np.asarray(shown.to_world)
+  surface = surface._replace(vertices=(
+      surface.vertices @ matrix[:3, :3].T + matrix[:3, 3]).astype(np.float32))
+  meshes.save(workdir / 'mesh.glb', surface)
+  meshes.save(workdir / 'mesh.ply', surface)
+  return [workdir / name for name in (
+      'turntable.mp4', 'preview.png', 'mesh.glb', 'mesh.ply')]
+
+
+def viewer(scene, size, modes=SHOWN, background=(1.0, 1.0, 1.0)):
+  """A compiled (params, cameras [N]) -> uint8 [N, size, M size, 3].
+
+  The M `modes` side by side; size, modes and background as scenes.Scene.show
+  has them. The views are divided over this process's devices.
+  """
+  if background is not None:
+    background = jnp.asarray(background, jnp.float32)
+  devices = jax.local_devices()
+  chips = jax.make_mesh(
+      (len(devices),), ('chips',), devices=devices,
+      axis_types=(jax.sharding.AxisType.Auto,))
+
+  def look(params, camera):
+    images = scene.show(params, camera, size, modes, background)
+    image = jnp.concatenate([images[mode] for mode in modes], axis=1)
+    return jnp.round(255 * image).astype(jnp.uint8)
+
+  @jax.jit
+  @partial(jax.shard_map, mesh=chips, in_specs=(P(), P('chips')),
+           out_specs=P('chips'), check_vma=False)
+  def look_around(params, path):
+    return jax.lax.map(partial(look, params), path)
+
+  def view(params, path):
+    path = jax.tree.map(np.asarray, path)
+    count = len(path.c2w)
+    # The last camera again, until each device has as many.
+    rows = np.minimum(np.arange(-(-count // len(devices)) * len(devices)),
+                      count - 1)
+    images = look_around(jax.device_get(params),
+                         jax.tree.map(lambda x: x[rows], path))
+    return np.asarray(images)[:count]
+
+  return view
