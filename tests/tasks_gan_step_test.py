@@ -6,8 +6,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from gen3d.engine import sharding
-from gen3d.ops import cameras
+from gen3d.engine import checkpoints, sharding
+from gen3d.ops import cameras, images
 from gen3d.tasks import adversaries, gan_step
 
 SMALL = {'base': 64, 'most': 8}
@@ -25,7 +25,9 @@ STYLEGAN2 = ml_collections.ConfigDict({
     'discriminator': JUDGE, 'path_weight': 2.0, 'path_shrink': 2})
 SCHEDULE = gan_step.Schedule(
     r1=1.0, r1_every=2, regularize_every=2, swap_images=8, blur_images=8,
-    ema_images=8)
+    ema_images=8, mix=0.5,
+    # No discriminator is so unsure: the probability rises by .1 a step.
+    augment_target=-2.0, augment_every=1, augment_images=40)
 
 
 def labels(count, seed=0):
@@ -40,7 +42,8 @@ def make_batch(count=4, size=8, step=0):
           'label': labels(count, step),
           'drawn': labels(3 * count, step + 50).reshape(count, 3, 25),
           'index': np.arange(count, dtype=np.int32),
-          'grid': np.zeros((count, size), np.uint8)}
+          'grid': np.zeros((count, size), np.uint8),
+          'due': gan_step.due(step, count, SCHEDULE)}
 
 
 def optimizers():
@@ -100,6 +103,7 @@ def test_every_phase_moves_its_network(run):
   assert average.endswith("['mapping']['w_avg']")
   assert np.isfinite(list(metrics.values())).all()
   assert metrics['loss/r1'] > 0 and metrics['loss/regularizer'] > 0
+  np.testing.assert_allclose(metrics['augment/probability'], .1, rtol=1e-5)
   _, metrics = run.step(state, make_batch(step=1), 2)
   assert metrics['loss/r1'] == 0
 
@@ -131,12 +135,86 @@ def test_lazy_rates_are_the_official_ones():
 def test_the_camera_that_is_told_is_another_ones_as_often_as_said():
   batch = make_batch(512)
   batch = jax.tree.map(jnp.asarray, batch)
-  draw = lambda swap: gan_step._latents(jax.random.key(0), batch, 1, swap, 4)
+  draw = lambda swap: gan_step._latents(
+      jax.random.key(0), batch, 1, swap, 0.0, 4)
   told = lambda swap: float(np.mean(np.all(
       draw(swap).told == batch['drawn'][:, 1], axis=1)))
   assert told(0.0) == 1 and told(1.0) == 0 and .4 < told(.5) < .6
   np.testing.assert_array_equal(draw(1.0).label, batch['drawn'][:, 1])
   assert abs(float(draw(.5).z.std()) - 1) < .05
+
+
+def test_styles_are_mixed_from_any_layer_on_as_often_as_said():
+  batch = jax.tree.map(jnp.asarray, make_batch(512))
+  draw = lambda mix: gan_step._latents(
+      jax.random.key(0), batch, 1, 0.0, mix, 4)
+  assert draw(0.0).other is None
+  latents = draw(0.9)
+  np.testing.assert_array_equal(latents.z, draw(0.0).z)
+  assert not np.any(latents.z == latents.other)
+  # Each layer tells whose it is.
+  to_ws = lambda z, told: jnp.repeat(z[:, None], 5, axis=1)
+  ws = adversaries.mixed(to_ws, latents)
+  own = np.all(ws == latents.z[:, None], axis=2)
+  assert np.all(own | np.all(ws == latents.other[:, None], axis=2))
+  assert own[:, 0].all() and np.all(own[:, 1:] <= own[:, :-1])
+  shares = np.bincount(own.sum(1), minlength=6) / 512
+  np.testing.assert_allclose(shares, [0, *[.9 / 4] * 4, .1], atol=.06)
+  none = adversaries.mixed(to_ws, draw(0.0))
+  np.testing.assert_array_equal(none, to_ws(latents.z, None))
+
+
+def test_the_probability_of_augmentation_by_hand():
+  memory, found = {'p': 0.1, 'signs': 0.0}, []
+  # The means of each two steps are .7, .6 -, .5, .9 and 0 three times.
+  for step, sign in enumerate((.9, .5, .59, .59, 1., 0., .8, 1.,
+                               0., 0., 0., 0., 0., 0.)):
+    memory = gan_step.adjusted(
+        memory, sign, step, target=.6, every=2, change=.08)
+    found.append(float(memory['p']))
+  np.testing.assert_allclose(found, [
+      .1, .18, .18, .1, .1, .02, .02, .1, .1, .02, .02, 0, 0, 0], atol=1e-6)
+  memory = {'p': 0.99, 'signs': 0.0}
+  memory = gan_step.adjusted(memory, 1., 0, target=.6, every=1, change=.08)
+  assert memory['p'] == 1
+
+
+def test_image_and_raw_image_are_augmented_alike():
+  rng = np.random.default_rng(0)
+  places = np.mgrid[:32, :32] / 32
+  x = 0
+  for _ in range(4):  # smooth, and nothing like its mirror image
+    frequency, phase = rng.normal(size=(3, 2)) * 3, rng.uniform(0, 6, (3, 1, 1))
+    x = x + np.moveaxis(np.cos(
+        np.tensordot(frequency, places, 1) + phase), 0, -1) / 4
+  x = jnp.tile(jnp.float32(x), (16, 1, 1, 1))
+  raw = images.resize(x, 16)
+  found = gan_step.augmented(
+      jax.random.key(0), jnp.arange(16), {'image': x, 'raw': raw}, 1.0)
+  moved = float(np.abs(found['image'] - x).mean())
+  apart = float(np.abs(images.resize(found['image'], 16)
+                       - found['raw']).mean())
+  assert moved > .3 and apart < moved / 10
+  one = gan_step.augmented(jax.random.key(0), jnp.arange(3, 4),
+                           {'image': x[3:4], 'raw': raw[3:4]}, 1.0)
+  np.testing.assert_allclose(one['raw'][0], found['raw'][3], atol=1e-5)
+
+
+def test_a_training_resumed_from_disk_is_the_same(run, tmp_path):
+  state = run.start()
+  for i in range(2):
+    state, _ = run.step(state, make_batch(step=i), i)
+  kept = checkpoints.Checkpoints(tmp_path)
+  kept.save(state)
+  kept.wait()
+  state, metrics = run.step(state, make_batch(step=2), 2)
+  resumed = kept.restore(run.start(), run.mesh)
+  kept.close()
+  np.testing.assert_allclose(
+      fetch(resumed).params['augment']['p'], .2, rtol=1e-5)
+  resumed, again = run.step(resumed, make_batch(step=2), 2)
+  assert metrics == again
+  jax.tree.map(np.testing.assert_array_equal, fetch(state), fetch(resumed))
 
 
 @pytest.mark.parametrize('change, said', [

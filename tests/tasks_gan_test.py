@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import eg3d as config_file
+from configs import stylegan2 as plain_file
 from gen3d.data import images
 from gen3d.ops import cameras
 from gen3d.tasks import gan
@@ -106,6 +107,18 @@ def test_the_typical_camera_is_in_the_middle_of_the_data(source):
   np.testing.assert_allclose(typical['elevation'], np.median(known), rtol=1e-4)
   np.testing.assert_allclose(
       [typical['distance'], typical['focal']], [1.7, 1.35], rtol=1e-4)
+
+
+def test_a_generator_of_images_needs_no_cameras(config, source):
+  plain = plain_file.get_config('tiny')
+  task = gan.make(plain)
+  batch = next(task.batches(0, 0))
+  assert batch['label'].shape == (4, 0) and batch['grid'].shape == (4, 0)
+  networks = gan.build(plain, 0)
+  variables = jax.jit(networks.init)(jax.random.key(0))['generator']
+  sheet = gan.viewer(plain, networks, source)(variables)
+  assert sheet.shape == (4 * 18 - 2, 8 * 18 - 2, 3)
+  assert not np.array_equal(sheet[:16, :16], sheet[:16, 18:34])
 
 
 def test_reports_tell_made_from_real(config, source):

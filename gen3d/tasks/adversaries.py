@@ -47,6 +47,8 @@ class Latents(NamedTuple):
   z: Any      # [N, Z]
   told: Any   # [N, L]
   label: Any  # [N, L]
+  other: Any = None     # [N, Z] of the later layers where styles are mixed
+  crossing: Any = None  # [N] in [0, 1], where those begin: 1 is past the last
 
 
 def eg3d(config, resolution, label_width):
@@ -86,7 +88,7 @@ def eg3d(config, resolution, label_width):
 
   def generate(variables, latents, size):
     keys = jax.random.split(latents.key)
-    ws = apply(variables, latents.z, latents.told, method='map')
+    ws = mixed(functools.partial(apply, variables, method='map'), latents)
     planes = apply(variables, ws, method='planes', key=keys[0])
     draws = eg3d_model.draw(
         keys[1], len(ws), size, generator.rendering)
@@ -96,7 +98,7 @@ def eg3d(config, resolution, label_width):
 
   def regularize(variables, latents, memory):
     keys = jax.random.split(latents.key)
-    ws = apply(variables, latents.z, latents.told, method='map')
+    ws = mixed(functools.partial(apply, variables, method='map'), latents)
     planes = apply(variables, ws, method='planes', key=keys[0])
     variation = adversarial.density_variation(
         lambda points: apply(variables, planes, points, method='query')[0],
@@ -141,9 +143,9 @@ def stylegan2(config, resolution, label_width):
   apply = functools.partial(_apply, generator)
   paint = lambda variables, ws, key: apply(
       variables, ws, key=key, method=lambda g, ws: g.synthesis(ws))
-  to_ws = lambda variables, latents: apply(
-      variables, latents.z, latents.told,
-      method=lambda g, z, label: g.mapping(z, label))
+  to_ws = lambda variables, latents: mixed(functools.partial(
+      apply, variables, method=lambda g, z, label: g.mapping(z, label)),
+      latents)
 
   def init(key):
     keys = jax.random.split(key)
@@ -174,6 +176,25 @@ def stylegan2(config, resolution, label_width):
       regularize=regularize if config.path_weight else None,
       average=functools.partial(_follow, ('mapping',)),
       z_width=config.z_width)
+
+
+def mixed(to_ws, latents):
+  """ws [N, L, D] of Latents, the later layers of another z (StyleGAN, 3.1).
+
+  The first layer is always that of z itself.
+
+  Args:
+    to_ws: (z [N, Z], told [N, L]) -> ws.
+    latents: Latents.
+  """
+  ws = to_ws(latents.z, latents.told)
+  if latents.other is None:
+    return ws
+  count = ws.shape[1]
+  first = 1 + jnp.floor(latents.crossing * (count - 1))
+  later = jnp.arange(count) >= first[:, None]
+  return jnp.where(
+      later[..., None], to_ws(latents.other, latents.told), ws)
 
 
 def _apply(generator, variables, *args, method, key=None):

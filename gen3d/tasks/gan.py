@@ -13,6 +13,7 @@ import tqdm
 
 from gen3d.choices import pick
 from gen3d.data import captions, images, shapes
+from gen3d.io import pictures
 from gen3d.metrics import distribution
 from gen3d.ops import cameras
 from gen3d.tasks import Task, adversaries, gan_step, image_text, objects
@@ -20,7 +21,7 @@ from gen3d.tasks.shipping import ship
 
 
 def make(config):
-  """The Task of configs/eg3d.py's get_config.
+  """The Task of the get_config of configs/eg3d.py or configs/stylegan2.py.
 
   Raises:
     ValueError: the data cannot be read or do not fit the networks.
@@ -31,6 +32,8 @@ def make(config):
         f'{source.where} has images of {source.size} pixels, but the config '
         f'is for {config.resolution}; resize them, or change '
         '--config.resolution and the super-resolution.')
+  if not config.get('conditional', True):
+    source = source._replace(labels=source.labels[:, :0])
   networks = build(config, source.labels.shape[1])
   schedule = gan_step.Schedule(**config.schedule)
   regularized = schedule.regularize_every if networks.regularize else 0
@@ -40,7 +43,7 @@ def make(config):
           config.discriminator_rate, schedule.r1_every)}
 
   report = functools.partial(
-      evaluate, config=config, source=source,
+      evaluate, show=viewer(config, networks, source),
       measure=meter(config, networks, source) if config.distance_count
       else lambda variables: {})
 
@@ -93,6 +96,7 @@ def open_data(data):
 def batches(seed, first_step, *, config, source):
   """Training batches as gan_step.step takes them; see tasks.Task."""
   labels, count = source.labels, config.batch
+  schedule = gan_step.Schedule(**config.schedule)
   feed = images.batches(
       source, count, seed, first_step, mirror=config.data.mirror)
   for step, batch in enumerate(feed, first_step):
@@ -101,8 +105,10 @@ def batches(seed, first_step, *, config, source):
     if config.data.mirror and labels.shape[1]:
       flips = rng.random((count, 3, 1)) < 0.5
       drawn = np.where(flips, images.mirror_label(drawn), drawn)
-    size = render_size(step * count, config.render_size, config.render_bucket)
-    yield {**batch, 'drawn': drawn, 'grid': np.zeros((count, size), np.uint8)}
+    size = (render_size(step * count, config.render_size, config.render_bucket)
+            if 'render_size' in config else 0)
+    yield {**batch, 'drawn': drawn, 'grid': np.zeros((count, size), np.uint8),
+           'due': gan_step.due(step, count, schedule)}
 
 
 def render_size(seen, schedule, bucket):
@@ -118,20 +124,33 @@ def render_size(seen, schedule, bucket):
   return int(np.interp(seen, counts, sizes) // bucket * bucket)
 
 
-def evaluate(state, key, *, config, source, measure):
-  """Sheets of objects from several sides, and how far they are from real.
+def evaluate(state, key, *, show, measure):
+  """Sheets of what is made, and how far it is from real.
 
-  `measure` is a `meter`, or says nothing. The Frechet distance is on the
-  features of the shipped CLIP pair, which knows the shapes world: not the
-  literature's FID, and not to be compared with it. That of two halves of the
-  real images is the floor.
+  Args:
+    state: TrainState.
+    key: not looked at: the same is shown every time.
+    show: a `viewer`.
+    measure: a `meter`, or says nothing. The Frechet distance is on the
+      features of the shipped CLIP pair, which knows the shapes world: not the
+      literature's FID, and not to be compared with it. That of two halves of
+      the real images is the floor.
   """
   del key
-  shown = {}
+  return measure(state.ema), {'samples': show(state.ema)}
+
+
+def viewer(config, networks, source):
+  """variables -> a sheet uint8 [H, W, 3] of what a generator makes.
+
+  Objects from several sides, or images where there is nothing to go around.
+  """
   if config.networks == 'eg3d':
-    network = objects.trained(config, state.ema, typical(source.labels))
-    shown['samples'] = objects.sheet(network, range(8))
-  return measure(state.ema), shown
+    camera = typical(source.labels)
+    return lambda variables: objects.sheet(
+        objects.trained(config, variables, camera), range(8))
+  draw, labels = sampler(networks, 0), source.labels[np.zeros(32, int)]
+  return lambda variables: pictures.tile(draw(variables, labels), columns=8)
 
 
 def to_unit(image):
@@ -157,7 +176,8 @@ def meter(config, networks, source):
   """
   count = config.distance_count
   rows = np.random.default_rng(0).permutation(len(source.names))[:2 * count]
-  draw = sampler(networks, config.render_size[-1][1])
+  draw = sampler(
+      networks, config.render_size[-1][1] if 'render_size' in config else 0)
   judge = functools.cache(image_text.load)
 
   @functools.cache

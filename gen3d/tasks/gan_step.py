@@ -1,4 +1,4 @@
-"""Adversarial training: StyleGAN2's objective with EG3D's additions.
+"""Adversarial training: StyleGAN2's objective with EG3D's additions, and ADA.
 
 Vocabulary. A generator makes an image of a latent z as seen by a camera
 (`label`); its mapping network is `told` a camera too, not always that one.
@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gen3d.engine.state import TrainState
-from gen3d.ops import adversarial, images
+from gen3d.ops import adversarial, augment, images
 from gen3d.tasks.adversaries import Latents
 
 
@@ -34,7 +35,12 @@ class Schedule(NamedTuple):
     blur: of all that the discriminator sees, in pixels at the start; it fades
       over `blur_images`.
     ema_images: half-life of the generator's average, at most `ema_ramp` of
-      the images seen.
+      the images seen; 0 is no such limit.
+    mix: probability that the later layers get another latent.
+    augment_target: what the mean sign of the discriminator's outputs on reals
+      is brought to by augmenting all that it sees (2006.06676); 0: never.
+    augment_every, augment_images: steps between adjustments of the
+      augmentation's probability, and images that it needs to go from 0 to 1.
   """
   r1: float
   r1_every: int = 16
@@ -45,20 +51,43 @@ class Schedule(NamedTuple):
   blur_images: int = 200_000
   ema_images: int = 10_000
   ema_ramp: float = 0.05
+  mix: float = 0.0
+  augment_target: float = 0.0
+  augment_every: int = 4
+  augment_images: int = 500_000
 
 
 def create(key, adversaries, optimizers):
   """The TrainState of step 0; its average is the generator's alone.
 
-  `params` has 'generator' and 'discriminator' (variables) and 'memory'.
+  `params` has 'generator' and 'discriminator' (variables), 'memory', and
+  'augment': its probability and the sum of signs since it was last adjusted.
   """
   networks = adversaries.init(key)
   return TrainState(
       step=jnp.zeros([], jnp.int32),
-      params={**networks, 'memory': jnp.zeros(())},
+      params={**networks, 'memory': jnp.zeros(()),
+              'augment': {'p': jnp.zeros(()), 'signs': jnp.zeros(())}},
       opt_state={name: optimizer.init(networks[name]['params'])
                  for name, optimizer in optimizers.items()},
       ema=jax.tree.map(jnp.copy, networks['generator']))
+
+
+def due(step, count, schedule):
+  """What a batch says of the phases that not every step has.
+
+  Arrays of one column where a phase is due and of none where it is not:
+  each combination is a program of its own. Within one, in a lax.cond, XLA's
+  convolutions on the CPU are thirty times slower.
+
+  Args:
+    step: number of the step.
+    count: of images in the batch.
+    schedule: Schedule.
+  """
+  every = {'regularize': schedule.regularize_every, 'r1': schedule.r1_every}
+  return {name: np.zeros((count, int(step % steps == 0)), np.uint8)
+          for name, steps in every.items()}
 
 
 def lazy_adam(learning_rate, every, b2=0.99, eps=1e-8):
@@ -71,16 +100,47 @@ def lazy_adam(learning_rate, every, b2=0.99, eps=1e-8):
   return optax.adam(learning_rate * share, b1=0.0, b2=b2 ** share, eps=eps)
 
 
+def augmented(key, index, x, p):
+  """Fakes or reals, each image changed as its raw one; ops/augment.py."""
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+  size = x['image'].shape[1]
+  draws = jax.vmap(lambda key: augment.draw(key, p, size))(keys)
+  return {name: augment.apply(images, draws) for name, images in x.items()}
+
+
+def adjusted(memory, sign, step, *, target, every, change):
+  """The augmentation's memory after a step (ADA, 2006.06676, section 3.2).
+
+  Where the discriminator is surer of reals than wanted, over the last `every`
+  steps, it overfits: they are changed more often.
+
+  Args:
+    memory: {'p': probability, 'signs': sum of signs since the last change}.
+    sign: mean sign of the discriminator's outputs on reals in this step.
+    step: number of the step, from 0.
+    target: mean sign that is wanted.
+    every: steps.
+    change: of p, which stays within [0, 1].
+  """
+  signs = memory['signs'] + sign
+  moved = jnp.clip(
+      memory['p'] + change * jnp.sign(signs / every - target), 0, 1)
+  due = (step + 1) % every == 0
+  return {'p': jnp.where(due, moved, memory['p']),
+          'signs': jnp.where(due, 0.0, signs)}
+
+
 class _Round(NamedTuple):
   """What the phases of one step share."""
   adversaries: Any
   optimizers: Any
   schedule: Schedule
-  size: int       # of rendering
-  blur: Callable
-  latents: tuple  # of the phases that generate
+  size: int          # of rendering
+  present: Callable  # (fakes or reals, number) -> as they are to be judged
+  latents: tuple     # of the phases that generate
   reals: Any
-  label: Any      # of the reals
+  label: Any         # of the reals
+  due: dict          # of phases to whether they are due
 
 
 def step(state, batch, key, *, adversaries, optimizers, schedule):
@@ -91,7 +151,7 @@ def step(state, batch, key, *, adversaries, optimizers, schedule):
     batch: 'image' uint8 [N, R, R, 3], 'label' [N, L]; 'drawn' [N, 3, L],
       labels of other examples, one for each phase that generates; 'index'
       [N]; 'grid' [N, size], whose width says at which resolution to render:
-      another one compiles another program.
+      another one compiles another program; and 'due', see `due`.
     key: the step's.
     adversaries: Adversaries.
     optimizers: {'generator', 'discriminator'} of optax transformations.
@@ -100,22 +160,38 @@ def step(state, batch, key, *, adversaries, optimizers, schedule):
   shown = len(batch['index']) * jax.lax.axis_size('chips')
   seen = state.step * shown
   size = batch['grid'].shape[1]
-  sigma = schedule.blur * jnp.maximum(0, 1 - seen / schedule.blur_images)
+  sigma = schedule.blur * _left(seen, schedule.blur_images)
   blur = lambda x: images.blur(x, (sigma, schedule.blur))
-  swap = schedule.swap + (1 - schedule.swap) * jnp.maximum(
-      0, 1 - seen / schedule.swap_images)
+  swap = schedule.swap + (1 - schedule.swap) * _left(
+      seen, schedule.swap_images)
   latents = tuple(
       _latents(jax.random.fold_in(key, phase), batch, phase, swap,
-               adversaries.z_width) for phase in range(3))
+               schedule.mix, adversaries.z_width) for phase in range(3))
   reals = adversaries.prepare(batch['image'] / 127.5 - 1.0, size)
-  this = _Round(adversaries, optimizers, schedule, size, blur, latents,
-                jax.tree.map(blur, reals), batch['label'])
+  # What is rendered is not blurred itself: the real it is held against is.
+  reals = {name: x if name == 'image' else blur(x)
+           for name, x in reals.items()}
+  p = state.params['augment']['p']
+
+  def present(x, number):
+    x = {**x, 'image': blur(x['image'])}
+    if not schedule.augment_target:
+      return x
+    return augmented(
+        jax.random.fold_in(key, 3 + number), batch['index'], x, p)
+
+  this = _Round(adversaries, optimizers, schedule, size, present, latents,
+                reals, batch['label'],
+                {name: x.shape[1] > 0 for name, x in batch['due'].items()})
   metrics = {}
   for phase in (_generator_phase, _regularizer_phase, _discriminator_phase,
                 _penalty_phase):
     state, found = phase(state, this)
     metrics |= found
-  half_life = jnp.minimum(schedule.ema_images, seen * schedule.ema_ramp)
+  state, found = _control_phase(state, this, metrics['logits/real_sign'])
+  metrics |= found
+  half_life = (jnp.minimum(schedule.ema_images, seen * schedule.ema_ramp)
+               if schedule.ema_ramp else schedule.ema_images)
   decay = 0.5 ** (shown / jnp.maximum(half_life, 1e-8))
   generator = state.params['generator']
   average = jax.tree.map(lambda old, new: new + decay * (old - new),
@@ -125,18 +201,12 @@ def step(state, batch, key, *, adversaries, optimizers, schedule):
           jax.lax.pmean(metrics, 'chips'))
 
 
-def _generated(this, variables, latents):
-  """What the discriminator is shown, and w [N, D]."""
-  fakes, w = this.adversaries.generate(variables, latents, this.size)
-  # What is rendered is not blurred itself: the real it is held against is.
-  return {**fakes, 'image': this.blur(fakes['image'])}, w
-
-
 def _generator_phase(state, this):
   def loss(variables, params):
-    fakes, _ = _generated(this, variables, this.latents[0])
+    fakes, _ = this.adversaries.generate(
+        variables, this.latents[0], this.size)
     logits = this.adversaries.judge(
-        params['discriminator'], fakes, this.latents[0].label)
+        params['discriminator'], this.present(fakes, 0), this.latents[0].label)
     return jnp.mean(nn.softplus(-logits)), {}
 
   state, found = _update(this.optimizers, 'generator', loss, state)
@@ -159,19 +229,22 @@ def _regularizer_phase(state, this):
     return (state.replace(params={**state.params, 'memory': memory}),
             found['loss'] / every)
 
-  state, value = _lazily(state, every, regularized)
+  state, value = _lazily(
+      state, this.due['regularize'], every, regularized)
   return state, {'loss/regularizer': value}
 
 
 def _discriminator_phase(state, this):
-  fakes, w = _generated(this, state.params['generator'], this.latents[2])
-  fakes = jax.lax.stop_gradient(fakes)
+  fakes, w = this.adversaries.generate(
+      state.params['generator'], this.latents[2], this.size)
+  fakes = this.present(jax.lax.stop_gradient(fakes), 1)
+  reals = this.present(this.reals, 2)
   judge = this.adversaries.judge
 
   def loss(variables, params):
     del params
     fake = judge(variables, fakes, this.latents[2].label)
-    real = judge(variables, this.reals, this.label)
+    real = judge(variables, reals, this.label)
     value = jnp.mean(nn.softplus(fake)) + jnp.mean(nn.softplus(-real))
     return value, {'fake': jnp.mean(fake), 'real': jnp.mean(real),
                    'sign': jnp.mean(jnp.sign(real))}
@@ -184,11 +257,26 @@ def _discriminator_phase(state, this):
                  'logits/real_sign': found['sign']}
 
 
+def _control_phase(state, this, sign):
+  """The augmentation's probability follows the signs of the reals."""
+  schedule = this.schedule
+  if not schedule.augment_target:
+    return state, {}
+  shown = len(this.label) * jax.lax.axis_size('chips')
+  memory = adjusted(
+      state.params['augment'], jax.lax.pmean(sign, 'chips'), state.step,
+      target=schedule.augment_target, every=schedule.augment_every,
+      change=shown * schedule.augment_every / schedule.augment_images)
+  return (state.replace(params={**state.params, 'augment': memory}),
+          {'augment/probability': memory['p']})
+
+
 def _penalty_phase(state, this):
   def loss(variables, params):
     del params
     value = adversarial.r1_penalty(
-        lambda x: this.adversaries.judge(variables, x, this.label), this.reals)
+        lambda x: this.adversaries.judge(
+            variables, this.present(x, 3), this.label), this.reals)
     return 0.5 * this.schedule.r1 * this.schedule.r1_every * value, {
         'r1': value}
 
@@ -196,11 +284,17 @@ def _penalty_phase(state, this):
     state, found = _update(this.optimizers, 'discriminator', loss, state)
     return state, found['r1']
 
-  state, value = _lazily(state, this.schedule.r1_every, penalized)
+  state, value = _lazily(
+      state, this.due['r1'], this.schedule.r1_every, penalized)
   return state, {'loss/r1': value}
 
 
-def _latents(key, batch, phase, swap, z_width):
+def _left(seen, images):
+  """Falls from 1 to 0 while `images` are seen; 0 where that is none."""
+  return jnp.maximum(0, 1 - seen / images) if images else 0.0
+
+
+def _latents(key, batch, phase, swap, mix, z_width):
   """Latents of one phase; an example's own come from its index."""
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['index'])
   z = jax.vmap(lambda k: jax.random.normal(k, (z_width,)))(keys)
@@ -208,7 +302,15 @@ def _latents(key, batch, phase, swap, z_width):
       lambda k: jax.random.uniform(jax.random.fold_in(k, 1)))(keys)
   label = batch['drawn'][:, phase]
   told = jnp.where((chance < swap)[:, None], jnp.roll(label, 1, axis=0), label)
-  return Latents(jax.random.fold_in(key, batch['index'][0]), z, told, label)
+  latents = Latents(jax.random.fold_in(key, batch['index'][0]), z, told, label)
+  if not mix:
+    return latents
+  other = jax.vmap(lambda k: jax.random.normal(
+      jax.random.fold_in(k, 2), (z_width,)))(keys)
+  crossing, lot = jax.vmap(lambda k: jax.random.uniform(
+      jax.random.fold_in(k, 3), (2,)))(keys).T
+  return latents._replace(
+      other=other, crossing=jnp.where(lot < mix, crossing, 1.0))
 
 
 def _update(optimizers, name, loss, state):
@@ -231,15 +333,13 @@ def _update(optimizers, name, loss, state):
   return state, {'loss': value, **found}
 
 
-def _lazily(state, every, phase):
-  """(state, number) of `phase` in every `every`th step, else nothing and 0.
+def _lazily(state, due, every, phase):
+  """(state, number) of `phase` where it is due, else nothing and 0.
 
   The number is multiplied by `every`, so that its mean over many steps is
   that over the steps that have one.
   """
-  def due(state):
-    state, number = phase(state)
-    return state, number * every
-
-  return jax.lax.cond(state.step % every == 0, due,
-                      lambda state: (state, jnp.zeros(())), state)
+  if not due:
+    return state, jnp.zeros(())
+  state, number = phase(state)
+  return state, number * every

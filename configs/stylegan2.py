@@ -1,0 +1,141 @@
+"""StyleGAN2 (Karras et al., 1912.04958; ADA, 2006.06676): images alone.
+
+Variants:
+  shapes    The default. Cars of the shapes world, 64 x 64 pixels, on two CPU
+            cores; augmented adaptively, for they are 20,000 only.
+  config_f  The paper's configuration F at 1024 x 1024.
+  paper256, paper512, paper1024
+            Those of the ADA paper at these resolutions.
+  tiny      Seconds; for tests.
+
+  python -m gen3d.train --config=configs/stylegan2.py --workdir=runs/cars2d
+  python -m gen3d.train --config=configs/stylegan2.py:paper256 \
+    --config.data.path=FFHQ_256.zip --config.schedule.augment_target=0.6 \
+    --workdir=runs/ffhq256
+
+The official runs of 25 million images took 8 V100 two days (256 x 256) to
+nine (1024 x 1024). Any images will do that configs/eg3d.py takes; cameras are
+not looked at unless `conditional` is true.
+"""
+
+import ml_collections
+
+
+def get_config(variant='shapes'):
+  """The config of a variant.
+
+  Raises:
+    ValueError: if there is no such variant.
+  """
+  variants = {'shapes': shapes, 'config_f': config_f, 'paper256': paper256,
+              'paper512': paper512, 'paper1024': paper1024, 'tiny': tiny}
+  if variant not in variants:
+    raise ValueError(f'Unknown variant {variant!r} of configs/stylegan2.py; '
+                     f'choose from {sorted(variants)}.')
+  return variants[variant]()
+
+
+def config_f():
+  """The paper's main model, faces at 1024 x 1024."""
+  batch = 32
+  return ml_collections.ConfigDict({
+      'task': 'gan',
+      'networks': 'stylegan2',
+      'name': 'config_f',
+      'seed': 0,
+      'steps': 25_000_000 // batch,
+      'batch': batch,
+      'resolution': 1024,
+      'conditional': False,  # on the images' labels
+      'data': {'path': '', 'mirror': True},
+      'model': {
+          'z_width': 512,
+          'synthesis': {'base': 32_768, 'most': 512, 'half': 4,
+                        'clamp': 256.0},
+          'mapping': {'width': 512, 'layers': 8},
+          'path_weight': 2.0, 'path_shrink': 2,
+          'discriminator': {'base': 32_768, 'most': 512, 'group': 4,
+                            'half': 4, 'clamp': 256.0}},
+      'schedule': {
+          'r1': 10.0, 'r1_every': 16, 'regularize_every': 4, 'mix': 0.9,
+          'swap': 0.0, 'swap_images': 0, 'blur': 0.0, 'blur_images': 0,
+          'ema_images': 10_000, 'ema_ramp': 0.0,
+          # 0.6 is the ADA paper's; 0 for no augmentation.
+          'augment_target': 0.0, 'augment_every': 4,
+          'augment_images': 500_000},
+      'generator_rate': 2e-3, 'discriminator_rate': 2e-3,
+      'distance_count': 0,  # the shipped CLIP pair knows no faces
+      'log_every': 50, 'eval_every': 6250, 'checkpoint_every': 1250,
+      'keep_checkpoints': 2,
+      'progress': ('loss/generator', 'loss/discriminator'),
+  }, convert_dict=True)
+
+
+def paper1024():
+  """The ADA paper's at 1024 x 1024."""
+  config = config_f()
+  config.name = 'paper1024'
+  config.schedule.r1 = 2.0
+  return config
+
+
+def paper512():
+  """The ADA paper's at 512 x 512."""
+  config = paper1024()
+  config.name, config.resolution = 'paper512', 512
+  config.batch, config.steps = 64, 25_000_000 // 64
+  config.schedule.r1, config.schedule.ema_images = 0.5, 20_000
+  config.model.discriminator.group = 8
+  config.generator_rate = config.discriminator_rate = 2.5e-3
+  return config
+
+
+def paper256():
+  """The ADA paper's at 256 x 256."""
+  config = paper512()
+  config.name, config.resolution = 'paper256', 256
+  config.schedule.r1 = 1.0
+  config.model.synthesis.base = config.model.discriminator.base = 16_384
+  return config
+
+
+def shapes():
+  """Cars of the shapes world."""
+  config = paper256()
+  config.name, config.resolution = 'shapes', 64
+  config.batch, config.steps = 16, 20_000
+  config.data = ml_collections.ConfigDict({
+      'path': 'shapes:car', 'mirror': False, 'count': 20_000, 'size': 64,
+      'camera': {
+          'azimuth': (-180.0, 180.0), 'elevation': (5.0, 45.0),
+          'distance': (1.7, 1.7), 'focal': (1.35, 1.35),
+          'jitter_position': 0.0, 'jitter_target': 0.0, 'jitter_up': 0.0}})
+  model = config.model
+  model.z_width = 64
+  model.synthesis = ml_collections.ConfigDict({'base': 2048, 'most': 96})
+  model.mapping = ml_collections.ConfigDict({'width': 64, 'layers': 2})
+  model.discriminator = ml_collections.ConfigDict(
+      {'base': 2048, 'most': 96, 'group': 4})
+  config.schedule.update({
+      'r1': 0.3, 'ema_images': 5_000, 'ema_ramp': 0.05,
+      'augment_target': 0.6, 'augment_images': 100_000})
+  config.distance_count = 1000
+  config.log_every, config.eval_every, config.checkpoint_every = 20, 1000, 500
+  return config
+
+
+def tiny():
+  """Seconds: the `shapes` variant at a few pixels, for tests."""
+  config = shapes()
+  config.resolution, config.batch, config.steps = 16, 4, 2
+  config.data.update({'count': 16, 'size': 16})
+  model = config.model
+  model.z_width = 6
+  model.synthesis = ml_collections.ConfigDict({'base': 64, 'most': 8})
+  model.mapping.update({'width': 8, 'layers': 1})
+  model.discriminator = ml_collections.ConfigDict(
+      {'base': 64, 'most': 8, 'group': 1})
+  config.schedule.augment_every = 1
+  config.distance_count = 8
+  config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
+  return config

@@ -1,0 +1,72 @@
+"""Finds the object of a 3-D GAN that looks like a picture.
+
+python -m gen3d.invert --network=shapes --image=car.png --azimuth=30 \
+  --elevation=20 --out=/tmp/car
+python -m gen3d.invert --network=ffhq512-128.pkl --image=face.png \
+  --camera=dataset.json --views=-30,0,30 --space=w+ --out=/tmp/face
+
+Writes inversion.png (the picture, its projection, after pivotal tuning, and
+other views), latent.npz, the tuned generator and a turntable. The camera is a
+JSON list of 25 numbers, EG3D's dataset.json, or two angles on the sphere that
+the network's data were seen from. Likeness is measured by the shipped CLIP
+pair, which knows the shapes world; for photographs give --perceptual the files
+of VGG16 (and LPIPS) that gen3d/models/perceptual.py names.
+"""
+
+from absl import flags
+
+from gen3d.engine import cli
+from gen3d.tasks import inversion, objects
+
+_NETWORK = flags.DEFINE_string(
+    'network', None, 'A 3-D GAN: .safetensors, .pkl or a shipped name.')
+_IMAGE = flags.DEFINE_string('image', None, 'The picture: a square.')
+_CAMERA = flags.DEFINE_string('camera', None, 'JSON file with its camera.')
+_AZIMUTH = flags.DEFINE_float('azimuth', None, 'Or where from: degrees.')
+_ELEVATION = flags.DEFINE_float(
+    'elevation', None, "Degrees; the data's middle if not given.", -90, 90)
+_SPACE = flags.DEFINE_enum(
+    'space', 'w', ['w', 'w+'], 'One w for all layers, or one for each.')
+_STEPS = flags.DEFINE_integer('steps', 1000, 'Of the projection.', 1)
+_TUNING = flags.DEFINE_integer('tuning_steps', 350, 'Of the tuning.', 1)
+_PERCEPTUAL = flags.DEFINE_list(
+    'perceptual', [], 'Files of VGG16 and LPIPS, with commas between.')
+_VIEWS = flags.DEFINE_list(
+    'views', ['-45', '45', '90', '180'], 'Azimuths to show, too.')
+_OUT = flags.DEFINE_string('out', None, 'Folder for what is made.')
+
+
+def main():
+  cli.require('network', 'image', 'out')
+  if (_CAMERA.value is None) == (_AZIMUTH.value is None):
+    raise ValueError('Say from where the picture was taken, by --camera or by '
+                     '--azimuth.')
+  views = _views()
+  network = objects.load(_NETWORK.value)
+  if _CAMERA.value is None:
+    camera = dict(network.camera)
+    if _ELEVATION.value is not None:
+      camera['elevation'] = _ELEVATION.value
+    label = objects.label(camera, _AZIMUTH.value)
+  else:
+    label = inversion.read_camera(_CAMERA.value, _IMAGE.value)
+  target = inversion.read_target(network, _IMAGE.value, label)
+  measure = (inversion.supplied_measure(*_PERCEPTUAL.value)
+             if _PERCEPTUAL.value else inversion.shipped_measure())
+  for file in inversion.export(
+      _NETWORK.value, network, target, measure, _OUT.value,
+      steps=_STEPS.value, tuning_steps=_TUNING.value,
+      plus=_SPACE.value == 'w+', views=views):
+    print(file)
+
+
+def _views():
+  try:
+    return [float(view) for view in _VIEWS.value]
+  except ValueError as error:
+    raise ValueError(f'--views={",".join(_VIEWS.value)} are no angles; write '
+                     'them like -30,0,30.') from error
+
+
+if __name__ == '__main__':
+  cli.run(main)
