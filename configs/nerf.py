@@ -13,6 +13,11 @@ Variants:
   python -m gen3d.train --config=configs/nerf.py \
     --config.data.path=nerf_synthetic/lego --workdir=runs/lego
 
+Captures that look one way (LLFF) or have no end (NeRF++) are looked at evenly
+in disparity, and contracted, where the paper has normalised device coordinates:
+  --config.scene.extent=range --config.scene.spacing=disparity \
+  --config.scene.contract=True
+
 configs/mip_nerf.py, voxels.py and triplanes.py begin with `base`.
 """
 
@@ -97,7 +102,7 @@ def _blender():
       'export': {'resolution': 256, 'size': 400, 'frames': 120, 'fps': 30},
       'log_every': 100, 'eval_every': 5000, 'eval_views': 4,
       'checkpoint_every': 5000, 'keep_checkpoints': 2,
-      'progress': ('psnr',),
+      'progress': ('psnr',), 'counted': 'rays',
   })
 
 

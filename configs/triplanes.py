@@ -40,7 +40,7 @@ def hybrid(variant, encode):
   """
   config = mip_nerf.get_config(variant)
   field = config.scene.field
-  field.encode = {'degree': 4, 'bound': 1.0, 'spread': 0.1, **encode[variant]}
+  field.encode = {'degree': 4, 'spread': 0.1, **encode[variant]}
   field.skip = 0
   if variant != 'tiny':
     field.depth, field.width, field.view_width = 4, 128, 128

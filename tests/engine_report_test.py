@@ -1,6 +1,7 @@
 """What a run writes about itself."""
 
 import json
+import re
 
 import numpy as np
 from PIL import Image
@@ -57,6 +58,18 @@ def test_without_a_terminal_the_line_is_plain(tmp_path, capsys, monkeypatch):
   assert lines[1] == 'step 17/100  0.5 it/s  ETA 0:02:46  opacity 0.25'
   assert lines[-1].startswith('step 100/100  0.5 it/s  ETA 0:00:00')
   assert len(lines) == 8
+
+
+def test_the_rate_of_what_a_step_works_on(tmp_path, capsys):
+  writer = report.Report(tmp_path, 0, 2, counted=('rays', 1000))
+  writer.progress(1, lambda: {})
+  writer.progress(2, lambda: {})
+  writer.close()
+  line = capsys.readouterr().err.splitlines()[-1]
+  found = re.search(r'([\d.e+]+) it/s  ([\d,]+) rays/s', line)
+  assert found, line
+  steps, rays = float(found[1]), float(found[2].replace(',', ''))
+  assert abs(rays / (1000 * steps) - 1) < 0.01
 
 
 def test_other_processes_write_nothing(tmp_path, capsys):

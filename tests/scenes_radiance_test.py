@@ -116,6 +116,16 @@ def test_contracted_space_has_no_end():
   np.testing.assert_allclose(density[1], density[2], rtol=0.05)
 
 
+def test_a_grid_spans_all_of_contracted_space():
+  scene, params = _scene(triplanes, contract=True, spacing='disparity')
+  far = jnp.array([[3.0, 0.0, 0.0], [9.0, 0.0, 0.0]])
+  planes = lambda at: jax.grad(lambda p: scene.query(p, at)[0].sum())(
+      params)['fine']['params']['encode']['planes']
+  first, second = (np.abs(planes(far[i:i + 1])).sum(-1) for i in (0, 1))
+  # |x| = 3 and 9 land at 1.67 and 1.89 of 2: in different texels of 8.
+  assert np.any((first > 0) != (second > 0))
+
+
 def test_backgrounds():
   empty = {'field.activation': 'relu'}
   scene, params = _scene(**empty)

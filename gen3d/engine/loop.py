@@ -25,7 +25,7 @@ from gen3d.engine.report import Report
 
 # What a run may change when it is resumed: how long, and how often it tells.
 _MAY_CHANGE = ('steps', 'log_every', 'eval_every', 'checkpoint_every',
-               'checkpoint_minutes', 'keep_checkpoints', 'progress')
+               'checkpoint_minutes', 'keep_checkpoints', 'progress', 'counted')
 _FINITE = 'params/finite'
 
 
@@ -43,8 +43,8 @@ def run(task, config, workdir):
     task: tasks.Task.
     config: ConfigDict; read here are seed, steps, log_every, eval_every (0:
       never), checkpoint_every (0: only at the end), keep_checkpoints, and
-      where present checkpoint_minutes and progress (names of the metrics in
-      the live line).
+      where present checkpoint_minutes, progress (names of the metrics in the
+      live line) and counted (what a step works on `batch` of, as 'rays').
     workdir: directory, made if need be.
 
   Returns:
@@ -150,8 +150,10 @@ def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
   start = int(sharding.local(state.step))
   step = sharding.pmap(_watched(task.step), mesh)
   run_key = sharding.replicate(keys[1], mesh)
-  report = Report(workdir, start, config.steps, config.get('progress', ()),
-                  active=jax.process_index() == 0)
+  report = Report(
+      workdir, start, config.steps, config.get('progress', ()),
+      active=jax.process_index() == 0,
+      counted=(config.counted, config.batch) if 'counted' in config else None)
   report.say(f'Training from step {start} to {config.steps} on {mesh.size} '
              f'{jax.devices()[0].platform} device(s), into {workdir}; the '
              f'first step takes longer, for it is compiled.')

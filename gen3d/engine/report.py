@@ -23,7 +23,8 @@ _PAUSE_SECONDS = 600.
 class Report:
   """Writes a run's numbers and pictures into its workdir."""
 
-  def __init__(self, workdir, step, steps, shown=(), active=True):
+  def __init__(self, workdir, step, steps, shown=(), active=True,
+               counted=None):
     """Opens the reports of a run that stands at `step` of `steps`.
 
     Args:
@@ -32,6 +33,8 @@ class Report:
       steps: updates in all.
       shown: names of the metrics in the live line; empty: the first three.
       active: False on all processes but one, where nothing is written.
+      counted: (what, how many) a step works on, such as ('rays', 4096), whose
+        rate is told beside that of the steps.
     """
     self._active = active
     if not active:
@@ -42,7 +45,7 @@ class Report:
     self._file = self._scalars.open('a', encoding='utf-8')
     self._board = tensorboardX.SummaryWriter(
         str(pathlib.Path(workdir) / 'tensorboard'), purge_step=step + 1)
-    self._line = _Line(step, steps, tuple(shown))
+    self._line = _Line(step, steps, tuple(shown), counted)
 
   def scalars(self, step, values):
     """Writes {name: float} of a step."""
@@ -102,8 +105,9 @@ def provenance(workdir):
 class _Line:
   """step, it/s, time left and metrics: a bar on a terminal, else lines."""
 
-  def __init__(self, step, steps, shown):
+  def __init__(self, step, steps, shown, counted):
     self._step, self._steps, self._shown = step, steps, shown
+    self._counted = counted
     self._bar = None
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(initial=step, total=steps, unit='it',
@@ -113,8 +117,12 @@ class _Line:
   def move(self, step, metrics):
     if self._bar is not None:
       if time.monotonic() - (self._told[0] or 0.) > 1.:
-        self._told = (time.monotonic(), step)
-        self._bar.set_postfix_str(self._text(metrics()), refresh=False)
+        text, now = self._text(metrics()), time.monotonic()
+        if self._told[0] is not None:
+          rate = (step - self._told[1]) / (now - self._told[0])
+          text = ', '.join([*self._work(rate), text])
+        self._told = (now, step)
+        self._bar.set_postfix_str(text, refresh=False)
       self._bar.update(step - self._step)
     else:
       self._plain(step, metrics)
@@ -132,12 +140,19 @@ class _Line:
     elif now - before > _PLAIN_SECONDS or step == self._steps:
       rate = max(step - at, 1) / max(now - before, 1e-9)
       left = datetime.timedelta(seconds=int((self._steps - step) / rate))
-      parts = [f'step {step}/{self._steps}', f'{rate:.3g} it/s', f'ETA {left}']
+      parts = [f'step {step}/{self._steps}', f'{rate:.3g} it/s',
+               *self._work(rate), f'ETA {left}']
     else:
       return
     self._told = (now, step)
     print('  '.join([*parts, self._text(metrics())]), file=sys.stderr,
           flush=True)
+
+  def _work(self, rate):
+    if not self._counted:
+      return []
+    what, count = self._counted
+    return [f'{rate * count:,.0f} {what}/s']
 
   def _text(self, metrics):
     names = [name for name in self._shown or tuple(metrics)[:3]

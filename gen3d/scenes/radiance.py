@@ -117,8 +117,10 @@ def _field(config):
   field = config.field
   without = lambda mapping, *keys: {
       key: value for key, value in mapping.items() if key not in keys}
-  encoder = pick('encoder', fields.ENCODERS, field.encode.name)(
-      **without(field.encode, 'name'))
+  options = without(field.encode, 'name')
+  if 'resolution' in options:  # A grid spans what points are squeezed into.
+    options['bound'] = 2.0 if config.contract else 1.0
+  encoder = pick('encoder', fields.ENCODERS, field.encode.name)(**options)
   return fields.RadianceField(
       encoder, activation=pick('activation', fields.DENSITIES,
                                field.activation),
