@@ -1,8 +1,12 @@
-"""Prints the README's numbers: of the judge, the teacher and finished runs.
+r"""Prints the README's numbers: of the judge, the teacher and finished runs.
 
 python -m gen3d.evaluate --what=judge
 python -m gen3d.evaluate --what=text_to_image --out=/tmp/samples
 python -m gen3d.evaluate --what=text_to_3d --runs=runs --out=/tmp/table
+python -m gen3d.evaluate --what=r_precision --runs=runs
+python -m gen3d.evaluate --what=r_precision --runs=runs \
+  --captions=coco_153.txt \
+  --clip=openai/clip-vit-base-patch32,openai/clip-vit-large-patch14
 
 Runs that were judged before are not judged again (--force does).
 """
@@ -13,10 +17,11 @@ from absl import flags
 
 from gen3d.engine import cli
 from gen3d.io import pictures
-from gen3d.tasks import evaluation, image_text, text_to_image
+from gen3d.tasks import evaluation, image_text, r_precision, text_to_image
 
 _WHAT = flags.DEFINE_enum(
-    'what', 'text_to_3d', ['judge', 'text_to_image', 'text_to_3d'],
+    'what', 'text_to_3d',
+    ['judge', 'text_to_image', 'text_to_3d', 'r_precision'],
     'Which question to answer.')
 _RUNS = flags.DEFINE_string('runs', 'runs', 'Folder of text-to-3D workdirs.')
 _COUNT = flags.DEFINE_integer('count', 512, 'Held-out captions a split.', 8)
@@ -25,11 +30,25 @@ _WEIGHTS = flags.DEFINE_string(
     'weights', str(text_to_image.ASSET), 'Of the text-to-image model.')
 _JUDGE = flags.DEFINE_string(
     'judge', str(image_text.ASSET), 'Weights of the CLIP pair.')
+_CLIP = flags.DEFINE_list(
+    'clip', [], 'Published CLIPs that judge r_precision (folders of '
+    'transformers or hub ids); the shipped pair if none.')
+_CAPTIONS = flags.DEFINE_string(
+    'captions', None, 'File of captions, one a line, from which they '
+    'retrieve; data/caption_files.py says where 153 are.')
+_PROTOCOL = flags.DEFINE_enum(
+    'protocol', 'dreamfusion', ['dreamfusion', 'dream_fields'],
+    'Views for r_precision: eight azimuths at elevation 30, or one at 45.')
 _FORCE = flags.DEFINE_bool('force', False, 'Judge again what was judged.')
 _OUT = flags.DEFINE_string('out', None, 'Folder for pictures, if wanted.')
 
 
 def main():
+  if _WHAT.value == 'r_precision':
+    print(r_precision.evaluate(
+        _RUNS.value, _PROTOCOL.value, _CLIP.value, _CAPTIONS.value,
+        _JUDGE.value, _FORCE.value))
+    return
   judge = image_text.load(_JUDGE.value)
   out = pathlib.Path(_OUT.value) if _OUT.value else None
   if _WHAT.value == 'text_to_3d':

@@ -1,4 +1,6 @@
-"""R-precision against a slow loop."""
+"""R-precision against a slow loop and by hand; where it looks from."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,3 +98,44 @@ def test_arguments_are_not_changed():
 def test_no_pictures_are_an_error():
   with pytest.raises(ValueError, match='at least one'):
     text.rate([])
+
+
+def test_retrieval_by_hand():
+  """Three objects, two views each, three captions; scores written out."""
+  captions = {'a.': (1.0, 0.0), 'b.': (0.0, 1.0), 'c.': (-1.0, 0.0)}
+  pair = SimpleNamespace(
+      image_features=lambda images: images.reshape(len(images), 2),
+      text_features=lambda texts: np.array([captions[t] for t in texts]))
+  views = np.array([
+      # Scores with a, b, c: (.8, .6, -.8) and (1, 0, -1): ranks 1 and 1.
+      [(0.8, 0.6), (1.0, 0.0)],
+      # b: (.6, .8, -.6) is rank 1; (-.8, .6, .8) is rank 2 behind c.
+      [(0.6, 0.8), (-0.8, 0.6)],
+      # c: (.6, -.8, -.6) is rank 2, (0, -1, 0) is as good as a: no hit.
+      [(0.6, -0.8), (0.0, -1.0)]]).reshape(3, 2, 1, 1, 2)
+  shares = text.retrieved(pair, views, list(captions), [0, 1, 2])
+  np.testing.assert_array_equal(shares, [1.0, 0.5, 0.0])
+  # Deviations .5, 0, -.5: variance 1/6, over n = 3.
+  assert text.rate(shares) == (0.5, pytest.approx((1 / 18) ** 0.5), 3)
+  # One view each, as in Dream Fields: two hits of three.
+  shares = text.retrieved(pair, views[:, :1], list(captions), [0, 1, 2])
+  assert text.rate(shares) == (
+      pytest.approx(2 / 3), pytest.approx((2 / 9 / 3) ** 0.5), 3)
+
+
+def test_the_views_of_the_papers():
+  one = text.viewpoints(text.PROTOCOLS['dream_fields'], 4.0, 1.389)
+  half, root = 0.5, 0.5**0.5
+  # Azimuth 30 from the front (+z) to +x, elevation 45, y up.
+  position = 4 * np.array([root * half, root, root * 0.75**0.5])
+  np.testing.assert_allclose(one.c2w[:, :3, 3], position[None], atol=1e-5)
+  # It looks along -z at the origin, and its right is level.
+  np.testing.assert_allclose(one.c2w[0, :3, 2], position / 4, atol=1e-6)
+  assert abs(one.c2w[0, 1, 0]) < 1e-6
+  np.testing.assert_allclose(one.intrinsics[0, 0, 0], 1.389)
+
+  many = text.viewpoints(text.PROTOCOLS['dreamfusion'], 2.0, 1.0)
+  x, y, z = np.asarray(many.c2w[:, :3, 3]).T
+  np.testing.assert_allclose(y, np.full(8, 2 * 0.5), atol=1e-5)
+  np.testing.assert_allclose(np.rad2deg(np.arctan2(x, z)) % 359.9999,
+                             np.arange(0, 360, 45), atol=1e-2)

@@ -295,6 +295,15 @@ def test_only_what_is_needed_is_downloaded(hub, variant, dot):
       f'text_encoder_2/model{dot}-00001-of-00002.safetensors'}
 
 
+def test_a_model_by_itself_comes_with_its_tokenizer(hub, monkeypatch):
+  alone = ['config.json', 'model.safetensors', 'vocab.json', 'merges.txt',
+           'tokenizer.json', 'tokenizer_config.json', 'flax_model.msgpack']
+  monkeypatch.setitem(globals(), 'LISTING', [*LISTING, *alone])
+  pretrained.locate('owner/model')
+  assert set(hub[0][2]) == {'model_index.json', *alone[:-1],
+                            'scheduler/scheduler_config.json'}
+
+
 def test_an_old_model_is_downloaded_as_a_pytorch_file(hub):
   pretrained.locate('owner/model', ('image_encoder', 'unet'))
   assert [revision for _, revision, _ in hub] == [None, COMMIT]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from gen3d.ops import images
 
@@ -71,3 +72,45 @@ def test_shrinking_is_antialiased():
   np.testing.assert_allclose(
       images.resize(squares, 4)[:, 0, 0], [1, 7, 21, 40], atol=.1)
   assert images.resize(squares, 8) is squares
+
+
+def noise(shape, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+@pytest.mark.parametrize('height, width, size', [
+    (300, 451, 224), (97, 64, 224), (512, 512, 224), (50, 41, 24), (41, 50, 24),
+    (224, 300, 224), (8, 8, 8)])
+def test_fit_is_clips_own_preparation(height, width, size):
+  processing = pytest.importorskip(
+      'transformers.models.clip.image_processing_pil_clip')
+  theirs = processing.CLIPImageProcessorPil(
+      size={'shortest_edge': size}, crop_size={'height': size, 'width': size})
+  mean, std = theirs.image_mean, theirs.image_std
+  for image in (noise((height, width, 3)),
+                noise((height, width, 3)) // 128 * 255):  # edges overshoot
+    expected = theirs(Image.fromarray(image), return_tensors='np')
+    expected = expected['pixel_values'][0].transpose(1, 2, 0)
+    level = 255 * np.array(std)  # of normalised values to grey levels
+    fitted = np.asarray(images.fit(image, size))
+    assert fitted.dtype == np.uint8 and fitted.std() > 20
+    off = (fitted / 255 - mean) / std - expected
+    assert np.abs(off * level).max() < 1e-3
+    # Floats keep what rounding takes away, twice half a level at the most,
+    # the first of which the second pass can enlarge a little.
+    fitted = np.asarray(images.fit(np.float32(image / 255), size))
+    off = np.abs(((fitted - mean) / std - expected) * level)
+    assert off.max() < 1.15 and np.mean(off > 1) < 1e-3
+
+
+def test_fit_takes_batches_and_lets_gradients_through():
+  batch = noise((2, 3, 30, 20, 3))
+  fitted = images.fit(batch, 12)
+  assert fitted.shape == (2, 3, 12, 12, 3)
+  np.testing.assert_array_equal(fitted[1, 2], images.fit(batch[1, 2], 12))
+  gray = jnp.full((30, 20, 3), 0.4)
+  np.testing.assert_allclose(images.fit(gray, 12), 0.4, rtol=1e-6)
+  slope = jax.grad(lambda x: jnp.sum(images.fit(x, 12)))(gray)
+  # What is cut off at both ends has no part; the sum of the rest is 144.
+  np.testing.assert_allclose(jnp.sum(slope), 3 * 144, rtol=1e-5)
+  assert float(jnp.abs(slope[0]).max()) == 0

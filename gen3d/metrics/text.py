@@ -5,32 +5,91 @@ R-precision (Park et al., 2021; Dream Fields, 2112.01455; DreamFusion,
 true caption above all distractors.
 
 Vocabulary. N pictures, M captions; truth[i] is the index of picture i's own
-caption; K distractors a picture.
+caption; K distractors a picture. A *pair* is any record of two functions,
+`image_features`: images [B, H, W, 3] -> [B, E], and `text_features`: list of
+M captions -> [M, E], unit both, as CLIP has them. A *protocol* says from
+where an object is seen.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
+from gen3d.ops import cameras
+
 
 class Rate(NamedTuple):
-  """A share of n cases with its standard error, sqrt(p (1 - p) / n)."""
+  """A mean share of n cases with its standard error."""
   rate: float
   error: float
   n: int
 
 
-def rate(hits):
-  """Rate of a bool array [N].
+class Protocol(NamedTuple):
+  """The V views in which an object is judged, in degrees.
+
+  Attributes:
+    azimuths: V numbers; one retrieval each, of which the mean counts.
+    elevation: of all of them.
+  """
+  azimuths: tuple
+  elevation: float
+
+
+# One view from higher than any in training; CLIP-Mesh has it, too.
+DREAM_FIELDS = Protocol((30.0,), 45.0)
+# "Averaged over azimuths" (DreamFusion, appendix); which, is our choice.
+DREAMFUSION = Protocol(tuple(45.0 * i for i in range(8)), 30.0)
+PROTOCOLS = {'dream_fields': DREAM_FIELDS, 'dreamfusion': DREAMFUSION}
+
+
+def viewpoints(protocol, distance, focal):
+  """cameras.Camera [V] of a protocol.
+
+  Args:
+    protocol: Protocol.
+    distance: from the origin.
+    focal: in image heights. Dream Fields has distance 4 and focal 1.389 for
+      objects in [-1, 1]^3; scenes of another scale have their own.
+  """
+  return cameras.orbit(protocol.azimuths, protocol.elevation, distance, focal)
+
+
+def rate(shares):
+  """Rate of N shares in [0, 1], or of N bools.
+
+  The error is the standard deviation over sqrt(N): for bools with mean p,
+  sqrt(p (1 - p) / N). Views of one object are no independent cases: give
+  their mean as one.
 
   Raises:
     ValueError: there are no cases.
   """
-  hits = np.asarray(hits, bool)
-  if not hits.size:
+  shares = np.asarray(shares, np.float64)
+  if not shares.size:
     raise ValueError('A rate needs at least one case.')
-  p = float(hits.mean())
-  return Rate(p, float(np.sqrt(p * (1 - p) / hits.size)), int(hits.size))
+  return Rate(float(shares.mean()),
+              float(shares.std() / np.sqrt(shares.size)), int(shares.size))
+
+
+def retrieved(pair, views, captions, truth):
+  """In what share of its views each object retrieves its own caption.
+
+  All the other captions are distractors. R-precision is the `rate` of it.
+
+  Args:
+    pair: see above.
+    views: [N, V, H, W, 3], as the pair takes images.
+    captions: list of M different strings.
+    truth: int [N], the objects' captions.
+
+  Returns:
+    float [N].
+  """
+  count = views.shape[1]
+  found = hits(pair.image_features(views.reshape(-1, *views.shape[2:])),
+               pair.text_features(captions), np.repeat(truth, count))
+  return found.reshape(-1, count).mean(1)
 
 
 def first_of_each(captions):

@@ -23,6 +23,8 @@ from gen3d.models import porting, weight_files
 
 _STEMS = ('diffusion_pytorch_model', 'model')
 _PICKLE = 'pytorch_model.bin'
+_TOKENIZER = ['tokenizer*.json', 'vocab.json', 'merges.txt',
+              'special_tokens_map.json', 'spiece.model']
 _MODEL_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 _GONE = 'was taken off the hub'
 # Since late 2025 Stability AI has no Stable Diffusion 2 there.
@@ -349,6 +351,8 @@ def _patterns(parts, variant):
       patterns.append(f'{folder}*')
       continue
     patterns.append(f'{folder}config.json')
+    if not part:  # A model by itself has its tokenizer beside it.
+      patterns += _TOKENIZER
     for stem in _STEMS:
       if variant:
         patterns += [f'{folder}{stem}*.{variant}*.safetensors',

@@ -10,6 +10,7 @@ import numpy as np
 
 # StyleGAN2's resampling filter, the binomial of order 3; sums to 1.
 BINOMIAL = (0.125, 0.375, 0.375, 0.125)
+_BITS = 22  # of a weight's fraction where PIL resizes whole numbers
 
 
 def filter_axis(x, taps, axis, before, after):
@@ -102,3 +103,54 @@ def resize(x, size, antialias=True):
   if x.shape == shape:
     return x
   return jax.image.resize(x, shape, 'linear', antialias=antialias)
+
+
+def fit(images, size):
+  """Shortest side to `size` by bicubic antialiasing, then the centre square.
+
+  The preparation of CLIP's images, as PIL does it: along rows, then along
+  columns, either result clipped. Integers are computed with as there, bit by
+  bit; floats are not rounded, so that they have a gradient.
+
+  Args:
+    images: [..., H, W, C], uint8 or floats in [0, 1].
+    size: S.
+
+  Returns:
+    [..., S, S, C] of the same type.
+  """
+  x = jnp.asarray(images)
+  height, width = x.shape[-3:-1]
+  short = min(height, width)
+  for axis, side in ((x.ndim - 2, width), (x.ndim - 3, height)):
+    if short != size:
+      x = _resample(x, size * side // short, axis)
+  top, left = (x.shape[-3] - size) // 2, (x.shape[-2] - size) // 2
+  return x[..., top:top + size, left:left + size, :]
+
+
+def _resample(x, size, axis):
+  """One axis to `size` by `cubic`, clipped to the range of x's type."""
+  taps = cubic(x.shape[axis], size)
+  if x.dtype == jnp.uint8:
+    # PIL's weights are whole multiples of 2^-22; so all sums are exact.
+    taps = jnp.asarray(np.rint(taps * 2**_BITS), jnp.int32)
+    y = jnp.tensordot(taps, x.astype(jnp.int32), (1, axis))
+    y = jnp.clip((y + 2 ** (_BITS - 1)) >> _BITS, 0, 255)
+  else:
+    y = jnp.clip(jnp.tensordot(jnp.asarray(taps, x.dtype), x, (1, axis),
+                               precision='highest'), 0, 1)
+  return jnp.moveaxis(y.astype(x.dtype), 0, axis)
+
+
+def cubic(before, after):
+  """float64 [after, before]: Keys' cubic (1981, a = -1/2) as weights.
+
+  Widened where pixels are merged; what lies beyond the edges has no part.
+  """
+  scale = before / after
+  centres = (np.arange(after)[:, None] + 0.5) * scale
+  x = np.abs(np.arange(before) + 0.5 - centres) / max(scale, 1.0)
+  weights = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(
+      x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0.0))
+  return weights / weights.sum(1, keepdims=True)

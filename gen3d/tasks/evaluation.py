@@ -186,9 +186,8 @@ def found(judge, images, prompt, textureless):
     prompt: one string.
     textureless: whether the pictures are.
   """
-  pool = held_out_captions('seen', 256) + held_out_captions('unseen', 256)
   return image_text.r_precision(
-      judge, images, [prompt] * len(images), pool,
+      judge, images, [prompt] * len(images), _pool(),
       textureless=textureless)['64'].rate
 
 
@@ -213,6 +212,11 @@ def views(config, params, protocol, size, background):
       protocol, config.orbit.distance, config.orbit.focal))
   return {mode: seen[:, :, i * size:(i + 1) * size] / np.float32(255)
           for i, mode in enumerate(MODES)}
+
+
+@functools.cache
+def _pool():
+  return (*held_out_captions('seen', 256), *held_out_captions('unseen', 256))
 
 
 @functools.lru_cache(maxsize=4)
