@@ -23,8 +23,8 @@ from gen3d.models import porting, weight_files
 
 _STEMS = ('diffusion_pytorch_model', 'model')
 _PICKLE = 'pytorch_model.bin'
-_TOKENIZER = ['tokenizer*.json', 'vocab.json', 'merges.txt',
-              'special_tokens_map.json', 'spiece.model']
+_TOKENIZER = ['tokenizer.json', 'tokenizer_config.json', 'vocab.json',
+              'merges.txt', 'special_tokens_map.json', 'spiece.model']
 _MODEL_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 _GONE = 'was taken off the hub'
 # Since late 2025 Stability AI has no Stable Diffusion 2 there.

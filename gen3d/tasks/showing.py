@@ -62,7 +62,7 @@ def export(shown, workdir, *, resolution, size, fps):
   film = viewer(scene, size, shown.modes)(shown.params, path)
   video.save(workdir / 'turntable.mp4', film, fps)
   eight = np.arange(8) * len(film) // 8
-  azimuths = np.asarray(cameras.angles(path.c2w[eight, :3, 3])[0]) % 360
+  azimuths = np.round(cameras.angles(path.c2w[eight, :3, 3])[0]) % 360
   pictures.save(workdir / 'preview.png', pictures.tile(
       film[eight][:, :, :size], 4, [f'{a:.0f} degrees' for a in azimuths]))
   query = jax.jit(partial(scene.query, shown.params))
