@@ -4,6 +4,9 @@ Variants:
   shapes  The default. An object of the shapes world in minutes on two CPU
           cores, by the shipped 64x64 text-to-image model: a tri-plane field,
           shading deferred to one point per ray, weaker guidance.
+  sd      An object of any prompt by Stable Diffusion 1.5 or 2.1, from a folder
+          or the hub: the settings that people share for it. One accelerator.
+  if      The same by DeepFloyd IF, whose objects are better.
   paper   Every number of the paper's section 3 and appendix, except that Adam
           stands for Distributed Shampoo. Meant for an accelerator and a large
           teacher: 15,000 steps of 4 views, 1.5 hours on 4 TPUv4 chips there.
@@ -11,6 +14,9 @@ Variants:
 
   python -m gen3d.train --config=configs/dreamfusion.py \
     --config.prompt='a red chair' --workdir=runs/chair
+  python -m gen3d.train --config=configs/dreamfusion.py:sd \
+    --config.teacher.path=checkpoints/stable-diffusion-2-1-base \
+    --config.prompt='a squirrel on a skateboard' --workdir=runs/squirrel
 
 Schedules are numbers or ((step, value), ...) joined by straight lines.
 """
@@ -24,7 +30,8 @@ def get_config(variant='shapes'):
   Raises:
     ValueError: if there is no such variant.
   """
-  variants = {'shapes': shapes, 'paper': paper, 'tiny': tiny}
+  variants = {'shapes': shapes, 'sd': stable_diffusion, 'if': deepfloyd,
+              'paper': paper, 'tiny': tiny}
   if variant not in variants:
     raise ValueError(f'Unknown variant {variant!r} of configs/dreamfusion.py; '
                      f'choose from {sorted(variants)}.')
@@ -53,13 +60,22 @@ def paper():
   return _config({
       'task': 'text_to_3d',
       'prompt': 'a red chair',
+      'negative_prompt': '',
       'seed': 0,
       'steps': steps,
       'views': 4,  # per step, one on each chip
-      'teacher': {'name': 'shapes'},
+      # What is empty is left to the teacher: a path to what ships with the
+      # package, a dtype to what suits the device, a prediction to what the
+      # checkpoint says. remat and flash save memory and time.
+      'teacher': {'name': 'shapes', 'path': '', 'revision': '', 'variant': '',
+                  'dtype': '', 'prediction': '', 'remat': False,
+                  'flash': False},
       'guidance': {
           # The paper's omega of 100, written as eps_u + s (eps_c - eps_u).
           'name': 'sds', 'scale': 101.0,
+          # 0: the negative prompt stands in for the empty one; else the
+          # weight of Perp-Neg.
+          'perp_neg': 0.0,
           'options': {'weighting': 'sigma_squared', 'time_min': 0.02,
                       'time_max': 0.98, 'draws': 1, 'steps': 1,
                       'clip': 0.0, 'rescale': 0.0}},
@@ -88,8 +104,7 @@ def paper():
       },
       'optimizer': {'name': 'adam', 'learning_rate': 1e-4,
                     'schedule': 'cosine', 'warmup': 3000,
-                    'b1': 0.9, 'b2': 0.9, 'eps': 1e-15},
-      'background_rate': 1.0,
+                    'b1': 0.9, 'b2': 0.9, 'eps': 1e-15, 'rates': {}},
       'orbit': {'elevation': 15.0, 'distance': 1.5, 'focal': 0.9},
       'export': {'resolution': 192, 'size': 256, 'frames': 96, 'fps': 24},
       'log_every': 50, 'eval_every': 500, 'checkpoint_every': 1000,
@@ -133,10 +148,63 @@ def shapes():
   config.optimizer = ml_collections.ConfigDict({
       'name': 'adam', 'learning_rate': 1e-2, 'schedule': 'cosine',
       'b1': 0.9, 'b2': 0.99, 'eps': 1e-15})
-  config.background_rate = 0.1
+  config.optimizer.rates = {'background': 0.1}
   config.orbit.distance, config.orbit.focal = 1.6, 1.3
   config.export.resolution, config.export.frames = 128, 48
   config.log_every, config.eval_every, config.checkpoint_every = 10, 100, 200
+  return config
+
+
+def stable_diffusion():
+  """threestudio's dreamfusion-sd, on a tri-plane field.
+
+  Its recipe has a hash grid in a cube of half-width 2; there is none here, and
+  three planes would waste most of themselves on that cube's corners, so the
+  cube is of half-width 1. 'finite' normals, for the slope of a bilinear lookup
+  is a staircase.
+  """
+  config = paper()
+  config.steps = 10_000
+  config.views = 1
+  config.teacher.name = 'stable_diffusion'
+  # eps_c + 100 (eps_c - eps_u), which is the paper's form.
+  config.guidance.scale = 101.0
+  scene = config.scene
+  scene.samples, scene.chunk = 64, 4096
+  scene.importance.samples, scene.importance.stride = 32, 1
+  scene.boundary, scene.bound = 'box', 1.0
+  scene.field = ml_collections.ConfigDict({
+      'name': 'triplane', 'resolution': 128, 'features': 32, 'width': 64,
+      'bound': 1.0})
+  scene.blob = ml_collections.ConfigDict({
+      'name': 'magic3d', 'strength': 10.0, 'radius': 0.5})
+  scene.normals, scene.epsilon = 'finite', 0.01
+  scene.background_mlp.update({'width': 16, 'layers': 2})
+  scene.random_background = 0.5
+  # Fields of view from 70 to 40 degrees.
+  scene.camera.update({'elevation': (-10.0, 45.0), 'distance': (1.5, 2.0),
+                       'focal': (0.714, 1.374)})
+  scene.light.albedo_steps = 2000
+  # Means over the 64 x 64 rays there, sums over them here.
+  rays = scene.size**2
+  scene.penalties = ml_collections.ConfigDict({
+      'orientation': ((0, 10.0 / rays), (5000, 1000.0 / rays)),
+      'opacity': 1.0 / rays})
+  config.optimizer = ml_collections.ConfigDict({
+      'name': 'adam', 'learning_rate': 1e-2, 'schedule': 'constant',
+      'b1': 0.9, 'b2': 0.99, 'eps': 1e-15, 'rates': {'background': 0.1}})
+  config.orbit.update({'elevation': 15.0, 'distance': 2.0, 'focal': 0.714})
+  config.export.update({'resolution': 256, 'size': 512, 'frames': 120,
+                        'fps': 30})
+  return config
+
+
+def deepfloyd():
+  """threestudio's dreamfusion-if; else as `stable_diffusion`."""
+  config = stable_diffusion()
+  config.teacher.name = 'deepfloyd'
+  config.guidance.scale = 21.0
+  config.scene.camera.elevation = (-10.0, 90.0)
   return config
 
 

@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gen3d.choices import pick
-from gen3d.engine import cli, sharding
+from gen3d.engine import cli, loop, sharding
 from gen3d.tasks import TASKS, speed
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -41,7 +41,7 @@ def main():
   batch_of = lambda at: next(task.batches(config.seed, at))
   mesh = sharding.chips(len(jax.tree.leaves(batch_of(0))[0]))
   print(f'{config.task}, {mesh.size} {jax.devices()[0].platform} device(s)')
-  state = sharding.replicate(task.init(jax.random.key(0)), mesh)
+  state = loop.place(task.init(jax.random.key(0)), mesh)
   step = sharding.pmap(task.step, mesh)
   leaves = jax.tree.leaves(state.params)
   number('parameters', sum(x.size for x in leaves))

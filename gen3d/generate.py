@@ -2,13 +2,16 @@
 
 python -m gen3d.generate --prompts='a red chair;a blue car, side view' \
   --num=4 --out=/tmp/samples
+python -m gen3d.generate --teacher=stable_diffusion \
+  --path=checkpoints/stable-diffusion-v1-5 --prompts='a squirrel' --out=/tmp/sd
 python -m gen3d.generate --network=ffhq512-128.pkl --seeds=0-7 \
   --truncation=0.7 --out=/tmp/faces
 
-The first samples the text-to-image model: a labelled grid. The second takes a
-3-D GAN, one that gen3d trained (.safetensors) or an official EG3D pickle, and
-writes a sheet of views, a turntable and coloured meshes for each seed; with
---interpolate a film from seed to seed as well.
+The first samples a text-to-image model, the shipped one if no other is named:
+a labelled grid. The last takes a 3-D GAN, one that gen3d trained
+(.safetensors) or an official EG3D pickle, and writes a sheet of views, a
+turntable and coloured meshes for each seed; with --interpolate a film from
+seed to seed as well.
 """
 
 import pathlib
@@ -18,20 +21,36 @@ from absl import flags
 
 from gen3d.engine import cli
 from gen3d.io import pictures
-from gen3d.tasks import objects, text_to_image
+from gen3d.tasks import objects, text_to_3d, text_to_image
 
 ETA = {'ddim': 0.0, 'ddpm': 1.0}
+# (guidance scale, pictures at a time) where they are not given.
+USUAL = {'shapes': (3.0, 16), 'stable_diffusion': (7.5, 1),
+         'deepfloyd': (7.0, 4)}
 
 _OUT = flags.DEFINE_string('out', None, 'Folder for what is made.')
 _PROMPTS = flags.DEFINE_string(
     'prompts', ';'.join(text_to_image.PROMPTS), 'Prompts, with ; between.')
 _NUM = flags.DEFINE_integer('num', 1, 'Samples of each prompt.', 1)
-_SCALE = flags.DEFINE_float('guidance_scale', 3.0, '1 is no guidance.')
+_NEGATIVE = flags.DEFINE_string(
+    'negative_prompt', '', 'What to lead away from.')
+_SCALE = flags.DEFINE_float(
+    'guidance_scale', None, '1 is no guidance; what suits the model if not '
+    'given.')
 _SAMPLER = flags.DEFINE_enum('sampler', 'ddim', list(ETA), 'How to sample.')
 _STEPS = flags.DEFINE_integer('steps', 40, 'Steps of the sampler.', 1)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the noise.')
-_WEIGHTS = flags.DEFINE_string(
-    'weights', str(text_to_image.ASSET), 'Weights, .safetensors.')
+_BATCH = flags.DEFINE_integer(
+    'batch', None, 'Pictures at a time; what suits the model if not given.', 1)
+_TEACHER = flags.DEFINE_enum(
+    'teacher', 'shapes', list(text_to_3d.TEACHERS), 'Text-to-image model.')
+_PATH = flags.DEFINE_string(
+    'path', '', 'Of the shapes model: .safetensors, if not the shipped one. '
+    'Of the others: the folder of a checkpoint or its id on the hub.')
+flags.DEFINE_alias('weights', 'path')
+_REVISION = flags.DEFINE_string('revision', '', "The hub's commit.")
+_VARIANT = flags.DEFINE_string('variant', '', "Of a folder's weights: fp16.")
+_DTYPE = flags.DEFINE_string('dtype', '', 'float32 or bfloat16.')
 
 _NETWORK = flags.DEFINE_string(
     'network', None, 'A 3-D GAN: .safetensors, .pkl or a shipped name.')
@@ -72,11 +91,16 @@ def _pictures(out):
   prompts = [p.strip() for p in _PROMPTS.value.split(';') if p.strip()]
   if not prompts:
     raise ValueError("No prompt is given; say --prompts='a red chair'.")
-  model, params, _ = text_to_image.load(_WEIGHTS.value)
+  teacher = text_to_3d.make_teacher({
+      'name': _TEACHER.value, 'path': _PATH.value, 'variant': _VARIANT.value,
+      'revision': _REVISION.value, 'dtype': _DTYPE.value})
   labels = [p for p in prompts for _ in range(_NUM.value)]
-  images = text_to_image.sample(
-      jax.random.key(_SEED.value), model, params, labels, scale=_SCALE.value,
-      steps=_STEPS.value, eta=ETA[_SAMPLER.value])
+  scale, batch = USUAL[_TEACHER.value]
+  images = text_to_image.sample_teacher(
+      jax.random.key(_SEED.value), teacher, labels, negative=_NEGATIVE.value,
+      scale=scale if _SCALE.value is None else _SCALE.value,
+      steps=_STEPS.value, eta=ETA[_SAMPLER.value],
+      batch=_BATCH.value or batch)
   columns = _NUM.value if _NUM.value > 1 else min(8, len(labels))
   pictures.save(out / 'grid.png', pictures.tile(images, columns, labels))
   for i, image in enumerate(images):

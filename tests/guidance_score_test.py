@@ -210,6 +210,58 @@ def test_several_steps_need_a_noise_prediction(coefficients, more):
     score.make(TEACHER, coefficients, steps=4, **more)
 
 
+def _spoken(key, count=3):
+  """Three random predictions [B, *SHAPE], far from parallel."""
+  keys = jax.random.split(key, 3)
+  return {name: jax.random.normal(k, (count, *SHAPE))
+          for name, k in zip(MEANS, keys)}
+
+
+def _gradient_of(coefficients, said):
+  """g of a teacher that says `said`, without noise and weight."""
+  teacher = SimpleNamespace(**{
+      **vars(TEACHER), 'denoise': lambda w, x_t, t, text: text})
+  guidance = score.make(teacher, coefficients._replace(noise=0.0),
+                        weighting='uniform')
+  images = _images(3)
+  return jax.grad(lambda images: guidance.loss(
+      {}, {}, jax.random.key(0), images, said, 0)[0])(images) * 3 / 2
+
+
+def test_across_is_what_least_squares_leave():
+  said = _spoken(jax.random.key(7))
+  got = score.across(said['negative'], said['null'], said['cond'])
+  for i in range(3):
+    towards, away = (np.asarray(said[name][i] - said['null'][i]).reshape(-1, 1)
+                     for name in ('cond', 'negative'))
+    share = np.linalg.lstsq(towards, away, rcond=None)[0]
+    np.testing.assert_allclose(
+        got[i].reshape(-1, 1), away - towards @ share, atol=1e-5)
+
+
+def test_a_negative_stands_in_for_the_empty_prompt():
+  said = _spoken(jax.random.key(8))
+  got = _gradient_of(score.with_negative(score.sds(4.0)), said)
+  np.testing.assert_allclose(
+      got, said['negative'] + 4 * (said['cond'] - said['negative']),
+      rtol=1e-4, atol=1e-4)
+
+
+def test_perp_neg_follows_the_prompt_as_if_there_were_no_negative():
+  said = _spoken(jax.random.key(9))
+  towards = said['cond'] - said['null']
+  got = _gradient_of(score.with_negative(score.sds(4.0), 0.5), said)
+  plain = _gradient_of(score.sds(4.0), said)
+  perp = score.across(said['negative'], said['null'], said['cond'])
+  np.testing.assert_allclose(got, plain - 0.5 * 4 * perp, atol=1e-4)
+  dot = lambda a, b: jnp.sum(a * b, axis=(1, 2, 3))
+  np.testing.assert_allclose(
+      dot(got, towards), dot(plain, towards), rtol=1e-3)
+  assert float(jnp.abs(got - plain).max()) > 1
+  # It also stays a noise prediction, so that several steps may be made of it.
+  assert score._predicts(score.with_negative(score.sds(4.0), 0.5))
+
+
 def test_metric_is_the_gradients_norm():
   images = _images()
   guidance = score.make(TEACHER, score.csd(), time_min=0.4, time_max=0.4)

@@ -94,7 +94,7 @@ def _train(config, devices, steps):
   mesh = jax.make_mesh(
       (devices,), ('chips',), devices=jax.devices()[:devices],
       axis_types=(jax.sharding.AxisType.Auto,))
-  state = loop._place(task.init(jax.random.key(0)), mesh)
+  state = loop.place(task.init(jax.random.key(0)), mesh)
   step = sharding.pmap(task.step, mesh)
   key = sharding.replicate(jax.random.key(1), mesh)
   for batch, _ in zip(task.batches(0, 0), range(steps)):

@@ -15,7 +15,7 @@ from configs import dreamfusion as configs
 from gen3d.diffusion import noise
 from gen3d.engine import sharding
 from gen3d.ops import cameras
-from gen3d.tasks import text_to_3d
+from gen3d.tasks import showing, text_to_3d
 
 SCHEDULE = noise.cosine_schedule()
 
@@ -38,7 +38,7 @@ def _embed(prompts):
 
 TEACHER = SimpleNamespace(
     schedule=SCHEDULE, encode=lambda weights, images, key: 2 * images - 1,
-    denoise=_denoise, embed=_embed, weights=jnp.ones(()))
+    denoise=_denoise, embed=_embed, load=lambda: jnp.ones(()))
 
 
 def _config(views=2):
@@ -116,12 +116,47 @@ def test_viewer_puts_the_modes_side_by_side():
   config = _config()
   scene = text_to_3d.make_scene(config)
   params = scene.init(jax.random.key(0))
-  film = text_to_3d.viewer(scene, 8, dict(config.orbit))(
-      params, (0.0, 90.0, 180.0))
+  film = showing.viewer(scene, 8)(
+      params, showing.turntable(3, dict(config.orbit)))
   assert film.shape == (3, 8, 24, 3) and film.dtype == np.uint8
 
 
+def test_texts_are_heard_before_the_teacher_is_read():
+  calls = []
+  noting = lambda name: lambda *args: calls.append(name) or getattr(
+      TEACHER, name)(*args)
+  teacher = SimpleNamespace(**{
+      **vars(TEACHER), 'embed': noting('embed'), 'load': noting('load')})
+  text_to_3d.make(_config(), teacher).init(jax.random.key(0))
+  assert calls == ['embed', 'load']
+
+
+def test_a_negative_prompt_is_led_away_from():
+  # Without its negative, only what the toy hears as a colour could differ.
+  moved = {}
+  for negative in ('', 'a green thing'):
+    config = _config()
+    config.negative_prompt = negative
+    config.guidance.scale = 5.0
+    _, state, _ = _run(config, 1, steps=2)
+    moved[negative] = state.params['scene']['field']['params']['planes']
+  assert np.abs(moved[''] - moved['a green thing']).max() > 1e-3
+
+
 @pytest.mark.parametrize('change, words', [
+    ({'guidance.perp_neg': 1.0}, 'set negative_prompt'),
+    ({'teacher.revision': 'v1'}, "teacher 'shapes' 'revision'.*'path'"),
+    ({'teacher.path': 'none.safetensors'}, 'none.safetensors'),
+    ({'teacher.name': 'deepfloyd'}, "'deepfloyd' needs a path"),
+    ({'teacher.name': 'stable_diffusion', 'teacher.path': '/no/where'},
+     'no folder /no/where'),
+    ({'teacher.name': 'deepfloyd', 'teacher.remat': True},
+     "teacher 'deepfloyd' 'remat'"),
+    ({'teacher.name': 'deepfloyd', 'teacher.path': 'owner/model',
+      'teacher.flash': True}, 'NVIDIA GPU'),
+    ({'teacher.name': 'deepfloyd', 'teacher.path': 'owner/model',
+      'teacher.prediction': 'v'}, "'v'.*'v_prediction'"),
+    ({'teacher.name': 'deepfloyd', 'teacher.path': '.'}, 'no folder unet'),
     ({'prompt': ' '}, 'prompt is empty'),
     ({'guidance.name': 'isd'}, "'isd'.*'sds'"),
     ({'teacher.name': 'imagen'}, "'imagen'.*'shapes'"),

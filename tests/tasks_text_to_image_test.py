@@ -197,13 +197,15 @@ def test_the_shipped_teacher_speaks_eps_and_hears_words():
   text = teacher.embed(['a red car', ''])
   assert text['states'].shape[:2] == (2, captions.LENGTH)
   image = jnp.full((2, 32, 32, 3), 0.5)
-  x = teacher.encode(teacher.weights, image, jax.random.key(0))
+  weights = teacher.load()
+  x = teacher.encode(weights, image, jax.random.key(0))
   assert x.shape == (2, *teacher.latent)
   np.testing.assert_allclose(x, 0, atol=1e-6)
+  np.testing.assert_allclose(teacher.decode(weights, x), 0.5, atol=1e-6)
   eps = jax.random.normal(jax.random.key(1), x.shape)
   t = jnp.full(2, 0.9)
   x_t = noise.diffuse(teacher.schedule, x, eps, t)
-  told = jax.jit(teacher.denoise)(teacher.weights, x_t, t, text)
+  told = jax.jit(teacher.denoise)(weights, x_t, t, text)
   # A trained model finds the noise in a grey picture.
   assert jnp.mean((told - eps) ** 2) < 0.1
   assert jnp.abs(told[0] - told[1]).max() > 1e-3

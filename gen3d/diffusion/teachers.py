@@ -2,13 +2,14 @@
 
 A teacher is one record: what it takes (`encode`), what it says (`denoise`)
 and how it hears (`embed`). Its weights are an argument of `denoise`, so that
-they travel as data and are never compiled into a program.
+they travel as data and are never compiled into a program. Here is the record
+and the models that gen3d trains; gen3d/diffusion/open_models.py has those that
+others have published.
 """
 
-import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,18 +29,23 @@ class Teacher(NamedTuple):
     schedule: noise.Schedule.
     encode: (weights, images [B, H, W, 3] in [0, 1], key) -> x [B, *latent]
       in about [-1, 1]; differentiable.
+    decode: (weights, x [B, *latent]) -> images [B, H, W, 3], about in [0, 1].
     denoise: (weights, x_t [B, *latent], t [B], text) -> eps.
-    embed: list of N prompts -> text, a pytree with leading axis N. On the
-      host, once per run.
+    embed: list of N prompts -> text, a pytree with leading axis N. Once per
+      run and before `load`, so that a large text encoder has the memory to
+      itself.
     latent: shape of what is denoised.
-    weights: pytree of what `encode` and `denoise` need.
+    bound: on the absolute values of a clean x; None where there is none.
+    load: () -> weights, a pytree of what the other functions need.
   """
   schedule: noise.Schedule
   encode: Callable
+  decode: Callable
   denoise: Callable
   embed: Callable
   latent: tuple
-  weights: Any
+  bound: float | None
+  load: Callable
 
 
 # (schedule, x_t, what the network says, t) -> v.
@@ -121,8 +127,16 @@ def pixel_teacher(model, params, tokenize):
       images = jax.image.resize(images, shape, 'bilinear', antialias=True)
     return 2 * images - 1
 
-  embed = jax.jit(functools.partial(model.embed, {'t5': params['t5']}))
+  def embed(prompts):
+    return jax.jit(model.embed)({'t5': params['t5']},
+                                *tokenize(list(prompts)))
+
   return Teacher(
-      model.schedule, encode, model.denoise,
-      lambda prompts: embed(*tokenize(list(prompts))),
-      (model.size, model.size, 3), {'unet': params['unet']})
+      model.schedule, encode, unit_images, model.denoise, embed,
+      (model.size, model.size, 3), 1.0, lambda: {'unet': params['unet']})
+
+
+def unit_images(weights, x):
+  """Teacher.decode of a model on pixels."""
+  del weights
+  return x / 2 + 0.5

@@ -65,7 +65,7 @@ def run(task, config, workdir):
   try:
     state = task.init(keys[0])
     state = (checkpoints.restore(state, mesh) if start
-             else _place(state, mesh))
+             else place(state, mesh))
     if start < config.steps:
       state = _train(task, config, workdir, checkpoints, mesh, state, batches,
                      keys)
@@ -138,7 +138,7 @@ def _feed(task, config, start):
   return mesh, sharding.prefetch(itertools.chain([first], batches), mesh)
 
 
-def _place(state, mesh):
+def place(state, mesh):
   """Replicates a new state; frozen weights are not donated, nor copied."""
   frozen = sharding.replicate(state.frozen, mesh, share=True)
   state = sharding.replicate(state.replace(frozen=None), mesh)

@@ -4,7 +4,9 @@ Vocabulary. x is an image as the teacher sees it, x_t = alpha x + sigma eps
 its noised version at time t in [0, 1]. eps_c, eps_u and eps_n are the noise
 that the teacher predicts with the prompt, with the empty one and with a
 negative one. The gradient g on x is a linear combination of these and of eps
-itself; the teacher's own Jacobian is left out (DreamFusion, eq. 3).
+itself; the teacher's own Jacobian is left out (DreamFusion, eq. 3). *Across*
+is the part of eps_n - eps_u that is orthogonal to eps_c - eps_u: what the
+negative prompt says that does not speak for or against the prompt.
 """
 
 from collections.abc import Callable
@@ -33,22 +35,23 @@ class Guidance(NamedTuple):
     loss: (params, frozen, key, images, text, step) -> (loss, metrics).
       `frozen` is the teacher's weights, `images` [B, H, W, 3] in [0, 1],
       `text` {'cond', 'null', 'negative'}: embeddings with leading axis B
-      (the last only where its coefficient is not zero). The gradient of the
-      loss is what counts; its value says nothing.
+      (those only whose coefficient is not zero; all of them for `across`).
+      The gradient of the loss is what counts; its value says nothing.
   """
   init: Callable
   loss: Callable
 
 
 class Coefficients(NamedTuple):
-  """g = cond eps_c + null eps_u + negative eps_n + noise eps.
+  """g = cond eps_c + null eps_u + negative eps_n + noise eps + across perp.
 
-  Each a number or a schedule (ops.schedules.piecewise).
+  Each a number or a schedule (ops.schedules.piecewise); perp is `across`.
   """
   cond: Any
   null: Any
   negative: Any
   noise: Any
+  across: Any = 0.0
 
 
 def sds(scale):
@@ -62,6 +65,35 @@ def sds(scale):
 def csd(scale=1.0):
   """Classifier score distillation (2310.19415): eps_c - eps_u alone."""
   return Coefficients(scale, -scale, 0.0, 0.0)
+
+
+def with_negative(coefficients, perp=0.0):
+  """The same Coefficients away from a negative prompt.
+
+  Args:
+    coefficients: Coefficients of a prompt and the empty one.
+    perp: 0 puts the negative prompt in the place of the empty one, as samplers
+      do. Else Perp-Neg (2304.04968): the empty prompt stays, and only what is
+      across to the prompt is pushed away from, `perp` times as much as the
+      prompt is followed; so that a negative that shares most of its meaning
+      with the prompt does not take it back.
+  """
+  if perp:
+    return coefficients._replace(across=-perp * coefficients.cond)
+  return coefficients._replace(null=0.0, negative=coefficients.null)
+
+
+def across(eps_n, eps_u, eps_c):
+  """What of eps_n - eps_u is orthogonal to eps_c - eps_u, [B, ...].
+
+  Perp-Neg (2304.04968); each of the B by itself.
+  """
+  axes = tuple(range(1, eps_c.ndim))
+  dot = lambda a, b: jnp.sum(a * b, axis=axes, keepdims=True)
+  towards, away = eps_c - eps_u, eps_n - eps_u
+  # Where the prompt says nothing, all is across.
+  share = dot(away, towards) / jnp.maximum(dot(towards, towards), 1e-6)
+  return away - share * towards
 
 
 def make(teacher, coefficients, *, weighting='sigma_squared',
@@ -125,9 +157,12 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
   texts = jax.tree.map(many, text)
 
   def predict(x_t, t):
-    predicted = _predict(teacher, frozen, x_t, t, texts, coefficients)
+    said = _predict(teacher, frozen, x_t, t, texts, coefficients)
+    cond = said.get('cond')
+    if not _is_zero(coefficients.across):
+      said['across'] = across(said['negative'], said['null'], cond)
     return sum(schedules.piecewise(step, getattr(coefficients, name)) * value
-               for name, value in predicted.items()), predicted.get('cond')
+               for name, value in said.items()), cond
 
   if steps == 1:
     eps_hat, eps_cond = predict(x_t, t)
@@ -149,7 +184,8 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
 def _predict(teacher, frozen, x_t, t, text, coefficients):
   """{name: eps} of the texts that count, by one call of the denoiser."""
   names = [name for name in ('cond', 'null', 'negative')
-           if not _is_zero(getattr(coefficients, name))]
+           if not (_is_zero(getattr(coefficients, name))
+                   and _is_zero(coefficients.across))]
   many = len(names)
   joined = jax.tree.map(
       lambda *rows: jnp.concatenate(rows), *(text[name] for name in names))

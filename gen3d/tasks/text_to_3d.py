@@ -6,31 +6,27 @@ of four chips). A view's randomness is its number's and the step's, so that
 the result does not depend on the spreading.
 """
 
+import inspect
 import itertools
-import pathlib
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import PartitionSpec as P
 
-from gen3d.choices import pick
+from gen3d.choices import check, pick
 from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
 from gen3d.guidance import prompts, score
-from gen3d.io import meshes, pictures, video
-from gen3d.ops import cameras, mesh
+from gen3d.io import pictures
+from gen3d.ops import cameras
 from gen3d.scenes import dreamfusion
-from gen3d.tasks import Task, text_to_image
+from gen3d.tasks import Task, open_teachers, showing, text_to_image
 
 SCENES = {'dreamfusion': dreamfusion.make}
 COEFFICIENTS = {'sds': score.sds, 'csd': score.csd}
-SHOWN = ('color', 'normal', 'textureless')
 
-
-TEACHERS = {'shapes': text_to_image.teacher}
+TEACHERS = {'shapes': text_to_image.teacher, **open_teachers.TEACHERS}
 
 
 def make(config, teacher=None):
@@ -44,32 +40,44 @@ def make(config, teacher=None):
   Raises:
     ValueError: at an empty prompt or an unknown name.
   """
-  table = prompts.with_views(config.prompt)
-  scene = make_scene(config)
-  coefficients = pick('guidance', COEFFICIENTS, config.guidance.name)(
-      config.guidance.scale)
-  if teacher is None:
-    teacher = pick('teacher', TEACHERS, config.teacher.name)()
+  table = [*prompts.with_views(config.prompt), '', config.negative_prompt]
+  scene, optimizer = make_scene(config), _optimizer(config)
+  coefficients = _coefficients(config)
+  teacher = teacher or make_teacher(config.teacher)
   guidance = score.make(teacher, coefficients, **config.guidance.options)
-  optimizer = optax.chain(
-      optim.make_optimizer({**config.optimizer, 'steps': config.steps}),
-      _scale('background', config.background_rate))
   return Task(
       init=partial(_init, scene=scene, guidance=guidance, teacher=teacher,
-                   table=[*table, ''], optimizer=optimizer),
+                   table=table, optimizer=optimizer),
       step=partial(_step, scene=scene, guidance=guidance, optimizer=optimizer,
                    views=config.views, words=dict(config.words)),
       batches=partial(_batches, views=config.views),
-      evaluate=partial(_evaluate, view=viewer(
-          scene, 96, dict(config.orbit), ('color', 'normal'))),
-      finish=lambda state, workdir: export(
-          scene, state.params['scene'], workdir, orbit=dict(config.orbit),
-          **config.export))
+      evaluate=partial(
+          _evaluate, path=showing.turntable(4, dict(config.orbit)),
+          view=showing.viewer(scene, 96, ('color', 'normal'))),
+      finish=lambda state, workdir: _finish(
+          shown(scene, state.params['scene'], config), workdir))
 
 
 def make_scene(config):
   """The Scene of a config: all that showing and exporting need."""
   return pick('scene', SCENES, config.scene.name)(config.scene)
+
+
+def make_teacher(config):
+  """The Teacher of a mapping with `name` and what that teacher takes.
+
+  What is empty or False is left to the teacher.
+
+  Raises:
+    ValueError: at an unknown name, a setting that the teacher does not have,
+      or a checkpoint that does not fit.
+  """
+  make = pick('teacher', TEACHERS, config['name'])
+  given = {k: v for k, v in config.items() if v and k != 'name'}
+  for key in given:
+    check(f'setting of the teacher {config["name"]!r}',
+          inspect.signature(make).parameters, key)
+  return make(**given)
 
 
 def load_run(workdir, step=None):
@@ -88,85 +96,56 @@ def load_run(workdir, step=None):
     raise ValueError(
         f'The run in {workdir} is of the task {config.get("task")!r}; only '
         "runs of 'text_to_3d' have an object to export.")
-  task = make(config)
-  state = checkpoints.load(workdir, task.init(jax.random.key(0)), step)
-  return make_scene(config), state.params['scene'], config
+  # The object is there without its teacher, which may be on no disk here.
+  scene = make_scene(config)
+  like = _start(jax.random.key(0), scene, lambda key: {}, _optimizer(config))
+  state = checkpoints.load(workdir, like, step)
+  return scene, state.params['scene'], config
 
 
-def export(scene, params, workdir, *, orbit, resolution=128, size=256,
-           frames=48, fps=24):
-  """Writes what a person wants to have of a scene.
-
-  Args:
-    scene: scenes.Scene.
-    params: its parameters (`state.params['scene']`).
-    workdir: where turntable.mp4, preview.png, mesh.glb and mesh.ply go.
-    orbit: {'elevation', 'distance', 'focal'} of the cameras.
-    resolution: of the mesh's grid.
-    size: of the frames, in pixels.
-    frames, fps: of the turntable.
-
-  Returns:
-    The paths written.
-
-  Raises:
-    ValueError: if there is no surface to export.
-  """
-  workdir = pathlib.Path(workdir)
-  turns = np.linspace(0.0, 360.0, frames, endpoint=False)
-  film = viewer(scene, size, orbit)(params, turns)
-  video.save(workdir / 'turntable.mp4', film, fps)
-  eight = np.arange(8) * frames // 8
-  pictures.save(workdir / 'preview.png', pictures.tile(
-      film[eight][:, :, :size], 4, [f'{turns[i]:.0f} degrees' for i in eight]))
-  query = jax.jit(partial(scene.query, params))
-  surface = mesh.extract(query, scene.bound, resolution)
-  meshes.save(workdir / 'mesh.glb', surface)
-  meshes.save(workdir / 'mesh.ply', surface)
-  return [workdir / name for name in (
-      'turntable.mp4', 'preview.png', 'mesh.glb', 'mesh.ply')]
+def load_shown(workdir, step=None):
+  """The showing.Shown of a run; errors as in `load_run`."""
+  return shown(*load_run(workdir, step))
 
 
-def viewer(scene, size, orbit, modes=SHOWN):
-  """A compiled (params, azimuths [N]) -> uint8 [N, size, M size, 3].
+def shown(scene, params, config):
+  """The showing.Shown of a run's scene."""
+  defaults = {k: v for k, v in config.export.items() if k != 'frames'}
+  return showing.Shown(
+      scene, params, showing.turntable(
+          config.export.frames, dict(config.orbit)),
+      showing.SHOWN, np.eye(4), defaults)
 
-  The M `modes` (scenes.Scene.show) side by side, on white, from cameras at
-  `azimuths` on the orbit {'elevation', 'distance', 'focal'}. The views are
-  divided over this process's devices.
-  """
-  devices = jax.local_devices()
-  chips = jax.make_mesh(
-      (len(devices),), ('chips',), devices=devices,
-      axis_types=(jax.sharding.AxisType.Auto,))
 
-  def look(params, azimuth):
-    camera = cameras.orbit(azimuth, **orbit)
-    images = scene.show(params, camera, size, modes, jnp.ones(3))
-    image = jnp.concatenate([images[mode] for mode in modes], axis=1)
-    return jnp.round(255 * image).astype(jnp.uint8)
+def _coefficients(config):
+  """The score.Coefficients of a config."""
+  guidance = config.guidance
+  made = pick('guidance', COEFFICIENTS, guidance.name)(guidance.scale)
+  if config.negative_prompt:
+    return score.with_negative(made, guidance.perp_neg)
+  if guidance.perp_neg:
+    raise ValueError('guidance.perp_neg needs something to lead away from: '
+                     'set negative_prompt.')
+  return made
 
-  @jax.jit
-  @partial(jax.shard_map, mesh=chips, in_specs=(P(), P('chips')),
-           out_specs=P('chips'), check_vma=False)
-  def look_around(params, azimuths):
-    return jax.lax.map(partial(look, params), azimuths)
 
-  def view(params, azimuths):
-    azimuths = np.asarray(azimuths, np.float32)
-    fill = -len(azimuths) % len(devices)
-    images = look_around(jax.device_get(params), np.pad(azimuths, (0, fill)))
-    return np.asarray(images)[:len(azimuths)]
-
-  return view
+def _optimizer(config):
+  return optim.make_optimizer({**config.optimizer, 'steps': config.steps})
 
 
 def _init(key, *, scene, guidance, teacher, table, optimizer):
   """The TrainState at step 0; the teacher and the texts are its `frozen`."""
+  state = _start(key, scene, guidance.init, optimizer)
+  # The text encoder is gone before the rest of the teacher is read.
+  text = teacher.embed(table)
+  return state.replace(frozen={'text': text, 'teacher': teacher.load()})
+
+
+def _start(key, scene, init_guidance, optimizer):
+  """The part of the TrainState at step 0 that is trained."""
   key_scene, key_guidance = jax.random.split(key)
-  params = {'scene': jax.jit(scene.init)(key_scene),
-            'guidance': guidance.init(key_guidance)}
-  frozen = {'teacher': teacher.weights, 'text': teacher.embed(table)}
-  return states.create(params, optimizer, frozen=frozen)
+  return states.create({'scene': jax.jit(scene.init)(key_scene),
+                        'guidance': init_guidance(key_guidance)}, optimizer)
 
 
 def _step(state, batch, key, *, scene, guidance, optimizer, views, words):
@@ -198,7 +177,9 @@ def _view_loss(params, frozen, key, index, step, *, scene, guidance, views,
   azimuth, elevation, _ = cameras.angles(view.camera.c2w[:3, 3])
   row = prompts.nearest(azimuth, elevation, **words)
   said = lambda row: prompts.pick(frozen['text'], row[None])
-  text = {'cond': said(row), 'null': said(jnp.array(len(prompts.VIEWS)))}
+  null, negative = len(prompts.VIEWS), len(prompts.VIEWS) + 1
+  text = {'cond': said(row), 'null': said(jnp.array(null)),
+          'negative': said(jnp.array(negative))}
   loss, metrics = guidance.loss(
       params['guidance'], frozen['teacher'], key_guidance, render.image[None],
       text, step)
@@ -214,19 +195,12 @@ def _batches(seed, first_step, *, views):
   return itertools.repeat({'view': np.arange(views, dtype=np.int32)})
 
 
-def _evaluate(state, key, *, view):
+def _finish(shown, workdir):
+  return showing.export(shown, workdir, **shown.defaults)
+
+
+def _evaluate(state, key, *, view, path):
   """A sheet of four sides, each in colour and as normals."""
   del key
-  film = view(state.params['scene'], (0.0, 90.0, 180.0, 270.0))
+  film = view(state.params['scene'], path)
   return {}, {'preview': pictures.tile(film, 2)}
-
-
-def _scale(name, factor):
-  """Scales the updates of the scene's part `name`."""
-
-  def update(updates, state, params=None):
-    del params
-    part = jax.tree.map(lambda x: factor * x, updates['scene'][name])
-    return {**updates, 'scene': {**updates['scene'], name: part}}, state
-
-  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

@@ -221,28 +221,35 @@ def _held_out_loss(params, views, tokens, mask, *, model):
   return jnp.mean(jax.lax.map(one, inputs, batch_size=16))
 
 
-def sample(key, model, params, prompts, *, scale=3.0, steps=40, eta=0.0,
-           batch=16):
+def sample(key, model, params, prompts, **options):
+  """`sample_teacher` of a teachers.PixelModel and its parameters."""
+  return sample_teacher(
+      key, teachers.pixel_teacher(model, params, _tokenize), prompts,
+      **options)
+
+
+def sample_teacher(key, teacher, prompts, *, negative='', scale=3.0, steps=40,
+                   eta=0.0, batch=16):
   """Images uint8 [N, H, W, 3] of N prompts.
 
   Args:
     key: PRNG key.
-    model: teachers.PixelModel.
-    params: its parameters.
+    teacher: teachers.Teacher.
     prompts: list of N strings.
+    negative: what is led away from; '' for no prompt at all.
     scale: guidance scale, 1 for none.
     steps: of the sampler.
     eta: 0 for DDIM, 1 for ancestral DDPM.
     batch: how many at a time.
   """
-  tokens, mask = _tokenize([*prompts, ''])
-  text = jax.jit(model.embed)(params, tokens, mask)
+  text = teacher.embed([*prompts, negative])
   null = jax.tree.map(lambda a: a[-1:], text)
-  # Each batch on the next device: virtual ones keep all of a CPU's cores busy.
-  devices = jax.local_devices()
-  copies = [jax.device_put((params, text, null), d) for d in devices]
-  waiting, images = [], []
   starts = range(0, len(prompts), batch)
+  # Each batch on the next device: virtual ones keep all of a CPU's cores busy.
+  devices = jax.local_devices()[:len(starts)]
+  weights = teacher.load()
+  copies = [jax.device_put((weights, text, null), d) for d in devices]
+  waiting, images = [], []
   for i, start in enumerate(tqdm.tqdm(starts, 'sampling', disable=None)):
     # The last batch is filled up: another shape would be another program.
     rows = np.arange(start, start + batch) % len(prompts)
@@ -250,17 +257,21 @@ def sample(key, model, params, prompts, *, scale=3.0, steps=40, eta=0.0,
     waiting.append(_sample(
         jax.random.fold_in(key, start), here,
         jax.tree.map(operator.itemgetter(rows), texts), nothing, scale, eta,
-        model=model, steps=steps))
+        schedule=teacher.schedule, denoise=teacher.denoise,
+        decode=teacher.decode, shape=(batch, *teacher.latent),
+        bound=teacher.bound, steps=steps))
     if len(waiting) == len(devices) or start == starts[-1]:
       images += [np.asarray(image) for image in waiting]
       waiting = []
   return np.concatenate(images)[:len(prompts)]
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'steps'))
-def _sample(key, params, text, null, scale, eta, *, model, steps):
+@functools.partial(jax.jit, static_argnames=(
+    'schedule', 'denoise', 'decode', 'shape', 'bound', 'steps'))
+def _sample(key, weights, text, null, scale, eta, *, schedule, denoise, decode,
+            shape, bound, steps):
   null = jax.tree.map(lambda n, a: jnp.broadcast_to(n, a.shape), null, text)
-  predict = samplers.guided(model.denoise, params, text, null, scale)
-  shape = (len(text['mask']), model.size, model.size, 3)
-  x = samplers.sample(key, predict, model.schedule, shape, steps, eta)
-  return jnp.round(255 * jnp.clip(x / 2 + 0.5, 0, 1)).astype(jnp.uint8)
+  predict = samplers.guided(denoise, weights, text, null, scale)
+  x = samplers.sample(key, predict, schedule, shape, steps, eta, bound)
+  images = decode(weights, x)
+  return jnp.round(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
