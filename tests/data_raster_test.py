@@ -7,7 +7,7 @@ import trimesh
 
 from gen3d.data import raster
 from gen3d.ops import cameras
-from gen3d.ops.surfaces import Surface, fit, turned
+from gen3d.ops.surfaces import Surface, fit
 
 
 def camera(azimuth=25.0, elevation=20.0, distance=3.0, focal=1.2):
@@ -192,10 +192,6 @@ def test_fitting_and_turning_surfaces():
   used = fitted.vertices[np.unique(fitted.faces)]
   assert np.linalg.norm(used, axis=-1).max() == pytest.approx(0.5)
   np.testing.assert_allclose(used.min(0), -used.max(0), atol=1e-12)
-  rotation = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
-  upright, = turned((ball,), rotation)
-  np.testing.assert_allclose(upright.vertices[:, 1], ball.vertices[:, 2])
-  np.testing.assert_allclose(upright.normals[:, 2], -ball.normals[:, 1])
   with pytest.raises(ValueError, match='no triangles'):
     fit(())
   with pytest.raises(ValueError, match='at one place'):

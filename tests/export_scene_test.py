@@ -179,3 +179,15 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path):
     assert result.returncode == 2 and 'Traceback' not in result.stderr
     assert said in result.stderr.strip().splitlines()[-1]
   assert not (tmp_path / 'out').exists()
+
+
+def test_a_mesh_with_z_up_is_turned(tmp_path):
+  path = tmp_path / 'part.ply'
+  trimesh.creation.icosphere(1).apply_scale((1, 2, 3)).export(path)
+  same, = surfaces.load(path)
+  upright, = surfaces.load(path, up='z')
+  x, y, z = same.vertices.T
+  np.testing.assert_allclose(upright.vertices, np.stack([x, z, -y], -1))
+  x, y, z = same.normals.T
+  np.testing.assert_allclose(
+      upright.normals, np.stack([x, z, -y], -1), atol=1e-6)
