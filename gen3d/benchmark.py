@@ -28,6 +28,8 @@ from gen3d.tasks import TASKS, speed
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, FILE.py or FILE.py:VARIANT.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Calls that are timed.', 1)
+_PLAN = flags.DEFINE_bool(
+    'plan', False, 'Tell only what memory the compiler plans; run nothing.')
 _OUT = flags.DEFINE_string('out', None, 'A .json file for the numbers.')
 
 _TOLD = {}  # What was printed, by name.
@@ -46,6 +48,10 @@ def main():
   leaves = jax.tree.leaves(state.params)
   number('parameters', sum(x.size for x in leaves))
   number('bytes of parameters', sum(x.nbytes for x in leaves))
+  if _PLAN.value:
+    number('planned peak of a chip in GB', planned_gigabytes(
+        step, state, sharding.to_devices(batch_of(0), mesh)), '.2f')
+    return
   run = Step(step, state, batch_of, mesh)
   if config.task == 'gan':
     _gan(config, run)
@@ -72,10 +78,8 @@ class Step:
     print(f'first step, with compilation: {time.perf_counter() - begin:.1f} s')
 
   def planned_gigabytes(self):
-    """What the compiler plans for the step on one chip."""
-    plan = jax.jit(self._step).lower(
-        self._state, self._batch(0), self._key).compile().memory_analysis()
-    return (plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e9
+    """See `planned_gigabytes`."""
+    return planned_gigabytes(self._step, self._state, self._batch(0))
 
   def seconds(self, at):
     """Median seconds of a step whose number is `at`."""
@@ -131,6 +135,13 @@ def _median(function):
     jax.block_until_ready(function())
     times.append(time.perf_counter() - begin)
   return float(np.median(times[1:]))
+
+
+def planned_gigabytes(step, state, batch):
+  """What the compiler plans for a step on one chip, arguments included."""
+  plan = jax.jit(step).lower(
+      state, batch, jax.random.key(1)).compile().memory_analysis()
+  return (plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e9
 
 
 def number(what, value, form=','):
