@@ -4,11 +4,13 @@ python -m gen3d.export_scene --mesh=duck.obj --out=/tmp/duck --views=100 \
   --test_views=25 --size=200
 python -m gen3d.export_scene --caption='a red car with blue wheels' \
   --out=/tmp/car
+python -m gen3d.export_scene --capture=/data/garden --out=/tmp/garden
 
 The mesh may be of any format that trimesh opens, with a texture, vertex
 colours or none. It is scaled into a ball of radius 1; the cameras are at a
 distance of 4. Beside the scene map.png shows the cameras and the box that
-reconstruction will take, test.png the test pictures.
+reconstruction will take, test.png the test pictures. With --capture there is
+only the map, of a capture that is there already.
 """
 
 import pathlib
@@ -22,6 +24,7 @@ from gen3d.io import surfaces as surface_files
 
 _MESH = flags.DEFINE_string('mesh', None, 'Mesh file.')
 _CAPTION = flags.DEFINE_string('caption', None, 'Of the shapes world.')
+_CAPTURE = flags.DEFINE_string('capture', None, 'Capture to draw a map of.')
 _OUT = flags.DEFINE_string('out', None, 'Folder to write into.')
 _UP = flags.DEFINE_enum('up', 'y', ['y', 'z'], 'What is up in the mesh file.')
 _VIEWS = flags.DEFINE_integer('views', 100, 'Training pictures.', 2)
@@ -38,11 +41,18 @@ _SAMPLES = flags.DEFINE_integer('samples', 3, 'Points a side of a pixel.', 1, 8)
 
 def main():
   cli.require('out')
-  if bool(_MESH.value) == bool(_CAPTION.value):
-    raise ValueError('Give either --mesh or --caption; see --help.')
+  sources = (_MESH.value, _CAPTION.value, _CAPTURE.value)
+  if sum(map(bool, sources)) != 1:
+    raise ValueError('Give one of --mesh, --caption and --capture; see '
+                     '--help.')
   out = pathlib.Path(_OUT.value)
   if out.is_dir() and any(out.iterdir()):
     raise ValueError(f'{out} is not empty; give a new folder.')
+  if _CAPTURE.value:
+    found = posed.open_posed(_CAPTURE.value)
+    pictures.save(out / 'map.png', posed.map_of_posed(found))
+    print(out / 'map.png')
+    return
   if _CAPTION.value:
     surfaces = studio.of_caption(_CAPTION.value)
   else:

@@ -171,7 +171,7 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path):
   (tmp_path / 'full').mkdir()
   (tmp_path / 'full' / 'a').touch()
   for flags, said in (
-      ((f'--out={tmp_path}/out',), 'either --mesh or --caption'),
+      ((f'--out={tmp_path}/out',), 'one of --mesh, --caption and --capture'),
       ((f'--out={tmp_path}/full', '--caption=a red car'), 'full is not empty'),
       ((f'--out={tmp_path}/out', f'--mesh={tmp_path}/a.obj'),
        'a.obj is missing')):
@@ -191,3 +191,19 @@ def test_a_mesh_with_z_up_is_turned(tmp_path):
   x, y, z = same.normals.T
   np.testing.assert_allclose(
       upright.normals, np.stack([x, z, -y], -1), atol=1e-6)
+
+
+def test_a_map_of_a_capture_that_is_there(tmp_path):
+  scene = tmp_path / 'scene'
+  studio.write_blender(scene, studio.of_caption('a cyan mug', 24), train=3,
+                       test=1, size=16)
+  command = [sys.executable, '-m', 'gen3d.export_scene',
+             f'--capture={scene}', f'--out={tmp_path / "map"}']
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-2000:]
+  np.testing.assert_array_equal(
+      np.asarray(Image.open(tmp_path / 'map' / 'map.png')),
+      posed.map_of_posed(posed.open_posed(scene)))
+  both = subprocess.run([*command, '--caption=a cyan mug'],
+                        capture_output=True, text=True)
+  assert both.returncode == 2 and 'Give one of' in both.stderr
