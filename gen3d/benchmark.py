@@ -48,9 +48,9 @@ def main():
   leaves = jax.tree.leaves(state.params)
   number('parameters', sum(x.size for x in leaves))
   number('bytes of parameters', sum(x.nbytes for x in leaves))
+  number('planned peak of a chip in GB', planned_gigabytes(
+      step, state, sharding.to_devices(batch_of(0), mesh)), '.2f')
   if _PLAN.value:
-    number('planned peak of a chip in GB', planned_gigabytes(
-        step, state, sharding.to_devices(batch_of(0), mesh)), '.2f')
     return
   run = Step(step, state, batch_of, mesh)
   if config.task == 'gan':
@@ -59,7 +59,6 @@ def main():
     tell('training step', run.seconds(1))
   if config.task == 'reconstruction':
     _rays(config, task, batch_of(0), mesh.size)
-  number('planned peak of a chip in GB', run.planned_gigabytes(), '.2f')
   number('peak memory in GB', peak_gigabytes(), '.2f')
   if _OUT.value:
     pathlib.Path(_OUT.value).write_text(json.dumps(_TOLD, indent=2))
@@ -76,10 +75,6 @@ class Step:
     begin = time.perf_counter()
     self._once(batch)
     print(f'first step, with compilation: {time.perf_counter() - begin:.1f} s')
-
-  def planned_gigabytes(self):
-    """See `planned_gigabytes`."""
-    return planned_gigabytes(self._step, self._state, self._batch(0))
 
   def seconds(self, at):
     """Median seconds of a step whose number is `at`."""

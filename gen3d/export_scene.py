@@ -63,9 +63,8 @@ def main():
       samples=_SAMPLES.value)
   scene = posed.open_posed(out, 'test')
   pictures.save(out / 'map.png', posed.map_of_posed(posed.open_posed(out)))
-  alpha = scene.images[..., 3:] / 255
   pictures.save(out / 'test.png', pictures.tile(
-      scene.images[..., :3] / 255 * alpha + 1 - alpha, 5))
+      posed.over(scene.images, 1.0), 5))
   print(out)
 
 

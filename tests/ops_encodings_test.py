@@ -105,23 +105,27 @@ def test_triplanes_agree_with_a_loop(reduce, outside):
       got, _loop(planes, points, reduce, outside), atol=2e-5)
 
 
+def _check_gradients(lookup, table, points, stride):
+  """Slopes in the table and in the points, every `stride`th of them."""
+  pull = jnp.asarray(np.random.default_rng(8).normal(size=(2, 2)), jnp.float32)
+  loss = lambda *inputs: jnp.sum(pull * lookup(*inputs))
+  inputs = table, points
+  for argument, value in enumerate(inputs):
+    gradient = np.asarray(jax.grad(loss, argument)(*inputs)).ravel()
+    for i in range(0, gradient.size, stride):
+      step = 1e-2 * jnp.zeros(value.size).at[i].set(1).reshape(value.shape)
+      sides = [loss(*(x + s * step if j == argument else x
+                      for j, x in enumerate(inputs))) for s in (1, -1)]
+      np.testing.assert_allclose(
+          gradient[i], (sides[0] - sides[1]) / 2e-2, atol=2e-3)
+
+
 def test_triplanes_gradients_against_finite_differences():
   rng = np.random.default_rng(4)
   planes = jnp.asarray(rng.normal(size=(3, 4, 4, 2)), jnp.float32)
   # Away from texel centres, where the slope jumps.
   points = jnp.asarray([[0.1, -0.35, 0.6], [-0.6, 0.4, 0.13]], jnp.float32)
-  pull = jnp.asarray(rng.normal(size=(2, 2)), jnp.float32)
-  loss = lambda planes, points: jnp.sum(
-      pull * encodings.triplanes(planes, points))
-  for argument, value in ((0, planes), (1, points)):
-    gradient = np.asarray(
-        jax.grad(loss, argument)(planes, points)).ravel()
-    for i in range(0, gradient.size, 3):
-      step = 1e-2 * jnp.zeros(value.size).at[i].set(1).reshape(value.shape)
-      sides = [loss(*((planes + s * step, points) if argument == 0
-                      else (planes, points + s * step))) for s in (1, -1)]
-      np.testing.assert_allclose(
-          gradient[i], (sides[0] - sides[1]) / 2e-2, atol=2e-3)
+  _check_gradients(encodings.triplanes, planes, points, 3)
 
 
 def test_triplanes_name_the_choices():
@@ -152,16 +156,7 @@ def test_voxels_gradients_against_finite_differences():
   rng = np.random.default_rng(6)
   grid = jnp.asarray(rng.normal(size=(3, 3, 3, 2)), jnp.float32)
   points = jnp.asarray([[0.1, -0.35, 0.5], [-0.5, 0.4, 0.13]], jnp.float32)
-  pull = jnp.asarray(rng.normal(size=(2, 2)), jnp.float32)
-  loss = lambda grid, points: jnp.sum(pull * encodings.voxels(grid, points))
-  for argument, value in ((0, grid), (1, points)):
-    gradient = np.asarray(jax.grad(loss, argument)(grid, points)).ravel()
-    for i in range(0, gradient.size, 2):
-      step = 1e-2 * jnp.zeros(value.size).at[i].set(1).reshape(value.shape)
-      sides = [loss(*((grid + s * step, points) if argument == 0
-                      else (grid, points + s * step))) for s in (1, -1)]
-      np.testing.assert_allclose(
-          gradient[i], (sides[0] - sides[1]) / 2e-2, atol=2e-3)
+  _check_gradients(encodings.voxels, grid, points, 2)
 
 
 def test_contraction_is_the_papers_and_carries_the_variance():

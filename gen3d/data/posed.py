@@ -113,6 +113,15 @@ def open_posed(path, split='train', *, format='auto', factor=1, near=None,
       capture.align)
 
 
+def over(rgba, background):
+  """Pictures uint8 [..., 4] over a background: [..., 3] in [0, 1].
+
+  `background` is a grey level or colours [..., 3]; 1.0 is white.
+  """
+  colour, alpha = rgba[..., :3] / 255.0, rgba[..., 3:] / 255.0
+  return alpha * colour + (1 - alpha) * background
+
+
 def map_of_posed(posed, width=960):
   """A picture of the cameras and the box: uint8 [width / 2, width, 3].
 

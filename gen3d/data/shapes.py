@@ -112,7 +112,7 @@ def sphere_trace(parts, rays, steps=40, relaxation=0.9):
 
 def normals(parts, points, epsilon=2e-3):
   """Unit normals [N, 3] by central differences on a tetrahedron."""
-  offsets = jnp.array([[1., -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]])
+  offsets = jnp.array(shading.TETRAHEDRON)
   slopes = [o * sdf(parts, points + epsilon * o)[:, None] for o in offsets]
   return cameras.normalize(sum(slopes))
 

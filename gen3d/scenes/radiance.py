@@ -103,7 +103,7 @@ def make(config, frame):
   return Scene(
       init=init, sample_view=None, render=render,
       penalties=partial(_penalties, config=config),
-      show=partial(_show, render, query, config), query=query, bound=1.0)
+      show=partial(_show, render, ask, config), query=query, bound=1.0)
 
 
 def backdrop(config, key, shape=()):
@@ -180,7 +180,7 @@ def _each_ray(function, keys, *arrays):
   return function(keys, *arrays)
 
 
-def _show(render, query, config, params, camera, size, modes, background=None):
+def _show(render, ask, config, params, camera, size, modes, background=None):
   """Images to look at; see scenes.Scene. `size` may be (height, width).
 
   'depth' is a mode of its own: white is near.
@@ -200,8 +200,7 @@ def _show(render, query, config, params, camera, size, modes, background=None):
   def normals():
     points = rays.origins + seen.depth[..., None] * rays.directions
     found = shading.difference_normals(
-        lambda samples, _: (query(params, samples.mean.reshape(-1, 3))[0]
-                            .reshape(samples.mean.shape[:-1]), None),
+        ask(params, 'fine'),
         encodings.Gaussian(points, jnp.zeros_like(points)), rays.directions,
         config.epsilon)
     return points, found

@@ -211,9 +211,7 @@ def step(state, batch, key, *, scene, optimizer, config, height):
   behind = jax.vmap(partial(radiance.backdrop, config))(
       fold(key_backdrop, batch['index']))
   rays = cameras.rays_through(batch['camera'], batch['pixel'], height)
-  truth = batch['colour'][..., :3] / 255.0
-  alpha = batch['colour'][..., 3:] / 255.0
-  truth = alpha * truth + (1 - alpha) * behind
+  truth = posed.over(batch['colour'], behind)
   view = View(None, rays, None, behind, jnp.float32(1.0))
 
   def loss(params):
@@ -250,7 +248,7 @@ def judge(params, rows, *, look, test, network):
   images = look(params, jax.tree.map(lambda x: x[rows], test.camera))
   sums = {}
   for row, image in zip(rows, images):
-    truth, made = on_white(test.images[row]), image[:, :width] / 255.0
+    truth, made = posed.over(test.images[row], 1.0), image[:, :width] / 255.0
     scores = {'test/psnr': image_metrics.psnr(truth, made)}
     if min(height, width) >= image_metrics.TAPS:
       scores['test/ssim'] = image_metrics.ssim(truth, made)
@@ -261,16 +259,10 @@ def judge(params, rows, *, look, test, network):
   return sums, images
 
 
-def on_white(rgba):
-  """uint8 [..., 4] over white, [..., 3] in [0, 1]."""
-  colour, alpha = rgba[..., :3] / 255.0, rgba[..., 3:] / 255.0
-  return colour * alpha + 1 - alpha
-
-
 def _evaluate(state, key, *, measure, rows, test):
   """Scores on some test photographs, and a sheet: truth, colour, depth."""
   del key
   scalars, images = measure(state.params, rows)
-  truth = np.round(255 * on_white(test.images[rows])).astype(np.uint8)
+  truth = np.round(255 * posed.over(test.images[rows], 1.0)).astype(np.uint8)
   return scalars, {'test': pictures.tile(
       np.concatenate([truth, images], axis=2), 1)}
