@@ -24,11 +24,10 @@ import numpy as np
 from gen3d.choices import check
 from gen3d.data import captures, colmap, lenses
 from gen3d.data.captures import Capture, Frame
+from gen3d.ops.cameras import OPENCV, Z_UP
 
 EVERY = 8  # every eighth picture is a test one where the files do not say
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')
-_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenCV's camera axes to OpenGL's
-_Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 _NSVF_MARGIN = 1.2  # how much larger the box is made than bbox.txt (TensoRF)
 _NERFPP_BOUNDS = (0.1, 1e6)  # multinerf's: unbounded, cameras in a unit ball
 
@@ -118,7 +117,7 @@ def _read_blender(path, factor):
   else:
     raise ValueError(f'{path} has no transforms_train.json and no '
                      'transforms.json.')
-  return Capture(tuple(frames), _Z_UP)
+  return Capture(tuple(frames), Z_UP)
 
 
 def _blender_pairs(file):
@@ -152,7 +151,7 @@ def _blender_frame(file, split, common, frame):
     raise ValueError(f'{file}: {name} has a matrix or a lens that is not made '
                      'of numbers.') from error
   return Frame(name, _blender_file(file.parent, name), file, split,
-               captures.carry(_Z_UP, c2w), lens, size)
+               captures.carry(Z_UP, c2w), lens, size)
 
 
 def _blender_file(folder, name):
@@ -259,7 +258,7 @@ def _read_colmap(path, factor):
     raise ValueError(f'{path} has no cameras.bin or cameras.txt in sparse/0, '
                      'sparse or colmap/sparse/0.')
   model = colmap.read(folder)
-  c2w = np.stack([np.linalg.inv(shot.w2c) for shot in model.shots]) @ _OPENCV
+  c2w = np.stack([np.linalg.inv(shot.w2c) for shot in model.shots]) * OPENCV
   depths = _depths(c2w, model)
   nearest = np.percentile(depths, 0.1) if len(depths) else np.ptp(
       c2w[:, :3, 3], axis=0).max() or 1.0
@@ -318,7 +317,7 @@ def _read_nsvf(path, factor):
   for picture, split in zip(pictures, splits):
     pose = path / 'pose' / f'{picture.stem}.txt'
     frames.append(Frame(picture.name, picture, pose, split,
-                        _matrix(pose).reshape(4, 4) @ _OPENCV, lens, None))
+                        _matrix(pose).reshape(4, 4) * OPENCV, lens, None))
   return Capture(tuple(frames), np.eye(4), box=box, box_from=str(file))
 
 
@@ -379,7 +378,7 @@ def _nerfpp_frames(folder, split):
     pose = folder / 'pose' / f'{picture.stem}.txt'
     frames.append(Frame(
         picture.name, picture, pose, split,
-        _matrix(pose).reshape(4, 4) @ _OPENCV,
+        _matrix(pose).reshape(4, 4) * OPENCV,
         lambda width, height, k=k: lenses.from_pixels(
             width, height, k[0, 0], k[1, 1], k[0, 2], k[1, 2]), None))
   return frames

@@ -31,7 +31,6 @@ RADIUS = 1.0    # of the ball that holds the object
 DISTANCE = 4.0  # of the cameras, as in NeRF's Blender scenes
 _MARGIN = 1.05  # how much wider than the ball the cameras see
 _GOLDEN = 180 * (3 - 5 ** 0.5)  # degrees between neighbours of the spiral
-_Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 
 
 def of_caption(text, resolution=160):
@@ -164,7 +163,7 @@ def write_blender(out, surfaces, *, train=100, test=25, size=200, lowest=0.0,
       image = raster.render(triangles, c2w, intrinsics, size, size, **look)
       Image.fromarray(image).save(out / split / f'r_{i}.png')
       frames.append({'file_path': f'./{split}/r_{i}',
-                     'transform_matrix': (_Z_UP @ c2w).tolist()})
+                     'transform_matrix': (cameras.Z_UP.T @ c2w).tolist()})
       progress.update()
     angle = 2 * np.arctan(0.5 / camera.intrinsics[0, 0, 0])
     listings[split] = {'camera_angle_x': float(angle), 'frames': frames}

@@ -13,10 +13,10 @@ import numpy as np
 import trimesh
 
 from gen3d.io.meshes import to_srgb
+from gen3d.ops.cameras import Z_UP
 from gen3d.ops.surfaces import Surface
 
 _PLAIN = 0.7  # the grey of what has no colour
-_Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 
 
 def load(path, up='y'):
@@ -46,7 +46,7 @@ def load(path, up='y'):
   except Exception as error:  # each format's parser fails in its own way
     raise ValueError(f'{path} cannot be read as a mesh ({error}).') from error
   linear = path.suffix.lower() in ('.glb', '.gltf')
-  upright = _Z_UP if up == 'z' else np.eye(4)
+  upright = Z_UP if up == 'z' else np.eye(4)
   surfaces = tuple(
       _placed(_surface(scene.geometry[name], linear), upright @ matrix)
       for matrix, name in placed

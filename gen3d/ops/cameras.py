@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 # Signs of the columns of c2w: OpenCV's cameras have y down and look along +z.
-_OPENCV = np.array([1.0, -1.0, -1.0, 1.0], np.float32)
+OPENCV = np.array([1.0, -1.0, -1.0, 1.0], np.float32)
+# Turns a world with z up: its (x, y, z) is (x, z, -y) in one with y up.
+Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 
 
 class Camera(NamedTuple):
@@ -135,7 +137,7 @@ def rays_through(camera, points, height):
 
 def to_label(camera):
   """EG3D's labels [..., 25] of Cameras: OpenCV axes, then intrinsics."""
-  c2w = jnp.asarray(camera.c2w) * _OPENCV
+  c2w = jnp.asarray(camera.c2w) * OPENCV
   return jnp.concatenate([
       c2w.reshape(*c2w.shape[:-2], 16),
       jnp.asarray(camera.intrinsics).reshape(*c2w.shape[:-2], 9)], axis=-1)
@@ -144,7 +146,7 @@ def to_label(camera):
 def from_label(label):
   """Inverse of `to_label`."""
   leading = label.shape[:-1]
-  return Camera(label[..., :16].reshape(*leading, 4, 4) * _OPENCV,
+  return Camera(label[..., :16].reshape(*leading, 4, 4) * OPENCV,
                 label[..., 16:].reshape(*leading, 3, 3))
 
 
