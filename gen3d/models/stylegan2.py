@@ -92,13 +92,12 @@ class Conv(nn.Module):
                         (size, size, fan_in, self.features))
     weight = (weight / np.sqrt(fan_in * size * size)).astype(x.dtype)
     if not self.down:
-      x = _correlate(x, weight, padding=size // 2)
+      x = _same(x, weight)
     elif size == 1:
-      x = _correlate(images.downsample2(x), weight)
+      x = _same(images.downsample2(x), weight)
     else:
-      margin = size // 2 + 1
-      x = images.filter2d(x, images.BINOMIAL, margin, margin)
-      x = _correlate(x, weight, stride=2)
+      x = images.filter2d(x, images.BINOMIAL, 2, 2)
+      x = _every_second(x, weight)
     if self.use_bias:
       x += self.param('bias', nn.initializers.zeros,
                       (self.features,)).astype(x.dtype)
@@ -125,14 +124,12 @@ def modulated_conv(x, weight, style, *, up=False, demodulate=True):
   y = x * style[:, None, None].astype(x.dtype)
   kernel = weight.astype(x.dtype)
   if up:
-    # A true convolution of the zero-stuffed image (hence the flip), then the
-    # binomial: the order in which checkpoints were trained.
-    y = jax.lax.conv_general_dilated(
-        y, kernel[::-1, ::-1], (1, 1), ((2, 2), (2, 2)),
-        lhs_dilation=(2, 2), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    # The convolution, then the binomial: the order in which checkpoints were
+    # trained.
+    y = _transposed(y, kernel)
     y = images.filter2d(y, [2 * tap for tap in images.BINOMIAL], 1, 1)
   else:
-    y = _correlate(y, kernel, padding=weight.shape[0] // 2)
+    y = _same(y, kernel)
   if demodulate:
     power = jnp.square(style) @ jnp.sum(jnp.square(weight), axis=(0, 1))
     y = y * jax.lax.rsqrt(power + 1e-8)[:, None, None].astype(x.dtype)
@@ -442,10 +439,44 @@ def sources(like):
 NOT_OURS = ('*resample_filter', 'dataset_label_std')
 
 
-def _correlate(x, weight, stride=1, padding=0):
+def _same(x, kernel):
+  """Correlation [N, H, W, O] of x [N, H, W, I] with a kernel [K, K, I, O].
+
+  All convolutions here keep the size, and what must not is made of those by
+  cropping: where padding makes a result larger than the image, or zeros are
+  stuffed, XLA's gradient of the kernel is some fifty times slower on a CPU.
+  """
+  if kernel.shape[:2] == (1, 1):
+    return x @ kernel[0, 0]
   return jax.lax.conv_general_dilated(
-      x, weight, (stride, stride), ((padding, padding),) * 2,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+      x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _every_second(x, kernel):
+  """Correlation with 3 x 3 taps, of stride 2: [N, 2H+1, 2W+1, I] to H x W.
+
+  Each parity of rows and columns meets taps of its own.
+  """
+  height, width = x.shape[1] // 2, x.shape[2] // 2
+  return sum(
+      _same(x[:, a::2, b::2], kernel[a::2, b::2])[:, :height, :width]
+      for a in (0, 1) for b in (0, 1))
+
+
+def _transposed(x, kernel):
+  """The adjoint of `_every_second` in form: H x W to [N, 2H+1, 2W+1, O].
+
+  Output (2i + a, 2j + b) meets only those of the 3 x 3 taps that hit no
+  stuffed zero.
+  """
+  height, width = x.shape[1] + 1, x.shape[2] + 1
+  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  taps = slice(None, None, -2), slice(1, 2)
+  parity = lambda a, b: _same(
+      padded[:, a:, b:], kernel[taps[a], taps[b]])[:, :height, :width]
+  y = jnp.stack([jnp.stack([parity(a, b) for b in (0, 1)], axis=3)
+                 for a in (0, 1)], axis=2)
+  return y.reshape(len(x), 2 * height, 2 * width, -1)[:, :-1, :-1]
 
 
 def _precision(index, count, half):
