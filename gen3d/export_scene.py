@@ -5,19 +5,21 @@ python -m gen3d.export_scene --mesh=duck.obj --out=/tmp/duck --views=100 \
 python -m gen3d.export_scene --caption='a red car with blue wheels' \
   --out=/tmp/car
 python -m gen3d.export_scene --capture=/data/garden --out=/tmp/garden
+python -m gen3d.export_scene --images=FFHQ_512.zip --out=/tmp/faces
 
 The mesh may be of any format that trimesh opens, with a texture, vertex
 colours or none. It is scaled into a ball of radius 1; the cameras are at a
 distance of 4. Beside the scene map.png shows the cameras and the box that
 reconstruction will take, test.png the test pictures. With --capture there is
-only the map, of a capture that is there already.
+only the map, of a capture that is there already; with --images that of what a
+3-D GAN is to learn from, after every picture and every camera was checked.
 """
 
 import pathlib
 
 from absl import flags
 
-from gen3d.data import posed, studio
+from gen3d.data import images, posed, studio
 from gen3d.engine import cli
 from gen3d.io import pictures
 from gen3d.io import surfaces as surface_files
@@ -25,6 +27,8 @@ from gen3d.io import surfaces as surface_files
 _MESH = flags.DEFINE_string('mesh', None, 'Mesh file.')
 _CAPTION = flags.DEFINE_string('caption', None, 'Of the shapes world.')
 _CAPTURE = flags.DEFINE_string('capture', None, 'Capture to draw a map of.')
+_IMAGES = flags.DEFINE_string(
+    'images', None, "Zip or folder in EG3D's format to draw a map of.")
 _OUT = flags.DEFINE_string('out', None, 'Folder to write into.')
 _UP = flags.DEFINE_enum('up', 'y', ['y', 'z'], 'What is up in the mesh file.')
 _VIEWS = flags.DEFINE_integer('views', 100, 'Training pictures.', 2)
@@ -41,16 +45,15 @@ _SAMPLES = flags.DEFINE_integer('samples', 3, 'Points a side of a pixel.', 1, 8)
 
 def main():
   cli.require('out')
-  sources = (_MESH.value, _CAPTION.value, _CAPTURE.value)
+  sources = (_MESH.value, _CAPTION.value, _CAPTURE.value, _IMAGES.value)
   if sum(map(bool, sources)) != 1:
-    raise ValueError('Give one of --mesh, --caption and --capture; see '
-                     '--help.')
+    raise ValueError('Give one of --mesh, --caption, --capture and --images; '
+                     'see --help.')
   out = pathlib.Path(_OUT.value)
   if out.is_dir() and any(out.iterdir()):
     raise ValueError(f'{out} is not empty; give a new folder.')
-  if _CAPTURE.value:
-    found = posed.open_posed(_CAPTURE.value)
-    pictures.save(out / 'map.png', posed.map_of_posed(found))
+  if _CAPTURE.value or _IMAGES.value:
+    pictures.save(out / 'map.png', _map())
     print(out / 'map.png')
     return
   if _CAPTION.value:
@@ -66,6 +69,15 @@ def main():
   pictures.save(out / 'test.png', pictures.tile(
       posed.over(scene.images, 1.0), 5))
   print(out)
+
+
+def _map():
+  """Where the cameras are of what is there already: uint8 [H, W, 3]."""
+  if _CAPTURE.value:
+    return posed.map_of_posed(posed.open_posed(_CAPTURE.value))
+  found = images.open_images(_IMAGES.value)
+  images.check(found)
+  return images.map_of_cameras(found)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from gen3d.data import captions, posed, studio
+from gen3d.data import captions, images, posed, studio
 from gen3d.io import meshes, surfaces
 from gen3d.ops import cameras
 from gen3d.ops.mesh import Mesh
@@ -171,7 +171,7 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path):
   (tmp_path / 'full').mkdir()
   (tmp_path / 'full' / 'a').touch()
   for flags, said in (
-      ((f'--out={tmp_path}/out',), 'one of --mesh, --caption and --capture'),
+      ((f'--out={tmp_path}/out',), 'one of --mesh, --caption, --capture and'),
       ((f'--out={tmp_path}/full', '--caption=a red car'), 'full is not empty'),
       ((f'--out={tmp_path}/out', f'--mesh={tmp_path}/a.obj'),
        'a.obj is missing')):
@@ -207,3 +207,24 @@ def test_a_map_of_a_capture_that_is_there(tmp_path):
   both = subprocess.run([*command, '--caption=a cyan mug'],
                         capture_output=True, text=True)
   assert both.returncode == 2 and 'Give one of' in both.stderr
+
+
+def test_a_map_of_images_for_a_gan_is_drawn_once_they_are_sound(tmp_path):
+  folder = tmp_path / 'faces'
+  folder.mkdir()
+  labels = np.asarray(cameras.to_label(
+      cameras.orbit([0.0, 90.0], 10.0, 2.7, 4.2647)))
+  for name in 'ab':
+    Image.new('RGB', (16, 16)).save(folder / f'{name}.png')
+  listing = {'labels': [[f'{name}.png', label.tolist()]
+                        for name, label in zip('ab', labels)]}
+  (folder / 'dataset.json').write_text(json.dumps(listing))
+  done = run(f'--images={folder}', f'--out={tmp_path}/map')
+  assert done.returncode == 0, done.stderr[-2000:]
+  np.testing.assert_array_equal(
+      np.asarray(Image.open(tmp_path / 'map' / 'map.png')),
+      images.map_of_cameras(images.open_images(folder)))
+  (folder / 'b.png').write_text('not a picture')
+  done = run(f'--images={folder}', f'--out={tmp_path}/other')
+  assert done.returncode == 2 and 'b.png cannot be read' in done.stderr
+  assert not (tmp_path / 'other').exists()

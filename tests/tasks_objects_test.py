@@ -115,6 +115,15 @@ def test_weights_come_back_from_a_file(config, network, tmp_path):
       objects.painter(network)(ws, labels), objects.painter(again)(ws, labels))
 
 
+def test_a_generator_of_pictures_is_refused(config, network, tmp_path):
+  flat = {**config.to_dict(), 'networks': 'stylegan2'}
+  path, _ = checkpoints.save_asset(
+      tmp_path / 'flat.safetensors', network.variables,
+      {'config': flat, 'camera': None})
+  with pytest.raises(ValueError, match='flat.safetensors is a generator of pi'):
+    objects.load(path)
+
+
 @pytest.mark.parametrize('path, sentence', [
     ('nothing', "No network 'nothing' ships with gen3d"),
     ('nothing.safetensors', 'nothing.safetensors is missing'),

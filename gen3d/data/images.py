@@ -83,7 +83,7 @@ def open_images(path):
       listing = 'dataset.json' in archive.namelist()
   else:
     raise ValueError(f'{path} is neither a folder nor a zip with images; give '
-                     'one in EG3D\'s format (README.md, data).')
+                     'one in EG3D\'s format (README.md, "Images for it").')
   if not names:
     raise ValueError(f'{path} holds no images ({", ".join(_SUFFIXES)}).')
   labels = _read_labels(

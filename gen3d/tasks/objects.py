@@ -24,6 +24,7 @@ from gen3d.tasks import adversaries
 
 ASSETS = pathlib.Path(__file__).parents[1] / 'assets'
 PANELS = ('image', 'raw', 'depth')
+_FLAT = '{} is a generator of pictures, not of objects.'
 
 
 class Network(NamedTuple):
@@ -50,7 +51,8 @@ def load(path):
     path: a name such as 'shapes' for what ships with the package, or a file.
 
   Raises:
-    ValueError: there is no such network, or the file is damaged.
+    ValueError: there is no such network, the file is damaged, or it makes
+      pictures instead of objects.
   """
   path = pathlib.Path(path)
   if not path.suffix:
@@ -64,6 +66,8 @@ def load(path):
   if path.suffix == '.pkl':
     return _official(path)
   variables, record = checkpoints.load_asset(path)
+  if record['config']['networks'] != 'eg3d':
+    raise ValueError(_FLAT.format(path))
   return trained(ml_collections.ConfigDict(record['config']), variables,
                  record['camera'])
 
@@ -77,7 +81,7 @@ def trained(config, variables, camera):
 def _official(path):
   loaded = official.load(path)
   if loaded.orbit is None:
-    raise ValueError(f'{path} is a generator of pictures, not of objects.')
+    raise ValueError(_FLAT.format(path))
   # Of the official data: faces are seen from afar, ShapeNet is not.
   focal = 1.0254 if loaded.network.rendering.white else 4.2647
   return Network(loaded.network, loaded.variables, loaded.z_width,
