@@ -197,15 +197,13 @@ def test_a_map_of_a_capture_that_is_there(tmp_path):
   scene = tmp_path / 'scene'
   studio.write_blender(scene, studio.of_caption('a cyan mug', 24), train=3,
                        test=1, size=16)
-  command = [sys.executable, '-m', 'gen3d.export_scene',
-             f'--capture={scene}', f'--out={tmp_path / "map"}']
-  done = subprocess.run(command, capture_output=True, text=True)
+  done = run(f'--capture={scene}', f'--out={tmp_path}/map')
   assert done.returncode == 0, done.stderr[-2000:]
   np.testing.assert_array_equal(
       np.asarray(Image.open(tmp_path / 'map' / 'map.png')),
       posed.map_of_posed(posed.open_posed(scene)))
-  both = subprocess.run([*command, '--caption=a cyan mug'],
-                        capture_output=True, text=True)
+  both = run(f'--capture={scene}', f'--out={tmp_path}/map',
+             '--caption=a cyan mug')
   assert both.returncode == 2 and 'Give one of' in both.stderr
 
 

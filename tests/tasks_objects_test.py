@@ -124,6 +124,12 @@ def test_a_generator_of_pictures_is_refused(config, network, tmp_path):
     objects.load(path)
 
 
+def test_weights_of_something_else_are_refused():
+  judge = objects.ASSETS / 'clip_shapes.safetensors'
+  with pytest.raises(ValueError, match='clip_shapes.safetensors is no genera'):
+    objects.load(judge)
+
+
 @pytest.mark.parametrize('path, sentence', [
     ('nothing', "No network 'nothing' ships with gen3d"),
     ('nothing.safetensors', 'nothing.safetensors is missing'),

@@ -76,7 +76,8 @@ class Dense(nn.Module):
 class Conv(nn.Module):
   """A convolution with equalised learning rate, halving the size at will.
 
-  Halving filters with the binomial first (Zhang's antialiasing).
+  Halving filters with the binomial first (Zhang's antialiasing). `kernel` is
+  1 or 3 taps a side, all that there is in the official networks.
   """
   features: int
   kernel: int = 3
@@ -113,7 +114,7 @@ def modulated_conv(x, weight, style, *, up=False, demodulate=True):
 
   Args:
     x: [N, H, W, I].
-    weight: [K, K, I, O].
+    weight: [K, K, I, O]; 3 x 3 where the size is doubled.
     style: [N, I].
     up: whether the size is doubled.
     demodulate: whether the outputs are brought back to unit variance.

@@ -66,7 +66,11 @@ def load(path):
   if path.suffix == '.pkl':
     return _official(path)
   variables, record = checkpoints.load_asset(path)
-  if record['config']['networks'] != 'eg3d':
+  networks = record.get('config', {}).get('networks')
+  if networks is None:
+    raise ValueError(f'{path} is no generator that gen3d has trained; its '
+                     'record names no networks.')
+  if networks != 'eg3d':
     raise ValueError(_FLAT.format(path))
   return trained(ml_collections.ConfigDict(record['config']), variables,
                  record['camera'])
