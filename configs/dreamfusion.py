@@ -73,9 +73,10 @@ def paper():
       'guidance': {
           # The paper's omega of 100, written as eps_u + s (eps_c - eps_u).
           'name': 'sds', 'scale': 101.0,
-          # 0: the negative prompt stands in for the empty one; else the
-          # weight of Perp-Neg.
-          'perp_neg': 0.0,
+          # Perp-Neg: how strongly, and away from what: 'views', the sides
+          # that are not seen, or the negative 'prompt'. Where it is not in
+          # use the negative prompt stands in for the empty one.
+          'perp_neg': {'weight': 0.0, 'away_from': 'views'},
           'options': {'weighting': 'sigma_squared', 'time_min': 0.02,
                       'time_max': 0.98, 'draws': 1, 'steps': 1,
                       'clip': 0.0, 'rescale': 0.0}},
@@ -128,22 +129,23 @@ def shapes():
   scene.samples, scene.chunk = 48, 4096
   # A first look at every other pixel of every other row.
   scene.importance.samples, scene.importance.stride = 24, 2
-  scene.bound = 0.65
+  scene.bound = 0.58
   scene.field = ml_collections.ConfigDict({
       'name': 'triplane', 'resolution': 64, 'features': 16, 'width': 64,
-      'bound': 0.65})
+      'bound': 0.58})
   scene.blob = ml_collections.ConfigDict({
       'name': 'magic3d', 'strength': 8.0, 'radius': 0.35})
   scene.normals, scene.epsilon = 'surface', 0.02
   scene.background_mlp.layers = 2
-  scene.random_background = 0.5
+  # Against a background that it can learn, white parts become fog.
+  scene.random_background = 1.0
   # As the pictures were taken on which the teacher was trained.
   scene.camera.distance, scene.camera.focal = (1.4, 1.8), (1.1, 1.5)
   scene.camera.jitter_target = 0.04
   scene.light.albedo_steps, scene.light.textureless = steps // 10, 0.0
   scene.light.ambient, scene.light.diffuse = 0.4, 0.6
   scene.penalties = ml_collections.ConfigDict({
-      'orientation': 1e-2, 'opacity': 1e-3,
+      'orientation': 1e-2, 'opacity': 5e-3,
       'entropy': ((steps // 3, 0.0), (steps, 1e-2)), 'roughness': 1e-2})
   config.optimizer = ml_collections.ConfigDict({
       'name': 'adam', 'learning_rate': 1e-2, 'schedule': 'cosine',

@@ -37,7 +37,7 @@ def get_config(variant='blender'):
           'scene.coarse.samples': 32, 'scene.fine.samples': 32,
           'optimizer.learning_rate': 1e-3, 'optimizer.warmup': 100},
       'race': {
-          'steps': 600, 'crop.steps': 50,
+          'steps': 1000, 'crop.steps': 50,
           'scene.coarse.samples': 32, 'scene.fine.samples': 32,
           'optimizer.final': 0.1, 'optimizer.warmup': 50},
       'tiny': {

@@ -57,8 +57,9 @@ def base(variant, name, changes):
   if variant != 'blender':
     _quick(config)
   if variant == 'race':
-    config.steps, config.eval_every, config.log_every = 600, 100, 20
-    config.optimizer.warmup, config.crop.steps = 50, 50
+    config.steps, config.eval_every, config.log_every = 1000, 125, 20
+    config.optimizer.learning_rate, config.optimizer.warmup = 1e-3, 50
+    config.crop.steps = 50
     config.scene.chunk = 4096  # All at once: the memory is to be seen.
     config.data.factor, config.eval_views = 2, 3
     config.export.update({'resolution': 64, 'size': 100, 'frames': 8})

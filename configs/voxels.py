@@ -6,7 +6,7 @@ configs/triplanes.py, and the same network and training.
 Variants:
   blender  The paper's size. The default.
   quick    Minutes on two CPU cores, for pictures of about 200 pixels.
-  race     See configs/nerf.py.
+  race     See configs/nerf.py. As many numbers as the planes there, too.
   tiny     Seconds; for tests.
 
   python -m gen3d.train --config=configs/voxels.py:quick \
@@ -25,5 +25,5 @@ def get_config(variant='blender'):
   return triplanes.hybrid(variant, {
       'blender': {'name': 'voxels', 'resolution': 128, 'features': 18},
       'quick': {'name': 'voxels', 'resolution': 48, 'features': 8},
-      'race': {'name': 'voxels', 'resolution': 128, 'features': 18},
+      'race': {'name': 'voxels', 'resolution': 64, 'features': 9},
       'tiny': {'name': 'voxels', 'resolution': 8, 'features': 4}})

@@ -51,7 +51,8 @@ def main():
   text = comparison.table(runs)
   print(text)
   (workdir / 'comparison.md').write_text(text + '\n')
-  comparison.plot(runs, _DATA.value, workdir / 'comparison.png')
+  title = pathlib.PurePath(_DATA.value).name
+  comparison.plot(runs, title, workdir / 'comparison.png')
   print(workdir / 'comparison.md', workdir / 'comparison.png', sep='\n')
 
 

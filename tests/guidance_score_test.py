@@ -32,8 +32,16 @@ TEACHER = SimpleNamespace(
 
 
 def _text(count):
-  return {name: {'states': jnp.full((count, 2, 3), mean),
-                 'mask': jnp.ones((count, 2))} for name, mean in MEANS.items()}
+  return _with_one_negative({
+      name: {'states': jnp.full((count, 2, 3), mean),
+             'mask': jnp.ones((count, 2))} for name, mean in MEANS.items()})
+
+
+def _with_one_negative(text):
+  """The text with its negatives as a row of one, which counts once."""
+  count = len(jax.tree.leaves(text)[0])
+  return {**text, 'weights': jnp.ones((count, 1)),
+          'negative': jax.tree.map(lambda x: x[:, None], text['negative'])}
 
 
 def _images(count=2):
@@ -217,15 +225,15 @@ def _spoken(key, count=3):
           for name, k in zip(MEANS, keys)}
 
 
-def _gradient_of(coefficients, said):
-  """g of a teacher that says `said`, without noise and weight."""
+def _gradient_of(coefficients, text):
+  """g of a teacher that says its `text`, without noise and weight."""
   teacher = SimpleNamespace(**{
       **vars(TEACHER), 'denoise': lambda w, x_t, t, text: text})
   guidance = score.make(teacher, coefficients._replace(noise=0.0),
                         weighting='uniform')
   images = _images(3)
   return jax.grad(lambda images: guidance.loss(
-      {}, {}, jax.random.key(0), images, said, 0)[0])(images) * 3 / 2
+      {}, {}, jax.random.key(0), images, text, 0)[0])(images) * 3 / 2
 
 
 def test_across_is_what_least_squares_leave():
@@ -241,7 +249,8 @@ def test_across_is_what_least_squares_leave():
 
 def test_a_negative_stands_in_for_the_empty_prompt():
   said = _spoken(jax.random.key(8))
-  got = _gradient_of(score.with_negative(score.sds(4.0)), said)
+  got = _gradient_of(score.with_negative(score.sds(4.0)),
+                     _with_one_negative(said))
   np.testing.assert_allclose(
       got, said['negative'] + 4 * (said['cond'] - said['negative']),
       rtol=1e-4, atol=1e-4)
@@ -250,8 +259,9 @@ def test_a_negative_stands_in_for_the_empty_prompt():
 def test_perp_neg_follows_the_prompt_as_if_there_were_no_negative():
   said = _spoken(jax.random.key(9))
   towards = said['cond'] - said['null']
-  got = _gradient_of(score.with_negative(score.sds(4.0), 0.5), said)
-  plain = _gradient_of(score.sds(4.0), said)
+  text = _with_one_negative(said)
+  got = _gradient_of(score.with_negative(score.sds(4.0), 0.5), text)
+  plain = _gradient_of(score.sds(4.0), text)
   perp = score.across(said['negative'], said['null'], said['cond'])
   np.testing.assert_allclose(got, plain - 0.5 * 4 * perp, atol=1e-4)
   dot = lambda a, b: jnp.sum(a * b, axis=(1, 2, 3))
@@ -260,6 +270,24 @@ def test_perp_neg_follows_the_prompt_as_if_there_were_no_negative():
   assert float(jnp.abs(got - plain).max()) > 1
   # It also stays a noise prediction, so that several steps may be made of it.
   assert score._predicts(score.with_negative(score.sds(4.0), 0.5))
+
+
+def test_each_of_several_negatives_counts_by_its_weight_and_image():
+  said = _spoken(jax.random.key(10))
+  other = jax.random.normal(jax.random.key(11), said['null'].shape)
+  weights = jnp.array([[1.0, 0.5], [0.0, 2.0], [0.0, 0.0]])
+  text = {**said, 'weights': weights,
+          'negative': jnp.stack([said['negative'], other], axis=1)}
+  perp = [score.across(eps, said['null'], said['cond'])
+          for eps in (said['negative'], other)]
+  each = lambda k: weights[:, k, None, None, None]
+  plain = said['null'] + 4 * (said['cond'] - said['null'])
+  np.testing.assert_allclose(
+      _gradient_of(score.with_negative(score.sds(4.0), 1.0), text),
+      plain - 4 * (each(0) * perp[0] + each(1) * perp[1]), atol=1e-4)
+  np.testing.assert_allclose(
+      _gradient_of(score.Coefficients(1.0, 0.0, -1.0, 0.0), text),
+      said['cond'] - each(0) * said['negative'] - each(1) * other, atol=1e-4)
 
 
 def test_metric_is_the_gradients_norm():

@@ -21,9 +21,12 @@ def _write(folder, rate, psnr, gigabytes):
       for i, x in enumerate(psnr)]
   (folder / 'scalars.jsonl').write_text('\n'.join(map(json.dumps, lines)))
   (folder / comparison.BENCHMARK).write_text(json.dumps({
-      'parameters': 1234, 'training step': 1000 / rate,
+      'parameters': 1234, 'bytes of parameters': 4936,
+      'training step': 1000 / rate,
       'rays/s in training': rate, 'rays/s rendered by one device': 3 * rate,
       'planned peak of a chip in GB': gigabytes, 'peak memory in GB': 2.0}))
+  (folder / 'test.json').write_text(json.dumps(
+      {'test/psnr': psnr[-1] - 1, 'test/ssim': 0.5}))
 
 
 @pytest.fixture
@@ -39,23 +42,24 @@ def test_times_and_values_between_reports(runs):
   assert comparison.time_to(slow, 25.0) == 400.0
   assert comparison.time_to(fast, 30.0) == 150.0
   assert comparison.time_to(slow, 30.0) is None
-  np.testing.assert_allclose(comparison.psnr_at(slow, 300.0), 23.0)
+  np.testing.assert_allclose(comparison.scores_at(slow, 300.0), (23.0, 0.575))
 
 
 def test_the_table_has_ratios_to_mip_nerf(runs):
-  rows = [[cell.strip() for cell in line.strip('| ').split(' | ')]
+  rows = [[cell.strip() for cell in line.split('|')[1:-1]]
           for line in comparison.table(runs).splitlines()]
-  head, _, slow, fast = rows
-  assert len(head) == len(slow) == len(fast)
-  column = dict(zip(head, zip(slow, fast)))
-  assert column['speed'] == ('1.00 x', '4.00 x')
-  assert column['memory'] == ('1.00 x', '0.25 x')
-  assert column['s to 30 dB'] == ('not reached', '150')
-  assert column['PSNR / SSIM, 300 steps'] == (
+  assert rows[0] == ['', 'Mip-NeRF', 'hybrid tri-planes']
+  row = {name: tuple(cells) for name, *cells in reversed(rows)}
+  assert row['rays/s, training'] == ('500 (1.00 x)', '2,000 (4.00 x)')
+  assert row['the same, published'] == ('1 x', '2.9 x')
+  assert row['GB planned for a step'] == ('4.00 (1.00 x)', '1.00 (0.25 x)')
+  assert row['seconds to 30 dB'] == ('not reached', '150')
+  assert row['PSNR / SSIM after 300 steps'] == (
       '29.00 / 0.725', '31.00 / 0.775')
   # Equal time is that of the soonest to end: 150 s.
-  assert column['PSNR, 150 s'] == ('20.00', '31.00')
-  assert column['published speed, memory'][1] == '2.9 x, 0.32 x'
+  assert row['PSNR / SSIM after 150 s'] == ('20.00 / 0.500', '31.00 / 0.775')
+  assert row['PSNR / SSIM of all test pictures'] == (
+      '28.00 / 0.500', '30.00 / 0.500')
 
 
 def test_the_plot_is_a_picture(runs, tmp_path):
@@ -77,7 +81,7 @@ def test_the_command_trains_times_and_tells(tmp_path):
              f'--workdir={tmp_path}']
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-2000:]
-  assert '| hybrid voxels | ' in done.stdout
+  assert '|  | hybrid voxels |' in done.stdout
   assert (tmp_path / 'comparison.md').read_text().strip() in done.stdout
   assert (tmp_path / 'comparison.png').exists()
   costs = tmp_path / 'voxels' / comparison.BENCHMARK

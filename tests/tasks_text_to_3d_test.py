@@ -131,20 +131,28 @@ def test_texts_are_heard_before_the_teacher_is_read():
   assert calls == ['embed', 'load']
 
 
-def test_a_negative_prompt_is_led_away_from():
+def test_negatives_are_led_away_from():
   # Without its negative, only what the toy hears as a colour could differ.
-  moved = {}
-  for negative in ('', 'a green thing'):
+  moved = []
+  for changes in ({}, {'negative_prompt': 'a green thing'},
+                  {'guidance.perp_neg.weight': 1.0},
+                  {'guidance.perp_neg.weight': 1.0,
+                   'guidance.perp_neg.away_from': 'prompt',
+                   'negative_prompt': 'a green thing'}):
     config = _config()
-    config.negative_prompt = negative
     config.guidance.scale = 5.0
+    config.update_from_flattened_dict(changes)
     _, state, _ = _run(config, 1, steps=2)
-    moved[negative] = state.params['scene']['field']['params']['planes']
-  assert np.abs(moved[''] - moved['a green thing']).max() > 1e-3
+    moved.append(state.params['scene']['field']['params']['planes'])
+  for i, one in enumerate(moved):
+    for other in moved[:i]:
+      assert np.abs(one - other).max() > 1e-3
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'guidance.perp_neg': 1.0}, 'set negative_prompt'),
+    ({'guidance.perp_neg.weight': 1.0,
+      'guidance.perp_neg.away_from': 'prompt'}, 'set negative_prompt'),
+    ({'guidance.perp_neg.away_from': 'view'}, "'view'.*'views'"),
     ({'teacher.revision': 'v1'}, "teacher 'shapes' 'revision'.*'path'"),
     ({'teacher.path': 'none.safetensors'}, 'none.safetensors'),
     ({'teacher.name': 'deepfloyd'}, "'deepfloyd' needs a path"),

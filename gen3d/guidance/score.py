@@ -3,10 +3,11 @@
 Vocabulary. x is an image as the teacher sees it, x_t = alpha x + sigma eps
 its noised version at time t in [0, 1]. eps_c, eps_u and eps_n are the noise
 that the teacher predicts with the prompt, with the empty one and with a
-negative one. The gradient g on x is a linear combination of these and of eps
-itself; the teacher's own Jacobian is left out (DreamFusion, eq. 3). *Across*
-is the part of eps_n - eps_u that is orthogonal to eps_c - eps_u: what the
-negative prompt says that does not speak for or against the prompt.
+negative one; of several negatives the weighted sum counts. The gradient g on
+x is a linear combination of these and of eps itself; the teacher's own
+Jacobian is left out (DreamFusion, eq. 3). *Across* is the part of eps_n -
+eps_u that is orthogonal to eps_c - eps_u: what the negative prompt says that
+does not speak for or against the prompt.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen3d.choices import pick
 from gen3d.diffusion import noise, samplers
@@ -34,8 +36,10 @@ class Guidance(NamedTuple):
     init: key -> params; {} where nothing is learnt along.
     loss: (params, frozen, key, images, text, step) -> (loss, metrics).
       `frozen` is the teacher's weights, `images` [B, H, W, 3] in [0, 1],
-      `text` {'cond', 'null', 'negative'}: embeddings with leading axis B
-      (those only whose coefficient is not zero; all of them for `across`).
+      `text` {'cond', 'null'}: embeddings with leading axis B, and where
+      negatives count {'negative'} with leading axes B, K and {'weights'}
+      [B, K] (those only whose coefficient is not zero; all of them for
+      `across`).
       The gradient of the loss is what counts; its value says nothing.
   """
   init: Callable
@@ -159,8 +163,12 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
   def predict(x_t, t):
     said = _predict(teacher, frozen, x_t, t, texts, coefficients)
     cond = said.get('cond')
-    if not _is_zero(coefficients.across):
-      said['across'] = across(said['negative'], said['null'], cond)
+    if 'negative' in said:
+      weigh = lambda each: jnp.einsum('bk,bk...->b...', texts['weights'], each)
+      if not _is_zero(coefficients.across):
+        said['across'] = weigh(jax.vmap(across, (1, None, None), 1)(
+            said['negative'], said['null'], cond))
+      said['negative'] = weigh(said['negative'])
     return sum(schedules.piecewise(step, getattr(coefficients, name)) * value
                for name, value in said.items()), cond
 
@@ -182,17 +190,30 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
 
 
 def _predict(teacher, frozen, x_t, t, text, coefficients):
-  """{name: eps} of the texts that count, by one call of the denoiser."""
+  """{name: eps} of the texts that count, by one call of the denoiser.
+
+  eps are [B, ...], those of 'negative' [B, K, ...].
+  """
   names = [name for name in ('cond', 'null', 'negative')
            if not (_is_zero(getattr(coefficients, name))
                    and _is_zero(coefficients.across))]
-  many = len(names)
-  joined = jax.tree.map(
-      lambda *rows: jnp.concatenate(rows), *(text[name] for name in names))
+  # How many of each, and all of them in one row.
+  counts = [text['weights'].shape[1] if name == 'negative' else 1
+            for name in names]
+  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  texts = [jax.tree.map(flat, text[name]) if name == 'negative'
+           else text[name] for name in names]
+  several = lambda x: jnp.concatenate(
+      [jnp.repeat(x, count, axis=0) for count in counts])
   eps = teacher.denoise(
-      frozen, jnp.concatenate([x_t] * many), jnp.concatenate([t] * many),
-      joined)
-  return dict(zip(names, jnp.split(eps, many), strict=True))
+      frozen, several(x_t), several(t),
+      jax.tree.map(lambda *rows: jnp.concatenate(rows), *texts))
+  parts = jnp.split(eps, len(x_t) * np.cumsum(counts)[:-1])
+  said = dict(zip(names, parts, strict=True))
+  if 'negative' in said:
+    said['negative'] = said['negative'].reshape(
+        len(x_t), counts[-1], *x_t.shape[1:])
+  return said
 
 
 def _correct(g, g_cond, x, ratio, *, clip, rescale):

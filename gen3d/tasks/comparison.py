@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gen3d.io import files
+from gen3d.tasks import reconstruction
 
 REFERENCE = 'mip_nerf'
 # The lecture's table, relative to Mip-NeRF: speed and memory.
@@ -31,8 +32,9 @@ class Run(NamedTuple):
     name: of its config.
     costs: the numbers of gen3d.benchmark.
     seconds: of a training step.
-    steps: [N] at which test pictures were judged.
+    steps: [N] at which some test pictures were judged.
     psnr, ssim: [N] there.
+    final: PSNR and SSIM of all test pictures, at the end.
   """
   name: str
   costs: Any
@@ -40,6 +42,7 @@ class Run(NamedTuple):
   steps: Any
   psnr: Any
   ssim: Any
+  final: tuple
 
 
 def read(workdir, name):
@@ -50,7 +53,8 @@ def read(workdir, name):
   """
   folder = pathlib.Path(workdir) / name
   scalars, costs = folder / 'scalars.jsonl', folder / BENCHMARK
-  for file in (scalars, costs):
+  results = folder / reconstruction.RESULTS
+  for file in (scalars, costs, results):
     if not file.exists():
       raise ValueError(f'{file} is missing; run the comparison again, it goes '
                        'on where it was stopped.')
@@ -58,33 +62,54 @@ def read(workdir, name):
   judged = [line for line in lines if 'test/psnr' in line]
   if not judged:
     raise ValueError(f'{scalars} has no test/psnr: was eval_every zero?')
-  costs = json.loads(costs.read_text())
+  costs, final = (json.loads(x.read_text()) for x in (costs, results))
   column = lambda key: np.array([line.get(key, np.nan) for line in judged])
   return Run(name, costs, costs['training step'], column('step'),
-             column('test/psnr'), column('test/ssim'))
+             column('test/psnr'), column('test/ssim'),
+             (final['test/psnr'], final['test/ssim']))
 
 
 def table(runs):
-  """Markdown: a row for each Run, with ratios to Mip-NeRF's.
+  """Markdown: a column for each Run, with ratios to Mip-NeRF's.
 
   Times are steps times the benchmark's seconds per step, without reports.
   """
   reference = next((r for r in runs if r.name == REFERENCE), runs[0])
   soonest = min(run.seconds * run.steps[-1] for run in runs)
-  head = ['representation', 'parameters', 'training rays/s',
-          'rendering rays/s', 'planned GB', 'peak GB',
-          *[f's to {level:g} dB' for level in LEVELS],
-          f'PSNR / SSIM, {reference.steps[-1]:,} steps',
-          f'PSNR, {soonest:,.0f} s', 'speed', 'memory',
-          'published speed, memory']
-  lines = [head, ['---'] * len(head),
-           *[_row(run, reference, soonest) for run in runs]]
-  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+  published = lambda i: [
+      f'{PUBLISHED[run.name][i]:g} x' if run.name in PUBLISHED else '-'
+      for run in runs]
+  cost = lambda key, style: [
+      f'{run.costs[key]:{style}} '
+      f'({run.costs[key] / reference.costs[key]:.2f} x)' for run in runs]
+  rows = [
+      ('', [NAMES.get(run.name, run.name) for run in runs]),
+      ('---', ['---'] * len(runs)),
+      ('parameters', cost('parameters', ',')),
+      ('their megabytes', [f'{run.costs["bytes of parameters"] / 1e6:.1f}'
+                           for run in runs]),
+      ('rays/s, training', cost('rays/s in training', ',.0f')),
+      ('the same, published', published(0)),
+      ('rays/s, rendering', cost('rays/s rendered by one device', ',.0f')),
+      ('GB planned for a step',
+       cost('planned peak of a chip in GB', '.2f')),
+      ('the same, published', published(1)),
+      ('GB at the peak of the process', cost('peak memory in GB', '.2f')),
+      *[(f'seconds to {level:g} dB', [_time(run, level) for run in runs])
+        for level in LEVELS],
+      (f'PSNR / SSIM after {reference.steps[-1]:,} steps',
+       [_scores(run.psnr[-1], run.ssim[-1]) for run in runs]),
+      (f'PSNR / SSIM after {soonest:,.0f} s',
+       [_scores(*scores_at(run, soonest)) for run in runs]),
+      ('PSNR / SSIM of all test pictures',
+       [_scores(*run.final) for run in runs])]
+  return '\n'.join(f'| {" | ".join([name, *cells])} |' for name, cells in rows)
 
 
-def psnr_at(run, seconds):
-  """PSNR of a Run after so many seconds of training, between its reports."""
-  return float(np.interp(seconds, run.seconds * run.steps, run.psnr))
+def scores_at(run, seconds):
+  """PSNR and SSIM after so many seconds of training, between reports."""
+  return tuple(float(np.interp(seconds, run.seconds * run.steps, scores))
+               for scores in (run.psnr, run.ssim))
 
 
 def time_to(run, level):
@@ -109,21 +134,8 @@ def plot(runs, title, path):
     figure.savefig(temporary, format='png')
 
 
-def _row(run, reference, soonest):
-  cost = run.costs
-  ratio = lambda key: f'{cost[key] / reference.costs[key]:.2f} x'
-  published = PUBLISHED.get(run.name)
-  return [
-      NAMES.get(run.name, run.name), f'{cost["parameters"]:,}',
-      f'{cost["rays/s in training"]:,.0f}',
-      f'{cost["rays/s rendered by one device"]:,.0f}',
-      f'{cost["planned peak of a chip in GB"]:.2f}',
-      f'{cost["peak memory in GB"]:.2f}',
-      *[_time(run, level) for level in LEVELS],
-      f'{run.psnr[-1]:.2f} / {run.ssim[-1]:.3f}',
-      f'{psnr_at(run, soonest):.2f}', ratio('rays/s in training'),
-      ratio('planned peak of a chip in GB'),
-      f'{published[0]:g} x, {published[1]:g} x' if published else '-']
+def _scores(psnr, ssim):
+  return f'{psnr:.2f} / {ssim:.3f}'
 
 
 def _time(run, level):

@@ -64,7 +64,7 @@ def export(shown, workdir, *, resolution, size, fps):
   eight = np.arange(8) * len(film) // 8
   azimuths = np.round(cameras.angles(path.c2w[eight, :3, 3])[0]) % 360
   pictures.save(workdir / 'preview.png', pictures.tile(
-      film[eight][:, :, :size], 4, [f'{a:.0f} degrees' for a in azimuths]))
+      film[eight][:, :, :size], 4, [f'{a:z.0f} degrees' for a in azimuths]))
   query = jax.jit(partial(scene.query, shown.params))
   surface = mesh.extract(query, scene.bound, resolution)
   matrix = np.asarray(shown.to_world)

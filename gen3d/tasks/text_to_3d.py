@@ -49,7 +49,7 @@ def make(config, teacher=None):
       init=partial(_init, scene=scene, guidance=guidance, teacher=teacher,
                    table=table, optimizer=optimizer),
       step=partial(_step, scene=scene, guidance=guidance, optimizer=optimizer,
-                   views=config.views, words=dict(config.words)),
+                   views=config.views, text_of=_text_of(config)),
       batches=partial(_batches, views=config.views),
       evaluate=partial(
           _evaluate, path=showing.turntable(4, dict(config.orbit)),
@@ -121,12 +121,45 @@ def _coefficients(config):
   """The score.Coefficients of a config."""
   guidance = config.guidance
   made = pick('guidance', COEFFICIENTS, guidance.name)(guidance.scale)
-  if config.negative_prompt:
-    return score.with_negative(made, guidance.perp_neg)
-  if guidance.perp_neg:
-    raise ValueError('guidance.perp_neg needs something to lead away from: '
-                     'set negative_prompt.')
+  weight = guidance.perp_neg.weight
+  if config.negative_prompt or weight:
+    return score.with_negative(made, weight)
   return made
+
+
+def _text_of(config):
+  """(embedded table, azimuth, elevation) -> text of one view; see Guidance.
+
+  Raises:
+    ValueError: at Perp-Neg away from what is not there.
+  """
+  words, perp_neg = dict(config.words), config.guidance.perp_neg
+  away = pick('thing to lead away from', {'views': True, 'prompt': False},
+              perp_neg.away_from)
+  if perp_neg.weight and not away and not config.negative_prompt:
+    raise ValueError("guidance.perp_neg.away_from='prompt' needs one: set "
+                     'negative_prompt.')
+  views = len(prompts.VIEWS)
+  null, negative = views, views + 1
+  rows = lambda table, *index: prompts.pick(table, jnp.array(index))
+  again = lambda tree: jax.tree.map(lambda x: x[None], tree)
+
+  def between(table, azimuth, elevation):
+    shares, weights = prompts.between(
+        azimuth, elevation, overhead=words['overhead'])
+    sides = rows(table, *range(views))
+    # A negative prompt takes the empty one's place, as in samplers.
+    return {'cond': again(prompts.blend(sides, shares)),
+            'null': rows(table, negative), 'weights': weights[None],
+            'negative': again(rows(table, prompts.FRONT, prompts.SIDE))}
+
+  def nearest(table, azimuth, elevation):
+    row = prompts.nearest(azimuth, elevation, **words)
+    return {'cond': again(prompts.pick(table, row)),
+            'null': rows(table, null), 'weights': jnp.ones((1, 1)),
+            'negative': again(rows(table, negative))}
+
+  return between if perp_neg.weight and away else nearest
 
 
 def _optimizer(config):
@@ -148,10 +181,10 @@ def _start(key, scene, init_guidance, optimizer):
                         'guidance': init_guidance(key_guidance)}, optimizer)
 
 
-def _step(state, batch, key, *, scene, guidance, optimizer, views, words):
+def _step(state, batch, key, *, scene, guidance, optimizer, views, text_of):
   """One update from this chip's share of the views; see tasks.Task."""
   one = partial(_view_loss, scene=scene, guidance=guidance, views=views,
-                words=words)
+                text_of=text_of)
 
   def loss(params):
     losses, metrics = jax.vmap(
@@ -165,7 +198,7 @@ def _step(state, batch, key, *, scene, guidance, optimizer, views, words):
 
 
 def _view_loss(params, frozen, key, index, step, *, scene, guidance, views,
-               words):
+               text_of):
   """Loss and metrics of view `index` of the step's `views`."""
   key_view, key_render, key_guidance = jax.random.split(
       jax.random.fold_in(key, index), 3)
@@ -175,11 +208,7 @@ def _view_loss(params, frozen, key, index, step, *, scene, guidance, views,
   view = scene.sample_view(key_view, step, part)
   render = scene.render(params['scene'], key_render, view)
   azimuth, elevation, _ = cameras.angles(view.camera.c2w[:3, 3])
-  row = prompts.nearest(azimuth, elevation, **words)
-  said = lambda row: prompts.pick(frozen['text'], row[None])
-  null, negative = len(prompts.VIEWS), len(prompts.VIEWS) + 1
-  text = {'cond': said(row), 'null': said(jnp.array(null)),
-          'negative': said(jnp.array(negative))}
+  text = text_of(frozen['text'], azimuth, elevation)
   loss, metrics = guidance.loss(
       params['guidance'], frozen['teacher'], key_guidance, render.image[None],
       text, step)
