@@ -79,7 +79,10 @@ def paper():
           'perp_neg': {'weight': 0.0, 'away_from': 'views'},
           'options': {'weighting': 'sigma_squared', 'time_min': 0.02,
                       'time_max': 0.98, 'draws': 1, 'steps': 1,
-                      'clip': 0.0, 'rescale': 0.0}},
+                      'clip': 0.0, 'rescale': 0.0,
+                      # SDI's is 10, -7.5, 0.3; no steps: noise is drawn.
+                      'inversion': {'steps': 0, 'scale': -7.5,
+                                    'fresh': 0.3}}},
       'words': {'front': 45.0, 'overhead': 60.0},  # degrees
       'scene': {
           'name': 'dreamfusion',
@@ -122,9 +125,8 @@ def shapes():
   config.guidance.scale = 15.0
   # From whole shapes to details: the top of the time range comes down.
   config.guidance.options = ml_collections.ConfigDict({
-      'weighting': 'sigma_squared', 'time_min': 0.02,
-      'time_max': ((0, 0.98), (steps, 0.5)), 'draws': 4, 'steps': 1,
-      'clip': 0.0, 'rescale': 0.0})
+      **config.guidance.options, 'time_max': ((0, 0.98), (steps, 0.5)),
+      'draws': 4})
   scene = config.scene
   scene.samples, scene.chunk = 48, 4096
   # A first look at every other pixel of every other row.

@@ -33,6 +33,9 @@ _SET = flags.DEFINE_multi_string(
 def main():
   cli.require('data', 'workdir')
   workdir = pathlib.Path(_WORKDIR.value)
+  for setting in _SET.value:
+    if '=' not in setting:
+      raise ValueError(f'--set={setting} has no value; write --set=KEY=VALUE.')
   common = [f'--config.data.path={_DATA.value}',
             *[f'--config.{setting}' for setting in _SET.value]]
   lines = []
@@ -46,7 +49,7 @@ def main():
     if not costs.exists():
       lines.append([sys.executable, '-m', 'gen3d.benchmark', config, *common,
                     f'--out={costs}'])
-  sweeps.run(lines)
+  sweeps.run(lines, go_on=False)
   runs = [comparison.read(workdir, name) for name in _CONFIGS.value]
   text = comparison.table(runs)
   print(text)

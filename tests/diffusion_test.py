@@ -57,6 +57,20 @@ def test_samplers_reach_the_gaussian_that_the_denoiser_knows(eta):
   assert abs(np.corrcoef(x.T)[0, 1]) < .06
 
 
+def test_inversion_finds_the_noise_of_a_gaussians_samples():
+  x = MEAN + DEVIATION * jax.random.normal(jax.random.key(4), (50, 2))
+  t = jnp.linspace(.05, .9, 50)
+  x_t = samplers.invert(_ideal, SCHEDULE, x, t, 200)
+  # The flow of a Gaussian keeps how many deviations a point is off the mean.
+  alpha, sigma = SCHEDULE.alpha(t)[:, None], SCHEDULE.sigma(t)[:, None]
+  deviation = jnp.sqrt(alpha**2 * DEVIATION**2 + sigma**2)
+  np.testing.assert_allclose(
+      x_t, alpha * MEAN + deviation / DEVIATION * (x - MEAN), atol=.03)
+  back = samplers.denoise(
+      jax.random.key(5), _ideal, SCHEDULE, x_t, t, 200, clip=None)
+  np.testing.assert_allclose(back, x, atol=.03)
+
+
 def test_ddim_is_deterministic_and_bounded_by_clip():
   draw = lambda key, **kwargs: samplers.sample(
       key, _ideal, SCHEDULE, (50, 2), steps=20, **kwargs)

@@ -290,6 +290,37 @@ def test_each_of_several_negatives_counts_by_its_weight_and_image():
       said['cond'] - each(0) * said['negative'] - each(1) * other, atol=1e-4)
 
 
+def test_noise_of_the_image_gives_a_gradient_without_noise():
+  """SDI by an ideal denoiser, whose inversion is known in closed form."""
+  t, images = 0.6, _images()
+  make = lambda fresh: score.make(
+      TEACHER, score.sds(5.0), weighting='uniform', time_min=t, time_max=t,
+      inversion={'steps': 300, 'scale': 1.0, 'fresh': fresh})
+  got = _gradient(make(0.0), images, jax.random.key(0))
+  np.testing.assert_array_equal(
+      got, _gradient(make(0.0), images, jax.random.key(1)))
+  alpha, sigma = _levels(t)
+  deviation = np.sqrt(alpha**2 * SPREAD**2 + sigma**2)
+  off = 2 * images - 1 - MEANS['cond']
+  x_t = alpha * MEANS['cond'] + deviation / SPREAD * off
+  found = (x_t - alpha * (2 * images - 1)) / sigma
+  mean = MEANS['null'] + 5 * (MEANS['cond'] - MEANS['null'])
+  wanted = sigma * (x_t - alpha * mean) / deviation**2
+  np.testing.assert_allclose(
+      got, (wanted - found) * 2 / len(images), atol=0.02)
+  # Where some of it is drawn, the gradient is spread by what of that the
+  # teacher does not take for noise, and its mean is of what is left.
+  several = jax.vmap(lambda key: _gradient(make(0.3), images, key))(
+      jax.random.split(jax.random.key(2), 200))
+  np.testing.assert_allclose(
+      several.std(0).mean(), 0.3 * (alpha * SPREAD / deviation)**2, rtol=0.1)
+  softer = np.sqrt(1 - 0.3**2) * found
+  x_t = alpha * (2 * images - 1) + sigma * softer
+  wanted = sigma * (x_t - alpha * mean) / deviation**2
+  np.testing.assert_allclose(
+      several.mean(0), (wanted - softer) * 2 / len(images), atol=0.02)
+
+
 def test_metric_is_the_gradients_norm():
   images = _images()
   guidance = score.make(TEACHER, score.csd(), time_min=0.4, time_max=0.4)

@@ -91,3 +91,15 @@ def test_the_command_trains_times_and_tells(tmp_path):
   wrong = subprocess.run([*command, '--set=stps=3'], cwd=ROOT,
                          capture_output=True, text=True)
   assert wrong.returncode == 2 and "'steps'" in wrong.stderr
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--set=steps', '--data=shapes:a green tree'], 'write --set=KEY=VALUE'),
+    (['--data=no/where'], 'no/where is not a folder')])
+def test_what_cannot_be_compared_is_said_once(flags, words, tmp_path):
+  done = subprocess.run(
+      [sys.executable, '-m', 'gen3d.compare', '--variant=tiny', *flags,
+       f'--workdir={tmp_path / "here"}'],
+      cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode != 0 and 'Traceback' not in done.stderr
+  assert done.stderr.count(words) == 1

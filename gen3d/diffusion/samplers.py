@@ -1,4 +1,4 @@
-"""From noise to images: DDIM and ancestral DDPM, with guidance.
+"""From noise to images and back: DDIM, ancestral DDPM, with guidance.
 
 A sampler takes `predict(x_t [B, ...], t [B]) -> eps`, so it knows nothing of
 networks, texts or guidance; `guided` makes such a function from a denoiser.
@@ -88,3 +88,22 @@ def denoise(key, predict, schedule, x_t, t, steps, eta=0.0, clip=1.0):
   (_, clean), _ = jax.lax.scan(
       lambda carry, inputs: (step(carry[0], inputs), None), (x_t, x_t), inputs)
   return clean
+
+
+def invert(predict, schedule, x, t, steps):
+  """The noisy x_t [B, ...] from which DDIM would come to clean x [B, ...].
+
+  DDIM's steps backwards (Song et al. 2021, section 4.3), `steps` evenly spaced
+  ones from 0 to times t [B]; each asks for the noise at the time it goes to,
+  for there is none to predict in a clean image.
+  """
+  def step(carry, done):
+    x_s, s = carry
+    r = done * t
+    eps = predict(x_s, r)
+    clean = noise.x_from_eps(schedule, x_s, eps, s)
+    return (noise.diffuse(schedule, clean, eps, r), r), None
+
+  (x_t, _), _ = jax.lax.scan(
+      step, (x, jnp.zeros_like(t)), jnp.linspace(0.0, 1.0, steps + 1)[1:])
+  return x_t

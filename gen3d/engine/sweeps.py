@@ -38,8 +38,18 @@ def commands(path, workdir, common=()):
   return lines
 
 
-def run(lines):
-  """Runs command lines in turn; one that fails does not stop the others."""
+def run(lines, go_on=True):
+  """Runs command lines in turn.
+
+  Args:
+    lines: lists of words.
+    go_on: whether one that fails leaves the others to run; else it is the
+      last.
+
+  Raises:
+    ValueError: if any failed.
+    KeyboardInterrupt: if one was stopped.
+  """
   failed = []
   for line in lines:
     print(shlex.join(line), file=sys.stderr, flush=True)
@@ -48,6 +58,8 @@ def run(lines):
       raise KeyboardInterrupt
     if code:
       failed.append(line[-1])
+      if not go_on:
+        break
   if failed:
     raise ValueError(f'{len(failed)} of {len(lines)} runs failed: '
                      f'{", ".join(failed)}.')

@@ -102,7 +102,7 @@ def across(eps_n, eps_u, eps_c):
 
 def make(teacher, coefficients, *, weighting='sigma_squared',
          time_min=0.02, time_max=0.98, draws=1, steps=1, clip=0.0,
-         rescale=0.0):
+         rescale=0.0, inversion=None):
   """The Guidance of a teacher by a fixed linear combination.
 
   Args:
@@ -123,6 +123,11 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
       guidance from asking for ever more colour.
     rescale: how far the deviation of that image is brought back to that of
       the one that eps_c asks for (2305.08891, section 3.4), from 0 to 1.
+    inversion: mapping with `steps`, `scale` and `fresh`. Where steps is not
+      zero, eps is not drawn but what DDIM inversion of the image in so many
+      steps with this guidance scale finds, and a share `fresh` of its length
+      is drawn (SDI, 2405.15891): noise that goes with the image, so that g
+      changes little from step to step and weak guidance is enough.
 
   Raises:
     ValueError: at an unknown weighting, or several steps with coefficients
@@ -138,12 +143,12 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
       init=lambda key: {},
       loss=partial(_loss, teacher=teacher, coefficients=coefficients,
                    weigh=weigh, times=(time_min, time_max), draws=draws,
-                   steps=steps,
-                   correct=correct if clip or rescale else None))
+                   steps=steps, correct=correct if clip or rescale else None,
+                   inversion=dict(inversion or {'steps': 0})))
 
 
 def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
-          weigh, times, draws, steps, correct):
+          weigh, times, draws, steps, correct, inversion):
   """sum(stop_gradient(w g) x) / B, whose gradient in x is w g / B."""
   del params
   key_encode, key_t, key_eps = jax.random.split(key, 3)
@@ -153,12 +158,14 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
   even = (jnp.arange(draws) + jax.random.uniform(key_t, (len(x), 1))) / draws
   t = (low + (high - low) * even).reshape(-1)
   still = many(jax.lax.stop_gradient(x))
+  texts = jax.tree.map(many, text)
   eps = jax.random.normal(key_eps, still.shape)
+  if inversion['steps']:
+    eps = _of_the_image(teacher, frozen, still, t, texts, eps, **inversion)
   per_image = lambda f: f(t).reshape(-1, *(1,) * (x.ndim - 1))
   alpha, sigma = per_image(teacher.schedule.alpha), per_image(
       teacher.schedule.sigma)
   x_t = noise.diffuse(teacher.schedule, still, eps, t)
-  texts = jax.tree.map(many, text)
 
   def predict(x_t, t):
     said = _predict(teacher, frozen, x_t, t, texts, coefficients)
@@ -187,6 +194,15 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
   g = jnp.mean(g.reshape(len(x), draws, *x.shape[1:]), axis=1)
   norm = jnp.sqrt(jnp.mean(jnp.sum(g**2, axis=tuple(range(1, g.ndim)))))
   return jnp.sum(g * x) / len(x), {'sds/grad_norm': norm, 'sds/t': t.mean()}
+
+
+def _of_the_image(teacher, frozen, x, t, text, eps, *, steps, scale, fresh):
+  """Noise that goes with images x at times t, with some of eps; see make."""
+  predict = samplers.guided(
+      teacher.denoise, frozen, text['cond'], text['null'], scale)
+  x_t = samplers.invert(predict, teacher.schedule, x, t, steps)
+  found = noise.eps_from_x(teacher.schedule, x_t, x, t)
+  return jnp.sqrt(1 - fresh**2) * found + fresh * eps
 
 
 def _predict(teacher, frozen, x_t, t, text, coefficients):
