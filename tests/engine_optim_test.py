@@ -1,8 +1,11 @@
 """Optimizers and schedules against their definitions."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from gen3d.engine import optim
@@ -97,6 +100,31 @@ def test_muon_steps_alike_in_all_directions():
   # Adam's first step, with Nesterov's look ahead.
   np.testing.assert_allclose(
       state.params['bias'], -.1 * (.9 * .1 / (1 - .9**2) + 1), rtol=1e-4)
+
+
+def test_muon_is_optaxs():
+  rng = np.random.default_rng(1)
+  shapes = {'a': (3, 3, 4, 8), 'b': (5, 20), 'c': (2, 2, 16, 4)}
+  draw = lambda: {name: {'kernel': jnp.asarray(
+      rng.normal(size=shape), jnp.float32)} for name, shape in shapes.items()}
+  params, grads = draw(), draw()
+  axes = lambda tree: jax.tree.map(
+      lambda x: optax.contrib.MuonDimensionNumbers(
+          tuple(range(x.ndim - 1)), x.ndim - 1), tree)
+  theirs = optax.contrib.muon(
+      .1, consistent_rms=.2, weight_decay=.01,
+      muon_weight_dimension_numbers=axes)
+  ours = optim.make_optimizer(
+      {'name': 'muon', 'learning_rate': .1, 'weight_decay': .01})
+  expected, got = params, params
+  state, other = ours.init(params), theirs.init(params)
+  # Of gradients that stay the same, both momenta are multiples.
+  for _ in range(3):
+    updates, other = theirs.update(grads, other, expected)
+    expected = optax.apply_updates(expected, updates)
+    updates, state = ours.update(grads, state, got)
+    got = optax.apply_updates(got, updates)
+  jax.tree.map(partial(np.testing.assert_allclose, atol=2e-4), got, expected)
 
 
 def test_the_average_ramps_up():
