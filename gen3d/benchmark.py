@@ -6,7 +6,7 @@ python -m gen3d.benchmark --config=configs/eg3d.py:cpu128
 Prints seconds of a training step on all chips, for a GAN each phase of it and
 the parts of its networks, for a reconstruction its rays, the size of the
 parameters and the peak of memory: what the compiler plans for a chip, and what
-was measured. Times are medians; the first call, which compiles, is told apart.
+was measured. Times are medians; the first call is told apart.
 """
 
 import importlib
@@ -48,11 +48,11 @@ def main():
   leaves = jax.tree.leaves(state.params)
   number('parameters', sum(x.size for x in leaves))
   number('bytes of parameters', sum(x.nbytes for x in leaves))
-  number('planned peak of a chip in GB', planned_gigabytes(
-      step, state, sharding.to_devices(batch_of(0), mesh)), '.2f')
+  run = Step(step, state, batch_of, mesh)
+  number('planned peak of a chip in GB', run.planned_gigabytes(), '.2f')
   if _PLAN.value:
     return
-  run = Step(step, state, batch_of, mesh)
+  run.first()
   if config.task == 'gan':
     _gan(config, run)
   else:
@@ -71,10 +71,19 @@ class Step:
     self._step, self._state = step, state
     self._batch_of, self._mesh = batch_of, mesh
     self._key = sharding.replicate(jax.random.key(1), mesh)
+
+  def planned_gigabytes(self):
+    """What the compiler plans for a step on one chip, arguments included."""
+    plan = self._step.lower(
+        self._state, self._batch(0), self._key).compile().memory_analysis()
+    return (plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e9
+
+  def first(self):
+    """Tells how long the first step takes."""
     batch = self._batch(0)
     begin = time.perf_counter()
     self._once(batch)
-    print(f'first step, with compilation: {time.perf_counter() - begin:.1f} s')
+    print(f'first step, compiled before: {time.perf_counter() - begin:.1f} s')
 
   def seconds(self, at):
     """Median seconds of a step whose number is `at`."""
@@ -130,13 +139,6 @@ def _median(function):
     jax.block_until_ready(function())
     times.append(time.perf_counter() - begin)
   return float(np.median(times[1:]))
-
-
-def planned_gigabytes(step, state, batch):
-  """What the compiler plans for a step on one chip, arguments included."""
-  plan = jax.jit(step).lower(
-      state, batch, jax.random.key(1)).compile().memory_analysis()
-  return (plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e9
 
 
 def number(what, value, form=','):

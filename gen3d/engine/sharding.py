@@ -134,7 +134,8 @@ def pmap(step, mesh):
     (state, batch, key) -> (state, metrics), with the state from `replicate`
     (its buffers are reused: the caller's state is gone afterwards, except
     for state.frozen), the batch from `to_devices`, and the run's key, that is
-    folded with state.step and is the same on all chips.
+    folded with state.step and is the same on all chips. As of what jax.jit
+    returns, its `lower` gives the program without running it.
   """
 
   def per_chip(state, frozen, batch, key):
@@ -159,6 +160,8 @@ def pmap(step, mesh):
     state, metrics = mapped(state.replace(frozen=None), frozen, batch, key)
     return state.replace(frozen=frozen), metrics
 
+  over_chips.lower = lambda state, batch, key: mapped.lower(
+      state.replace(frozen=None), state.frozen, batch, key)
   return over_chips
 
 

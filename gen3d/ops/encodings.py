@@ -8,8 +8,10 @@ an array [R, R, R, C] whose axes are z, y and x.
 """
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from gen3d.choices import check
@@ -97,12 +99,19 @@ def triplanes(planes, points, *, reduce='sum', outside='clamp',
   check('outside', ('clamp', 'zero'), outside)
   check('axes', AXES, axes)
   flat = points.reshape(-1, 3)
-  looked_up = [
-      _linear(planes[i].reshape(-1, planes.shape[-1]), planes.shape[1],
-              jnp.stack([flat[:, column], flat[:, row]], axis=-1), outside)
-      for i, (column, row) in enumerate(AXES[axes])]
-  a, b, c = looked_up
-  features = a * b * c if reduce == 'product' else a + b + c
+  _, height, width, channels = planes.shape
+  table = planes.reshape(-1, channels)
+  looked_up = []
+  for i, (column, row) in enumerate(AXES[axes]):
+    rows, weights = _corners(
+        width, jnp.stack([flat[:, column], flat[:, row]], axis=-1), outside)
+    looked_up.append(([i * height * width + x for x in rows], weights))
+  if reduce == 'product':
+    features = math.prod(_blend(table, *each) for each in looked_up)
+  else:
+    # At once, so that there is one gradient of the planes, not twelve.
+    rows, weights = (sum(each, []) for each in zip(*looked_up, strict=True))
+    features = _blend(table, rows, weights)
   if reduce == 'mean':
     features = features / 3
   return features.reshape(*points.shape[:-1], planes.shape[-1])
@@ -123,7 +132,7 @@ def voxels(grid, points, *, outside='clamp'):
   check('outside', ('clamp', 'zero'), outside)
   flat = points.reshape(-1, 3)
   table = grid.reshape(-1, grid.shape[-1])
-  features = _linear(table, grid.shape[0], flat, outside)
+  features = _blend(table, *_corners(grid.shape[0], flat, outside))
   return features.reshape(*points.shape[:-1], grid.shape[-1])
 
 
@@ -147,20 +156,18 @@ def contract(gaussian):
   return Gaussian(scale * x, variance)
 
 
-def _linear(table, resolution, points, outside):
-  """Features [N, C] of `table` [R^D, C] at points [N, D], linear in each axis.
+def _corners(resolution, points, outside):
+  """Of the 2^D corners around points [N, D]: rows of [R^D, C], weights [N].
 
   The first coordinate is the one along which neighbours lie side by side.
   """
-  # Gathers that are summed as they come: stacking the corners, or
-  # map_coordinates, is several times slower on a CPU, backward above all.
   place = (points + 1) * (resolution / 2) - 0.5
   if outside == 'clamp':
     place = jnp.clip(place, 0, resolution - 1)
   low = jnp.floor(place)
   fraction = place - low
   low = low.astype(jnp.int32)
-  features = 0.0
+  rows, weights = [], []
   for corner in itertools.product((0, 1), repeat=points.shape[-1]):
     weight, row = 1.0, 0
     for axis in reversed(range(points.shape[-1])):
@@ -170,9 +177,45 @@ def _linear(table, resolution, points, outside):
         share = jnp.where((at >= 0) & (at < resolution), share, 0.0)
       weight = weight * share
       row = row * resolution + jnp.clip(at, 0, resolution - 1)
-    values = table.at[row].get(mode='promise_in_bounds')
-    features = features + values * weight[:, None]
-  return features
+    rows.append(row)
+    weights.append(weight)
+  return rows, weights
+
+
+@jax.custom_vjp
+def _blend(table, rows, weights):
+  """Features [N, C]: sum over k of weights[k] [N] table[rows[k] [N]].
+
+  Gathers that are summed as they come: stacking the corners, or
+  map_coordinates, is several times slower on a CPU, backward above all. The
+  gradient adds all of them to one table; left to itself, JAX makes a table
+  for each and adds those, which costs their memory.
+  """
+  return sum(_take(table, row) * weight[:, None]
+             for row, weight in zip(rows, weights, strict=True))
+
+
+def _blend_forward(table, rows, weights):
+  return _blend(table, rows, weights), (table, rows, weights)
+
+
+def _blend_backward(kept, pull):
+  table, rows, weights = kept
+  gradient = jnp.zeros_like(table)
+  for row, weight in zip(rows, weights, strict=True):
+    gradient = gradient.at[row].add(
+        (pull * weight[:, None]).astype(table.dtype),
+        mode='promise_in_bounds')
+  return gradient, None, [
+      jnp.sum(_take(table, row) * pull, axis=-1).astype(weight.dtype)
+      for row, weight in zip(rows, weights, strict=True)]
+
+
+_blend.defvjp(_blend_forward, _blend_backward)
+
+
+def _take(table, row):
+  return table.at[row].get(mode='promise_in_bounds')
 
 
 def _octaves(x, degree, base):

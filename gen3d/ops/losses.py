@@ -1,5 +1,7 @@
 """Penalties on what a volume shows: one function, one number per ray."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -68,6 +70,9 @@ def roughness(normals, total):
                 + jnp.pad(right, ((0, 0), (0, 1))))
 
 
+# The differences, as large as the grid for each axis, are not kept for the
+# way back.
+@functools.partial(jax.checkpoint, static_argnums=1)
 def total_variation(grid, axes):
   """Mean squared difference [] of neighbours in a grid of features.
 
