@@ -46,6 +46,7 @@ def _config(views=2):
   config.views = views
   config.scene.size, config.scene.samples = 8, 6
   config.scene.importance.samples = 0
+  config.scene.random_background = 0.5  # Else nobody learns the background.
   config.optimizer.schedule = 'constant'
   return config
 
