@@ -139,7 +139,7 @@ def shapes():
       'name': 'magic3d', 'strength': 8.0, 'radius': 0.35})
   scene.normals, scene.epsilon = 'surface', 0.02
   scene.background_mlp.layers = 2
-  # Against a background that it can learn, white parts become fog.
+  # A background that is learned would hide a fog of its own colour.
   scene.random_background = 1.0
   # As the pictures were taken on which the teacher was trained.
   scene.camera.distance, scene.camera.focal = (1.4, 1.8), (1.1, 1.5)
