@@ -32,16 +32,8 @@ def get_config(variant='blender'):
           'scene.fine': {'samples': 128, 'merge': False, 'padding': 0.01},
           'optimizer.final': 0.01,
           'optimizer.warmup': 2500},
-      'quick': {
-          'steps': 1500,
-          'scene.coarse.samples': 32, 'scene.fine.samples': 32,
-          'optimizer.learning_rate': 1e-3, 'optimizer.warmup': 100},
-      'race': {
-          'steps': 1000, 'crop.steps': 50,
-          'scene.coarse.samples': 32, 'scene.fine.samples': 32,
-          'optimizer.final': 0.1, 'optimizer.warmup': 50},
+      'quick': {'crop.steps': 0, 'optimizer.learning_rate': 1e-3},
+      'race': {'optimizer.final': 0.1},
       'tiny': {
-          'steps': 2, 'optimizer.warmup': 1,
-          'scene.coarse.samples': 8, 'scene.fine.samples': 8,
-          'scene.field.depth': 2, 'scene.field.width': 16,
-          'scene.field.skip': 1}})
+          'crop.steps': 0, 'optimizer.warmup': 1, 'scene.field.depth': 2,
+          'scene.field.width': 16, 'scene.field.skip': 1}})

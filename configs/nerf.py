@@ -44,8 +44,8 @@ def base(variant, name, changes):
   Args:
     variant: one of VARIANTS.
     name: of the file that asks, for messages.
-    changes: {variant: {dotted key: value}}; those of 'blender' hold for the
-      others as well.
+    changes: {variant: {dotted key: value}}; those of 'blender' come first in
+      the others as well.
 
   Raises:
     ValueError: if there is no such variant.
@@ -54,6 +54,7 @@ def base(variant, name, changes):
     raise ValueError(f'Unknown variant {variant!r} of {name}; choose from '
                      f'{list(VARIANTS)}.')
   config = _blender()
+  config.update_from_flattened_dict(changes['blender'])
   if variant != 'blender':
     _quick(config)
   if variant == 'race':
@@ -65,7 +66,6 @@ def base(variant, name, changes):
     config.export.update({'resolution': 64, 'size': 100, 'frames': 8})
   if variant == 'tiny':
     _tiny(config)
-  config.update_from_flattened_dict(changes['blender'])
   if variant != 'blender':
     config.update_from_flattened_dict(changes[variant])
   return config

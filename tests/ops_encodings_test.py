@@ -1,6 +1,7 @@
 """Encodings against Monte Carlo, NumPy loops and finite differences."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +106,7 @@ def test_triplanes_agree_with_a_loop(reduce, outside):
       got, _loop(planes, points, reduce, outside), atol=2e-5)
 
 
-def _check_gradients(lookup, table, points, stride):
+def _assert_gradients(lookup, table, points, stride):
   """Slopes in the table and in the points, every `stride`th of them."""
   pull = jnp.asarray(np.random.default_rng(8).normal(size=(2, 2)), jnp.float32)
   loss = lambda *inputs: jnp.sum(pull * lookup(*inputs))
@@ -120,12 +121,15 @@ def _check_gradients(lookup, table, points, stride):
           gradient[i], (sides[0] - sides[1]) / 2e-2, atol=2e-3)
 
 
-def test_triplanes_gradients_against_finite_differences():
+@pytest.mark.parametrize('outside', ['clamp', 'zero'])
+@pytest.mark.parametrize('reduce', ['sum', 'mean', 'product'])
+def test_triplanes_gradients_against_finite_differences(reduce, outside):
   rng = np.random.default_rng(4)
   planes = jnp.asarray(rng.normal(size=(3, 4, 4, 2)), jnp.float32)
   # Away from texel centres, where the slope jumps.
   points = jnp.asarray([[0.1, -0.35, 0.6], [-0.6, 0.4, 0.13]], jnp.float32)
-  _check_gradients(encodings.triplanes, planes, points, 3)
+  lookup = partial(encodings.triplanes, reduce=reduce, outside=outside)
+  _assert_gradients(lookup, planes, points, 3)
 
 
 def test_triplanes_name_the_choices():
@@ -156,7 +160,7 @@ def test_voxels_gradients_against_finite_differences():
   rng = np.random.default_rng(6)
   grid = jnp.asarray(rng.normal(size=(3, 3, 3, 2)), jnp.float32)
   points = jnp.asarray([[0.1, -0.35, 0.5], [-0.5, 0.4, 0.13]], jnp.float32)
-  _check_gradients(encodings.voxels, grid, points, 2)
+  _assert_gradients(encodings.voxels, grid, points, 2)
 
 
 def test_contraction_is_the_papers_and_carries_the_variance():

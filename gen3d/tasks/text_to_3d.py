@@ -42,14 +42,14 @@ def make(config, teacher=None):
   """
   table = [*prompts.with_views(config.prompt), '', config.negative_prompt]
   scene, optimizer = make_scene(config), _optimizer(config)
-  coefficients = _coefficients(config)
+  coefficients, text_of = _coefficients(config), _text_of(config)
   teacher = teacher or make_teacher(config.teacher)
   guidance = score.make(teacher, coefficients, **config.guidance.options)
   return Task(
       init=partial(_init, scene=scene, guidance=guidance, teacher=teacher,
                    table=table, optimizer=optimizer),
       step=partial(_step, scene=scene, guidance=guidance, optimizer=optimizer,
-                   views=config.views, text_of=_text_of(config)),
+                   views=config.views, text_of=text_of),
       batches=partial(_batches, views=config.views),
       evaluate=partial(
           _evaluate, path=showing.turntable(4, dict(config.orbit)),
@@ -134,11 +134,6 @@ def _text_of(config):
     ValueError: at Perp-Neg away from what is not there.
   """
   words, perp_neg = dict(config.words), config.guidance.perp_neg
-  away = pick('thing to lead away from', {'views': True, 'prompt': False},
-              perp_neg.away_from)
-  if perp_neg.weight and not away and not config.negative_prompt:
-    raise ValueError("guidance.perp_neg.away_from='prompt' needs one: set "
-                     'negative_prompt.')
   views = len(prompts.VIEWS)
   null, negative = views, views + 1
   rows = lambda table, *index: prompts.pick(table, jnp.array(index))
@@ -159,7 +154,12 @@ def _text_of(config):
             'null': rows(table, null), 'weights': jnp.ones((1, 1)),
             'negative': again(rows(table, negative))}
 
-  return between if perp_neg.weight and away else nearest
+  away = pick('thing to lead away from',
+              {'views': between, 'prompt': nearest}, perp_neg.away_from)
+  if perp_neg.weight and away is nearest and not config.negative_prompt:
+    raise ValueError("guidance.perp_neg.away_from='prompt' needs one: set "
+                     'negative_prompt.')
+  return away if perp_neg.weight else nearest
 
 
 def _optimizer(config):
