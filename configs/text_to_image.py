@@ -24,14 +24,16 @@ def get_config(variant='shapes'):
   config.data_seed = 0
   config.views = 48_000
   config.held_out = 128
-  config.drop_caption = 0.1
+  config.drop_caption = 0.1  # and the camera with it
+  config.drop_camera = 0.2   # alone
 
   # Model: 6.5 M parameters, text encoder included.
   config.model = {
       'size': 64, 'prediction': 'v',
       'unet': {'channels': (32, 64, 160), 'blocks': (1, 2, 2),
                'attention': (False, False, True), 'patch': 2,
-               'head_dim': 32, 'time_width': 256},
+               'head_dim': 32, 'time_width': 256,
+               'rays': True},
       't5': {'layers': 2, 'width': 128, 'heads': 4, 'head_dim': 32,
              'ff_width': 256}}
 
@@ -47,6 +49,7 @@ def get_config(variant='shapes'):
       'weight_decay': 0.01, 'clip': 1.0, 'rates': {'t5': 0.15}}
   config.ema_decay = 0.999
   config.most_weight = 4.0  # of an image's squared error, else 1 + SNR
+  config.late_times = 30.0  # at 1, relative to 0
   config.reading_weight = 0.05  # of the encoder's lessons in word order
 
   # Reports.

@@ -8,10 +8,10 @@ python -m gen3d.generate --network=ffhq512-128.pkl --seeds=0-7 \
   --truncation=0.7 --out=/tmp/faces
 
 The first samples a text-to-image model, the shipped one if no other is named:
-a labelled grid. The last takes a 3-D GAN, one that gen3d trained
-(.safetensors) or an official EG3D pickle, and writes a sheet of views, a
-turntable and coloured meshes for each seed; with --interpolate a film from
-seed to seed as well.
+a labelled grid; --sides=8 shows each prompt from that many. The last takes a
+3-D GAN, one that gen3d trained (.safetensors) or an official EG3D pickle, and
+writes a sheet of views, a turntable and coloured meshes for each seed; with
+--interpolate a film from seed to seed as well.
 """
 
 import pathlib
@@ -32,6 +32,9 @@ _OUT = flags.DEFINE_string('out', None, 'Folder for what is made.')
 _PROMPTS = flags.DEFINE_string(
     'prompts', ';'.join(text_to_image.PROMPTS), 'Prompts, with ; between.')
 _NUM = flags.DEFINE_integer('num', 1, 'Samples of each prompt.', 1)
+_SIDES = flags.DEFINE_integer(
+    'sides', 0, 'See each prompt from so many sides; the shapes model only, '
+    'for it knows cameras.', 0)
 _NEGATIVE = flags.DEFINE_string(
     'negative_prompt', '', 'What to lead away from.')
 _SCALE = flags.DEFINE_float(
@@ -91,18 +94,26 @@ def _pictures(out):
   prompts = [p.strip() for p in _PROMPTS.value.split(';') if p.strip()]
   if not prompts:
     raise ValueError("No prompt is given; say --prompts='a red chair'.")
+  if _SIDES.value and _TEACHER.value != 'shapes':
+    raise ValueError('--sides is for a model that knows cameras; '
+                     f'{_TEACHER.value} does not.')
   teacher = text_to_3d.make_teacher({
       'name': _TEACHER.value, 'path': _PATH.value, 'variant': _VARIANT.value,
       'revision': _REVISION.value, 'dtype': _DTYPE.value})
-  labels = [p for p in prompts for _ in range(_NUM.value)]
+  prompts = [p for p in prompts for _ in range(_NUM.value)]
+  views = None
+  if _SIDES.value:
+    prompts, views = text_to_image.around(prompts, _SIDES.value)
   scale, batch = USUAL[_TEACHER.value]
   images = text_to_image.sample_teacher(
-      jax.random.key(_SEED.value), teacher, labels, negative=_NEGATIVE.value,
+      jax.random.key(_SEED.value), teacher, prompts, labels=views,
+      negative=_NEGATIVE.value,
       scale=scale if _SCALE.value is None else _SCALE.value,
       steps=_STEPS.value, eta=ETA[_SAMPLER.value],
       batch=_BATCH.value or batch)
-  columns = _NUM.value if _NUM.value > 1 else min(8, len(labels))
-  pictures.save(out / 'grid.png', pictures.tile(images, columns, labels))
+  many = _SIDES.value or _NUM.value
+  columns = many if many > 1 else min(8, len(prompts))
+  pictures.save(out / 'grid.png', pictures.tile(images, columns, prompts))
   for i, image in enumerate(images):
     pictures.save(out / f'{i:04d}.png', image)
   return [out / 'grid.png']

@@ -53,6 +53,8 @@ def test_generate_refuses_what_it_cannot_do(tmp_path):
                        f'--out={tmp_path}/out'), str(weights), 'missing')
   assert _refused(_run('generate', '--prompts= ; ', f'--out={tmp_path}/out'),
                   'No prompt')
+  assert _refused(_run('generate', '--teacher=deepfloyd', '--sides=4',
+                       f'--out={tmp_path}/out'), '--sides', 'deepfloyd')
   assert not (tmp_path / 'out').exists()
 
 

@@ -74,6 +74,21 @@ def test_sds_is_its_definition_on_average():
   assert np.abs(expected).max() > 0.2
 
 
+def test_weighed_as_an_image_it_is_the_way_to_the_clean_one():
+  t, images = 0.7, _images()
+  guidance = score.make(TEACHER, score.sds(1.0), weighting='image',
+                        time_min=t, time_max=t)
+  got = jax.jit(lambda keys: jax.vmap(functools.partial(
+      _gradient, guidance, images))(keys).mean(0))(
+          jax.random.split(jax.random.key(0), 20_000))
+  alpha, sigma = _levels(t)
+  # The posterior mean of x given x_t, on average over eps.
+  share = alpha**2 * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
+  x = 2 * images - 1
+  clean = MEANS['cond'] + share * (x - MEANS['cond'])
+  np.testing.assert_allclose(got, (x - clean) * 2 / len(images), atol=1e-2)
+
+
 def test_many_draws_have_the_same_mean_and_less_noise():
   images = _images()
 

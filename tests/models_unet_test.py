@@ -53,6 +53,30 @@ def test_output_depends_on_image_time_and_text(network):
     assert jnp.abs(other - out).max() > 1e-3
 
 
+def test_rays_shift_their_pixels_and_zeros_change_nothing(network):
+  apply, params, _, inputs = network
+  told = unet.UNet(SHAPE._replace(rays=True))
+  rays = jax.random.normal(jax.random.key(5), (2, 16, 16, 4))
+  fresh = jax.jit(told.init)(jax.random.key(6), *inputs, rays)
+  merge = lambda new, old: {
+      k: merge(v, old[k]) if k in old and isinstance(v, dict) else
+      old.get(k, v) for k, v in new.items()}
+  # From zeros the network goes on as it was.
+  grown = merge(fresh, params)
+  plain = apply(params, *inputs)
+  out = jax.jit(told.apply)
+  np.testing.assert_allclose(out(grown, *inputs, rays), plain, atol=1e-5)
+  paths = [path for path, _ in jax.tree.leaves_with_path(grown)
+           if path[-2].key == 'rays']
+  assert len(paths) == 7  # one a block
+  learned = jax.tree.map_with_path(
+      lambda path, x: x + .3 if path[-2].key == 'rays' else x, grown)
+  np.testing.assert_allclose(
+      out(learned, *inputs, jnp.zeros_like(rays)), plain, atol=1e-5)
+  moved = jnp.abs(out(learned, *inputs, rays.at[:, 8:].set(0)) - plain)
+  assert moved[:, :4].mean() > 2 * moved[:, 12:].mean() > 0
+
+
 def test_padding_and_other_examples_are_not_looked_at(network):
   apply, params, _, (x, t, states, mask) = network
   out = apply(params, x, t, states, mask)

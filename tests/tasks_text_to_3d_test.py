@@ -38,7 +38,8 @@ def _embed(prompts):
 
 TEACHER = SimpleNamespace(
     schedule=SCHEDULE, encode=lambda weights, images, key: 2 * images - 1,
-    denoise=_denoise, embed=_embed, load=lambda: jnp.ones(()))
+    denoise=_denoise, embed=_embed, load=lambda: jnp.ones(()),
+    look=lambda text, labels: text)
 
 
 def _config(views=2):
@@ -51,9 +52,9 @@ def _config(views=2):
   return config
 
 
-def _run(config, devices, steps):
+def _run(config, devices, steps, teacher=TEACHER):
   """Parameters and metrics after `steps` on the first `devices`."""
-  task = text_to_3d.make(config, TEACHER)
+  task = text_to_3d.make(config, teacher)
   mesh = jax.make_mesh((devices,), ('chips',), devices=jax.devices()[:devices])
   state = sharding.replicate(task.init(jax.random.key(0)), mesh)
   step = sharding.pmap(task.step, mesh)
@@ -111,6 +112,24 @@ def test_an_object_takes_the_teachers_colour_and_is_exported(tmp_path):
   assert {pathlib.Path(f).name for f in files} == {
       'turntable.mp4', 'preview.png', 'mesh.glb', 'mesh.ply'}
   assert all(pathlib.Path(f).stat().st_size > 100 for f in files)
+
+
+def test_a_teacher_that_knows_cameras_is_told_the_views():
+  config = _config()
+  config.scene.random_background = 1.0
+
+  def look(text, labels):
+    z = cameras.from_label(labels).c2w[:, 2, 3]
+    red = jnp.where(z > 0, 1.0, -1.0)
+    return {**text, 'states': jnp.stack([red, -red, -red], -1)[:, None]}
+
+  teacher = SimpleNamespace(**{**vars(TEACHER), 'look': look})
+  _, state, _ = _run(config, 1, 60, teacher)
+  scene = text_to_3d.make_scene(config)
+  red = [scene.show(state.params['scene'], cameras.orbit(
+      azimuth, 0.0, 1.6, 1.3), 9, ('albedo',))['albedo'][4, 4, 0]
+         for azimuth in (0.0, 180.0)]
+  assert red[0] > red[1] + 0.05
 
 
 def test_viewer_puts_the_modes_side_by_side():

@@ -13,6 +13,7 @@ from gen3d.data import captions
 from gen3d.diffusion import noise
 from gen3d.engine import checkpoints
 from gen3d.models import unet
+from gen3d.ops import cameras
 from gen3d.tasks import shipping, text_to_image
 
 
@@ -166,7 +167,7 @@ def test_the_record_tells_of_what_went_before(
 def test_times_of_little_noise_are_drawn_less_often():
   schedule = noise.cosine_schedule()
   even = (jnp.arange(200_000) + .5) / 200_000
-  t = text_to_image.spread_times(even, schedule, 4.0)
+  t = text_to_image.spread_times(even, schedule, 4.0, 1.0)
   count, edges = np.histogram(t, 50, (0, 1))
   middle = (edges[1:] + edges[:-1]) / 2
   # v's own weight of an image's error is 1 + SNR.
@@ -177,7 +178,37 @@ def test_times_of_little_noise_are_drawn_less_often():
   np.testing.assert_allclose(
       weight[3:] / weight[3], expected[3:], rtol=.03)
   np.testing.assert_allclose(
-      text_to_image.spread_times(even, schedule, jnp.inf), even, atol=1e-4)
+      text_to_image.spread_times(even, schedule, jnp.inf, 1.0), even,
+      atol=1e-4)
+
+
+def test_times_of_much_noise_are_drawn_more_often():
+  even = (jnp.arange(200_000) + .5) / 200_000
+  t = text_to_image.spread_times(even, noise.cosine_schedule(), jnp.inf, 30.0)
+  count, edges = np.histogram(t, 50, (0, 1))
+  middle = (edges[1:] + edges[:-1]) / 2
+  np.testing.assert_allclose(
+      count[0] / count, 1 - 29 / 30 * middle, rtol=.03, atol=.02)
+
+
+def test_a_prompt_is_seen_from_all_sides(task, state, config):
+  prompts, labels = text_to_image.around(['a red car', 'a cyan mug'], 4)
+  assert prompts[:4] == [f'a red car, {side} view' for side in (
+      'front', 'side', 'back', 'side')]
+  assert prompts[4] == 'a cyan mug, front view'
+  position = np.asarray(cameras.from_label(labels).c2w)[:, :3, 3]
+  azimuth, elevation, _ = cameras.angles(position)
+  np.testing.assert_allclose(azimuth % 360, [0, 90, 180, 270] * 2, atol=1e-3)
+  np.testing.assert_allclose(elevation, 20, atol=1e-3)
+  # A fresh network says nothing.
+  model = text_to_image._model(config)
+  knows = jax.tree.map(lambda x: x + .05, state.ema)
+  draw = lambda labels: text_to_image.sample(
+      jax.random.key(1), model, knows, prompts[:1], labels=labels, steps=2,
+      batch=1)
+  front, other = draw(labels[:1]), draw(labels[1:2])
+  assert not np.array_equal(front, other)
+  assert not np.array_equal(front, draw(None))
 
 
 def test_samples_do_not_depend_on_how_many_are_asked_for(task, state, config):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from gen3d.choices import check
 from gen3d.diffusion import noise
 from gen3d.models import t5, unet
+from gen3d.ops import cameras
 
 ASSET = (pathlib.Path(__file__).parents[1] / 'assets'
          / 'text_to_image_shapes.safetensors')
@@ -37,6 +38,9 @@ class Teacher(NamedTuple):
     latent: shape of what is denoised.
     bound: on the absolute values of a clean x; None where there is none.
     load: () -> weights, a pytree of what the other functions need.
+    look: (text, labels [N, 25] as from ops.cameras.to_label) -> text that
+      also says from where it is seen, for a model that knows cameras; for
+      all others the text as it was.
   """
   schedule: noise.Schedule
   encode: Callable
@@ -46,6 +50,7 @@ class Teacher(NamedTuple):
   latent: tuple
   bound: float | None
   load: Callable
+  look: Callable = lambda text, labels: text
 
 
 # (schedule, x_t, what the network says, t) -> v.
@@ -77,24 +82,60 @@ class PixelModel(NamedTuple):
     states = jnp.zeros((1, length, self.encoder.size.width))
     image = jnp.zeros((1, self.size, self.size, 3))
     return {'t5': self.encoder.init(key_t5, tokens, mask),
-            'unet': self.unet.init(key_unet, image, jnp.zeros(1), states,
-                                   mask)}
+            'unet': self.unet.init(
+                key_unet, image, jnp.zeros(1), states, mask,
+                ray_features(jnp.zeros((1, 25)), self.size))}
 
   def embed(self, params, tokens, mask):
-    """Tokens and mask [N, L] to the text {'states', 'mask'}."""
-    return {'states': self.encoder.apply(params['t5'], tokens, mask),
-            'mask': mask}
+    """Tokens and mask [N, L] to the text {'states', 'mask', 'camera'}."""
+    return self.look({
+        'states': self.encoder.apply(params['t5'], tokens, mask),
+        'mask': mask}, jnp.zeros((len(tokens), 25)))
+
+  def look(self, text, labels):
+    """Teacher.look of this model; a label of zeros is not known."""
+    return text | {'camera': labels}
 
   def predict_v(self, params, x_t, t, text):
     """v [B, H, W, 3] of noisy images x_t at times t [B]."""
+    rays = None
+    if self.unet.shape.rays:
+      rays = ray_features(text['camera'], self.size)
     said = self.unet.apply(params['unet'], x_t, t, text['states'],
-                           text['mask'])
+                           text['mask'], rays)
     return PREDICTIONS[self.prediction](self.schedule, x_t, said, t)
 
   def denoise(self, params, x_t, t, text):
     """The same as eps."""
     v = self.predict_v(params, x_t, t, text)
     return noise.eps_from_v(self.schedule, x_t, v, t)
+
+
+def ray_features(labels, size):
+  """What each pixel of a U-Net is told of its ray, [B, size, size, 18].
+
+  The ray's direction, the point of it that is nearest to the origin, where
+  the object is, and sines and cosines of that point; zeros for a label of
+  zeros, of which nothing is known.
+
+  Args:
+    labels: [B, 25] as from ops.cameras.to_label.
+    size: pixels a side.
+  """
+  def one(label):
+    known = jnp.any(label != 0)
+    somewhere = cameras.to_label(cameras.orbit(0.0, 0.0, 1.6, 1.3))
+    rays = cameras.rays(
+        cameras.from_label(jnp.where(known, label, somewhere)), size, size)
+    o, d = rays.origins, rays.directions
+    # An object of the shapes world reaches about this far.
+    nearest = (o - jnp.sum(o * d, -1, keepdims=True) * d) / 0.6
+    angles = jnp.pi * jnp.concatenate([nearest, 2 * nearest], -1)
+    features = jnp.concatenate(
+        [d, nearest, jnp.sin(angles), jnp.cos(angles)], -1)
+    return jnp.where(known, features, 0.0)
+
+  return jax.vmap(one)(labels)
 
 
 def pixel_model(config, vocab):
@@ -133,7 +174,8 @@ def pixel_teacher(model, params, tokenize):
 
   return Teacher(
       model.schedule, encode, unit_images, model.denoise, embed,
-      (model.size, model.size, 3), 1.0, lambda: {'unet': params['unet']})
+      (model.size, model.size, 3), 1.0, lambda: {'unet': params['unet']},
+      model.look)
 
 
 def unit_images(weights, x):

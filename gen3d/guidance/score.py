@@ -26,6 +26,8 @@ WEIGHTINGS = {
     'sigma_squared': lambda alpha, sigma: sigma**2,
     'uniform': lambda alpha, sigma: jnp.ones_like(sigma),
     'fantasia3d': lambda alpha, sigma: alpha * sigma**2,
+    # g is then x less the clean image that is asked for.
+    'image': lambda alpha, sigma: sigma / alpha,
 }
 
 

@@ -2,7 +2,9 @@
 
 Vocabulary: B images of H x W x C pixels, L text tokens of D numbers. Blocks
 are residual convolutions whose second normalisation is scaled and shifted by
-the time embedding; at chosen levels each is followed by attention in which
+the time embedding and, where cameras are known, shifted by what each pixel's
+ray says (R features, as CAT3D has them at the input: 2405.10314); at chosen
+levels each is followed by attention in which
 the pixels look at one another and, through keys and values put beside their
 own, at the text.
 """
@@ -25,6 +27,7 @@ class UNetShape(NamedTuple):
     head_dim: channels of one attention head.
     time_width: of the time embedding and pooled text.
     out_channels: of the prediction.
+    rays: whether it can be told each pixel's ray.
   """
   channels: tuple = (32, 64, 128)
   blocks: tuple = (1, 2, 2)
@@ -33,6 +36,7 @@ class UNetShape(NamedTuple):
   head_dim: int = 32
   time_width: int = 256
   out_channels: int = 3
+  rays: bool = False
 
 
 def space_to_depth(x, side):
@@ -72,17 +76,25 @@ def _groups(channels):
 
 
 class ResidualBlock(nn.Module):
-  """norm-SiLU-conv, scaled and shifted by time, norm-SiLU-conv, plus x."""
+  """norm-SiLU-conv, scaled and shifted by time, norm-SiLU-conv, plus x.
+
+  Rays [B, H, W, R] shift each pixel by itself. Without biases: zeros, for
+  rays of which nothing is known, change nothing, and from zeros a network that
+  has learned without them goes on as it was.
+  """
   channels: int
 
   @nn.compact
-  def __call__(self, x, time):
+  def __call__(self, x, time, rays=None):
     norm = lambda name: nn.GroupNorm(_groups(x.shape[-1]), name=name)
     h = nn.Conv(self.channels, (3, 3), name='conv_in')(
         nn.silu(norm('norm_in')(x)))
     scale, shift = jnp.split(nn.Dense(
         2 * self.channels, kernel_init=nn.initializers.zeros,
         name='time')(nn.silu(time))[:, None, None], 2, axis=-1)
+    if rays is not None:
+      shift += nn.Dense(self.channels, use_bias=False, name='rays',
+                        kernel_init=nn.initializers.zeros)(rays)
     h = nn.GroupNorm(_groups(self.channels), name='norm_out')(h)
     h = nn.Conv(self.channels, (3, 3), kernel_init=nn.initializers.zeros,
                 name='conv_out')(nn.silu(h * (1 + scale) + shift))
@@ -119,21 +131,28 @@ class UNet(nn.Module):
   """(x [B, H, W, C], t [B], states [B, L, D], mask [B, L]) -> [B, H, W, C].
 
   What the output means (noise, v) is the caller's business. H and W must be
-  divisible by patch * 2^(levels - 1).
+  divisible by patch * 2^(levels - 1). A network with shape.rays takes them as
+  [B, H, W, R] as well.
   """
   shape: UNetShape
 
   @nn.compact
-  def __call__(self, x, t, states, mask):
+  def __call__(self, x, t, states, mask, rays=None):
     s = self.shape
     time = nn.Dense(s.time_width, name='time_in')(
         time_features(t, s.time_width))
     time = nn.Dense(s.time_width, name='time_out')(nn.silu(time))
     time += nn.Dense(s.time_width, name='pooled')(
         nn.LayerNorm(name='pooled_norm')(masked_mean(states, mask)))
+    if not s.rays:
+      rays = None
 
     def block(h, level, name):
-      h = ResidualBlock(s.channels[level], name=name)(h, time)
+      scaled = rays
+      if s.rays:
+        side = s.patch * 2 ** level
+        scaled = nn.avg_pool(rays, (side, side), (side, side))
+      h = ResidualBlock(s.channels[level], name=name)(h, time, scaled)
       if s.attention[level]:
         h = Attention(s.head_dim, name=f'{name}_attention')(h, states, mask)
       return h

@@ -49,7 +49,8 @@ def make(config, teacher=None):
       init=partial(_init, scene=scene, guidance=guidance, teacher=teacher,
                    table=table, optimizer=optimizer),
       step=partial(_step, scene=scene, guidance=guidance, optimizer=optimizer,
-                   views=config.views, text_of=text_of),
+                   views=config.views, text_of=text_of,
+                   look=teacher.look),
       batches=partial(_batches, views=config.views),
       evaluate=partial(
           _evaluate, path=showing.turntable(4, dict(config.orbit)),
@@ -181,10 +182,11 @@ def _start(key, scene, init_guidance, optimizer):
                         'guidance': init_guidance(key_guidance)}, optimizer)
 
 
-def _step(state, batch, key, *, scene, guidance, optimizer, views, text_of):
+def _step(state, batch, key, *, scene, guidance, optimizer, views, text_of,
+          look):
   """One update from this chip's share of the views; see tasks.Task."""
   one = partial(_view_loss, scene=scene, guidance=guidance, views=views,
-                text_of=text_of)
+                text_of=text_of, look=look)
 
   def loss(params):
     losses, metrics = jax.vmap(
@@ -198,7 +200,7 @@ def _step(state, batch, key, *, scene, guidance, optimizer, views, text_of):
 
 
 def _view_loss(params, frozen, key, index, step, *, scene, guidance, views,
-               text_of):
+               text_of, look):
   """Loss and metrics of view `index` of the step's `views`."""
   key_view, key_render, key_guidance = jax.random.split(
       jax.random.fold_in(key, index), 3)
@@ -209,6 +211,7 @@ def _view_loss(params, frozen, key, index, step, *, scene, guidance, views,
   render = scene.render(params['scene'], key_render, view)
   azimuth, elevation, _ = cameras.angles(view.camera.c2w[:3, 3])
   text = text_of(frozen['text'], azimuth, elevation)
+  text['cond'] = look(text['cond'], cameras.to_label(view.camera)[None])
   loss, metrics = guidance.loss(
       params['guidance'], frozen['teacher'], key_guidance, render.image[None],
       text, step)

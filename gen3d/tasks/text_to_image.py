@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import tqdm
 from absl import logging
+from flax import traverse_util
 
 from gen3d.data import captions, shapes
 from gen3d.diffusion import noise, samplers, teachers
@@ -25,6 +26,7 @@ from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
 from gen3d.io import pictures
 from gen3d.models import unet
+from gen3d.ops import cameras
 from gen3d.tasks import Task
 from gen3d.tasks.shipping import ship
 
@@ -48,7 +50,8 @@ def make(config):
     params = model.init(key, captions.LENGTH)
     if config.start_from:
       earlier, _ = checkpoints.load_asset(config.start_from)
-      params |= {part: earlier[part] for part in config.start_parts}
+      params = _with(params, {part: earlier[part]
+                              for part in config.start_parts})
     width = model.encoder.size.width
     params['reader'] = {
         'category': jnp.zeros((width, len(captions.CATEGORIES) + 1)),
@@ -65,6 +68,7 @@ def make(config):
       step=functools.partial(train_step, model=model, optimizer=optimizer,
                              ema_decay=config.ema_decay,
                              most=config.most_weight,
+                             late=config.late_times,
                              reading=config.reading_weight),
       batches=functools.partial(batches, config=config),
       evaluate=functools.partial(evaluate, config=config, model=model),
@@ -85,6 +89,12 @@ def teacher(path=ASSET):
   """The shipped model (or that at `path`) as a teachers.Teacher."""
   model, params, _ = load(path)
   return teachers.pixel_teacher(model, params, _tokenize)
+
+
+def _with(params, earlier):
+  """Parameters with those of an earlier model where it has them."""
+  flat = traverse_util.flatten_dict
+  return traverse_util.unflatten_dict({**flat(params), **flat(earlier)})
 
 
 def _tokenize(prompts):
@@ -112,38 +122,40 @@ def batches(seed, first_step, *, config):
              for row, white in zip(rows, textureless)]
     dropped = rng.random(config.batch) < config.drop_caption
     texts = ['' if drop else text for text, drop in zip(texts, dropped)]
+    told = ~dropped & (rng.random(config.batch) >= config.drop_camera)
     tokens, mask = encode(texts)
     yield {'index': np.arange(config.batch, dtype=np.int32),
            'views': jax.tree.map(operator.itemgetter(rows), views),
            'textureless': textureless.astype(np.float32),
-           'tokens': tokens, 'mask': mask,
+           'tokens': tokens, 'mask': mask, 'told': told,
            'meaning': captions.meaning(texts)}
 
 
 def train_step(state, batch, key, *, model, optimizer, ema_decay, most,
-               reading):
+               late, reading):
   """One update of U-Net and text encoder on this chip's share of a batch.
 
-  `most` is the largest weight of an image's squared error: `spread_times`;
-  `reading` is the weight of `reading_loss`.
+  `most` and `late` say at which times: see `spread_times`; `reading` is the
+  weight of `reading_loss`.
   """
   key_time, key = jax.random.split(key)
   # Times spread evenly over the whole batch: less noise in the loss.
   total = batch['index'].shape[0] * jax.lax.axis_size('chips')
   even = (jax.random.uniform(key_time) + batch['index'] / total) % 1.0
-  t = spread_times(even, model.schedule, most)
+  t = spread_times(even, model.schedule, most, late)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['index'])
 
   def draw(key, view, textureless):
-    key_image, key_mirror, key_noise = jax.random.split(key, 3)
+    key_image, key_noise = jax.random.split(key)
     image = shapes.sample_image(key_image, view, textureless)
-    image = jnp.where(jax.random.bernoulli(key_mirror), image[:, ::-1], image)
     return 2 * image - 1, jax.random.normal(key_noise, image.shape)
 
   x, eps = jax.vmap(draw)(keys, batch['views'], batch['textureless'])
+  labels = cameras.to_label(batch['views'].camera)
 
   def loss_fn(params):
     text = model.embed(params, batch['tokens'], batch['mask'])
+    text = model.look(text, jnp.where(batch['told'][:, None], labels, 0))
     losses = {'loss/v': v_loss(model, params, x, eps, t, text),
               'loss/reading': reading_loss(
                   params['reader'], text, batch['meaning'])}
@@ -154,8 +166,14 @@ def train_step(state, batch, key, *, model, optimizer, ema_decay, most,
   return optim.apply_gradients(state, grads, optimizer, ema_decay), losses
 
 
-def spread_times(fractions, schedule, most):
+def spread_times(fractions, schedule, most, late):
   """Times at which to train, [N] for fractions [N] of their distribution.
+
+  Args:
+    fractions: [N] in [0, 1].
+    schedule: noise.Schedule.
+    most: the largest weight of an image's squared error.
+    late: how much more often times near 1 are drawn than those near 0.
 
   An error of v counts for the image as if weighted by 1 + SNR. So that this
   weight goes no further than `most`, times of little noise are drawn less
@@ -164,7 +182,9 @@ def spread_times(fractions, schedule, most):
   """
   t = jnp.linspace(0.0, 1.0, 1001)
   # 1 + SNR = 1 / sigma^2, since the variance is preserved.
-  chance = jnp.minimum(1.0, most * schedule.sigma((t[1:] + t[:-1]) / 2) ** 2)
+  middle = (t[1:] + t[:-1]) / 2
+  chance = jnp.minimum(1.0, most * schedule.sigma(middle) ** 2)
+  chance /= 1.0 - (1.0 - 1.0 / late) * middle
   total = jnp.concatenate([jnp.zeros(1), jnp.cumsum(chance)])
   return jnp.interp(fractions, total / total[-1], t)
 
@@ -201,22 +221,26 @@ def evaluate(state, key, *, config, model):
   rng = np.random.default_rng(config.data_seed)
   tokens, mask = captions.tokenizer().encode(
       [captions.caption(rng, spec, word) for spec, word in zip(specs, words)])
-  loss = _held_out_loss(state.ema, views, tokens, mask, model=model)
+  losses = {f'held_out/{name}': _held_out_loss(
+      state.ema, views, tokens, mask, told, model=model)
+            for name, told in (('v', 0.0), ('v_of_known_camera', 1.0))}
   prompts = list(PROMPTS[:config.grid])
   images = sample(key, model, state.ema, prompts, scale=config.guidance_scale,
                   steps=config.sampler_steps)
-  return {'held_out/v': loss}, {'samples': pictures.tile(
+  return losses, {'samples': pictures.tile(
       images, columns=8, labels=prompts)}
 
 
 @functools.partial(jax.jit, static_argnames='model')
-def _held_out_loss(params, views, tokens, mask, *, model):
+def _held_out_loss(params, views, tokens, mask, told, *, model):
   count = len(tokens)
   keys = jax.random.split(jax.random.key(0), count)
   x = 2 * jax.vmap(shapes.sample_image, (0, 0, None))(keys, views, 0.0) - 1
   eps = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys)
   t = (jnp.arange(count) + 0.5) / count
-  inputs = x, eps, t, model.embed(params, tokens, mask)
+  text = model.look(model.embed(params, tokens, mask),
+                    told * cameras.to_label(views.camera))
+  inputs = x, eps, t, text
   one = lambda i: v_loss(model, params, *jax.tree.map(lambda a: a[None], i))
   return jnp.mean(jax.lax.map(one, inputs, batch_size=16))
 
@@ -228,14 +252,30 @@ def sample(key, model, params, prompts, **options):
       **options)
 
 
-def sample_teacher(key, teacher, prompts, *, negative='', scale=3.0, steps=40,
-                   eta=0.0, batch=16):
+def around(prompts, count, elevation=20.0):
+  """Each prompt from `count` sides: (prompts, labels [N count, 25]).
+
+  The sides are `elevation` degrees high and evenly apart, from the front on,
+  and named in the prompts.
+  """
+  azimuths = np.arange(count) * 360 / count
+  views = [captions.view_word(a, elevation) for a in azimuths]
+  # In the middle of what the model has seen.
+  orbit = cameras.orbit(azimuths, elevation, *(
+      np.mean(shapes.CAMERA[name]) for name in ('distance', 'focal')))
+  return ([f'{prompt}, {view} view' for prompt in prompts for view in views],
+          np.tile(cameras.to_label(orbit), (len(prompts), 1)))
+
+
+def sample_teacher(key, teacher, prompts, *, labels=None, negative='',
+                   scale=3.0, steps=40, eta=0.0, batch=16):
   """Images uint8 [N, H, W, 3] of N prompts.
 
   Args:
     key: PRNG key.
     teacher: teachers.Teacher.
     prompts: list of N strings.
+    labels: [N, 25] of the cameras, for a teacher that knows them.
     negative: what is led away from; '' for no prompt at all.
     scale: guidance scale, 1 for none.
     steps: of the sampler.
@@ -244,6 +284,9 @@ def sample_teacher(key, teacher, prompts, *, negative='', scale=3.0, steps=40,
   """
   text = teacher.embed([*prompts, negative])
   null = jax.tree.map(lambda a: a[-1:], text)
+  text = jax.tree.map(lambda a: a[:-1], text)
+  if labels is not None:
+    text = teacher.look(text, jnp.asarray(labels))
   starts = range(0, len(prompts), batch)
   # Each batch on the next device: virtual ones keep all of a CPU's cores busy.
   devices = jax.local_devices()[:len(starts)]
