@@ -46,7 +46,8 @@ def get_config(variant='shapes'):
   config.optimizer = {
       'name': 'adamw', 'learning_rate': 1e-3, 'schedule': 'trapezoid',
       'warmup': 300, 'cooldown': 2000, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-8,
-      'weight_decay': 0.01, 'clip': 1.0, 'rates': {'t5': 0.15}}
+      'weight_decay': 0.01, 'clip': 1.0,
+      'rates': {'t5': 0.15, 'rays': 10.0}}
   config.ema_decay = 0.999
   config.most_weight = 4.0  # of an image's squared error, else 1 + SNR
   config.late_times = 30.0  # at 1, relative to 0
