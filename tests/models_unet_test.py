@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from gen3d.models import unet
 
@@ -58,11 +59,9 @@ def test_rays_shift_their_pixels_and_zeros_change_nothing(network):
   told = unet.UNet(SHAPE._replace(rays=True))
   rays = jax.random.normal(jax.random.key(5), (2, 16, 16, 4))
   fresh = jax.jit(told.init)(jax.random.key(6), *inputs, rays)
-  merge = lambda new, old: {
-      k: merge(v, old[k]) if k in old and isinstance(v, dict) else
-      old.get(k, v) for k, v in new.items()}
+  flat = traverse_util.flatten_dict
   # From zeros the network goes on as it was.
-  grown = merge(fresh, params)
+  grown = traverse_util.unflatten_dict({**flat(fresh), **flat(params)})
   plain = apply(params, *inputs)
   out = jax.jit(told.apply)
   np.testing.assert_allclose(out(grown, *inputs, rays), plain, atol=1e-5)

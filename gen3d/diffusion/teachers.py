@@ -98,11 +98,9 @@ class PixelModel(NamedTuple):
 
   def predict_v(self, params, x_t, t, text):
     """v [B, H, W, 3] of noisy images x_t at times t [B]."""
-    rays = None
-    if self.unet.shape.rays:
-      rays = ray_features(text['camera'], self.size)
     said = self.unet.apply(params['unet'], x_t, t, text['states'],
-                           text['mask'], rays)
+                           text['mask'],
+                           ray_features(text['camera'], self.size))
     return PREDICTIONS[self.prediction](self.schedule, x_t, said, t)
 
   def denoise(self, params, x_t, t, text):

@@ -144,15 +144,12 @@ class UNet(nn.Module):
     time = nn.Dense(s.time_width, name='time_out')(nn.silu(time))
     time += nn.Dense(s.time_width, name='pooled')(
         nn.LayerNorm(name='pooled_norm')(masked_mean(states, mask)))
-    if not s.rays:
-      rays = None
+    sides = [s.patch * 2 ** level for level in range(len(s.channels))]
+    seen = [nn.avg_pool(rays, (side, side), (side, side)) if s.rays else None
+            for side in sides]
 
     def block(h, level, name):
-      scaled = rays
-      if s.rays:
-        side = s.patch * 2 ** level
-        scaled = nn.avg_pool(rays, (side, side), (side, side))
-      h = ResidualBlock(s.channels[level], name=name)(h, time, scaled)
+      h = ResidualBlock(s.channels[level], name=name)(h, time, seen[level])
       if s.attention[level]:
         h = Attention(s.head_dim, name=f'{name}_attention')(h, states, mask)
       return h

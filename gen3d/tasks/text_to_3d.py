@@ -49,8 +49,8 @@ def make(config, teacher=None):
       init=partial(_init, scene=scene, guidance=guidance, teacher=teacher,
                    table=table, optimizer=optimizer),
       step=partial(_step, scene=scene, guidance=guidance, optimizer=optimizer,
-                   views=config.views, text_of=text_of,
-                   look=teacher.look),
+                   views=config.views, text_of=partial(
+                       _text_of_view, text_of=text_of, look=teacher.look)),
       batches=partial(_batches, views=config.views),
       evaluate=partial(
           _evaluate, path=showing.turntable(4, dict(config.orbit)),
@@ -163,6 +163,13 @@ def _text_of(config):
   return away if perp_neg.weight else nearest
 
 
+def _text_of_view(table, camera, *, text_of, look):
+  """Text of one view; of the camera itself only the prompt may know."""
+  azimuth, elevation, _ = cameras.angles(camera.c2w[:3, 3])
+  text = text_of(table, azimuth, elevation)
+  return text | {'cond': look(text['cond'], cameras.to_label(camera)[None])}
+
+
 def _optimizer(config):
   return optim.make_optimizer({**config.optimizer, 'steps': config.steps})
 
@@ -182,11 +189,10 @@ def _start(key, scene, init_guidance, optimizer):
                         'guidance': init_guidance(key_guidance)}, optimizer)
 
 
-def _step(state, batch, key, *, scene, guidance, optimizer, views, text_of,
-          look):
+def _step(state, batch, key, *, scene, guidance, optimizer, views, text_of):
   """One update from this chip's share of the views; see tasks.Task."""
   one = partial(_view_loss, scene=scene, guidance=guidance, views=views,
-                text_of=text_of, look=look)
+                text_of=text_of)
 
   def loss(params):
     losses, metrics = jax.vmap(
@@ -200,7 +206,7 @@ def _step(state, batch, key, *, scene, guidance, optimizer, views, text_of,
 
 
 def _view_loss(params, frozen, key, index, step, *, scene, guidance, views,
-               text_of, look):
+               text_of):
   """Loss and metrics of view `index` of the step's `views`."""
   key_view, key_render, key_guidance = jax.random.split(
       jax.random.fold_in(key, index), 3)
@@ -209,12 +215,9 @@ def _view_loss(params, frozen, key, index, step, *, scene, guidance, views,
   part = (index / views, (index + 1) / views)
   view = scene.sample_view(key_view, step, part)
   render = scene.render(params['scene'], key_render, view)
-  azimuth, elevation, _ = cameras.angles(view.camera.c2w[:3, 3])
-  text = text_of(frozen['text'], azimuth, elevation)
-  text['cond'] = look(text['cond'], cameras.to_label(view.camera)[None])
   loss, metrics = guidance.loss(
       params['guidance'], frozen['teacher'], key_guidance, render.image[None],
-      text, step)
+      text_of(frozen['text'], view.camera), step)
   penalties = scene.penalties(params['scene'], render, step)
   metrics |= {f'loss/{name}': value for name, value in penalties.items()}
   metrics['opacity'] = jnp.mean(render.opacity)

@@ -27,7 +27,7 @@ from gen3d.engine import state as states
 from gen3d.io import pictures
 from gen3d.models import unet
 from gen3d.ops import cameras
-from gen3d.tasks import Task
+from gen3d.tasks import Task, showing
 from gen3d.tasks.shipping import ship
 
 ASSET = teachers.ASSET
@@ -169,16 +169,17 @@ def train_step(state, batch, key, *, model, optimizer, ema_decay, most,
 def spread_times(fractions, schedule, most, late):
   """Times at which to train, [N] for fractions [N] of their distribution.
 
+  An error of v counts for the image as if weighted by 1 + SNR. So that this
+  weight goes no further than `most`, times of little noise are drawn less
+  often: after min-SNR (2303.09556), whose weight is a chance here, and which
+  would have shapes, decided at much noise, count less too. Only there does it
+  matter what text and camera say, for less noise leaves both to be seen.
+
   Args:
     fractions: [N] in [0, 1].
     schedule: noise.Schedule.
     most: the largest weight of an image's squared error.
     late: how much more often times near 1 are drawn than those near 0.
-
-  An error of v counts for the image as if weighted by 1 + SNR. So that this
-  weight goes no further than `most`, times of little noise are drawn less
-  often: after min-SNR (2303.09556), whose weight is a chance here, and which
-  would have shapes, decided at much noise, count less too.
   """
   t = jnp.linspace(0.0, 1.0, 1001)
   # 1 + SNR = 1 / sigma^2, since the variance is preserved.
@@ -221,9 +222,7 @@ def evaluate(state, key, *, config, model):
   rng = np.random.default_rng(config.data_seed)
   tokens, mask = captions.tokenizer().encode(
       [captions.caption(rng, spec, word) for spec, word in zip(specs, words)])
-  losses = {f'held_out/{name}': _held_out_loss(
-      state.ema, views, tokens, mask, told, model=model)
-            for name, told in (('v', 0.0), ('v_of_known_camera', 1.0))}
+  losses = _held_out_losses(state.ema, views, tokens, mask, model=model)
   prompts = list(PROMPTS[:config.grid])
   images = sample(key, model, state.ema, prompts, scale=config.guidance_scale,
                   steps=config.sampler_steps)
@@ -232,17 +231,19 @@ def evaluate(state, key, *, config, model):
 
 
 @functools.partial(jax.jit, static_argnames='model')
-def _held_out_loss(params, views, tokens, mask, told, *, model):
+def _held_out_losses(params, views, tokens, mask, *, model):
+  """Mean v losses by name, of cameras that are not told and that are."""
   count = len(tokens)
   keys = jax.random.split(jax.random.key(0), count)
   x = 2 * jax.vmap(shapes.sample_image, (0, 0, None))(keys, views, 0.0) - 1
   eps = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys)
   t = (jnp.arange(count) + 0.5) / count
-  text = model.look(model.embed(params, tokens, mask),
-                    told * cameras.to_label(views.camera))
-  inputs = x, eps, t, text
+  text = model.embed(params, tokens, mask)
+  told = model.look(text, cameras.to_label(views.camera))
   one = lambda i: v_loss(model, params, *jax.tree.map(lambda a: a[None], i))
-  return jnp.mean(jax.lax.map(one, inputs, batch_size=16))
+  mean = lambda text: jnp.mean(
+      jax.lax.map(one, (x, eps, t, text), batch_size=16))
+  return {'held_out/v': mean(text), 'held_out/v_of_known_camera': mean(told)}
 
 
 def sample(key, model, params, prompts, **options):
@@ -258,13 +259,12 @@ def around(prompts, count, elevation=20.0):
   The sides are `elevation` degrees high and evenly apart, from the front on,
   and named in the prompts.
   """
-  azimuths = np.arange(count) * 360 / count
-  views = [captions.view_word(a, elevation) for a in azimuths]
   # In the middle of what the model has seen.
-  orbit = cameras.orbit(azimuths, elevation, *(
-      np.mean(shapes.CAMERA[name]) for name in ('distance', 'focal')))
-  return ([f'{prompt}, {view} view' for prompt in prompts for view in views],
-          np.tile(cameras.to_label(orbit), (len(prompts), 1)))
+  path = showing.turntable(count, {'elevation': elevation} | {
+      name: np.mean(shapes.CAMERA[name]) for name in ('distance', 'focal')})
+  return ([f'{prompt}, {view} view' for prompt in prompts
+           for view in shapes.view_words(path)],
+          np.tile(cameras.to_label(path), (len(prompts), 1)))
 
 
 def sample_teacher(key, teacher, prompts, *, labels=None, negative='',
