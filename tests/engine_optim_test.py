@@ -16,8 +16,8 @@ from gen3d.engine import state as states
     ('constant', 2., 2.), ('linear', 1., 0.), ('cosine', 1., 0.),
     ('trapezoid', 2., 0.), ('exponential', 2. * .1**.5, .2)])
 def test_learning_rates_rise_and_fall(schedule, middle, end):
-  rate = optim.learning_rate({'learning_rate': 2., 'schedule': schedule,
-                              'warmup': 10, 'steps': 110})
+  rate = optim.learning_rate(
+      {'learning_rate': 2., 'schedule': schedule, 'warmup': 10}, 110)
   np.testing.assert_allclose(
       [rate(step) for step in (0, 4, 9, 10, 60, 110)],
       [.2, 1., 2., 2., middle, end], atol=1e-6)
@@ -141,8 +141,7 @@ def test_the_average_ramps_up():
 @pytest.mark.parametrize('config, sentence', [
     ({'name': 'adm'}, "Did you mean 'adam'"),
     ({'name': 'adam', 'learning_rte': 1}, "Did you mean 'learning_rate'"),
-    ({'name': 'adam', 'schedule': 'cosin', 'steps': 9},
-     "Did you mean 'cosine'"),
+    ({'name': 'adam', 'schedule': 'cosin'}, "Did you mean 'cosine'"),
     ({'name': 'adam', 'schedule': 'cosine'}, 'needs the number of `steps`'),
     ({'name': 'adam', 'weight_decay': .1}, "for 'adamw'"),
 ])
@@ -154,7 +153,7 @@ def test_mistakes_are_sentences(config, sentence):
 def test_a_trapezoid_holds_and_falls_over_its_last_steps():
   rate = lambda steps: optim.learning_rate({
       'learning_rate': 2., 'schedule': 'trapezoid', 'warmup': 10,
-      'cooldown': 40, 'steps': steps})
+      'cooldown': 40}, steps)
   np.testing.assert_allclose(
       [rate(110)(step) for step in (9, 60, 70, 90, 110)], [2., 2., 2., 1., 0.],
       atol=1e-6)

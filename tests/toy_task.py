@@ -18,7 +18,7 @@ def make(config):
   `pause` seconds to make."""
   optimizer = optim.make_optimizer({
       'name': 'adamw', 'learning_rate': 1e-2, 'clip': 1.,
-      'schedule': 'cosine', 'warmup': 5, 'steps': 1000})
+      'schedule': 'cosine', 'warmup': 5}, 1000)
 
   def init(key):
     first, second = jax.random.split(key)

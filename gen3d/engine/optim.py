@@ -31,20 +31,21 @@ def apply_gradients(state, grads, optimizer, ema_decay=None):
       step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
 
 
-def learning_rate(config):
+def learning_rate(config, steps=0):
   """Returns the schedule, step -> learning rate, of an optimizer's config.
 
   Args:
     config: mapping with `learning_rate` (the peak), and optionally `schedule`
-      ('constant', 'linear', 'cosine', 'exponential' or 'trapezoid'), `warmup`
-      (steps of linear rise from zero) and `steps`. Linear, cosine and
-      trapezoid fall to zero at `steps`, the last one linearly over its last
-      `cooldown` steps, so that a longer run shares its beginning with a
-      shorter one; exponential falls to `final` times the peak.
+      ('constant', 'linear', 'cosine', 'exponential' or 'trapezoid') and
+      `warmup` (steps of linear rise from zero). Linear, cosine and trapezoid
+      fall to zero at the end, the last one linearly over its last `cooldown`
+      steps, so that a longer run shares its beginning with a shorter one;
+      exponential falls to `final` times the peak.
+    steps: when it ends; without, the rate must be constant.
   """
   peak, warmup = config['learning_rate'], config.get('warmup', 0)
   name = config.get('schedule', 'constant')
-  span = max(config.get('steps', 0) - warmup, 1)
+  span = max(steps - warmup, 1)
   cooldown = config.get('cooldown', 0) / span
   final = config.get('final', 0.1)
   falls = {
@@ -56,7 +57,7 @@ def learning_rate(config):
           1., (1. - done) / max(cooldown, 1e-8)),
   }
   fall = pick('schedule', falls, name)
-  if name != 'constant' and not config.get('steps'):
+  if name != 'constant' and not steps:
     raise ValueError(f'A {name} schedule needs the number of `steps`.')
 
   def schedule(step):
@@ -67,7 +68,7 @@ def learning_rate(config):
   return schedule
 
 
-def make_optimizer(config):
+def make_optimizer(config, steps=0):
   """Returns the optimizer that a config describes.
 
   Args:
@@ -80,25 +81,25 @@ def make_optimizer(config):
       momentum of each kernel, flattened to [inputs, outputs] and scaled to
       AdamW's step (2502.16982), so that AdamW's learning rates serve; what
       is not a kernel has AdamW with Nesterov's momentum.
+    steps: as in `learning_rate`.
 
   Raises:
     ValueError: at an unknown name or key.
   """
   known = ('name', 'learning_rate', 'schedule', 'warmup', 'cooldown', 'final',
-           'steps', 'b1', 'b2', 'eps', 'weight_decay', 'clip', 'rates')
+           'b1', 'b2', 'eps', 'weight_decay', 'clip', 'rates')
   for key in config:
     check('optimizer key', known, key)
   moments = {key: config[key] for key in ('b1', 'b2', 'eps') if key in config}
+  rate, decay = learning_rate(config, steps), config.get('weight_decay', 0.)
   optimizers = {
-      'adam': lambda: optax.adam(learning_rate(config), **moments),
-      'adamw': lambda: optax.adamw(
-          learning_rate(config), **moments, mask=_matrices,
-          weight_decay=config.get('weight_decay', 0.)),
-      'muon': lambda: _muon(learning_rate(config), moments,
-                            config.get('weight_decay', 0.)),
+      'adam': lambda: optax.adam(rate, **moments),
+      'adamw': lambda: optax.adamw(rate, **moments, mask=_matrices,
+                                   weight_decay=decay),
+      'muon': lambda: _muon(rate, moments, decay),
   }
   optimizer = pick('optimizer', optimizers, config['name'])()
-  if config['name'] == 'adam' and config.get('weight_decay'):
+  if config['name'] == 'adam' and decay:
     raise ValueError("Weight decay is for 'adamw', not for 'adam'.")
   if config.get('clip'):
     optimizer = optax.chain(optax.clip_by_global_norm(config['clip']),

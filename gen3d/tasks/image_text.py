@@ -50,8 +50,7 @@ class Judge(NamedTuple):
 def make(config):
   """The Task of configs/clip.py's get_config."""
   model = clip.CLIP(pair_size(config))
-  optimizer = optim.make_optimizer(
-      {**config.optimizer, 'steps': config.steps})
+  optimizer = optim.make_optimizer(config.optimizer, config.steps)
 
   def init(key):
     if config.start_from:

@@ -40,7 +40,7 @@ def make(config):
   test = open_data(config.data, 'test')
   test = in_frame(test, frame.to_world)
   scene = radiance.make(config.scene, frame)
-  optimizer = optim.make_optimizer({**config.optimizer, 'steps': config.steps})
+  optimizer = optim.make_optimizer(config.optimizer, config.steps)
   look = showing.viewer(scene, test.images.shape[1:3], ('color', 'depth'),
                         None)
   measure = partial(judge, look=look, test=test,
@@ -108,7 +108,7 @@ def load_shown(workdir, step=None):
   blank = radiance.Frame(np.eye(4), np.array([1.0, 2.0]), cameras.Camera(
       np.zeros((frames, 4, 4)), np.zeros((frames, 3, 3))))
   scene = radiance.make(config.scene, blank)
-  optimizer = optim.make_optimizer({**config.optimizer, 'steps': config.steps})
+  optimizer = optim.make_optimizer(config.optimizer, config.steps)
   state = checkpoints.load(workdir, states.create(
       scene.init(jax.random.key(0)), optimizer), step)
   return shown(scene, state.params, config)

@@ -171,7 +171,7 @@ def _text_of_view(table, camera, *, text_of, look):
 
 
 def _optimizer(config):
-  return optim.make_optimizer({**config.optimizer, 'steps': config.steps})
+  return optim.make_optimizer(config.optimizer, config.steps)
 
 
 def _init(key, *, scene, guidance, teacher, table, optimizer):

@@ -44,7 +44,7 @@ PROMPTS = ('a red chair', 'a yellow duck', 'a blue car with red wheels',
 def make(config):
   """The Task of configs/text_to_image.py's get_config."""
   model = _model(config)
-  optimizer = optim.make_optimizer({**config.optimizer, 'steps': config.steps})
+  optimizer = optim.make_optimizer(config.optimizer, config.steps)
 
   def init(key):
     params = model.init(key, captions.LENGTH)
