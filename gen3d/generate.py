@@ -100,6 +100,9 @@ def _pictures(out):
   teacher = text_to_3d.make_teacher({
       'name': _TEACHER.value, 'path': _PATH.value, 'variant': _VARIANT.value,
       'revision': _REVISION.value, 'dtype': _DTYPE.value})
+  if _SIDES.value and not teacher.knows_cameras:
+    raise ValueError('--sides is for a model that knows cameras; that of '
+                     f'{_PATH.value} was trained without.')
   prompts = [p for p in prompts for _ in range(_NUM.value)]
   views = None
   if _SIDES.value:

@@ -10,7 +10,7 @@ import pytest
 
 from configs import text_to_image as config_file
 from gen3d.data import captions
-from gen3d.diffusion import noise
+from gen3d.diffusion import noise, teachers
 from gen3d.engine import checkpoints
 from gen3d.models import unet
 from gen3d.ops import cameras
@@ -209,6 +209,20 @@ def test_a_prompt_is_seen_from_all_sides(task, state, config):
   front, other = draw(labels[:1]), draw(labels[1:2])
   assert not np.array_equal(front, other)
   assert not np.array_equal(front, draw(None))
+
+
+def test_a_model_trained_without_cameras_says_so(task, state, config):
+  model = text_to_image._model(config)
+  shape = model.unet.shape._replace(rays=False)
+  without = model._replace(unet=model.unet.clone(shape=shape))
+  knows, not_told = (
+      teachers.pixel_teacher(m, state.ema, text_to_image._tokenize)
+      for m in (model, without))
+  assert knows.knows_cameras and not not_told.knows_cameras
+  text = knows.embed(['a red car'])
+  assert not_told.look(text, jnp.ones((1, 25))) is text
+  np.testing.assert_array_equal(
+      knows.look(text, jnp.ones((1, 25)))['camera'], 1)
 
 
 def test_samples_do_not_depend_on_how_many_are_asked_for(task, state, config):

@@ -23,6 +23,11 @@ ASSET = (pathlib.Path(__file__).parents[1] / 'assets'
          / 'text_to_image_shapes.safetensors')
 
 
+def _as_it_was(text, labels):
+  del labels
+  return text
+
+
 class Teacher(NamedTuple):
   """A frozen diffusion model.
 
@@ -50,7 +55,11 @@ class Teacher(NamedTuple):
   latent: tuple
   bound: float | None
   load: Callable
-  look: Callable = lambda text, labels: text
+  look: Callable = _as_it_was
+
+  @property
+  def knows_cameras(self):
+    return self.look is not _as_it_was
 
 
 # (schedule, x_t, what the network says, t) -> v.
@@ -173,7 +182,7 @@ def pixel_teacher(model, params, tokenize):
   return Teacher(
       model.schedule, encode, unit_images, model.denoise, embed,
       (model.size, model.size, 3), 1.0, lambda: {'unet': params['unet']},
-      model.look)
+      model.look if model.unet.shape.rays else _as_it_was)
 
 
 def unit_images(weights, x):
