@@ -226,6 +226,20 @@ def test_several_steps_ask_for_the_samplers_own_image():
   np.testing.assert_allclose(wanted, clean, atol=1e-4)
 
 
+@pytest.mark.parametrize('make', [
+    score.sds, score.csd, lambda scale: score.with_negative(score.sds(scale)),
+    lambda scale: score.with_negative(score.sds(scale), 0.5)])
+def test_the_scale_may_be_a_schedule(make):
+  images, key = _images(), jax.random.key(4)
+  annealed, two = (score.make(TEACHER, make(scale)) for scale in (
+      ((0, 3.0), (100, 1.0)), 2.0))
+  np.testing.assert_allclose(
+      _gradient(annealed, images, key, 50), _gradient(two, images, key),
+      rtol=1e-5)
+  assert score._predicts(make(((0, 3.0), (100, 1.0)))) == score._predicts(
+      make(2.0))
+
+
 @pytest.mark.parametrize('coefficients, more', [
     (score.csd(), {}), (score.sds(3.0), {'clip': 0.9})])
 def test_several_steps_need_a_noise_prediction(coefficients, more):

@@ -82,6 +82,20 @@ def test_density_adds_the_blob_before_its_activation():
       np.log(np.expm1(without)) + blob(samples.mean), atol=1e-3)
 
 
+def test_gain_multiplies_the_raw_density_only():
+  samples = _samples()
+  one, five = (fields.TriPlane(fields.magic3d_blob, resolution=8, gain=gain)
+               for gain in (1.0, 5.0))
+  params = one.init(jax.random.key(0), samples, samples.mean)
+  (soft, same), (hard, values) = (
+      f.apply(params, samples, samples.mean) for f in (one, five))
+  np.testing.assert_array_equal(same, values)
+  blob = fields.magic3d_blob(samples.mean)
+  raw = lambda density: np.log(np.expm1(np.asarray(density, np.float64))) - blob
+  np.testing.assert_allclose(raw(hard), 5 * raw(soft), atol=2e-3)
+  assert np.abs(raw(soft)).max() > 0.01
+
+
 def test_exp_density_never_overflows():
   huge = fields.MipMLP(lambda x: jnp.full(x.shape[:-1], 200.0), width=8)
   samples = _samples()

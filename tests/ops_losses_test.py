@@ -62,9 +62,14 @@ def test_roughness_against_a_loop():
 
 def test_piecewise():
   assert float(schedules.piecewise(7, 0.5)) == 0.5
+  assert float(schedules.piecewise(7, (0.5,))) == 0.5
+  assert float(schedules.piecewise(7, ((9, 0.5),))) == 0.5
   ramp = ((10, 1.0), (20, 3.0), (40, 2.0))
   for step, value in ((0, 1.0), (15, 2.0), (30, 2.5), (99, 2.0)):
     assert float(schedules.piecewise(jnp.int32(step), ramp)) == value
+    assert float(schedules.piecewise(
+        step, schedules.affine(ramp, -2.0, 1.0))) == 1 - 2 * value
+  assert schedules.affine(3, -1, 1) == -2
 
 
 def test_total_variation_against_a_loop():

@@ -64,13 +64,14 @@ def sds(scale):
   """DreamFusion: eps_u + scale (eps_c - eps_u) - eps.
 
   The paper's omega is scale - 1: it writes (1 + omega) eps_c - omega eps_u.
+  `scale` is a number or a schedule, here and in `csd`.
   """
-  return Coefficients(scale, 1 - scale, 0.0, -1.0)
+  return Coefficients(scale, schedules.affine(scale, -1, 1), 0.0, -1.0)
 
 
 def csd(scale=1.0):
   """Classifier score distillation (2310.19415): eps_c - eps_u alone."""
-  return Coefficients(scale, -scale, 0.0, 0.0)
+  return Coefficients(scale, schedules.affine(scale, -1), 0.0, 0.0)
 
 
 def with_negative(coefficients, perp=0.0):
@@ -85,7 +86,8 @@ def with_negative(coefficients, perp=0.0):
       with the prompt does not take it back.
   """
   if perp:
-    return coefficients._replace(across=-perp * coefficients.cond)
+    return coefficients._replace(
+        across=schedules.affine(coefficients.cond, -perp))
   return coefficients._replace(null=0.0, negative=coefficients.null)
 
 
@@ -250,10 +252,14 @@ def _correct(g, g_cond, x, ratio, *, clip, rescale):
 
 
 def _predicts(coefficients):
-  """Whether the coefficients of the predictions sum to one."""
+  """Whether the coefficients of the predictions sum to one, at every step."""
   predictions = coefficients[:3]
-  return all(isinstance(c, (int, float)) for c in predictions) and (
-      abs(sum(predictions) - 1) < 1e-6)
+  # Between the corners of all of them the sum is a straight line.
+  corners = {0, *(step for value in predictions if not isinstance(
+      value, (int, float)) for step, _ in value)}
+  return all(abs(sum(float(schedules.piecewise(step, value))
+                     for value in predictions) - 1) < 1e-4
+             for step in corners)
 
 
 def _is_zero(value):

@@ -74,6 +74,7 @@ class TriPlane(nn.Module):
   channels: int = 3
   bound: float = 1.0
   spread: float = 0.1   # standard deviation of the planes' start
+  gain: float = 1.0     # of the raw density: how soon it is all or nothing
 
   @nn.compact
   def __call__(self, samples, directions):
@@ -84,7 +85,8 @@ class TriPlane(nn.Module):
     x = encodings.triplanes(planes, samples.mean / self.bound)
     x = nn.relu(nn.Dense(self.width)(x))
     raw = nn.Dense(1 + self.channels)(x)
-    density = nn.softplus(raw[..., 0] + self.blob(samples.mean))
+    density = nn.softplus(
+        self.gain * raw[..., 0] + self.blob(samples.mean))
     return density, nn.sigmoid(raw[..., 1:])
 
 
