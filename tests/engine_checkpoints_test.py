@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 
 from gen3d.engine import checkpoints, sharding
 from gen3d.engine import state as states
@@ -50,6 +51,15 @@ def test_a_save_is_not_touched_by_the_step_after_it(tmp_path):
   saver.close()
   saved = checkpoints.load(tmp_path, make_state())
   np.testing.assert_array_equal(saved.params['a']['w'], 1)
+
+
+def test_who_only_reads_is_not_warned(tmp_path, caplog):
+  save(tmp_path, 3)
+  caplog.clear()
+  logging.set_verbosity(logging.WARNING)  # as every command has it
+  checkpoints.load(tmp_path, make_state())
+  assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+  assert logging.get_verbosity() == logging.WARNING
 
 
 @pytest.mark.parametrize('harm', ['truncate', 'flip', 'remove'])

@@ -34,14 +34,14 @@ class Checkpoints:
   def __init__(self, workdir, keep=2, read_only=False):
     """Opens workdir/checkpoints; keeps the newest `keep` checkpoints."""
     self.path = pathlib.Path(workdir).absolute() / 'checkpoints'
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=None if read_only else keep, read_only=read_only,
-        cleanup_tmp_directories=not read_only,
-        enable_async_checkpointing=True)
     verbosity = logging.get_verbosity()
     if read_only:  # Orbax warns that it will not write.
       logging.set_verbosity(logging.ERROR)
     try:
+      options = ocp.CheckpointManagerOptions(
+          max_to_keep=None if read_only else keep, read_only=read_only,
+          cleanup_tmp_directories=not read_only,
+          enable_async_checkpointing=True)
       self._manager = ocp.CheckpointManager(self.path, options=options)
     finally:
       logging.set_verbosity(verbosity)
