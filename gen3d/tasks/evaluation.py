@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
   colour: float       # share of views whose caption the judge finds
   textureless: float  # the same without texture
   iou: float          # with the category's typical object, at the best scale
-  f_score: float      # of surfaces, threshold 5 % of the object's radius
+  f_score: float      # of surfaces, threshold 5 % of the largest object's size
 
 
 def held_out_captions(split, count, seed=0):
