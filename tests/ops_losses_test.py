@@ -70,6 +70,7 @@ def test_piecewise():
     assert float(schedules.piecewise(
         step, schedules.affine(ramp, -2.0, 1.0))) == 1 - 2 * value
   assert schedules.affine(3, -1, 1) == -2
+  assert schedules.affine((3,), -1, 1) == ((0, -2),)
 
 
 def test_total_variation_against_a_loop():

@@ -255,8 +255,8 @@ def _predicts(coefficients):
   """Whether the coefficients of the predictions sum to one, at every step."""
   predictions = coefficients[:3]
   # Between the corners of all of them the sum is a straight line.
-  corners = {0, *(step for value in predictions if not isinstance(
-      value, (int, float)) for step, _ in value)}
+  corners = {step for value in predictions
+             for step, _ in schedules.points(value)}
   return all(abs(sum(float(schedules.piecewise(step, value))
                      for value in predictions) - 1) < 1e-4
              for step in corners)
