@@ -111,7 +111,7 @@ def shapes():
   """Cars of the shapes world."""
   config = ffhq512()
   config.name, config.resolution = 'shapes', 64
-  config.batch, config.steps = 16, 20_000
+  config.batch, config.steps = 16, 14_000
   config.data = ml_collections.ConfigDict({
       'path': 'shapes:car', 'mirror': False, 'count': 20_000, 'size': 64,
       'camera': {
@@ -134,11 +134,12 @@ def shapes():
   model.discriminator = ml_collections.ConfigDict(
       {'base': 2048, 'most': 96, 'group': 4, 'mapping_layers': 2})
   config.schedule.update({
-      'r1': 0.3, 'swap_images': 50_000, 'blur': 2.0, 'blur_images': 20_000,
+      'r1': 0.1, 'swap_images': 50_000, 'blur': 2.0, 'blur_images': 20_000,
       'ema_images': 5_000})
-  config.render_size = ((0, 32), (1, 32))
+  # A quarter of the rays is enough until there are shapes.
+  config.render_size = ((0, 16), (64_000, 16), (64_001, 32))
   config.distance_count = 1000
-  config.log_every, config.eval_every, config.checkpoint_every = 20, 1000, 500
+  config.log_every, config.eval_every, config.checkpoint_every = 20, 1000, 250
   return config
 
 
