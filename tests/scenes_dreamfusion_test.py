@@ -202,3 +202,16 @@ def test_names_are_checked():
   config.field.name = 'voxels'
   with pytest.raises(ValueError, match="'voxels'.*'triplane'"):
     dreamfusion.make(config)
+
+
+@pytest.mark.parametrize('boundary, corner', [('sphere', False),
+                                              ('box', True)])
+def test_no_density_where_no_ray_looks(boundary, corner):
+  """Planes are shared: corners that no view shows fill with what others say."""
+  config = _config(boundary=boundary)
+  config.blob.radius = 5.0  # solid everywhere
+  scene = dreamfusion.make(config)
+  params = jax.jit(scene.init)(jax.random.key(0))
+  density, _ = scene.query(params, jnp.array([
+      [0.64, 0.0, 0.0], [0.4, 0.4, 0.4], [0.66, 0.0, 0.0]]))
+  assert list(np.asarray(density) > 100) == [True, corner, False]

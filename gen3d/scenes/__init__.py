@@ -38,7 +38,8 @@ class Scene(NamedTuple):
       A mode is 'color', 'albedo', 'normal' or 'textureless'; `background` is
       a colour [3] or None for the scene's own. Compile it with static size
       and modes.
-    query: (params, points [N, 3]) -> (density [N], albedo [N, 3]).
+    query: (params, points [N, 3]) -> (density [N], albedo [N, 3]); no density
+      where `render` does not look.
     bound: half-width of the cube around the origin that holds the object.
   """
   init: Callable

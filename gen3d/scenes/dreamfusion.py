@@ -29,6 +29,9 @@ from gen3d.scenes import Render, Scene, View
 
 FIELDS = {'mip_mlp': fields.MipMLP, 'triplane': fields.TriPlane}
 NORMALS = ('analytic', 'finite', 'surface')
+# Where rays enter and leave, and the norm that is at most the bound within.
+BOUNDARIES = {'sphere': (sampling.intersect_sphere, 2),
+              'box': (sampling.intersect_box, jnp.inf)}
 # (ambient, diffuse, textureless) of what is shown to people.
 LOOKS = {'color': (0.4, 0.6, 0.0), 'albedo': (1.0, 0.0, 0.0),
          'textureless': (0.2, 0.8, 1.0)}
@@ -46,9 +49,7 @@ def make(config):
       blob=blob, **_without_name(config.field))
   background = fields.Background(**config.background_mlp)
   check('kind of normals', NORMALS, config.normals)
-  boundary = pick('boundary', {'sphere': sampling.intersect_sphere,
-                                'box': sampling.intersect_box},
-                   config.boundary)
+  boundary, norm = pick('boundary', BOUNDARIES, config.boundary)
 
   def intersect(rays):
     return boundary(rays, config.bound, closest=config.near)
@@ -66,7 +67,11 @@ def make(config):
 
   def query(params, points):
     samples = encodings.Gaussian(points, jnp.zeros_like(points))
-    return field.apply(params['field'], samples, jnp.zeros_like(points))
+    density, albedo = field.apply(
+        params['field'], samples, jnp.zeros_like(points))
+    # Beyond the boundary no ray has looked; what is there would be a mesh's.
+    within = jnp.linalg.norm(points, norm, axis=-1) <= config.bound
+    return density * within, albedo
 
   return Scene(
       init=init, sample_view=partial(_sample_view, config=config),
