@@ -8,7 +8,8 @@ python -m gen3d.evaluate --what=r_precision --runs=runs \
   --captions=coco_153.txt \
   --clip=openai/clip-vit-base-patch32,openai/clip-vit-large-patch14
 
-Runs that were judged before are not judged again (--force does).
+Runs that were judged are not judged again until they are exported again
+(--force does).
 """
 
 import pathlib

@@ -1,6 +1,8 @@
 """The README's numbers on objects whose verdict is known."""
 
 import functools
+import json
+import os
 
 import jax
 import numpy as np
@@ -60,3 +62,22 @@ def test_a_folder_without_runs_is_a_sentence(tmp_path):
 def test_the_shipped_judge_finds_captions_of_real_pictures():
   rates = evaluation.judge_real(image_text.load(), count=96)
   assert rates['seen'].rate > 0.9 and rates['unseen'].rate > 0.7
+
+
+def test_a_mesh_that_was_made_again_is_judged_again(tmp_path, monkeypatch):
+  run = tmp_path / 'run'
+  run.mkdir()
+  (run / 'finished.json').write_text('{}')
+  (run / 'config.json').write_text(json.dumps({'task': 'text_to_3d'}))
+  (run / 'mesh.ply').touch()
+  rates = iter([0.1, 0.2, 0.3])
+  monkeypatch.setattr(
+      evaluation, '_judge_run', lambda judge, folder: evaluation.Verdict(
+          'a red car', 'seen', next(rates), 0.0, 0.0, 0.0))
+  judged = lambda **kw: evaluation.judge_runs(None, tmp_path, **kw)[0].colour
+  assert judged() == 0.1
+  assert judged() == 0.1
+  later = (run / 'evaluation.json').stat().st_mtime + 1
+  os.utime(run / 'mesh.ply', (later, later))
+  assert judged() == 0.2
+  assert judged(force=True) == 0.3

@@ -30,6 +30,7 @@ SHOWN_FROM = 30.0  # azimuth of the picture of all runs
 MODES = ('color', 'textureless')
 BACKGROUND = 0.8  # grey, on which every colour can be told
 REPORT = 'evaluation.json'
+MESH = 'mesh.ply'  # as showing.export leaves it
 
 
 class Verdict(NamedTuple):
@@ -85,8 +86,8 @@ def judge_samples(judge, weights=text_to_image.ASSET, count=512, scale=3.0,
 def judge_runs(judge, runs, force=False):
   """Verdicts of all finished text-to-3D runs in a folder.
 
-  A run that has been judged is not judged again, unless `force`; what is
-  known of it stands beside it, in evaluation.json.
+  A run that has been judged since its mesh was written is not judged again,
+  unless `force`; what is known of it stands beside it, in evaluation.json.
 
   Args:
     judge: image_text.Judge.
@@ -102,7 +103,7 @@ def judge_runs(judge, runs, force=False):
   verdicts = []
   for folder in tqdm.tqdm(finished_runs(runs), 'runs', disable=None):
     report = folder / REPORT
-    if report.exists() and not force:
+    if not force and _is_newer(report, folder / MESH):
       verdicts.append(Verdict(**json.loads(report.read_text())))
       continue
     verdict = _judge_run(judge, folder)
@@ -161,6 +162,11 @@ def _is_text_to_3d(folder):
       checkpoints.load_config(folder).get('task') == 'text_to_3d')
 
 
+def _is_newer(path, other):
+  return path.exists() and not (
+      other.exists() and other.stat().st_mtime > path.stat().st_mtime)
+
+
 def _judge_run(judge, folder):
   _, params, config = text_to_3d.load_run(folder)
   said = captions.parse(config.prompt)
@@ -170,7 +176,7 @@ def _judge_run(judge, folder):
   colour, textureless = (
       found(judge, seen[mode], config.prompt, mode == 'textureless')
       for mode in MODES)
-  iou, f_score = geometry(meshes.load(folder / 'mesh.ply'), said)
+  iou, f_score = geometry(meshes.load(folder / MESH), said)
   return Verdict(config.prompt, split, colour, textureless, iou, f_score)
 
 
