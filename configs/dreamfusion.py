@@ -131,7 +131,7 @@ def shapes():
       'time_min': ((0, 0.7), (steps, 0.02)),
       # To the end some draws of much noise: where there is less, the teacher
       # takes brightness as it is, and its smallest bias becomes a drift. But
-      # they blur the shape: at .85 to the end an apple has no stalk.
+      # they blur the shape: at .85 to the end an apple's stalk is haze.
       'time_max': ((0, 0.93), (steps // 2, 0.85), (steps, 0.7)), 'draws': 4})
   scene = config.scene
   scene.samples, scene.chunk = 48, 4096

@@ -103,7 +103,7 @@ def judge_runs(judge, runs, force=False):
   verdicts = []
   for folder in tqdm.tqdm(finished_runs(runs), 'runs', disable=None):
     report = folder / REPORT
-    if not force and _is_newer(report, folder / MESH):
+    if not force and _is_current(report, folder / MESH):
       verdicts.append(Verdict(**json.loads(report.read_text())))
       continue
     verdict = _judge_run(judge, folder)
@@ -162,9 +162,10 @@ def _is_text_to_3d(folder):
       checkpoints.load_config(folder).get('task') == 'text_to_3d')
 
 
-def _is_newer(path, other):
-  return path.exists() and not (
-      other.exists() and other.stat().st_mtime > path.stat().st_mtime)
+def _is_current(report, judged):
+  """Whether there is a report that is not older than the file it is of."""
+  return report.exists() and not (
+      judged.exists() and judged.stat().st_mtime > report.stat().st_mtime)
 
 
 def _judge_run(judge, folder):
