@@ -140,7 +140,7 @@ def shapes():
   scene.bound = 0.64
   scene.field = ml_collections.ConfigDict({
       'name': 'triplane', 'resolution': 64, 'features': 16, 'width': 64,
-      'bound': scene.bound, 'gain': 5.0})
+      'bound': scene.get_ref('bound'), 'gain': 5.0})
   scene.blob = ml_collections.ConfigDict({
       'name': 'magic3d', 'strength': 8.0, 'radius': 0.35})
   scene.normals, scene.epsilon = 'surface', 0.02
@@ -186,7 +186,7 @@ def stable_diffusion():
   scene.boundary, scene.bound = 'box', 1.0
   scene.field = ml_collections.ConfigDict({
       'name': 'triplane', 'resolution': 128, 'features': 32, 'width': 64,
-      'bound': 1.0})
+      'bound': scene.get_ref('bound')})
   scene.blob = ml_collections.ConfigDict({
       'name': 'magic3d', 'strength': 10.0, 'radius': 0.5})
   scene.normals, scene.epsilon = 'finite', 0.01
