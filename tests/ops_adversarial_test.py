@@ -23,9 +23,9 @@ def test_path_length_is_that_of_the_jacobian():
   mix = jax.random.normal(jax.random.key(1), (2, 4, 5 * 5 * 1))
   paint = lambda ws: jnp.tanh(
       jnp.einsum('nld,ldp->np', ws, mix)).reshape(-1, 5, 5, 1)
-  key, mean = jax.random.key(2), jnp.float32(.7)
-  found, after = adversarial.path_length(paint, ws, key, mean)
-  y = np.asarray(jax.random.normal(key, (3, 5, 5, 1))) / 5
+  keys, mean = jax.random.split(jax.random.key(2), 3), jnp.float32(.7)
+  found, after = adversarial.path_length(paint, ws, keys, mean)
+  y = np.stack([jax.random.normal(key, (5, 5, 1)) for key in keys]) / 5
   lengths = []
   for i in range(3):
     jacobian = np.asarray(jax.jacobian(lambda w: paint(w[None])[0])(ws[i]))
@@ -40,6 +40,6 @@ def test_path_length_is_that_of_the_jacobian():
 def test_density_variation_of_a_slope_is_its_mean_step():
   slope = lambda points: 3 * points[..., 0]
   found = adversarial.density_variation(
-      slope, jax.random.key(0), 2, points=20_000, spread=.01)
+      slope, jax.random.split(jax.random.key(0)), points=20_000, spread=.01)
   # The mean of |N(0, s)| is s sqrt(2 / pi).
   np.testing.assert_allclose(found, 3 * .01 * np.sqrt(2 / np.pi), rtol=.02)

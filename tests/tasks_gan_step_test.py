@@ -141,6 +141,7 @@ def test_the_camera_that_is_told_is_another_ones_as_often_as_said():
       draw(swap).told == batch['drawn'][:, 1], axis=1)))
   assert told(0.0) == 1 and told(1.0) == 0 and .4 < told(.5) < .6
   np.testing.assert_array_equal(draw(1.0).label, batch['drawn'][:, 1])
+  np.testing.assert_array_equal(draw(1.0).told, batch['drawn'][:, 2])
   assert abs(float(draw(.5).z.std()) - 1) < .05
 
 

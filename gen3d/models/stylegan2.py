@@ -7,8 +7,9 @@ learning rate). Modules and parameters carry the official names, so that a
 parameter's path, joined by dots, is its name in an official checkpoint.
 
 Buffers, which are kept but not trained, are a collection of their own:
-`apply({'params': ..., 'buffers': ...}, ...)`. Random noise comes from the
-stream 'noise'.
+`apply({'params': ..., 'buffers': ...}, ...)`. `noise` is 'random', 'const',
+'none' or, as 'random', numbers [N] of the images: a number's noise comes from
+the stream 'noise' and does not depend on which images are beside it.
 """
 
 from typing import Any, NamedTuple
@@ -145,7 +146,11 @@ class SynthesisLayer(nn.Module):
 
   @nn.compact
   def __call__(self, x, w, noise='random'):
-    check('noise', NOISE, noise)
+    if isinstance(noise, str):
+      check('noise', NOISE, noise)
+      numbers = jnp.arange(len(x)) if noise == 'random' else None
+    else:
+      numbers = noise
     style = Dense(x.shape[-1], bias_init=1.0, name='affine')(w)
     weight = self.param('weight', nn.initializers.normal(1.0),
                         (3, 3, x.shape[-1], self.features))
@@ -155,11 +160,13 @@ class SynthesisLayer(nn.Module):
     constant = self.variable(
         'buffers', 'noise_const',
         lambda: jax.random.normal(self.make_rng('params'), size))
-    if noise == 'const':
-      x += (strength * constant.value)[:, :, None].astype(x.dtype)
-    elif noise == 'random' and not self.is_initializing():
-      drawn = jax.random.normal(self.make_rng('noise'), (len(x), *size, 1))
+    if numbers is not None and not self.is_initializing():
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(
+          self.make_rng('noise'), numbers)
+      drawn = jax.vmap(lambda key: jax.random.normal(key, (*size, 1)))(keys)
       x += (strength * drawn).astype(x.dtype)
+    elif numbers is None and noise == 'const':
+      x += (strength * constant.value)[:, :, None].astype(x.dtype)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     return activate(x + bias.astype(x.dtype), clamp=self.clamp)
 

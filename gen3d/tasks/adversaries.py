@@ -43,7 +43,8 @@ class Adversaries(NamedTuple):
 
 class Latents(NamedTuple):
   """What one phase generates from."""
-  key: Any    # of noise and of where rays are sampled, another on every chip
+  key: Any    # of noise and of where rays are sampled, the same on all chips
+  index: Any  # [N] numbers of the examples, with which it is folded
   z: Any      # [N, Z]
   told: Any   # [N, L]
   label: Any  # [N, L]
@@ -86,23 +87,26 @@ def eg3d(config, resolution, label_width):
             'discriminator': judge.init(
                 keys[1], jnp.zeros((1, resolution, resolution, 6)), label)}
 
-  def generate(variables, latents, size):
-    keys = jax.random.split(latents.key)
+  def planes_of(variables, latents):
+    key_noise, key_rest = jax.random.split(latents.key)
     ws = mixed(functools.partial(apply, variables, method='map'), latents)
-    planes = apply(variables, ws, method='planes', key=keys[0])
-    draws = eg3d_model.draw(
-        keys[1], len(ws), size, generator.rendering)
+    planes = apply(variables, ws, latents.index, method='planes',
+                   key=key_noise)
+    return ws, planes, _for_each(key_rest, latents.index)
+
+  def generate(variables, latents, size):
+    ws, planes, keys = planes_of(variables, latents)
+    draws = jax.tree.map(lambda x: x[:, 0], jax.vmap(
+        lambda key: eg3d_model.draw(key, 1, size, generator.rendering))(keys))
     made = apply(variables, planes, ws, latents.label, size, draws,
                  method='render')
     return {'image': made.image, 'raw': made.image_raw}, ws[:, 0]
 
   def regularize(variables, latents, memory):
-    keys = jax.random.split(latents.key)
-    ws = mixed(functools.partial(apply, variables, method='map'), latents)
-    planes = apply(variables, ws, method='planes', key=keys[0])
+    _, planes, keys = planes_of(variables, latents)
     variation = adversarial.density_variation(
         lambda points: apply(variables, planes, points, method='query')[0],
-        keys[1], len(ws))
+        keys)
     return config.density_weight * variation, memory
 
   return Adversaries(
@@ -141,8 +145,9 @@ def stylegan2(config, resolution, label_width):
   judge = stylegan2_model.Discriminator(
       resolution, labelled=labelled, **config.discriminator)
   apply = functools.partial(_apply, generator)
-  paint = lambda variables, ws, key: apply(
-      variables, ws, key=key, method=lambda g, ws: g.synthesis(ws))
+  paint = lambda variables, ws, key, index: apply(
+      variables, ws, index, key=key,
+      method=lambda g, ws, index: g.synthesis(ws, index))
   to_ws = lambda variables, latents: mixed(functools.partial(
       apply, variables, method=lambda g, z, label: g.mapping(z, label)),
       latents)
@@ -158,14 +163,15 @@ def stylegan2(config, resolution, label_width):
   def generate(variables, latents, size):
     del size
     ws = to_ws(variables, latents)
-    return {'image': paint(variables, ws, latents.key)}, ws[:, 0]
+    return {'image': paint(variables, ws, latents.key, latents.index)}, ws[:, 0]
 
   def regularize(variables, latents, memory):
-    keys = jax.random.split(latents.key)
+    key_noise, key_rest = jax.random.split(latents.key)
     few = max(len(latents.z) // config.path_shrink, 1)
-    ws = to_ws(variables, latents)[:few]
+    ws, index = to_ws(variables, latents)[:few], latents.index[:few]
     penalty, memory = adversarial.path_length(
-        lambda ws: paint(variables, ws, keys[0]), ws, keys[1], memory)
+        lambda ws: paint(variables, ws, key_noise, index), ws,
+        _for_each(key_rest, index), memory)
     return config.path_weight * penalty, memory
 
   return Adversaries(
@@ -195,6 +201,10 @@ def mixed(to_ws, latents):
   later = jnp.arange(count) >= first[:, None]
   return jnp.where(
       later[..., None], to_ws(latents.other, latents.told), ws)
+
+
+def _for_each(key, index):
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
 def _apply(generator, variables, *args, method, key=None):

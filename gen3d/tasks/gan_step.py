@@ -7,6 +7,10 @@ Vocabulary. A generator makes an image of a latent z as seen by a camera
 up to four phases, each with latents and an update of its own, as in the
 official code: generator, its regularisation every few steps, discriminator,
 R1 every few steps.
+
+What is drawn for an example comes from its number, on whichever chip it is.
+Two things look at the images of one chip together, as the official code does:
+the minibatch deviation, and the path length, which is of the first few.
 """
 
 from collections.abc import Callable
@@ -296,13 +300,15 @@ def _left(seen, images):
 
 def _latents(key, batch, phase, swap, mix, z_width):
   """Latents of one phase; an example's own come from its index."""
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['index'])
+  key_latent, key_image = jax.random.split(key)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key_latent, batch['index'])
   z = jax.vmap(lambda k: jax.random.normal(k, (z_width,)))(keys)
   chance = jax.vmap(
       lambda k: jax.random.uniform(jax.random.fold_in(k, 1)))(keys)
-  label = batch['drawn'][:, phase]
-  told = jnp.where((chance < swap)[:, None], jnp.roll(label, 1, axis=0), label)
-  latents = Latents(jax.random.fold_in(key, batch['index'][0]), z, told, label)
+  drawn = batch['drawn']
+  label, another = drawn[:, phase], drawn[:, (phase + 1) % drawn.shape[1]]
+  told = jnp.where((chance < swap)[:, None], another, label)
+  latents = Latents(key_image, batch['index'], z, told, label)
   if not mix:
     return latents
   other = jax.vmap(lambda k: jax.random.normal(

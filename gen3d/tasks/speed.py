@@ -20,7 +20,8 @@ def parts(config):
   label = jnp.tile(cameras.to_label(cameras.orbit(
       20.0, 10.0, (rendering.start + rendering.end) / 2, 1.35)), (count, 1))
   latents = adversaries.Latents(
-      jax.random.key(1), jnp.ones((count, networks.z_width)), label, label)
+      jax.random.key(1), jnp.arange(count),
+      jnp.ones((count, networks.z_width)), label, label)
   draws = eg3d.draw(jax.random.key(2), count, size, rendering)
   planes = jnp.zeros((count, 3, config.model.synthesis.resolution,
                       config.model.synthesis.resolution, generator.features))
