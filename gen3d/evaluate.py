@@ -1,8 +1,9 @@
-r"""Prints the README's numbers: of the judge, the teacher and finished runs.
+r"""Prints the README's numbers: of the shipped models and finished runs.
 
 python -m gen3d.evaluate --what=judge
 python -m gen3d.evaluate --what=text_to_image --out=/tmp/samples
 python -m gen3d.evaluate --what=text_to_3d --runs=runs --out=/tmp/table
+python -m gen3d.evaluate --what=gan --network=shapes
 python -m gen3d.evaluate --what=r_precision --runs=runs
 python -m gen3d.evaluate --what=r_precision --runs=runs \
   --captions=coco_153.txt \
@@ -18,11 +19,17 @@ from absl import flags
 
 from gen3d.engine import cli
 from gen3d.io import pictures
-from gen3d.tasks import evaluation, image_text, r_precision, text_to_image
+from gen3d.tasks import (
+  evaluation,
+  gan_evaluation,
+  image_text,
+  r_precision,
+  text_to_image,
+)
 
 _WHAT = flags.DEFINE_enum(
     'what', 'text_to_3d',
-    ['judge', 'text_to_image', 'text_to_3d', 'r_precision'],
+    ['judge', 'text_to_image', 'text_to_3d', 'r_precision', 'gan'],
     'Which question to answer.')
 _RUNS = flags.DEFINE_string('runs', 'runs', 'Folder of text-to-3D workdirs.')
 _COUNT = flags.DEFINE_integer('count', 512, 'Held-out captions a split.', 8)
@@ -40,6 +47,9 @@ _CAPTIONS = flags.DEFINE_string(
 _PROTOCOL = flags.DEFINE_enum(
     'protocol', 'dreamfusion', ['dreamfusion', 'dream_fields'],
     'Views for r_precision: eight azimuths at elevation 30, or one at 45.')
+_NETWORK = flags.DEFINE_string(
+    'network', 'shapes', 'A 3-D GAN that gen3d trained, for gan: .safetensors '
+    'or a shipped name.')
 _FORCE = flags.DEFINE_bool('force', False, 'Judge again what was judged.')
 _OUT = flags.DEFINE_string('out', None, 'Folder for pictures, if wanted.')
 
@@ -49,6 +59,9 @@ def main():
     print(r_precision.evaluate(
         _RUNS.value, _PROTOCOL.value, _CLIP.value, _CAPTIONS.value,
         _JUDGE.value, _FORCE.value))
+    return
+  if _WHAT.value == 'gan':
+    print(gan_evaluation.report(_NETWORK.value))
     return
   judge = image_text.load(_JUDGE.value)
   out = pathlib.Path(_OUT.value) if _OUT.value else None

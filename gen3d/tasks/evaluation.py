@@ -31,6 +31,8 @@ MODES = ('color', 'textureless')
 BACKGROUND = 0.8  # grey, on which every colour can be told
 REPORT = 'evaluation.json'
 MESH = 'mesh.ply'  # as showing.export leaves it
+POINTS = 10_000  # on each surface, for the F-score
+THRESHOLD = 0.05 * 2 * categories.RADIUS  # 5 % of the largest object's size
 
 
 class Verdict(NamedTuple):
@@ -237,8 +239,7 @@ def geometry(mesh, said):
   """(IoU, F-score) of a mesh with the typical object of a caption's category.
 
   The mesh is laid over the object at its best scale and place, not turned:
-  its front is part of what was asked for. The F-score's threshold is 5 % of
-  the largest object's diameter.
+  its front is part of what was asked for.
 
   Args:
     mesh: ops.mesh.Mesh.
@@ -251,13 +252,21 @@ def geometry(mesh, said):
   fit = shape_metrics.best_scale_iou(
       shape_metrics.inside_mesh(mesh.vertices, mesh.faces, bound),
       lambda points: np.asarray(sdf(points)) < 0, bound)
-  cells = shape_metrics.cell_centres(bound, 128)
-  # As a density that is 1 on the surface: what `isosurface` expects.
-  density = np.exp(-10 * np.asarray(sdf(cells))).reshape(128, 128, 128)
-  vertices, faces = mesh_ops.isosurface(
-      density, 1.0, cells[0],
-      float(cells[1, 2] - cells[0, 2]))
-  ours = shape_metrics.sample_surface(mesh.vertices, mesh.faces, 10_000)
-  truth = shape_metrics.sample_surface(vertices, faces, 10_000)
+  ours = shape_metrics.sample_surface(mesh.vertices, mesh.faces, POINTS)
   return fit.iou, shape_metrics.f_score(
-      fit.place(ours), truth, 0.05 * 2 * categories.RADIUS)
+      fit.place(ours), true_surface(sdf), THRESHOLD)
+
+
+def true_surface(sdf, resolution=128):
+  """Points [POINTS, 3] on the surface of an object of the shapes world.
+
+  Args:
+    sdf: points [N, 3] -> signed distances [N].
+    resolution: of the grid on which the surface is looked for.
+  """
+  cells = shape_metrics.cell_centres(1.5 * categories.RADIUS, resolution)
+  # As a density that is 1 on the surface: what `isosurface` expects.
+  density = np.exp(-10 * np.asarray(sdf(cells))).reshape((resolution,) * 3)
+  vertices, faces = mesh_ops.isosurface(
+      density, 1.0, cells[0], float(cells[1, 2] - cells[0, 2]))
+  return shape_metrics.sample_surface(vertices, faces, POINTS)

@@ -83,14 +83,22 @@ def open_data(data):
     raise ValueError('There are no images: give --config.data.path, a zip or '
                      'folder in EG3D\'s format.')
   if data.path.startswith('shapes:'):
-    chosen = tuple(data.path.removeprefix('shapes:').split(','))
-    for category in chosen:
-      pick('category', dict.fromkeys(captions.CATEGORIES), category)
-    return shapes.posed(shapes.World(chosen, dict(data.camera)),
-                        data.count, data.size)
+    return shapes.posed(world_of(data), data.count, data.size)
   source = images.open_images(data.path)
   images.check(source)
   return source
+
+
+def world_of(data):
+  """The shapes.World of `data` whose path begins with 'shapes:'.
+
+  Raises:
+    ValueError: it has no such category.
+  """
+  chosen = tuple(data.path.removeprefix('shapes:').split(','))
+  for category in chosen:
+    pick('category', dict.fromkeys(captions.CATEGORIES), category)
+  return shapes.World(chosen, dict(data.camera))
 
 
 def batches(seed, first_step, *, config, source):
@@ -211,7 +219,8 @@ def sampler(networks, size, batch=16, seed=0):
   def make(variables, key, label):
     z = jax.random.normal(key, (len(label), networks.z_width))
     fakes, _ = networks.generate(
-        variables, adversaries.Latents(key, z, label, label), size)
+        variables, adversaries.Latents(
+            key, jnp.arange(len(label)), z, label, label), size)
     return fakes['image']
 
   def draw(variables, labels):

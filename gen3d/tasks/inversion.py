@@ -369,13 +369,11 @@ def export(name, network, target, measure, out, *, steps, tuning_steps, plus,
 
 def _save(name, network, out):
   """Ours can be loaded again; an official network keeps its tensors' names."""
-  path = pathlib.Path(name)
+  path = objects.find(name)
   if path.suffix == '.pkl':
     return checkpoints.save_asset(
         out / 'tuned_official.safetensors', official.tensors(network.variables),
         {'model': str(path)})
-  if not path.suffix:
-    path = objects.ASSETS / f'eg3d_{path.name}.safetensors'
   _, record = checkpoints.load_asset(path)
   return checkpoints.save_asset(
       out / 'tuned.safetensors', network.variables,

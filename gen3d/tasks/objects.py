@@ -54,26 +54,46 @@ def load(path):
     ValueError: there is no such network, the file is damaged, or it makes
       pictures instead of objects.
   """
-  path = pathlib.Path(path)
-  if not path.suffix:
-    shipped = {p.stem.removeprefix('eg3d_'): p
-               for p in ASSETS.glob('eg3d_*.safetensors')}
-    if path.name not in shipped:
-      raise ValueError(
-          f'No network {path.name!r} ships with gen3d, only {sorted(shipped)}; '
-          'or give a file, .pkl or .safetensors.')
-    path = shipped[path.name]
+  path = find(path)
   if path.suffix == '.pkl':
     return _official(path)
-  variables, record = checkpoints.load_asset(path)
+  network, _ = load_trained(path)
+  return network
+
+
+def find(name):
+  """The path of what ships under a name such as 'shapes', or of a file.
+
+  Raises:
+    ValueError: nothing ships under this name.
+  """
+  path = pathlib.Path(name)
+  if path.suffix:
+    return path
+  shipped = {p.stem.removeprefix('eg3d_'): p
+             for p in ASSETS.glob('eg3d_*.safetensors')}
+  if path.name not in shipped:
+    raise ValueError(
+        f'No network {path.name!r} ships with gen3d, only {sorted(shipped)}; '
+        'or give a file, .pkl or .safetensors.')
+  return shipped[path.name]
+
+
+def load_trained(path):
+  """(Network, ConfigDict of its training) of one that gen3d has trained.
+
+  Raises:
+    ValueError: the file is damaged, or is no generator of objects of ours.
+  """
+  variables, record = checkpoints.load_asset(find(path))
   networks = record.get('config', {}).get('networks')
   if networks is None:
     raise ValueError(f'{path} is no generator that gen3d has trained; its '
                      'record names no networks.')
   if networks != 'eg3d':
     raise ValueError(_FLAT.format(path))
-  return trained(ml_collections.ConfigDict(record['config']), variables,
-                 record['camera'])
+  config = ml_collections.ConfigDict(record['config'])
+  return trained(config, variables, record['camera']), config
 
 
 def trained(config, variables, camera):

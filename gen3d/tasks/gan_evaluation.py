@@ -1,0 +1,155 @@
+"""How good a generator of objects is: the README's numbers of the GANs.
+
+Its pictures are held against real ones, its shapes against true ones: where
+it has learned from the shapes world, those are known.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+
+from gen3d.data import primitives, shapes
+from gen3d.metrics import shape as shape_metrics
+from gen3d.tasks import evaluation, gan, objects
+
+CELLS = 48  # along a side of the grid on which the nearest shape is looked for
+
+
+class Shape(NamedTuple):
+  """One shape, within the box of a generator."""
+  occupied: np.ndarray  # bool [CELLS^3]
+  surface: np.ndarray   # [evaluation.POINTS, 3]
+
+
+class Closeness(NamedTuple):
+  """How close shapes are to the nearest of others, means over the shapes."""
+  count: int
+  iou: float       # with the nearest, which is the one of the largest IoU
+  f_score: float   # with the same; evaluation.THRESHOLD
+  distinct: int    # how many different ones are nearest to some
+
+
+def report(path, count=64, truths=1000):
+  """What is to be printed of `distances` and, where it can be, `geometry`."""
+  _, config = objects.load_trained(path)
+  far = distances(path)
+  lines = ['Frechet distance to real pictures, features of the shipped CLIP: '
+           f'untrained {far["untrained"]:.3f}, trained {far["trained"]:.4f} '
+           f'({far["untrained"] / far["trained"]:.0f} times less), two halves '
+           f'of the real ones {far["real halves"]:.4f}']
+  if not _knows_truth(config):
+    return lines[0]
+  lines += [
+      f'{found.count} shapes, {name}: IoU {found.iou:.2f}, F-score '
+      f'{found.f_score:.2f} with the nearest of {truths} true shapes, '
+      f'{found.distinct} different ones'
+      for name, found in geometry(path, count, truths).items()]
+  return '\n'.join(lines)
+
+
+def distances(path):
+  """Frechet distances to the pictures that a generator has learned from.
+
+  On the features of the shipped CLIP pair, as tasks/gan.py's reports.
+
+  Args:
+    path: as objects.load_trained takes it.
+
+  Returns:
+    {'untrained', 'trained', 'real halves': number}.
+  """
+  network, config = objects.load_trained(path)
+  source = gan.open_data(config.data)
+  networks = gan.build(config, source.labels.shape[1])
+  measure = gan.meter(config, networks, source)
+  start = jax.jit(networks.init)(jax.random.key(config.seed))['generator']
+  found = measure(network.variables)
+  return {'untrained': measure(start)['frechet_clip/generated'],
+          'trained': found['frechet_clip/generated'],
+          'real halves': found['frechet_clip/real_halves']}
+
+
+def geometry(path, count=64, truths=1000):
+  """How close what a generator makes is to the true shapes.
+
+  They are not moved or turned: the cameras have told the generator the
+  world's own axes and scale.
+
+  Args:
+    path: as objects.load_trained takes it.
+    count: of generated objects, seeds 0 to count - 1.
+    truths: of objects that it has learned from.
+
+  Returns:
+    {'generated', 'held out': Closeness}, the latter of as many true objects
+    that it has not seen.
+
+  Raises:
+    ValueError: it has not learned from the shapes world.
+  """
+  network, config = objects.load_trained(path)
+  if not _knows_truth(config):
+    raise ValueError(f'{path} has learned from {config.data.path}, of which no '
+                     'true shapes are known.')
+  world = gan.world_of(config.data)
+  bound = network.generator.rendering.box / 2
+  known = [shapes.example(0, 'train', i, world).object for i in range(truths)]
+  others = [shapes.example(0, 'seen', i, world).object for i in range(count)]
+  cells = shape_metrics.cell_centres(bound, CELLS)
+  filled = np.stack([_distance(x.parts, cells) < 0 for x in tqdm.tqdm(
+      known, 'true shapes', disable=None)])
+  surface = functools.cache(lambda i: _true_surface(known[i]))
+  made = (_generated(network, seed, bound, cells) for seed in range(count))
+  held = (Shape(_distance(x.parts, cells) < 0, _true_surface(x))
+          for x in others)
+  return {name: closeness(
+      tqdm.tqdm(those, name, count, disable=None), filled, surface)
+      for name, those in (('generated', made), ('held out', held))}
+
+
+def closeness(those, filled, surface):
+  """The Closeness of Shapes to the nearest of others.
+
+  Args:
+    those: Shapes.
+    filled: bool [M, cells] of the others.
+    surface: number of one of the others -> points of its surface.
+  """
+  filled = filled.astype(np.float32)
+  volumes, found = filled.sum(1), []
+  for one in those:
+    shared = filled @ one.occupied.astype(np.float32)
+    ious = shared / np.maximum(volumes + one.occupied.sum() - shared, 1)
+    nearest = int(np.argmax(ious))
+    found.append((ious[nearest], shape_metrics.f_score(
+        one.surface, surface(nearest), evaluation.THRESHOLD), nearest))
+  iou, f_score, nearest = zip(*found, strict=True)
+  return Closeness(len(found), float(np.mean(iou)), float(np.mean(f_score)),
+                   len(set(nearest)))
+
+
+def _knows_truth(config):
+  return config.data.path.startswith('shapes:')
+
+
+def _generated(network, seed, bound, cells):
+  mesh = objects.surface(network, objects.ws_of(
+      network, objects.latent(network, seed)))
+  inside = shape_metrics.inside_mesh(mesh.vertices, mesh.faces, bound)
+  return Shape(inside(cells), shape_metrics.sample_surface(
+      mesh.vertices, mesh.faces, evaluation.POINTS))
+
+
+def _true_surface(true_object):
+  return evaluation.true_surface(
+      functools.partial(_distance, true_object.parts))
+
+
+def _distance(parts, points):
+  return np.asarray(_sdf(parts, points))
+
+
+_sdf = jax.jit(primitives.sdf)

@@ -1,0 +1,67 @@
+"""The README's numbers of a generator, on shapes whose nearest is known."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import eg3d as config_file
+from gen3d.engine import checkpoints
+from gen3d.metrics import shape as shape_metrics
+from gen3d.tasks import gan, gan_evaluation
+
+CELLS = shape_metrics.cell_centres(1.0, 24)
+
+
+def ball(radius, height=0.0):
+  rng = np.random.default_rng(0)
+  way = rng.normal(size=(2000, 3))
+  centre = np.array([0.0, height, 0.0])
+  surface = radius * way / np.linalg.norm(way, axis=1, keepdims=True) + centre
+  return gan_evaluation.Shape(
+      np.linalg.norm(CELLS - centre, axis=1) < radius, surface)
+
+
+def test_each_is_held_against_the_one_that_it_is_most_like():
+  others = [ball(0.3), ball(0.6), ball(0.6, 0.2), ball(0.9)]
+  filled = np.stack([x.occupied for x in others])
+  asked = []
+  def surface(i):
+    asked.append(i)
+    return others[i].surface
+
+  found = gan_evaluation.closeness(
+      [ball(0.58), ball(0.61), ball(0.95)], filled, surface)
+  assert asked == [1, 1, 3] and found.count == 3 and found.distinct == 2
+  # Of balls around one centre: the ratio of the volumes.
+  expected = np.mean([(.58 / .6) ** 3, (.6 / .61) ** 3, (.9 / .95) ** 3])
+  np.testing.assert_allclose(found.iou, expected, atol=.04)
+  assert found.f_score > .95
+  far = gan_evaluation.closeness([ball(0.3, -0.6)], filled, surface)
+  assert far.iou < .3 and far.f_score < .6
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A generator of a few pixels that makes a solid cube, as a file."""
+  config = config_file.get_config('tiny')
+  variables = jax.jit(gan.build(config).init)(jax.random.key(0))['generator']
+  params = variables['params']
+  layer = params['decoder']['net.2']
+  layer = {**layer, 'bias': layer['bias'].at[0].set(30.0)}
+  variables = {**variables, 'params': {
+      **params, 'decoder': {**params['decoder'], 'net.2': layer}}}
+  path, _ = checkpoints.save_asset(
+      tmp_path_factory.mktemp('net') / 'cube.safetensors', variables,
+      {'model': 'cube', 'config': config.to_dict(),
+       'camera': {'elevation': 20.0, 'distance': 1.7, 'focal': 1.35}})
+  return path
+
+
+def test_a_cube_is_no_car(trained, tmp_path, monkeypatch):
+  monkeypatch.setenv('GEN3D_CACHE', str(tmp_path))
+  lines = gan_evaluation.report(trained, count=2, truths=20).splitlines()
+  assert len(lines) == 3 and lines[0].startswith('Frechet distance')
+  found = gan_evaluation.geometry(trained, count=2, truths=20)
+  cars, cube = found['held out'], found['generated']
+  assert cars.iou > .6 and cars.f_score > .9 and cars.count == 2
+  assert cube.iou < .4 and cube.f_score < .6 and cube.distinct == 1
