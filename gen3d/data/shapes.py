@@ -270,8 +270,8 @@ def pictures(seed, split, first, count, size):
 _light_all = jax.jit(jax.vmap(lambda key, view: sample_image(key, view, 0.0)))
 
 
-def posed(world, count, size, seed=0):
-  """Training objects as a collection of images with cameras, for a 3-D GAN.
+def posed(world, count, size, seed=0, split='train'):
+  """Objects of a split as images with cameras, for a 3-D GAN.
 
   The light stays where it is in the world and the background is white: a
   generator whose colours do not depend on the direction can be right.
@@ -281,11 +281,12 @@ def posed(world, count, size, seed=0):
     count: how many images.
     size: pixels a side.
     seed: of the world.
+    split: one of SPLITS.
 
   Returns:
     images.Images, held in memory.
   """
-  views, specs = load_views(seed, 'train', count, size, world)
+  views, specs = load_views(seed, split, count, size, world)
   light = shading.Light(cameras.spherical(30.0, 60.0, jnp.float32(4.0)),
                         0.6, 0.4, 0.0)
 
