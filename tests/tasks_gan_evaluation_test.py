@@ -60,7 +60,8 @@ def trained(tmp_path_factory):
 def test_a_cube_is_no_car(trained, tmp_path, monkeypatch):
   monkeypatch.setenv('GEN3D_CACHE', str(tmp_path))
   lines = gan_evaluation.report(trained, count=2, truths=20).splitlines()
-  assert len(lines) == 3 and lines[0].startswith('Frechet distance')
+  assert len(lines) == 5 and lines[0].startswith('Frechet distance')
+  assert lines[4].startswith('held out: the shipped CLIP names 100 %')
   found = gan_evaluation.geometry(trained, count=2, truths=20)
   cars, cube = found['held out'], found['generated']
   assert cars.iou > .6 and cars.f_score > .9 and cars.count == 2

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 import tqdm
 
-from gen3d.data import primitives, shapes
+from gen3d.data import captions, primitives, shapes
 from gen3d.metrics import shape as shape_metrics
-from gen3d.tasks import evaluation, gan, objects
+from gen3d.tasks import evaluation, gan, image_text, objects
 
+SIDES = 8  # from which the judge looks at an object
 CELLS = 48  # along a side of the grid on which the nearest shape is looked for
 
 
@@ -47,6 +48,10 @@ def report(path, count=64, truths=1000):
       f'{found.f_score:.2f} with the nearest of {truths} true shapes, '
       f'{found.distinct} different ones'
       for name, found in geometry(path, count, truths).items()]
+  lines += [
+      f'{name}: the shipped CLIP names {100 * share:.0f} % of the pictures '
+      f'rightly, among {len(captions.CATEGORIES)} categories'
+      for name, share in named(path, count).items()]
   return '\n'.join(lines)
 
 
@@ -108,6 +113,43 @@ def geometry(path, count=64, truths=1000):
   return {name: closeness(
       tqdm.tqdm(those, name, count, disable=None), filled, surface)
       for name, those in (('generated', made), ('held out', held))}
+
+
+def named(path, count=64):
+  """How often the shipped CLIP pair finds in a picture what it should show.
+
+  That is a category that the generator has learned from, among all of the
+  shapes world's, without colours.
+
+  Args:
+    path: as objects.load_trained takes it.
+    count: of objects; generated ones are seen from SIDES sides.
+
+  Returns:
+    {'generated', 'held out': share of the pictures}, the latter of as many
+    true pictures that the generator has not seen.
+  """
+  network, config = objects.load_trained(path)
+  world = gan.world_of(config.data)
+  paint = objects.painter(network, ('image',))
+  labels = objects.label(network.camera, np.arange(SIDES) * 360.0 / SIDES)
+  films = [paint(objects.ws_of(network, objects.latent(network, seed)), labels)
+           for seed in tqdm.trange(count, desc='views', disable=None)]
+  source = shapes.posed(
+      world, count * SIDES, config.resolution, split='seen')
+  truth = [source.pixels(i) for i in range(len(source.names))]
+  judge = image_text.load()
+  texts = judge.text_features([
+      captions.plain(captions.Spec(category, None, None))
+      for category in captions.CATEGORIES])
+
+  def share(images):
+    likeness = judge.image_features(images / np.float32(255)) @ texts.T
+    found = np.array(captions.CATEGORIES)[np.argmax(likeness, axis=1)]
+    return float(np.mean(np.isin(found, world.categories)))
+
+  return {'generated': share(np.concatenate(films)),
+          'held out': share(np.stack(truth))}
 
 
 def closeness(those, filled, surface):
