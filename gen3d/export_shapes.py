@@ -63,10 +63,10 @@ def main():
 
 def _likes_of(config):
   """Yields as shapes.pictures does, but such as a GAN learns from."""
-  data = config.get('data', {})
-  if config.get('task') != 'gan' or not data.path.startswith('shapes:'):
+  if config.get('task') != 'gan' or not gan.is_world(config.data):
     raise ValueError('--config is not of a GAN that learns from the shapes '
                      'world, such as configs/eg3d.py.')
+  data = config.data
   world, stop = gan.world_of(data), _FIRST.value + _COUNT.value
   source = shapes.posed(
       world, stop, _SIZE.value or data.size, _SEED.value, _SPLIT.value)

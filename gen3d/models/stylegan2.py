@@ -148,9 +148,7 @@ class SynthesisLayer(nn.Module):
   def __call__(self, x, w, noise='random'):
     if isinstance(noise, str):
       check('noise', NOISE, noise)
-      numbers = jnp.arange(len(x)) if noise == 'random' else None
-    else:
-      numbers = noise
+      noise = jnp.arange(len(x)) if noise == 'random' else noise
     style = Dense(x.shape[-1], bias_init=1.0, name='affine')(w)
     weight = self.param('weight', nn.initializers.normal(1.0),
                         (3, 3, x.shape[-1], self.features))
@@ -160,13 +158,14 @@ class SynthesisLayer(nn.Module):
     constant = self.variable(
         'buffers', 'noise_const',
         lambda: jax.random.normal(self.make_rng('params'), size))
-    if numbers is not None and not self.is_initializing():
+    if isinstance(noise, str):
+      if noise == 'const':
+        x += (strength * constant.value)[:, :, None].astype(x.dtype)
+    elif not self.is_initializing():
       keys = jax.vmap(jax.random.fold_in, (None, 0))(
-          self.make_rng('noise'), numbers)
+          self.make_rng('noise'), noise)
       drawn = jax.vmap(lambda key: jax.random.normal(key, (*size, 1)))(keys)
       x += (strength * drawn).astype(x.dtype)
-    elif numbers is None and noise == 'const':
-      x += (strength * constant.value)[:, :, None].astype(x.dtype)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     return activate(x + bias.astype(x.dtype), clamp=self.clamp)
 

@@ -92,7 +92,7 @@ def eg3d(config, resolution, label_width):
     ws = mixed(functools.partial(apply, variables, method='map'), latents)
     planes = apply(variables, ws, latents.index, method='planes',
                    key=key_noise)
-    return ws, planes, _for_each(key_rest, latents.index)
+    return ws, planes, keys_of(key_rest, latents.index)
 
   def generate(variables, latents, size):
     ws, planes, keys = planes_of(variables, latents)
@@ -171,7 +171,7 @@ def stylegan2(config, resolution, label_width):
     ws, index = to_ws(variables, latents)[:few], latents.index[:few]
     penalty, memory = adversarial.path_length(
         lambda ws: paint(variables, ws, key_noise, index), ws,
-        _for_each(key_rest, index), memory)
+        keys_of(key_rest, index), memory)
     return config.path_weight * penalty, memory
 
   return Adversaries(
@@ -203,7 +203,8 @@ def mixed(to_ws, latents):
       later[..., None], to_ws(latents.other, latents.told), ws)
 
 
-def _for_each(key, index):
+def keys_of(key, index):
+  """Keys [N], one for each example by its number, on whichever chip."""
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 

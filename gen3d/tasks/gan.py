@@ -19,6 +19,8 @@ from gen3d.ops import cameras
 from gen3d.tasks import Task, adversaries, gan_step, image_text, objects
 from gen3d.tasks.shipping import ship
 
+WORLD = 'shapes:'  # before the categories, in place of a file
+
 
 def make(config):
   """The Task of the get_config of configs/eg3d.py or configs/stylegan2.py.
@@ -82,20 +84,25 @@ def open_data(data):
   if not data.path:
     raise ValueError('There are no images: give --config.data.path, a zip or '
                      'folder in EG3D\'s format.')
-  if data.path.startswith('shapes:'):
+  if is_world(data):
     return shapes.posed(world_of(data), data.count, data.size)
   source = images.open_images(data.path)
   images.check(source)
   return source
 
 
+def is_world(data):
+  """Whether `data` are of the shapes world, of which the truth is known."""
+  return data.path.startswith(WORLD)
+
+
 def world_of(data):
-  """The shapes.World of `data` whose path begins with 'shapes:'.
+  """The shapes.World of `data` that are of it.
 
   Raises:
     ValueError: it has no such category.
   """
-  chosen = tuple(data.path.removeprefix('shapes:').split(','))
+  chosen = tuple(data.path.removeprefix(WORLD).split(','))
   for category in chosen:
     pick('category', dict.fromkeys(captions.CATEGORIES), category)
   return shapes.World(chosen, dict(data.camera))

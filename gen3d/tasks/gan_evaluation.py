@@ -34,14 +34,14 @@ class Closeness(NamedTuple):
 
 
 def report(path, count=64, truths=1000):
-  """What is to be printed of `distances` and, where it can be, `geometry`."""
+  """What is to be printed: `distances` and, of the shapes world, the rest."""
   _, config = objects.load_trained(path)
   far = distances(path)
   lines = ['Frechet distance to real pictures, features of the shipped CLIP: '
            f'untrained {far["untrained"]:.3f}, trained {far["trained"]:.4f} '
            f'({far["untrained"] / far["trained"]:.0f} times less), two halves '
            f'of the real ones {far["real halves"]:.4f}']
-  if not _knows_truth(config):
+  if not gan.is_world(config.data):
     return lines[0]
   lines += [
       f'{found.count} shapes, {name}: IoU {found.iou:.2f}, F-score '
@@ -96,7 +96,7 @@ def geometry(path, count=64, truths=1000):
     ValueError: it has not learned from the shapes world.
   """
   network, config = objects.load_trained(path)
-  if not _knows_truth(config):
+  if not gan.is_world(config.data):
     raise ValueError(f'{path} has learned from {config.data.path}, of which no '
                      'true shapes are known.')
   world = gan.world_of(config.data)
@@ -171,10 +171,6 @@ def closeness(those, filled, surface):
   iou, f_score, nearest = zip(*found, strict=True)
   return Closeness(len(found), float(np.mean(iou)), float(np.mean(f_score)),
                    len(set(nearest)))
-
-
-def _knows_truth(config):
-  return config.data.path.startswith('shapes:')
 
 
 def _generated(network, seed, bound, cells):

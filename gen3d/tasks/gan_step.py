@@ -24,7 +24,7 @@ import optax
 
 from gen3d.engine.state import TrainState
 from gen3d.ops import adversarial, augment, images
-from gen3d.tasks.adversaries import Latents
+from gen3d.tasks.adversaries import Latents, keys_of
 
 
 class Schedule(NamedTuple):
@@ -106,7 +106,7 @@ def lazy_adam(learning_rate, every, b2=0.99, eps=1e-8):
 
 def augmented(key, index, x, p):
   """Fakes or reals, each image changed as its raw one; ops/augment.py."""
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+  keys = keys_of(key, index)
   size = x['image'].shape[1]
   draws = jax.vmap(lambda key: augment.draw(key, p, size))(keys)
   return {name: augment.apply(images, draws) for name, images in x.items()}
@@ -301,7 +301,7 @@ def _left(seen, images):
 def _latents(key, batch, phase, swap, mix, z_width):
   """Latents of one phase; an example's own come from its index."""
   key_latent, key_image = jax.random.split(key)
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key_latent, batch['index'])
+  keys = keys_of(key_latent, batch['index'])
   z = jax.vmap(lambda k: jax.random.normal(k, (z_width,)))(keys)
   chance = jax.vmap(
       lambda k: jax.random.uniform(jax.random.fold_in(k, 1)))(keys)
