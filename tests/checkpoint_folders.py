@@ -1,8 +1,18 @@
 """Random networks of diffusers and transformers, in folders as published.
 
-What saves or builds a model needs PyTorch, diffusers and transformers. Small
-stands for a published shape at fewer channels.
+What saves or builds a model needs PyTorch, diffusers and transformers; what
+writes a pipeline does not. Small stands for a published shape at fewer
+channels.
+
+python tests/checkpoint_folders.py FOLDER
+
+writes a Stable Diffusion 1.5 of full size, 2 GB of noise: to measure speed and
+memory where the real one is not at hand.
 """
+
+import json
+import pathlib
+import sys
 
 import pytest
 
@@ -29,6 +39,12 @@ DEEPFLOYD_XL = {
     'mid_block_type': 'UNetMidBlock2DSimpleCrossAttn',
     'up_block_types': 3 * ['SimpleCrossAttnUpBlock2D']
                       + ['ResnetUpsampleBlock2D']}
+# Of the text encoder the vocabulary is not the published one, but that of
+# `write_tokenizer`.
+AUTOENCODER = {'block_out_channels': [128, 256, 512, 512],
+               'layers_per_block': 2, 'sample_size': 512}
+TEXT_ENCODER = {'hidden_size': 768, 'intermediate_size': 3072,
+                'num_attention_heads': 12, 'num_hidden_layers': 12}
 T5_XXL = {'vocab_size': 32128, 'num_layers': 24, 'd_model': 4096,
           'num_heads': 64, 'd_kv': 64, 'd_ff': 10240,
           'feed_forward_proj': 'gated-gelu'}
@@ -106,6 +122,73 @@ def random_params(network, inputs):
       draw, pretrained.shapes(network, inputs, np.float32))}
 
 
+def write_pipeline(path, unet, autoencoder, text_encoder):
+  """A Stable Diffusion of random weights in half precision, without PyTorch.
+
+  Args:
+    path: folder.
+    unet, autoencoder, text_encoder: of their config.json files, what differs
+      from the defaults.
+  """
+  import numpy as np
+
+  from gen3d.models import autoencoder as vaes
+  from gen3d.models import clip, porting, pretrained, stable_diffusion
+  path = pathlib.Path(path)
+  path.mkdir(parents=True, exist_ok=True)
+  ids = write_tokenizer(path / 'tokenizer', '<|endoftext|>')
+  levels = len(autoencoder['block_out_channels'])
+  half = {'down_block_types': ['DownEncoderBlock2D'] * levels,
+          'up_block_types': ['UpDecoderBlock2D'] * levels}
+  down = ['CrossAttnDownBlock2D'] * 3 + ['DownBlock2D']
+  full = {'down_block_types': down, 'up_block_types': [
+              kind.replace('Down', 'Up') for kind in reversed(down)],
+          'block_out_channels': [320, 640, 1280, 1280],
+          'layers_per_block': 2, 'in_channels': 4, 'out_channels': 4}
+  configs = {
+      'unet': {'_class_name': 'UNet2DConditionModel', **full, **unet},
+      'vae': {'_class_name': 'AutoencoderKL', **half, **autoencoder},
+      'text_encoder': {'architectures': ['CLIPTextModel'], **text_encoder,
+                       'vocab_size': len(ids), 'eos_token_id': len(ids) - 1}}
+  folders = {part: pretrained.Folder(path / part, config, {})
+             for part, config in configs.items()}
+  size = {'unet': stable_diffusion.unet_size(folders['unet']),
+          'vae': vaes.autoencoder_size(folders['vae']),
+          'text_encoder': clip.text_size(folders['text_encoder'])}
+  networks = {
+      'unet': (stable_diffusion.UNet(size['unet'], stable_diffusion.PARTS),
+               stable_diffusion.inputs(size['unet'])),
+      'vae': (vaes.Autoencoder(size['vae']), vaes.inputs(size['vae'])),
+      'text_encoder': (clip.TextTower(size['text_encoder']),
+                       clip.text_inputs(size['text_encoder']))}
+  from safetensors import numpy as safetensors
+  for part, (network, inputs) in networks.items():
+    params = random_params(network, inputs)['params']
+    sources = (clip.text_sources(size[part]) if part == 'text_encoder'
+               else pretrained.sources(params))
+    tensors = {name: np.ascontiguousarray(x, np.float16) for name, x in
+               porting.unport(params, sources).items()}
+    (path / part).mkdir(exist_ok=True)
+    (path / part / 'config.json').write_text(json.dumps(configs[part]))
+    safetensors.save_file(tensors, path / part / 'model.safetensors')
+
+
+def write_tokenizer(path, pad):
+  """CLIP's format, as Stable Diffusion's folders have it; returns ids."""
+  path.mkdir(exist_ok=True)
+  letters = 'abcdefghijklmnopqrstuvwxyz'
+  names = ['!', *letters, *(f'{c}</w>' for c in letters), 'do', 'dog</w>',
+           '<|startoftext|>', '<|endoftext|>']
+  ids = {name: i for i, name in enumerate(names)}
+  (path / 'vocab.json').write_text(json.dumps(ids))
+  (path / 'merges.txt').write_text('#version: 0.2\nd o\ndo g</w>\n')
+  (path / 'tokenizer_config.json').write_text(json.dumps({
+      'tokenizer_class': 'CLIPTokenizer', 'pad_token': pad,
+      'bos_token': '<|startoftext|>', 'eos_token': '<|endoftext|>',
+      'unk_token': '<|endoftext|>', 'model_max_length': 77}))
+  return ids
+
+
 def on_meta(make):
   """What `make()` builds, without memory for its weights."""
   import torch
@@ -151,3 +234,8 @@ def to_torch(images):
 def from_torch(images):
   """Inverse of `to_torch`."""
   return images.detach().permute(0, 2, 3, 1).numpy()
+
+
+if __name__ == '__main__':
+  write_pipeline(sys.argv[1], STABLE_DIFFUSION['1.5'], AUTOENCODER,
+                 TEXT_ENCODER)

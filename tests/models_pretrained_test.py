@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from checkpoint_folders import write_tokenizer
 
 from gen3d.models import porting, pretrained
 
@@ -347,22 +348,6 @@ def test_a_folder_that_lacks_a_part_or_is_none_is_named(tmp_path, hub):
   with pytest.raises(ValueError, match='no folder .*nowhere'):
     pretrained.locate(tmp_path / 'nowhere')
   assert not hub
-
-
-def write_tokenizer(path, pad):
-  """CLIP's format, as Stable Diffusion's folders have it; returns ids."""
-  path.mkdir(exist_ok=True)
-  letters = 'abcdefghijklmnopqrstuvwxyz'
-  names = ['!', *letters, *(f'{c}</w>' for c in letters), 'do', 'dog</w>',
-           '<|startoftext|>', '<|endoftext|>']
-  ids = {name: i for i, name in enumerate(names)}
-  (path / 'vocab.json').write_text(json.dumps(ids))
-  (path / 'merges.txt').write_text('#version: 0.2\nd o\ndo g</w>\n')
-  (path / 'tokenizer_config.json').write_text(json.dumps({
-      'tokenizer_class': 'CLIPTokenizer', 'pad_token': pad,
-      'bos_token': '<|startoftext|>', 'eos_token': '<|endoftext|>',
-      'unk_token': '<|endoftext|>', 'model_max_length': 77}))
-  return ids
 
 
 @pytest.mark.parametrize('pad', ['!', '<|endoftext|>'])

@@ -36,14 +36,14 @@ def labels(count, seed=0):
       jnp.array(rng.uniform(-90, 90, count), jnp.float32), 10., 2.7, 4.2)))
 
 
-def make_batch(count=4, size=8, step=0):
+def make_batch(count=4, size=8, step=0, apart=True):
   rng = np.random.default_rng(step)
   return {'image': rng.integers(255, size=(count, 16, 16, 3), dtype=np.uint8),
           'label': labels(count, step),
           'drawn': labels(3 * count, step + 50).reshape(count, 3, 25),
           'index': np.arange(count, dtype=np.int32),
           'grid': np.zeros((count, size), np.uint8),
-          'due': gan_step.due(step, count, SCHEDULE)}
+          'due': gan_step.due(step, count, SCHEDULE, apart)}
 
 
 def optimizers():
@@ -106,6 +106,19 @@ def test_every_phase_moves_its_network(run):
   np.testing.assert_allclose(metrics['augment/probability'], .1, rtol=1e-5)
   _, metrics = run.step(state, make_batch(step=1), 2)
   assert metrics['loss/r1'] == 0
+
+
+@pytest.mark.parametrize('run', ['stylegan2'], indirect=True)
+def test_one_program_of_all_phases_does_what_several_do(run):
+  ends = []
+  for apart in (True, False):
+    state = run.start()
+    for step in range(2):
+      state, metrics = run.step(
+          state, make_batch(step=step, apart=apart), step)
+      assert (metrics['loss/r1'] > 0) == (step == 0)
+    ends.append(fetch(state).params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), *ends)
 
 
 def test_the_average_follows_the_generator(run):

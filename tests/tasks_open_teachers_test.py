@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models_pretrained_test import write_tokenizer
 from PIL import Image
 
 from configs import dreamfusion
@@ -46,7 +45,7 @@ def stable_diffusion(tmp_path_factory):
   unet = folders.save_unet(path / 'unet', UNET)
   vae = folders.save_autoencoder(path / 'vae')
   import transformers
-  ids = write_tokenizer(path / 'tokenizer', '<|endoftext|>')
+  ids = folders.write_tokenizer(path / 'tokenizer', '<|endoftext|>')
   text = folders.jitter(transformers.CLIPTextModel(
       transformers.CLIPTextConfig(
           vocab_size=len(ids), hidden_size=24, intermediate_size=96,
@@ -80,6 +79,20 @@ def deepfloyd(tmp_path_factory):
       d_ff=64, feed_forward_proj='gated-gelu')))
   text.save_pretrained(path / 'text_encoder')
   return path, {'unet': unet, 'text': text}
+
+
+def test_a_pipeline_written_without_pytorch_is_a_teacher(tmp_path):
+  folders.write_pipeline(
+      tmp_path, UNET, {'block_out_channels': [32, 64], 'layers_per_block': 1,
+                       'sample_size': 16},
+      {'hidden_size': 24, 'intermediate_size': 96, 'num_hidden_layers': 2,
+       'num_attention_heads': 3})
+  teacher = open_models.stable_diffusion_teacher(tmp_path)
+  weights, text = teacher.load(), teacher.embed(TEXTS)
+  x = teacher.encode(weights, jnp.full((3, 16, 16, 3), 0.5), jax.random.key(0))
+  eps = teacher.denoise(weights, x, jnp.full(3, 0.5), text)
+  assert x.shape == eps.shape == (3, *teacher.latent)
+  assert bool(jnp.all(jnp.isfinite(eps))) and float(jnp.std(eps)) > 1e-3
 
 
 @pytest.mark.parity

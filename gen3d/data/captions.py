@@ -86,6 +86,7 @@ def unseen(category, main):
   return digest[0] % 10 == 0
 
 
+@functools.cache
 def pairs(split):
   """The (category, main colour) pairs of 'train', 'seen' or 'unseen'."""
   return tuple((c, m) for c in CATEGORIES for m in COLOURS

@@ -409,14 +409,16 @@ _BUILDERS = {
     'fish': _fish, 'house': _house, 'castle': _castle}
 
 
+_CORNERS = np.stack(np.meshgrid(*[[-1, 1]] * 3), -1).reshape(-1, 3)
+
+
 def _extent(part):
   """The eight corners of the part's own box, in its object's units."""
   outer = part[PART['half']] + part[PART['round']]
   outer[[0, 2]] += part[PART['wall']] + abs(part[PART['taper']])
   outer[2] += abs(part[PART['lean']])
-  signs = np.stack(np.meshgrid(*[[-1, 1]] * 3), -1).reshape(-1, 3)
   rotation = part[PART['rotation']].reshape(3, 3)
-  return part[PART['centre']] + (signs * outer) @ rotation
+  return part[PART['centre']] + (_CORNERS * outer) @ rotation
 
 
 def build(spec, draw):

@@ -71,11 +71,16 @@ class Example(NamedTuple):
 
 def example(seed, split, index, world=EVERYTHING):
   """What example `index` of a split shows (pure in its arguments)."""
-  rng = np.random.Generator(np.random.Philox(
-      np.random.SeedSequence([seed, SPLITS.index(split), index])))
-  spec = captions.sample_spec(rng, split, world.categories)
+  spec, rng = _begin(seed, split, index, world)
   built = categories.build(spec, rng.uniform)
   return Example(built, rng.integers(2 ** 32, size=2, dtype=np.uint32), rng)
+
+
+def _begin(seed, split, index, world):
+  """(captions.Spec, generator) of an example that is not yet built."""
+  rng = np.random.Generator(np.random.Philox(
+      np.random.SeedSequence([seed, SPLITS.index(split), index])))
+  return captions.sample_spec(rng, split, world.categories), rng
 
 
 def sphere_trace(parts, rays, steps=40, relaxation=0.9):
@@ -227,7 +232,10 @@ def _trace_all(parts, keys, size, camera):
     parts, key = inputs
     key = jax.random.wrap_key_data(key)
     return trace(parts, cameras.sample(key, **dict(camera)), size)
-  return jax.lax.map(one, (parts, keys))
+  # On a CPU one view at a time fits the cache; an accelerator wants many.
+  return jax.lax.map(
+      one, (parts, keys),
+      batch_size=None if jax.default_backend() == 'cpu' else 250)
 
 
 def view_words(camera):
@@ -345,12 +353,7 @@ def load_views(seed, split, count, size, world=EVERYTHING):
   Returns:
     (Views of NumPy arrays [count, ...], list of captions.Spec).
   """
-  probe = b''.join(example(seed, split, i, world).object.parts.tobytes()
-                   for i in range(8))
-  digest = hashlib.sha256(
-      probe + repr((VERSION, dict(world.camera))).encode()).hexdigest()
-  folder = cache.directory() / f'shapes-{digest[:12]}-{size}'
-  folder.mkdir(parents=True, exist_ok=True)
+  folder = _folder(seed, split, size, world)
   chunks = []
   for start in tqdm.tqdm(range(0, count, _CHUNK), f'{split} views',
                          disable=None, unit_scale=_CHUNK, unit='view'):
@@ -360,8 +363,18 @@ def load_views(seed, split, count, size, world=EVERYTHING):
         folder / f'{split}-{start}-{stop}.npz', seed, split,
         range(start, stop), size, world))
   views = jax.tree.map(lambda *x: np.concatenate(x)[:count], *chunks)
-  specs = [example(seed, split, i, world).object.spec for i in range(count)]
-  return views, specs
+  return views, [_begin(seed, split, i, world)[0] for i in range(count)]
+
+
+def _folder(seed, split, size, world):
+  """Where the views of a world are kept; another world has another folder."""
+  probe = b''.join(example(seed, split, i, world).object.parts.tobytes()
+                   for i in range(8))
+  digest = hashlib.sha256(
+      probe + repr((VERSION, dict(world.camera))).encode()).hexdigest()
+  folder = cache.directory() / f'shapes-{digest[:12]}-{size}'
+  folder.mkdir(parents=True, exist_ok=True)
+  return folder
 
 
 def _load_chunk(path, seed, split, indices, size, world):

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gen3d.engine import sharding
-from gen3d.engine.state import to_save
+from gen3d.engine.state import copy, to_save
 
 
 class Checkpoints:
@@ -49,7 +49,7 @@ class Checkpoints:
   def save(self, state):
     """Begins to save a TrainState, without state.frozen."""
     # A copy: the next step reuses the state's own buffers.
-    tree = jax.tree.map(jnp.copy, to_save(state))
+    tree = copy(to_save(state))
     meta = {'sha256': _digest(tree)}
     self._manager.save(int(sharding.local(state.step)), args=ocp.args.Composite(
         state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))

@@ -19,6 +19,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gen3d.engine.state import copy
+
 CHIPS = 'chips'
 
 
@@ -177,7 +179,7 @@ def replicate(tree, mesh, share=False):
   sharding = NamedSharding(mesh, P())
   if jax.process_count() == 1:
     # device_put's own may_alias=False does not hold over several devices.
-    tree = tree if share else jax.tree.map(jnp.copy, tree)
+    tree = tree if share else copy(tree)
     return jax.device_put(tree, sharding)
 
   def send(x):

@@ -40,9 +40,19 @@ def create(params, optimizer, ema=False, frozen=None):
   """
   return TrainState(
       step=jnp.zeros([], jnp.int32), params=params,
-      opt_state=optimizer.init(params),
+      opt_state=jax.jit(optimizer.init)(params),
       # A copy: the step donates its state, and one buffer goes once.
-      ema=jax.tree.map(jnp.copy, params) if ema else None, frozen=frozen)
+      ema=copy(params) if ema else None, frozen=frozen)
+
+
+@jax.jit
+def copy(tree):
+  """The same numbers in buffers of their own.
+
+  One program for all: an accelerator takes a third of a second to compile
+  that of one shape.
+  """
+  return jax.tree.map(jnp.copy, tree)
 
 
 def to_save(state):

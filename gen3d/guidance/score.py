@@ -175,7 +175,10 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
     said = _predict(teacher, frozen, x_t, t, texts, coefficients)
     cond = said.get('cond')
     if 'negative' in said:
-      weigh = lambda each: jnp.einsum('bk,bk...->b...', texts['weights'], each)
+      # Large weights of what nearly cancels: not a matmul, which accelerators
+      # round to half precision.
+      weigh = lambda each: jnp.sum(each * texts['weights'].reshape(
+          *texts['weights'].shape, *(1,) * (each.ndim - 2)), axis=1)
       if not _is_zero(coefficients.across):
         said['across'] = weigh(jax.vmap(across, (1, None, None), 1)(
             said['negative'], said['null'], cond))

@@ -97,10 +97,12 @@ def draw(key, p, size):
 
 def apply(x, draws):
   """Square images [N, H, H, 3] changed as Draws [N] say."""
-  x = warp(x, jax.vmap(geometry)(draws))
-  matrix = jax.vmap(colour)(draws)
-  return jnp.einsum('nhwc,ndc->nhwd', x, matrix[..., :3]) + matrix[
-      :, None, None, :, 3]
+  # Accelerators would round places and colours to half precision.
+  with jax.default_matmul_precision('highest'):
+    x = warp(x, jax.vmap(geometry)(draws))
+    matrix = jax.vmap(colour)(draws)
+    return jnp.einsum('nhwc,ndc->nhwd', x, matrix[..., :3]) + matrix[
+        :, None, None, :, 3]
 
 
 def geometry(draws):

@@ -56,8 +56,8 @@ def make(config):
                 camera=typical(source.labels))
 
   return Task(
-      init=functools.partial(gan_step.create, adversaries=networks,
-                             optimizers=optimizers),
+      init=jax.jit(functools.partial(
+          gan_step.create, adversaries=networks, optimizers=optimizers)),
       step=functools.partial(gan_step.step, adversaries=networks,
                              optimizers=optimizers, schedule=schedule),
       batches=functools.partial(batches, config=config, source=source),
@@ -123,7 +123,8 @@ def batches(seed, first_step, *, config, source):
     size = (render_size(step * count, config.render_size, config.render_bucket)
             if 'render_size' in config else 0)
     yield {**batch, 'drawn': drawn, 'grid': np.zeros((count, size), np.uint8),
-           'due': gan_step.due(step, count, schedule)}
+           'due': gan_step.due(step, count, schedule,
+                               apart=jax.default_backend() == 'cpu')}
 
 
 def render_size(seen, schedule, bucket):

@@ -77,21 +77,23 @@ def create(key, adversaries, optimizers):
       ema=jax.tree.map(jnp.copy, networks['generator']))
 
 
-def due(step, count, schedule):
+def due(step, count, schedule, apart=True):
   """What a batch says of the phases that not every step has.
-
-  Arrays of one column where a phase is due and of none where it is not:
-  each combination is a program of its own. Within one, in a lax.cond, XLA's
-  convolutions on the CPU are thirty times slower.
 
   Args:
     step: number of the step.
     count: of images in the batch.
     schedule: Schedule.
+    apart: whether each combination of phases is a program of its own: arrays
+      have one column where a phase is due and none where it is not. Else they
+      have two of ones or zeros, and one program chooses by them, which an
+      accelerator takes a third of the time to compile; but within a lax.cond
+      XLA's convolutions on the CPU are thirty times slower.
   """
   every = {'regularize': schedule.regularize_every, 'r1': schedule.r1_every}
-  return {name: np.zeros((count, int(step % steps == 0)), np.uint8)
-          for name, steps in every.items()}
+  now = {name: int(step % steps == 0) for name, steps in every.items()}
+  return {name: np.full((count, is_due if apart else 2), is_due, np.uint8)
+          for name, is_due in now.items()}
 
 
 def lazy_adam(learning_rate, every, b2=0.99, eps=1e-8):
@@ -144,7 +146,7 @@ class _Round(NamedTuple):
   latents: tuple     # of the phases that generate
   reals: Any
   label: Any         # of the reals
-  due: dict          # of phases to whether they are due
+  due: dict          # see `due`
 
 
 def step(state, batch, key, *, adversaries, optimizers, schedule):
@@ -186,7 +188,7 @@ def step(state, batch, key, *, adversaries, optimizers, schedule):
 
   this = _Round(adversaries, optimizers, schedule, size, present, latents,
                 reals, batch['label'],
-                {name: x.shape[1] > 0 for name, x in batch['due'].items()})
+                batch['due'])
   metrics = {}
   for phase in (_generator_phase, _regularizer_phase, _discriminator_phase,
                 _penalty_phase):
@@ -340,12 +342,16 @@ def _update(optimizers, name, loss, state):
 
 
 def _lazily(state, due, every, phase):
-  """(state, number) of `phase` where it is due, else nothing and 0.
+  """(state, number) of `phase` where it is due (see `due`), else 0.
 
   The number is multiplied by `every`, so that its mean over many steps is
   that over the steps that have one.
   """
-  if not due:
+  def nothing(state):
     return state, jnp.zeros(())
-  state, number = phase(state)
+
+  columns = due.shape[1]
+  state, number = (
+      jax.lax.cond(due[0, 0] > 0, phase, nothing, state) if columns == 2
+      else phase(state) if columns else nothing(state))
   return state, number * every

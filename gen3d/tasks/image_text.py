@@ -57,8 +57,9 @@ def make(config):
       params, _ = checkpoints.load_asset(config.start_from)
       return states.create(params, optimizer, ema=True)
     resolution = config.image.resolution
-    params = model.init(key, jnp.zeros((1, resolution, resolution, 3)),
-                        jnp.zeros((1, captions.LENGTH), jnp.int32))
+    params = jax.jit(model.init)(
+        key, jnp.zeros((1, resolution, resolution, 3)),
+        jnp.zeros((1, captions.LENGTH), jnp.int32))
     return states.create(params, optimizer, ema=True)
 
   def finish(state, workdir):

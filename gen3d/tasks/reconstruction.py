@@ -110,7 +110,7 @@ def load_shown(workdir, step=None):
   scene = radiance.make(config.scene, blank)
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
   state = checkpoints.load(workdir, states.create(
-      scene.init(jax.random.key(0)), optimizer), step)
+      jax.jit(scene.init)(jax.random.key(0)), optimizer), step)
   return shown(scene, state.params, config)
 
 

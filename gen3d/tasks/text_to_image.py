@@ -47,7 +47,7 @@ def make(config):
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
 
   def init(key):
-    params = model.init(key, captions.LENGTH)
+    params = jax.jit(lambda key: model.init(key, captions.LENGTH))(key)
     if config.start_from:
       earlier, _ = checkpoints.load_asset(config.start_from)
       params = _with(params, {part: earlier[part]
