@@ -66,3 +66,9 @@ def test_a_cube_is_no_car(trained, tmp_path, monkeypatch):
   cars, cube = found['held out'], found['generated']
   assert cars.iou > .6 and cars.f_score > .9 and cars.count == 2
   assert cube.iou < .4 and cube.f_score < .6 and cube.distinct == 1
+
+
+def test_the_shipped_cars_are_cars_from_all_sides(tmp_path, monkeypatch):
+  monkeypatch.setenv('GEN3D_CACHE', str(tmp_path))
+  found = gan_evaluation.named('shapes', count=6)
+  assert found['generated'] > .8 and found['held out'] > .9

@@ -107,7 +107,10 @@ def geometry(path, count=64, truths=1000):
   filled = np.stack([_distance(x.parts, cells) < 0 for x in tqdm.tqdm(
       known, 'true shapes', disable=None)])
   surface = functools.cache(lambda i: _true_surface(known[i]))
-  made = (_generated(network, seed, bound, cells) for seed in range(count))
+  surface_of = objects.mesher(network)
+  made = (_measured(surface_of(objects.ws_of(
+      network, objects.latent(network, seed))), bound, cells)
+      for seed in range(count))
   held = (Shape(_distance(x.parts, cells) < 0, _true_surface(x))
           for x in others)
   return {name: closeness(
@@ -173,9 +176,8 @@ def closeness(those, filled, surface):
                    len(set(nearest)))
 
 
-def _generated(network, seed, bound, cells):
-  mesh = objects.surface(network, objects.ws_of(
-      network, objects.latent(network, seed)))
+def _measured(mesh, bound, cells):
+  """The Shape of a Mesh."""
   inside = shape_metrics.inside_mesh(mesh.vertices, mesh.faces, bound)
   return Shape(inside(cells), shape_metrics.sample_surface(
       mesh.vertices, mesh.faces, evaluation.POINTS))

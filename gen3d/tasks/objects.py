@@ -6,6 +6,7 @@ are sampled in the middle of their intervals, so that it stays itself from view
 to view.
 """
 
+import functools
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -195,20 +196,31 @@ def painter(network, panels=PANELS):
   return paint
 
 
-def surface(network, ws, resolution=128):
-  """The Mesh of an object, in world units, coloured as the raw image is."""
+def mesher(network, resolution=128):
+  """A compiled ws [L, D] -> Mesh, in world units, coloured as the raw image.
+
+  `resolution` is that of the grid.
+  """
   generator = network.generator
-  planes = generator.apply(
-      network.variables, ws[None], 'const', method='planes')
 
   @jax.jit
-  def query(points):
+  def planes_of(variables, ws):
+    return generator.apply(variables, ws[None], 'const', method='planes')
+
+  @jax.jit
+  def query(variables, planes, points):
     density, values = generator.apply(
-        network.variables, planes, points[None], method='query')
+        variables, planes, points[None], method='query')
     # The march's own density: see eg3d.march.
     return nn.softplus(density[0] - 1), jnp.clip(values[0, :, :3], 0, 1)
 
-  return mesh.extract(query, generator.rendering.box / 2, resolution)
+  def surface(ws):
+    planes = planes_of(network.variables, ws)
+    return mesh.extract(
+        functools.partial(query, network.variables, planes),
+        generator.rendering.box / 2, resolution)
+
+  return surface
 
 
 def row(film):
@@ -242,7 +254,7 @@ def export(network, seeds, out, *, psi=1.0, cutoff=None, frames=48, fps=24,
     The paths written.
   """
   out, written, sheet = pathlib.Path(out), [], []
-  paint = painter(network)
+  paint, surface = painter(network), mesher(network, resolution)
   turns = np.linspace(0.0, 360.0, frames, endpoint=False)
   labels = label(network.camera, turns)
   eight = np.arange(8) * frames // 8
@@ -252,7 +264,7 @@ def export(network, seeds, out, *, psi=1.0, cutoff=None, frames=48, fps=24,
     sheet += row(film[eight])
     name = out / f'seed{seed:04d}'
     video.save(name.with_suffix('.mp4'), film, fps)
-    shape = surface(network, ws, resolution)
+    shape = surface(ws)
     for suffix in ('.glb', '.ply'):
       meshes.save(name.with_suffix(suffix), shape)
     written += [name.with_suffix(s) for s in ('.mp4', '.glb', '.ply')]
