@@ -18,6 +18,13 @@ Variants:
 
 `render_size` is ((images seen, rays a side), ...), joined by lines and cut to
 multiples of `render_bucket`.
+`start_from` is a generator's .safetensors, its discriminator's beside it, to
+go on from where the checkpoints are gone:
+
+  python -m gen3d.train --config=configs/eg3d.py --workdir=runs/more_cars \
+    --config.start_from=gen3d/assets/eg3d_shapes.safetensors \
+    --config.render_size='((0, 32),)' --config.schedule.blur_images=0 \
+    --config.schedule.swap_images=0
 """
 
 import ml_collections
@@ -45,6 +52,7 @@ def ffhq512():
       'networks': 'eg3d',
       'name': 'ffhq512',
       'seed': 0,
+      'start_from': '',
       'steps': 25_000_000 // batch,
       'batch': batch,
       'resolution': 512,

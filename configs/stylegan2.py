@@ -43,6 +43,7 @@ def config_f():
       'networks': 'stylegan2',
       'name': 'config_f',
       'seed': 0,
+      'start_from': '',
       'steps': 25_000_000 // batch,
       'batch': batch,
       'resolution': 1024,

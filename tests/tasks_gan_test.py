@@ -172,3 +172,23 @@ def test_a_step_does_not_depend_on_how_many_chips_share_it(
   # Adam's first step has the size of its rate whatever the gradient: where
   # that is no more than rounding it may go either way.
   assert np.mean(np.abs(weights[1] - weights[0]) > 1e-3) < 1e-3
+
+
+def test_a_training_goes_on_from_what_another_left(config, source, tmp_path):
+  del source  # its pictures are in the cache
+  config = config.copy_and_resolve_references()
+  config.distance_count = 0
+  task = gan.make(config)
+  state = task.init(jax.random.key(0))
+  config.start_from = str(task.finish(state, str(tmp_path))[0])
+  begun = gan.make(config).init(jax.random.key(1))
+  for ours, theirs in ((begun.ema, state.ema), *(
+      (begun.params[name], state.params[name])
+      for name in ('generator', 'discriminator'))):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(
+        a, b, rtol=1e-3, atol=1e-6), ours, theirs)
+  assert begun.step == 0
+  config.model.discriminator.most = 4
+  with pytest.raises(ValueError, match='shapes_discriminator.safetensors is of '
+                                       'another discriminator'):
+    gan.make(config).init(jax.random.key(1))

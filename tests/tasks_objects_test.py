@@ -130,12 +130,10 @@ def test_weights_of_something_else_are_refused():
     objects.load(judge)
 
 
-@pytest.mark.parametrize('path, sentence', [
-    ('nothing', "No network 'nothing' ships with gen3d"),
-    ('nothing.safetensors', 'nothing.safetensors is missing'),
-    ('nothing.pkl', 'nothing.pkl')])
-def test_networks_that_are_not_there(path, sentence):
-  with pytest.raises((ValueError, OSError), match=sentence):
+@pytest.mark.parametrize(
+    'path', ['nothing', 'nothing.safetensors', 'nothing.pkl'])
+def test_networks_that_are_not_there(path):
+  with pytest.raises(ValueError, match=f"No network '{path}' ships with gen3d"):
     objects.load(path)
 
 

@@ -5,6 +5,7 @@ here are the data, the reports and what is left in the end.
 """
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ import tqdm
 
 from gen3d.choices import pick
 from gen3d.data import captions, images, shapes
+from gen3d.engine import checkpoints
+from gen3d.engine import state as states
 from gen3d.io import pictures
 from gen3d.metrics import distribution
 from gen3d.ops import cameras
@@ -44,6 +47,11 @@ def make(config):
       'discriminator': gan_step.lazy_adam(
           config.discriminator_rate, schedule.r1_every)}
 
+  def init(key):
+    state = jax.jit(functools.partial(
+        gan_step.create, adversaries=networks, optimizers=optimizers))(key)
+    return begin_with(state, config.start_from) if config.start_from else state
+
   report = functools.partial(
       evaluate, show=viewer(config, networks, source),
       measure=meter(config, networks, source) if config.distance_count
@@ -51,18 +59,51 @@ def make(config):
 
   def finish(state, workdir):
     scalars, _ = report(state, None)
-    return ship(objects.ASSETS / f'{config.networks}_{config.name}.safetensors',
-                config, state, workdir, evaluation=scalars,
-                camera=typical(source.labels))
+    path = objects.ASSETS / f'{config.networks}_{config.name}.safetensors'
+    opponent = state.replace(ema=state.params['discriminator'])
+    return [
+        *ship(path, config, state, workdir, evaluation=scalars,
+              camera=typical(source.labels)),
+        *ship(opponent_of(path), config, opponent, workdir)]
 
   return Task(
-      init=jax.jit(functools.partial(
-          gan_step.create, adversaries=networks, optimizers=optimizers)),
+      init=init,
       step=functools.partial(gan_step.step, adversaries=networks,
                              optimizers=optimizers, schedule=schedule),
       batches=functools.partial(batches, config=config, source=source),
       evaluate=report,
       finish=finish)
+
+
+def begin_with(state, path):
+  """A new TrainState with the networks of an earlier training.
+
+  Its generator's average becomes generator and average.
+
+  Args:
+    state: of step 0.
+    path: the generator's .safetensors, as `finish` leaves it, with its
+      discriminator's beside it.
+
+  Raises:
+    ValueError: one of the files is missing, damaged or of other networks.
+  """
+  found = {}
+  for name, file in (('generator', path), ('discriminator', opponent_of(path))):
+    found[name], _ = checkpoints.load_asset(file)
+    shapes_of = functools.partial(jax.tree.map, np.shape)
+    if shapes_of(found[name]) != shapes_of(state.params[name]):
+      raise ValueError(f'{file} is of another {name} than the config '
+                       'describes; start from one with the same `model`.')
+  # A copy: the step donates its state, and one buffer goes once.
+  return state.replace(params={**state.params, **found},
+                       ema=states.copy(found['generator']))
+
+
+def opponent_of(path):
+  """Where the discriminator is that trained with a generator."""
+  path = pathlib.Path(path)
+  return path.with_stem(path.stem + objects.OPPONENT)
 
 
 def build(config, label_width=25):

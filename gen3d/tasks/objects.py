@@ -24,6 +24,7 @@ from gen3d.ops import cameras, mesh
 from gen3d.tasks import adversaries
 
 ASSETS = pathlib.Path(__file__).parents[1] / 'assets'
+OPPONENT = '_discriminator'  # at the end of its file's name
 PANELS = ('image', 'raw', 'depth')
 _FLAT = '{} is a generator of pictures, not of objects.'
 
@@ -66,18 +67,19 @@ def find(name):
   """The path of what ships under a name such as 'shapes', or of a file.
 
   Raises:
-    ValueError: nothing ships under this name.
+    ValueError: nothing ships under this name, or there is no such file.
   """
   path = pathlib.Path(name)
-  if path.suffix:
+  if path.is_file():
     return path
   shipped = {p.stem.removeprefix('eg3d_'): p
-             for p in ASSETS.glob('eg3d_*.safetensors')}
-  if path.name not in shipped:
+             for p in ASSETS.glob('eg3d_*.safetensors')
+             if not p.stem.endswith(OPPONENT)}
+  if str(name) not in shipped:
     raise ValueError(
-        f'No network {path.name!r} ships with gen3d, only {sorted(shipped)}; '
-        'or give a file, .pkl or .safetensors.')
-  return shipped[path.name]
+        f'No network {str(name)!r} ships with gen3d, only {sorted(shipped)}, '
+        'and there is no such file; give a .pkl or a .safetensors.')
+  return shipped[str(name)]
 
 
 def load_trained(path):
@@ -88,9 +90,9 @@ def load_trained(path):
   """
   variables, record = checkpoints.load_asset(find(path))
   networks = record.get('config', {}).get('networks')
-  if networks is None:
+  if networks is None or 'camera' not in record:
     raise ValueError(f'{path} is no generator that gen3d has trained; its '
-                     'record names no networks.')
+                     'record names no networks or no camera.')
   if networks != 'eg3d':
     raise ValueError(_FLAT.format(path))
   config = ml_collections.ConfigDict(record['config'])
