@@ -136,7 +136,7 @@ def shapes():
   model.features = 16
   # Samples that miss a surface now and then are noise at every outline, which
   # the discriminator knows and the generator cannot help: 12 and 12 between
-  # fixed distances had four times that of these.
+  # fixed distances had three times that of these.
   model.rendering = ml_collections.ConfigDict({
       'samples': 24, 'importance': 12, 'start': 'auto', 'box': 1.1,
       'white': True})

@@ -3,7 +3,7 @@ r"""Prints the README's numbers: of the shipped models and finished runs.
 python -m gen3d.evaluate --what=judge
 python -m gen3d.evaluate --what=text_to_image --out=/tmp/samples
 python -m gen3d.evaluate --what=text_to_3d --runs=runs --out=/tmp/table
-python -m gen3d.evaluate --what=gan --network=runs/cars/eg3d_shapes.safetensors
+python -m gen3d.evaluate --what=gan --network=shapes
 python -m gen3d.evaluate --what=r_precision --runs=runs
 python -m gen3d.evaluate --what=r_precision --runs=runs \
   --captions=coco_153.txt \

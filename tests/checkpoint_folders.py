@@ -4,7 +4,7 @@ What saves or builds a model needs PyTorch, diffusers and transformers; what
 writes a pipeline does not. Small stands for a published shape at fewer
 channels.
 
-python tests/checkpoint_folders.py FOLDER
+PYTHONPATH=. python tests/checkpoint_folders.py FOLDER
 
 writes a Stable Diffusion 1.5 of full size, 2 GB of noise: to measure speed and
 memory where the real one is not at hand.
@@ -138,16 +138,17 @@ def write_pipeline(path, unet, autoencoder, text_encoder):
   path.mkdir(parents=True, exist_ok=True)
   ids = write_tokenizer(path / 'tokenizer', '<|endoftext|>')
   levels = len(autoencoder['block_out_channels'])
-  half = {'down_block_types': ['DownEncoderBlock2D'] * levels,
-          'up_block_types': ['UpDecoderBlock2D'] * levels}
+  of_vae = {'down_block_types': ['DownEncoderBlock2D'] * levels,
+            'up_block_types': ['UpDecoderBlock2D'] * levels}
   down = ['CrossAttnDownBlock2D'] * 3 + ['DownBlock2D']
-  full = {'down_block_types': down, 'up_block_types': [
-              kind.replace('Down', 'Up') for kind in reversed(down)],
-          'block_out_channels': [320, 640, 1280, 1280],
-          'layers_per_block': 2, 'in_channels': 4, 'out_channels': 4}
+  of_unet = {
+      'down_block_types': down, 'up_block_types': [
+          kind.replace('Down', 'Up') for kind in reversed(down)],
+      'block_out_channels': [320, 640, 1280, 1280],
+      'layers_per_block': 2, 'in_channels': 4, 'out_channels': 4}
   configs = {
-      'unet': {'_class_name': 'UNet2DConditionModel', **full, **unet},
-      'vae': {'_class_name': 'AutoencoderKL', **half, **autoencoder},
+      'unet': {'_class_name': 'UNet2DConditionModel', **of_unet, **unet},
+      'vae': {'_class_name': 'AutoencoderKL', **of_vae, **autoencoder},
       'text_encoder': {'architectures': ['CLIPTextModel'], **text_encoder,
                        'vocab_size': len(ids), 'eos_token_id': len(ids) - 1}}
   folders = {part: pretrained.Folder(path / part, config, {})

@@ -49,8 +49,8 @@ def create(params, optimizer, ema=False, frozen=None):
 def copy(tree):
   """The same numbers in buffers of their own.
 
-  One program for all: an accelerator takes a third of a second to compile
-  that of one shape.
+  One program for all: that of a single shape takes a GPU tenths of a second
+  to compile.
   """
   return jax.tree.map(jnp.copy, tree)
 

@@ -88,10 +88,9 @@ def begin_with(state, path):
   Raises:
     ValueError: one of the files is missing, damaged or of other networks.
   """
-  found = {}
+  found, shapes_of = {}, functools.partial(jax.tree.map, np.shape)
   for name, file in (('generator', path), ('discriminator', opponent_of(path))):
     found[name], _ = checkpoints.load_asset(file)
-    shapes_of = functools.partial(jax.tree.map, np.shape)
     if shapes_of(found[name]) != shapes_of(state.params[name]):
       raise ValueError(f'{file} is of another {name} than the config '
                        'describes; start from one with the same `model`.')

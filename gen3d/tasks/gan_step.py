@@ -86,9 +86,9 @@ def due(step, count, schedule, apart=True):
     schedule: Schedule.
     apart: whether each combination of phases is a program of its own: arrays
       have one column where a phase is due and none where it is not. Else they
-      have two of ones or zeros, and one program chooses by them, which an
-      accelerator takes a third of the time to compile; but within a lax.cond
-      XLA's convolutions on the CPU are thirty times slower.
+      have two of ones or zeros, and one program, the only one to compile,
+      chooses by them; but within a lax.cond XLA's convolutions on the CPU are
+      thirty times slower.
   """
   every = {'regularize': schedule.regularize_every, 'r1': schedule.r1_every}
   now = {name: int(step % steps == 0) for name, steps in every.items()}
@@ -187,8 +187,7 @@ def step(state, batch, key, *, adversaries, optimizers, schedule):
         jax.random.fold_in(key, 3 + number), batch['index'], x, p)
 
   this = _Round(adversaries, optimizers, schedule, size, present, latents,
-                reals, batch['label'],
-                batch['due'])
+                reals, batch['label'], batch['due'])
   metrics = {}
   for phase in (_generator_phase, _regularizer_phase, _discriminator_phase,
                 _penalty_phase):

@@ -160,10 +160,7 @@ def painter(network, panels=PANELS):
   process's devices.
   """
   generator, size = network.generator, network.size
-
-  @jax.jit
-  def planes_of(variables, ws):
-    return generator.apply(variables, ws[None], 'const', method='planes')
+  planes_of = _planes_of(generator)
 
   @jax.jit
   def look(variables, planes, ws, label):
@@ -204,10 +201,7 @@ def mesher(network, resolution=128):
   `resolution` is that of the grid.
   """
   generator = network.generator
-
-  @jax.jit
-  def planes_of(variables, ws):
-    return generator.apply(variables, ws[None], 'const', method='planes')
+  planes_of = _planes_of(generator)
 
   @jax.jit
   def query(variables, planes, points):
@@ -223,6 +217,12 @@ def mesher(network, resolution=128):
         generator.rendering.box / 2, resolution)
 
   return surface
+
+
+def _planes_of(generator):
+  """A compiled (variables, ws [L, D]) -> tri-planes of one object."""
+  return jax.jit(lambda variables, ws: generator.apply(
+      variables, ws[None], 'const', method='planes'))
 
 
 def row(film):
