@@ -2,6 +2,7 @@ r"""Prints the README's numbers: of the shipped models and finished runs.
 
 python -m gen3d.evaluate --what=judge
 python -m gen3d.evaluate --what=text_to_image --out=/tmp/samples
+python -m gen3d.evaluate --what=beliefs --out=/tmp/beliefs
 python -m gen3d.evaluate --what=text_to_3d --runs=runs --out=/tmp/table
 python -m gen3d.evaluate --what=gan --network=shapes
 python -m gen3d.evaluate --what=r_precision --runs=runs
@@ -20,6 +21,7 @@ from absl import flags
 from gen3d.engine import cli
 from gen3d.io import pictures
 from gen3d.tasks import (
+  beliefs,
   evaluation,
   gan_evaluation,
   image_text,
@@ -29,7 +31,7 @@ from gen3d.tasks import (
 
 _WHAT = flags.DEFINE_enum(
     'what', 'text_to_3d',
-    ['judge', 'text_to_image', 'text_to_3d', 'r_precision', 'gan'],
+    ['judge', 'text_to_image', 'beliefs', 'text_to_3d', 'r_precision', 'gan'],
     'Which question to answer.')
 _RUNS = flags.DEFINE_string('runs', 'runs', 'Folder of text-to-3D workdirs.')
 _COUNT = flags.DEFINE_integer('count', 512, 'Held-out captions a split.', 8)
@@ -63,8 +65,11 @@ def main():
   if _WHAT.value == 'gan':
     print(gan_evaluation.report(_NETWORK.value))
     return
-  judge = image_text.load(_JUDGE.value)
   out = pathlib.Path(_OUT.value) if _OUT.value else None
+  if _WHAT.value == 'beliefs':
+    print(beliefs.report(_WEIGHTS.value, out))
+    return
+  judge = image_text.load(_JUDGE.value)
   if _WHAT.value == 'text_to_3d':
     print(evaluation.table(evaluation.judge_runs(
         judge, _RUNS.value, _FORCE.value)))

@@ -76,6 +76,34 @@ def test_rays_shift_their_pixels_and_zeros_change_nothing(network):
   assert moved[:, :4].mean() > 2 * moved[:, 12:].mean() > 0
 
 
+def test_a_sketch_is_begun_from_and_zeros_change_nothing(network):
+  apply, params, _, inputs = network
+  given = unet.UNet(SHAPE._replace(sketch=True))
+  sketch = jax.random.normal(jax.random.key(5), (2, 16, 16, 3))
+  fresh = jax.jit(given.init)(jax.random.key(6), *inputs, None, sketch)
+  flat = traverse_util.flatten_dict
+  grown = traverse_util.unflatten_dict({**flat(fresh), **flat(params)})
+  plain = apply(params, *inputs)
+  out = jax.jit(given.apply)
+  # From zeros the network goes on as it was.
+  np.testing.assert_allclose(out(grown, *inputs, None, sketch), plain,
+                             atol=1e-5)
+  learn = lambda name: jax.tree.map_with_path(
+      lambda path, x: x + .3 if path[-2].key == name else x, grown)
+  zeros = jnp.zeros_like(sketch)
+  for name in ('sketch', 'sketch_share'):
+    np.testing.assert_allclose(
+        out(learn(name), *inputs, None, zeros), plain, atol=1e-5)
+  # At the end it is added, an example's share of it.
+  added = out(learn('sketch_share'), *inputs, None, sketch) - plain
+  share = added / sketch
+  for i in range(2):
+    np.testing.assert_allclose(share[i], share[i].mean(), rtol=2e-2)
+  assert abs(share[0].mean() - share[1].mean()) > 1e-2
+  moved = out(learn('sketch'), *inputs, None, sketch) - plain
+  assert jnp.abs(moved).max() > 1e-2
+
+
 def test_padding_and_other_examples_are_not_looked_at(network):
   apply, params, _, (x, t, states, mask) = network
   out = apply(params, x, t, states, mask)

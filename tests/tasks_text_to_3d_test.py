@@ -118,7 +118,8 @@ def test_a_teacher_that_knows_cameras_is_told_the_views():
   config = _config()
   config.scene.random_background = 1.0
 
-  def look(text, labels):
+  def look(weights, text, labels):
+    del weights
     z = cameras.from_label(labels).c2w[:, 2, 3]
     red = jnp.where(z > 0, 1.0, -1.0)
     return {**text, 'states': jnp.stack([red, -red, -red], -1)[:, None]}

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from configs import text_to_image as config_file
-from gen3d.data import captions
+from gen3d.data import captions, shapes
 from gen3d.diffusion import noise, teachers
 from gen3d.engine import checkpoints
 from gen3d.models import unet
@@ -96,6 +96,85 @@ def test_a_network_may_say_the_picture_instead_of_v(config):
   spoken.model.prediction = 'u'
   with pytest.raises(ValueError, match="prediction 'u'.*'v'"):
     text_to_image.make(spoken)
+
+
+def test_the_best_sketch_is_the_mean_of_what_is_told():
+  truth = jax.random.normal(jax.random.key(0), (4, 5, 12))
+  told = jnp.array([1., 1, 0, 1])
+  loss = lambda seen: text_to_image.sketch_loss(
+      jnp.broadcast_to(seen, truth.shape), truth, told)
+  mean = (truth[0] + truth[1] + truth[3]) / 3
+  np.testing.assert_allclose(loss(mean), jnp.mean(
+      (truth[jnp.array([0, 1, 3])] - mean) ** 2), rtol=1e-5)
+  assert jnp.abs(jax.grad(loss)(mean)).max() < 1e-7
+  assert loss(mean + .1) > loss(mean) + .009
+
+
+def test_the_mean_background_is_the_one_that_sketches_are_taught_on():
+  keys = jax.random.split(jax.random.key(0), 2000)
+  drawn = jax.vmap(lambda key: shapes.sample_background(key, 4))(keys)
+  np.testing.assert_allclose(drawn.mean(0), 0.5, atol=0.03)
+
+
+def test_some_patches_of_a_sketch_are_those_of_the_whole(config, state):
+  model = text_to_image._model(config)
+  params = jax.tree.map(lambda x: x + .05, state.params)
+  text = model.embed(
+      params, *captions.tokenizer().encode(['a red car', 'a cyan mug']))
+  labels = cameras.to_label(cameras.orbit(
+      jnp.array([30., 80.]), 10.0, 1.6, 1.3))
+  whole = unet.space_to_depth(model.look(params, text, labels)['sketch'], 2)
+  places = jnp.array([[0, 9, 63], [8, 1, 62]])
+  some = model.sketch(params, text, labels, places)
+  assert whole.shape[1] ** 2 == model.patches == 64
+  for i, j in np.ndindex(2, 3):
+    np.testing.assert_allclose(
+        some[i, j], whole[i, places[i, j] // 8, places[i, j] % 8], atol=1e-5)
+  np.testing.assert_allclose(some, text_to_image._patches(
+      model, unet.depth_to_space(whole, 2), places), atol=1e-5)
+
+
+def _moved_by(lessons, config, params):
+  config = config.copy_and_resolve_references()
+  config.update({'lessons': lessons, 'drop_caption': 0., 'drop_camera': 0.,
+                 'optimizer': {'name': 'adam', 'weight_decay': 0.}})
+  task = text_to_image.make(config)
+  one = lambda tree: jax.tree.map(lambda x: x[None], tree)
+  # What is zero at the start would hide the rest of the network.
+  params = jax.tree.map(lambda x: x + .02, params)
+  state = task.init(jax.random.key(0)).replace(params=params)
+  new, losses = jax.pmap(task.step, 'chips')(
+      one(state), one(next(task.batches(0, 0))), one(jax.random.key(1)))
+  moved = jax.tree.map(lambda a, b: jnp.abs(a - b[0]).max(),
+                       params, new.params)
+  return {part: max(jax.tree.leaves(moved[part])) for part in moved}, losses
+
+
+def test_the_light_field_is_taught_by_its_own_lesson_alone(config, state):
+  moved, losses = _moved_by(
+      {'v': 1., 'reading': 0., 'sketch': 0.}, config, state.params)
+  assert losses.keys() == {'loss/v'}
+  assert moved['unet'] > 0 and moved['light_field'] == moved['reader'] == 0
+  moved, losses = _moved_by(
+      {'v': 0., 'reading': 0., 'sketch': 1.}, config, state.params)
+  assert losses.keys() == {'loss/sketch'}
+  assert moved['light_field'] > 0 and moved['unet'] == moved['reader'] == 0
+
+
+def test_a_sketch_is_of_a_known_camera_only(config, state):
+  model = text_to_image._model(config)
+  params = jax.tree.map(lambda x: x + .05, state.params)
+  text = model.embed(
+      params, *captions.tokenizer().encode(['a red car', 'a red car']))
+  assert jnp.abs(text['sketch']).max() == 0
+  label = cameras.to_label(cameras.orbit(30.0, 10.0, 1.6, 1.3))
+  seen = model.look(params, text, jnp.stack([label, 0 * label]))['sketch']
+  assert jnp.abs(seen[0]).max() > 0 and jnp.abs(seen[1]).max() == 0
+  # The U-Net is given it.
+  x_t, t = jnp.zeros((2, 16, 16, 3)), jnp.array([.9, .9])
+  say = lambda text: model.predict_v(params, x_t, t, text)
+  other = text | {'sketch': seen}
+  assert jnp.abs(say(other) - say(text))[0].max() > 1e-4
 
 
 def test_reading_is_judged_by_what_captions_say():
@@ -214,15 +293,17 @@ def test_a_prompt_is_seen_from_all_sides(task, state, config):
 def test_a_model_trained_without_cameras_says_so(task, state, config):
   model = text_to_image._model(config)
   shape = model.unet.shape._replace(rays=False)
-  without = model._replace(unet=model.unet.clone(shape=shape))
+  without = model._replace(unet=model.unet.clone(shape=shape),
+                           light_field=None)
   knows, not_told = (
       teachers.pixel_teacher(m, state.ema, text_to_image._tokenize)
       for m in (model, without))
   assert knows.knows_cameras and not not_told.knows_cameras
   text = knows.embed(['a red car'])
-  assert not_told.look(text, jnp.ones((1, 25))) is text
-  np.testing.assert_array_equal(
-      knows.look(text, jnp.ones((1, 25)))['camera'], 1)
+  label = cameras.to_label(cameras.orbit(30.0, 10.0, 1.6, 1.3))[None]
+  assert not_told.look({}, text, label) is text
+  seen = knows.look(knows.load(), text, label)
+  np.testing.assert_array_equal(seen['camera'], label)
 
 
 def test_samples_do_not_depend_on_how_many_are_asked_for(task, state, config):

@@ -191,12 +191,17 @@ def sample_background(key, size):
   return mix * colours[1] + (1 - mix) * colours[0]
 
 
-def sample_image(key, view, textureless):
-  """`compose` with a drawn light and background: [H, W, 3]."""
+def sample_image(key, view, textureless, background=None):
+  """`compose` with a drawn light: [H, W, 3].
+
+  Without a `background` (its colour, or an image) that is drawn, too; the mean
+  of those that may be drawn is 0.5.
+  """
   key_light, key_background = jax.random.split(key)
   light = sample_light(key_light, view.camera, jnp.float32(textureless))
-  return compose(view, light, sample_background(
-      key_background, view.coverage.shape[0]))
+  if background is None:
+    background = sample_background(key_background, view.coverage.shape[0])
+  return compose(view, light, background)
 
 
 def render(seed, split, indices, size, world=EVERYTHING):

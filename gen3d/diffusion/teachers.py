@@ -16,15 +16,15 @@ import jax.numpy as jnp
 
 from gen3d.choices import check
 from gen3d.diffusion import noise
-from gen3d.models import t5, unet
+from gen3d.models import light_field, t5, unet
 from gen3d.ops import cameras
 
 ASSET = (pathlib.Path(__file__).parents[1] / 'assets'
          / 'text_to_image_shapes.safetensors')
 
 
-def _as_it_was(text, labels):
-  del labels
+def _as_it_was(weights, text, labels):
+  del weights, labels
   return text
 
 
@@ -43,9 +43,9 @@ class Teacher(NamedTuple):
     latent: shape of what is denoised.
     bound: on the absolute values of a clean x; None where there is none.
     load: () -> weights, a pytree of what the other functions need.
-    look: (text, labels [N, 25] as from ops.cameras.to_label) -> text that
-      also says from where it is seen, for a model that knows cameras; for
-      all others the text as it was.
+    look: (weights, text, labels [N, 25] as from ops.cameras.to_label) -> text
+      that also says from where it is seen, for a model that knows cameras;
+      for all others the text as it was.
   """
   schedule: noise.Schedule
   encode: Callable
@@ -73,6 +73,8 @@ class PixelModel(NamedTuple):
   Attributes:
     encoder: t5.T5Encoder.
     unet: unet.UNet.
+    light_field: light_field.LightField, which sketches what is seen by a
+      known camera for the U-Net to begin from; None where it has no sketch.
     size: pixels a side.
     schedule: noise.Schedule.
     prediction: what the U-Net says, a key of PREDICTIONS. A network narrower
@@ -80,36 +82,85 @@ class PixelModel(NamedTuple):
   """
   encoder: t5.T5Encoder
   unet: unet.UNet
+  light_field: light_field.LightField | None
   size: int
   schedule: noise.Schedule
   prediction: str = 'v'
 
+  @property
+  def patches(self):
+    """How many patches of a picture the U-Net sees."""
+    return (self.size // self.unet.shape.patch) ** 2
+
   def init(self, key, length):
-    """Parameters {'t5', 'unet'} for captions of `length` tokens."""
-    key_t5, key_unet = jax.random.split(key)
+    """Parameters {'t5', 'unet', 'light_field'}, captions of `length` tokens."""
+    key_t5, key_unet, key_field = jax.random.split(key, 3)
     tokens, mask = jnp.zeros((1, length), jnp.int32), jnp.ones((1, length))
     states = jnp.zeros((1, length, self.encoder.size.width))
     image = jnp.zeros((1, self.size, self.size, 3))
-    return {'t5': self.encoder.init(key_t5, tokens, mask),
-            'unet': self.unet.init(
-                key_unet, image, jnp.zeros(1), states, mask,
-                ray_features(jnp.zeros((1, 25)), self.size))}
+    label = jnp.zeros((1, 25))
+    params = {'t5': self.encoder.init(key_t5, tokens, mask),
+              'unet': self.unet.init(
+                  key_unet, image, jnp.zeros(1), states, mask,
+                  ray_features(label, self.size), image)}
+    if self.light_field:
+      told = light_field.features(*_known_rays(label, 1)[1:])
+      params['light_field'] = self.light_field.init(
+          key_field, told, states[:, 0])
+    return params
 
   def embed(self, params, tokens, mask):
-    """Tokens and mask [N, L] to the text {'states', 'mask', 'camera'}."""
-    return self.look({
-        'states': self.encoder.apply(params['t5'], tokens, mask),
-        'mask': mask}, jnp.zeros((len(tokens), 25)))
+    """Tokens and mask [N, L] to a text seen by a camera that is not known.
 
-  def look(self, text, labels):
-    """Teacher.look of this model; a label of zeros is not known."""
-    return text | {'camera': labels}
+    Returns:
+      {'states' [N, L, D], 'mask' [N, L], 'camera' [N, 25]} and, where there is
+      a light field, 'sketch' [N, H, W, 3].
+    """
+    text = {'states': self.encoder.apply(params['t5'], tokens, mask),
+            'mask': mask, 'camera': jnp.zeros((len(tokens), 25))}
+    if self.light_field:
+      text['sketch'] = jnp.zeros((len(tokens), self.size, self.size, 3))
+    return text
+
+  def look(self, params, text, labels):
+    """Teacher.look of this model; a label of zeros is not known.
+
+    A sketch is taken as it is: the light field has a lesson of its own.
+    """
+    text = text | {'camera': labels}
+    if self.light_field:
+      known = jnp.any(labels != 0, axis=-1)[:, None, None, None]
+      patch = self.unet.shape.patch
+      side = self.size // patch
+      seen = self.sketch(params, text, labels).reshape(
+          len(labels), side, side, -1)
+      text['sketch'] = known * unet.depth_to_space(
+          jax.lax.stop_gradient(seen), patch)
+    return text
+
+  def sketch(self, params, text, labels, patches=None):
+    """What the light field sees, [N, P, 3 * patch^2] for the U-Net's patches.
+
+    Args:
+      params: of the model.
+      text: as from `embed`.
+      labels: [N, 25].
+      patches: ints [N, P], those that are wanted, row by row; None for all.
+    """
+    rays = [x.reshape(len(labels), -1, 3) for x in _known_rays(
+        labels, self.size // self.unet.shape.patch)[1:]]
+    if patches is not None:
+      rays = [jnp.take_along_axis(x, patches[..., None], 1) for x in rays]
+    return self.light_field.apply(
+        params['light_field'], light_field.features(*rays),
+        unet.masked_mean(text['states'], text['mask']))
 
   def predict_v(self, params, x_t, t, text):
     """v [B, H, W, 3] of noisy images x_t at times t [B]."""
     said = self.unet.apply(params['unet'], x_t, t, text['states'],
                            text['mask'],
-                           ray_features(text['camera'], self.size))
+                           ray_features(text['camera'], self.size),
+                           text.get('sketch'))
     return PREDICTIONS[self.prediction](self.schedule, x_t, said, t)
 
   def denoise(self, params, x_t, t, text):
@@ -129,35 +180,47 @@ def ray_features(labels, size):
     labels: [B, 25] as from ops.cameras.to_label.
     size: pixels a side.
   """
+  known, o, d = _known_rays(labels, size)
+  # An object of the shapes world reaches about this far.
+  nearest = (o - jnp.sum(o * d, -1, keepdims=True) * d) / 0.6
+  angles = jnp.pi * jnp.concatenate([nearest, 2 * nearest], -1)
+  features = jnp.concatenate([d, nearest, jnp.sin(angles), jnp.cos(angles)], -1)
+  return jnp.where(known[:, None, None, None], features, 0.0)
+
+
+def _known_rays(labels, side):
+  """(known [B], origins, directions [B, side, side, 3]) of labels [B, 25].
+
+  A label of zeros has the rays of some camera.
+  """
   def one(label):
     known = jnp.any(label != 0)
     somewhere = cameras.to_label(cameras.orbit(0.0, 0.0, 1.6, 1.3))
     rays = cameras.rays(
-        cameras.from_label(jnp.where(known, label, somewhere)), size, size)
-    o, d = rays.origins, rays.directions
-    # An object of the shapes world reaches about this far.
-    nearest = (o - jnp.sum(o * d, -1, keepdims=True) * d) / 0.6
-    angles = jnp.pi * jnp.concatenate([nearest, 2 * nearest], -1)
-    features = jnp.concatenate(
-        [d, nearest, jnp.sin(angles), jnp.cos(angles)], -1)
-    return jnp.where(known, features, 0.0)
+        cameras.from_label(jnp.where(known, label, somewhere)), side, side)
+    return known, rays.origins, rays.directions
 
   return jax.vmap(one)(labels)
 
 
 def pixel_model(config, vocab):
-  """PixelModel of a config with `size`, `prediction`, `unet` and `t5`.
+  """PixelModel of a config with `size`, `unet` and `t5`.
+
+  Models from before there was a choice have no `prediction` (they say v) and
+  no `light_field`.
 
   Raises:
     ValueError: if the prediction is not known.
   """
-  # Weights from before there was a choice say v.
   prediction = config.get('prediction', 'v')
   check('prediction', PREDICTIONS, prediction)
+  shape, field = unet.UNetShape(**config['unet']), config.get('light_field')
   return PixelModel(
       t5.T5Encoder(t5.T5Size(vocab=vocab, **config['t5'])),
-      unet.UNet(unet.UNetShape(**config['unet'])), config['size'],
-      noise.cosine_schedule(), prediction)
+      unet.UNet(shape._replace(sketch=bool(field))),
+      light_field.LightField(light_field.LightFieldShape(**field),
+                             3 * shape.patch ** 2) if field else None,
+      config['size'], noise.cosine_schedule(), prediction)
 
 
 def pixel_teacher(model, params, tokenize):
@@ -165,7 +228,7 @@ def pixel_teacher(model, params, tokenize):
 
   Args:
     model: PixelModel.
-    params: {'t5', 'unet'}.
+    params: of the model.
     tokenize: list of N strings -> (tokens, mask) [N, L].
   """
   def encode(weights, images, key):
@@ -181,7 +244,8 @@ def pixel_teacher(model, params, tokenize):
 
   return Teacher(
       model.schedule, encode, unit_images, model.denoise, embed,
-      (model.size, model.size, 3), 1.0, lambda: {'unet': params['unet']},
+      (model.size, model.size, 3), 1.0,
+      lambda: {name: params[name] for name in params if name != 't5'},
       model.look if model.unet.shape.rays else _as_it_was)
 
 

@@ -28,6 +28,7 @@ class UNetShape(NamedTuple):
     time_width: of the time embedding and pooled text.
     out_channels: of the prediction.
     rays: whether it can be told each pixel's ray.
+    sketch: whether it can be given a picture to begin from.
   """
   channels: tuple = (32, 64, 128)
   blocks: tuple = (1, 2, 2)
@@ -37,6 +38,7 @@ class UNetShape(NamedTuple):
   time_width: int = 256
   out_channels: int = 3
   rays: bool = False
+  sketch: bool = False
 
 
 def space_to_depth(x, side):
@@ -132,12 +134,13 @@ class UNet(nn.Module):
 
   What the output means (noise, v) is the caller's business. H and W must be
   divisible by patch * 2^(levels - 1). A network with shape.rays takes them as
-  [B, H, W, R] as well.
+  [B, H, W, R] as well, one with shape.sketch a picture [B, H, W, out_channels];
+  one of zeros, of which nothing is known, changes nothing.
   """
   shape: UNetShape
 
   @nn.compact
-  def __call__(self, x, t, states, mask, rays=None):
+  def __call__(self, x, t, states, mask, rays=None, sketch=None):
     s = self.shape
     time = nn.Dense(s.time_width, name='time_in')(
         time_features(t, s.time_width))
@@ -156,6 +159,10 @@ class UNet(nn.Module):
 
     h = nn.Conv(s.channels[0], (3, 3), name='input')(
         space_to_depth(x, s.patch))
+    if s.sketch:
+      sketch = space_to_depth(sketch, s.patch)
+      h += nn.Conv(s.channels[0], (3, 3), use_bias=False, name='sketch',
+                   kernel_init=nn.initializers.zeros)(sketch)
     skips = [h]
     for level, blocks in enumerate(s.blocks):
       if level:
@@ -178,4 +185,9 @@ class UNet(nn.Module):
     h = nn.silu(nn.GroupNorm(_groups(h.shape[-1]), name='norm')(h))
     h = nn.Conv(s.patch ** 2 * s.out_channels, (3, 3), name='output',
                 kernel_init=nn.initializers.zeros)(h)
+    if s.sketch:
+      # Where all is noise, the sketch is the answer.
+      share = nn.Dense(1, kernel_init=nn.initializers.zeros,
+                       name='sketch_share')(nn.silu(time))
+      h += share[:, None, None] * sketch
     return depth_to_space(h, s.patch)

@@ -163,11 +163,12 @@ def _text_of(config):
   return away if perp_neg.weight else nearest
 
 
-def _text_of_view(table, camera, *, text_of, look):
+def _text_of_view(frozen, camera, *, text_of, look):
   """Text of one view; of the camera itself only the prompt may know."""
   azimuth, elevation, _ = cameras.angles(camera.c2w[:3, 3])
-  text = text_of(table, azimuth, elevation)
-  return text | {'cond': look(text['cond'], cameras.to_label(camera)[None])}
+  text = text_of(frozen['text'], azimuth, elevation)
+  return text | {'cond': look(frozen['teacher'], text['cond'],
+                              cameras.to_label(camera)[None])}
 
 
 def _optimizer(config):
@@ -217,7 +218,7 @@ def _view_loss(params, frozen, key, index, step, *, scene, guidance, views,
   render = scene.render(params['scene'], key_render, view)
   loss, metrics = guidance.loss(
       params['guidance'], frozen['teacher'], key_guidance, render.image[None],
-      text_of(frozen['text'], view.camera), step)
+      text_of(frozen, view.camera), step)
   penalties = scene.penalties(params['scene'], render, step)
   metrics |= {f'loss/{name}': value for name, value in penalties.items()}
   metrics['opacity'] = jnp.mean(render.opacity)

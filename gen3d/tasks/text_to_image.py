@@ -6,6 +6,11 @@ captions are dropped at times for classifier-free guidance. The network
 predicts v under a cosine schedule. Imagen's encoder has read the web before;
 ours learns to read here, by being asked for what each caption says of which
 part: pictures alone teach it words long before they teach it their order.
+
+Where all is noise the best answer is the mean of all pictures that text and
+camera may mean. A U-Net is slow to learn it, for what it sees then is noise; a
+light field, which sees nothing else than text and rays, is quick. So there is
+one, taught by `sketch_loss` alone, whose picture the U-Net begins from.
 """
 
 import functools
@@ -60,7 +65,7 @@ def make(config):
     return states.create(params, optimizer, ema=True)
 
   def finish(state, workdir):
-    ema = {part: state.ema[part] for part in ('t5', 'unet')}
+    ema = {part: x for part, x in state.ema.items() if part != 'reader'}
     return ship(ASSET, config, state.replace(ema=ema), workdir)
 
   return Task(
@@ -69,7 +74,8 @@ def make(config):
                              ema_decay=config.ema_decay,
                              most=config.most_weight,
                              late=config.late_times,
-                             reading=config.reading_weight),
+                             lessons=dict(config.lessons),
+                             patches=config.sketch_patches),
       batches=functools.partial(batches, config=config),
       evaluate=functools.partial(evaluate, config=config, model=model),
       finish=finish)
@@ -132,11 +138,13 @@ def batches(seed, first_step, *, config):
 
 
 def train_step(state, batch, key, *, model, optimizer, ema_decay, most,
-               late, reading):
-  """One update of U-Net and text encoder on this chip's share of a batch.
+               late, lessons, patches):
+  """One update of a model on this chip's share of a batch.
 
-  `most` and `late` say at which times: see `spread_times`; `reading` is the
-  weight of `reading_loss`.
+  `most` and `late` say at which times: see `spread_times`. `lessons` has the
+  weights of 'v' (`v_loss`), 'reading' (`reading_loss`) and 'sketch'
+  (`sketch_loss`, at some patches of each picture); what weighs nothing is not
+  computed.
   """
   key_time, key = jax.random.split(key)
   # Times spread evenly over the whole batch: less noise in the loss.
@@ -146,20 +154,30 @@ def train_step(state, batch, key, *, model, optimizer, ema_decay, most,
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['index'])
 
   def draw(key, view, textureless):
-    key_image, key_noise = jax.random.split(key)
-    image = shapes.sample_image(key_image, view, textureless)
-    return 2 * image - 1, jax.random.normal(key_noise, image.shape)
+    key_image, key_noise, key_patches = jax.random.split(key, 3)
+    images = [2 * shapes.sample_image(key_image, view, textureless, *where) - 1
+              for where in ((), (0.5,))]
+    return *images, jax.random.normal(key_noise, images[0].shape), (
+        jax.random.randint(key_patches, (patches,), 0, model.patches))
 
-  x, eps = jax.vmap(draw)(keys, batch['views'], batch['textureless'])
+  x, on_grey, eps, places = jax.vmap(draw)(
+      keys, batch['views'], batch['textureless'])
   labels = cameras.to_label(batch['views'].camera)
 
   def loss_fn(params):
     text = model.embed(params, batch['tokens'], batch['mask'])
-    text = model.look(text, jnp.where(batch['told'][:, None], labels, 0))
-    losses = {'loss/v': v_loss(model, params, x, eps, t, text),
-              'loss/reading': reading_loss(
-                  params['reader'], text, batch['meaning'])}
-    return losses['loss/v'] + reading * losses['loss/reading'], losses
+    told = jnp.where(batch['told'][:, None], labels, 0)
+    compute = {
+        'v': lambda: v_loss(
+            model, params, x, eps, t, model.look(params, text, told)),
+        'reading': lambda: reading_loss(
+            params['reader'], text, batch['meaning']),
+        'sketch': lambda: sketch_loss(
+            model.sketch(params, text, labels, places),
+            _patches(model, on_grey, places), batch['told'])}
+    losses = {name: compute[name]() for name, w in lessons.items() if w}
+    return sum(lessons[name] * loss for name, loss in losses.items()), {
+        f'loss/{name}': loss for name, loss in losses.items()}
 
   grads, losses = jax.grad(loss_fn, has_aux=True)(state.params)
   grads, losses = jax.lax.pmean((grads, losses), 'chips')
@@ -195,6 +213,29 @@ def v_loss(model, params, x, eps, t, text):
   x_t = noise.diffuse(model.schedule, x, eps, t)
   v = model.predict_v(params, x_t, t, text)
   return jnp.mean((v - noise.to_v(model.schedule, x, eps, t)) ** 2)
+
+
+def sketch_loss(seen, truth, told):
+  """Mean squared error, over the examples whose camera is told [B].
+
+  Least where `seen` is the mean of what a text may mean from there. The truth
+  may be over the mean background: that has the same mean, and no noise of its
+  own.
+
+  Args:
+    seen, truth: [B, P, C] of P patches.
+    told: [B].
+  """
+  error = jnp.mean((seen - truth) ** 2, axis=(1, 2))
+  return jnp.sum(told * error) / jnp.maximum(jnp.sum(told), 1)
+
+
+def _patches(model, images, places):
+  """Some of the U-Net's patches [B, P, C] of images, as `sketch` has them."""
+  patches = unet.space_to_depth(images, model.unet.shape.patch)
+  return jnp.take_along_axis(
+      patches.reshape(len(images), -1, patches.shape[-1]),
+      places[..., None], 1)
 
 
 def reading_loss(reader, text, meaning):
@@ -235,15 +276,20 @@ def _held_out_losses(params, views, tokens, mask, *, model):
   """Mean v losses by name, of cameras that are not told and that are."""
   count = len(tokens)
   keys = jax.random.split(jax.random.key(0), count)
-  x = 2 * jax.vmap(shapes.sample_image, (0, 0, None))(keys, views, 0.0) - 1
+  draw = lambda *where: 2 * jax.vmap(lambda key, view: shapes.sample_image(
+      key, view, 0.0, *where))(keys, views) - 1
+  x, on_grey = draw(), draw(0.5)
   eps = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys)
   t = (jnp.arange(count) + 0.5) / count
   text = model.embed(params, tokens, mask)
-  told = model.look(text, cameras.to_label(views.camera))
+  told = model.look(params, text, cameras.to_label(views.camera))
   one = lambda i: v_loss(model, params, *jax.tree.map(lambda a: a[None], i))
   mean = lambda text: jnp.mean(
       jax.lax.map(one, (x, eps, t, text), batch_size=16))
-  return {'held_out/v': mean(text), 'held_out/v_of_known_camera': mean(told)}
+  losses = {'held_out/v': mean(text), 'held_out/v_of_known_camera': mean(told)}
+  if model.light_field:
+    losses['held_out/sketch'] = jnp.mean((told['sketch'] - on_grey) ** 2)
+  return losses
 
 
 def sample(key, model, params, prompts, **options):
@@ -285,12 +331,12 @@ def sample_teacher(key, teacher, prompts, *, labels=None, negative='',
   text = teacher.embed([*prompts, negative])
   null = jax.tree.map(lambda a: a[-1:], text)
   text = jax.tree.map(lambda a: a[:-1], text)
+  weights = teacher.load()
   if labels is not None:
-    text = teacher.look(text, jnp.asarray(labels))
+    text = jax.jit(teacher.look)(weights, text, jnp.asarray(labels))
   starts = range(0, len(prompts), batch)
   # Each batch on the next device: virtual ones keep all of a CPU's cores busy.
   devices = jax.local_devices()[:len(starts)]
-  weights = teacher.load()
   copies = [jax.device_put((weights, text, null), d) for d in devices]
   waiting, images = [], []
   for i, start in enumerate(tqdm.tqdm(starts, 'sampling', disable=None)):
