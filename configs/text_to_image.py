@@ -18,8 +18,9 @@ python -m gen3d.train --config=configs/text_to_image.py:light_field \
   --config.start_from=/tmp/t2i/text_to_image_shapes.safetensors \
   --workdir=/tmp/lf
 
-and the U-Net then goes on from there. The shipped weights came about in such
-stages; the record has the settings of each under 'earlier'.
+and the U-Net then goes on from there. The shipped weights came about in stages,
+too, before there was a light field; the record has the settings of each under
+'earlier'.
 """
 
 import ml_collections
@@ -39,7 +40,7 @@ def get_config(variant='shapes'):
   config.drop_caption = 0.1  # and the camera with it
   config.drop_camera = 0.2   # alone
 
-  # Model: 6.5 M parameters, text encoder included.
+  # Model: 6.5 M parameters, text encoder included, and 1.1 M.
   config.model = {
       'size': 64, 'prediction': 'v',
       'unet': {'channels': (32, 64, 160), 'blocks': (1, 2, 2),

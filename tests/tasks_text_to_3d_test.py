@@ -39,7 +39,7 @@ def _embed(prompts):
 TEACHER = SimpleNamespace(
     schedule=SCHEDULE, encode=lambda weights, images, key: 2 * images - 1,
     denoise=_denoise, embed=_embed, load=lambda: jnp.ones(()),
-    look=lambda text, labels: text)
+    look=lambda weights, text, labels: text)
 
 
 def _config(views=2):

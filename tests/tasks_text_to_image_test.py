@@ -80,6 +80,9 @@ def test_parts_of_given_weights_may_begin_anew(
                warm.params['unet'], state.params['unet'])
   assert jnp.any(warm.params['t5']['params']['embed']['embedding']
                  != state.params['t5']['params']['embed']['embedding'])
+  again.start_parts = ('unet', 'vae')
+  with pytest.raises(ValueError, match="'vae'.*'light_field'"):
+    text_to_image.make(again).init(jax.random.key(9))
 
 
 def test_a_network_may_say_the_picture_instead_of_v(config):

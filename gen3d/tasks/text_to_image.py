@@ -25,6 +25,7 @@ import tqdm
 from absl import logging
 from flax import traverse_util
 
+from gen3d.choices import check
 from gen3d.data import captions, shapes
 from gen3d.diffusion import noise, samplers, teachers
 from gen3d.engine import checkpoints, optim
@@ -55,6 +56,8 @@ def make(config):
     params = jax.jit(lambda key: model.init(key, captions.LENGTH))(key)
     if config.start_from:
       earlier, _ = checkpoints.load_asset(config.start_from)
+      for part in config.start_parts:
+        check(f'part of {config.start_from} (start_parts)', earlier, part)
       params = _with(params, {part: earlier[part]
                               for part in config.start_parts})
     width = model.encoder.size.width
