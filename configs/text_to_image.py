@@ -25,10 +25,46 @@ too, before there was a light field; the record has the settings of each under
 
 import ml_collections
 
+# What the variants change.
+VARIANTS = {
+    'shapes': {},
+    # The same model, of which the light field alone learns.
+    'light_field': {
+        'batch': 512, 'steps': 900, 'eval_every': 0, 'ema_decay': 0.99,
+        'drop_caption': 0.0, 'drop_camera': 0.0,
+        'lessons': {'v': 0.0, 'reading': 0.0},
+        'optimizer': {'learning_rate': 5e-3, 'warmup': 50, 'cooldown': 650,
+                      'rates': {'t5': 0.0, 'unet': 0.0}},
+        'progress': ('loss/sketch',)},
+    'tiny': {
+        'views': 16, 'held_out': 8, 'batch': 4, 'steps': 2, 'grid': 2,
+        'log_every': 1, 'eval_every': 2, 'sampler_steps': 2,
+        'model': {
+            'size': 16, 'unet': {'channels': (16, 32), 'blocks': (1, 1),
+                                 'attention': (False, True),
+                                 'time_width': 32},
+            't5': {'layers': 1, 'width': 16, 'heads': 2, 'head_dim': 8,
+                   'ff_width': 32},
+            'light_field': {'width': 16, 'layers': 3, 'experts': 2}},
+        'optimizer': {'warmup': 1, 'cooldown': 1}}}
+
 
 def get_config(variant='shapes'):
-  """The config; variants: 'shapes' (ships with the package), 'light_field'
-  (the same model, of which the light field alone learns), 'tiny'."""
+  """The config of one of VARIANTS.
+
+  Raises:
+    ValueError: if there is no such variant.
+  """
+  if variant not in VARIANTS:
+    raise ValueError(f'Unknown variant {variant!r}; choose from '
+                     f'{list(VARIANTS)}.')
+  config = shapes()
+  config.update(VARIANTS[variant])
+  return config
+
+
+def shapes():
+  """The model that ships with the package."""
   config = ml_collections.ConfigDict()
   config.task = 'text_to_image'
   config.seed = 0
@@ -81,28 +117,4 @@ def get_config(variant='shapes'):
   config.keep_checkpoints = 2
   config.progress = ('loss/v', 'loss/reading', 'loss/sketch')
 
-  variants = ('shapes', 'light_field', 'tiny')
-  if variant not in variants:
-    raise ValueError(f'Unknown variant {variant!r}; choose from '
-                     f'{list(variants)}.')
-  if variant == 'light_field':
-    config.update({
-        'batch': 512, 'steps': 900, 'eval_every': 0, 'ema_decay': 0.99,
-        'drop_caption': 0.0, 'drop_camera': 0.0,
-        'lessons': {'v': 0.0, 'reading': 0.0},
-        'optimizer': {'learning_rate': 5e-3, 'warmup': 50, 'cooldown': 650,
-                      'rates': {'t5': 0.0, 'unet': 0.0}},
-        'progress': ('loss/sketch',)})
-  if variant == 'tiny':
-    config.update({
-        'views': 16, 'held_out': 8, 'batch': 4, 'steps': 2, 'grid': 2,
-        'log_every': 1, 'eval_every': 2, 'sampler_steps': 2,
-        'model': {
-            'size': 16, 'unet': {'channels': (16, 32), 'blocks': (1, 1),
-                                 'attention': (False, True),
-                                 'time_width': 32},
-            't5': {'layers': 1, 'width': 16, 'heads': 2, 'head_dim': 8,
-                   'ff_width': 32},
-            'light_field': {'width': 16, 'layers': 3, 'experts': 2}},
-        'optimizer': {'warmup': 1, 'cooldown': 1}})
   return config

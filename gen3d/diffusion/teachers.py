@@ -182,7 +182,7 @@ def ray_features(labels, size):
   """
   known, o, d = _known_rays(labels, size)
   # An object of the shapes world reaches about this far.
-  nearest = (o - jnp.sum(o * d, -1, keepdims=True) * d) / 0.6
+  nearest = cameras.nearest_to_origin(o, d) / 0.6
   angles = jnp.pi * jnp.concatenate([nearest, 2 * nearest], -1)
   features = jnp.concatenate([d, nearest, jnp.sin(angles), jnp.cos(angles)], -1)
   return jnp.where(known[:, None, None, None], features, 0.0)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from gen3d.ops import cameras
+
 # Where on a ray it is looked at, in radii of the object from the point that is
 # nearest to the origin.
 PLACES = (-2 / 3, -1 / 3, 0.0, 1 / 3, 2 / 3)
@@ -40,8 +42,7 @@ def features(origins, directions, radius=0.6):
     origins, directions: [..., 3], the latter of length one.
     radius: of the object, about the origin.
   """
-  along = jnp.sum(origins * directions, -1, keepdims=True)
-  nearest = (origins - along * directions) / radius
+  nearest = cameras.nearest_to_origin(origins, directions) / radius
   points = jnp.concatenate([nearest + s * directions for s in PLACES], -1)
   angles = jnp.pi * jnp.concatenate(
       [2.0 ** k * points for k in range(OCTAVES)], -1)

@@ -112,6 +112,15 @@ def rays(camera, height, width):
   return rays_through(every, jnp.stack([x, y], axis=-1), height)
 
 
+def nearest_to_origin(origins, directions):
+  """The point [..., 3] of each ray that is nearest to the world's origin.
+
+  `directions` have length one; behind the camera counts, too.
+  """
+  along = jnp.sum(origins * directions, -1, keepdims=True)
+  return origins - along * directions
+
+
 def rays_through(camera, points, height):
   """Rays [..., .] through image coordinates `points` [..., 2].
 
