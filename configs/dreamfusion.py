@@ -79,7 +79,8 @@ def paper():
           # use the negative prompt stands in for the empty one.
           'perp_neg': {'weight': 0.0, 'away_from': 'views'},
           'options': {'weighting': 'sigma_squared', 'time_min': 0.02,
-                      'time_max': 0.98, 'draws': 1, 'steps': 1,
+                      'time_max': 0.98, 'guided_until': 1.0,
+                      'draws': 1, 'steps': 1,
                       'clip': 0.0, 'rescale': 0.0,
                       # SDI's is 10, -7.5, 0.3; no steps: noise is drawn.
                       'inversion': {'steps': 0, 'scale': -7.5,
@@ -96,7 +97,8 @@ def paper():
           'blob': {'name': 'dreamfusion', 'strength': 5.0, 'width': 0.2},
           'normals': 'analytic', 'epsilon': 0.01,
           'background_mlp': {'degree': 4, 'width': 64, 'layers': 3},
-          'random_background': 0.0,
+          # How often it is not the learned one, and how far from grey then.
+          'random_background': 0.0, 'background_spread': 1.0,
           'camera': {
               'azimuth': (-180.0, 180.0), 'elevation': (-10.0, 90.0),
               'distance': (1.0, 1.5), 'focal': (0.7, 1.35),
@@ -117,32 +119,42 @@ def paper():
   })
 
 
-def shapes():
-  """The shapes world on a CPU."""
-  steps = 400
+def shapes(steps=300):
+  """The shapes world on a CPU, in `steps`."""
+  # Until `formed` almost all is noise, where the teacher says what words and
+  # camera mean on average, the sketch of its light field, and a fog in front
+  # of the same grey takes on its colours. Guided, or in front of any other
+  # colour, the fog would be gone before it had them.
+  formed, clear, solid = steps // 4, 7 * steps // 20, 3 * steps // 5
+  late = 7 * steps // 10
   config = paper()
   config.steps = steps
   config.views = 2
-  # Told the camera, the teacher knows the shape where there is much noise,
-  # and there the paper's weighting would hardly listen.
-  config.guidance.scale = 6.0
+  with config.ignore_type():  # numbers in the paper
+    config.guidance.scale = ((solid, 6.0), (late, 3.0))
+    config.scene.background_spread = ((formed, 0.0), (clear, 1.0))
   config.guidance.options = ml_collections.ConfigDict({
+      # The paper's weighting would hardly listen where there is much noise.
       **config.guidance.options, 'weighting': 'image',
-      'time_min': ((0, 0.7), (steps, 0.02)),
+      'time_min': ((formed, 0.95), (clear, 0.7), (steps, 0.02)),
       # To the end some draws of much noise: where there is less, the teacher
-      # takes brightness as it is, and its smallest bias becomes a drift. But
-      # they blur the shape: at .85 to the end an apple's stalk is haze.
-      'time_max': ((0, 0.93), (steps // 2, 0.85), (steps, 0.7)), 'draws': 4})
+      # takes brightness as it is, and its smallest bias becomes a drift.
+      'time_max': ((formed, 0.99), (clear, 0.93), (solid, 0.9), (steps, 0.97)),
+      # Guidance at much noise is what makes a thin part solid, but it darkens
+      # all; so colours have the rest for themselves.
+      'guided_until': ((formed, 0.9), (formed + 1, 1.0), (solid, 1.0),
+                       (late, 0.6)),
+      'draws': 4})
   scene = config.scene
   scene.samples, scene.chunk = 48, 4096
   # A first look at every other pixel of every other row.
   scene.importance.samples, scene.importance.stride = 24, 2
-  scene.bound = 0.64
+  scene.bound = 0.7
   scene.field = ml_collections.ConfigDict({
       'name': 'triplane', 'resolution': 64, 'features': 16, 'width': 64,
       'bound': scene.get_ref('bound'), 'gain': 5.0})
   scene.blob = ml_collections.ConfigDict({
-      'name': 'magic3d', 'strength': 8.0, 'radius': 0.35})
+      'name': 'magic3d', 'strength': 1.0, 'radius': 0.35})
   scene.normals, scene.epsilon = 'surface', 0.02
   scene.background_mlp.layers = 2
   # A background that is learned would hide a fog of its own colour.
@@ -150,16 +162,20 @@ def shapes():
   # As the pictures were taken on which the teacher was trained.
   scene.camera.distance, scene.camera.focal = (1.4, 1.8), (1.1, 1.5)
   scene.camera.jitter_target = 0.04
-  scene.light.albedo_steps, scene.light.textureless = steps // 10, 0.0
+  scene.light.albedo_steps, scene.light.textureless = 2 * steps // 5, 0.0
   scene.light.ambient, scene.light.diffuse = 0.4, 0.6
   scene.penalties = ml_collections.ConfigDict({
-      'orientation': 1e-2, 'opacity': 2e-3,
+      'orientation': 1e-2, 'opacity': ((formed, 0.0), (clear, 2e-3)),
+      # What is thick would stay a fog, without a surface to be lit.
+      'spread': ((clear, 0.0), (steps // 2, 30.0)),
       # Not before small parts have come: it takes what is half there.
-      'entropy': ((steps // 2, 0.0), (steps, 0.5)), 'roughness': 1e-2})
+      'entropy': ((solid, 0.0), (steps, 0.5)), 'roughness': 1e-2})
   config.optimizer = ml_collections.ConfigDict({
-      'name': 'adam', 'learning_rate': 1e-2, 'schedule': 'cosine',
+      'name': 'adam', 'learning_rate': 3e-2, 'schedule': 'cosine',
       'b1': 0.9, 'b2': 0.99, 'eps': 1e-15})
-  config.optimizer.rates = {'background': 0.1}
+  # What all places share learns slower than what each has for itself: else all
+  # of the fog takes the colour of the largest part and is taken away for it.
+  config.optimizer.rates = {'hidden': 0.1, 'out': 0.1, 'background': 0.03}
   config.orbit.distance, config.orbit.focal = 1.85, 1.3
   config.export.resolution, config.export.frames = 128, 48
   config.log_every, config.eval_every, config.checkpoint_every = 10, 100, 200
@@ -219,14 +235,14 @@ def deepfloyd():
   return config
 
 
-def tiny():
+def tiny(steps=4):
   """Seconds: the `shapes` variant at a few pixels, for tests."""
-  config = shapes()
-  config.steps = 4
+  config = shapes(steps)
   scene = config.scene
   scene.size, scene.samples, scene.importance.samples = 16, 8, 4
   scene.field.resolution, scene.field.features, scene.field.width = 8, 4, 8
   scene.background_mlp.width = 8
+  scene.blob.strength = 8.0  # a ball from the first step on, no fog
   config.export.update({'resolution': 16, 'size': 16, 'frames': 8})
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
   return config

@@ -18,9 +18,9 @@ python -m gen3d.train --config=configs/text_to_image.py:light_field \
   --config.start_from=/tmp/t2i/text_to_image_shapes.safetensors \
   --workdir=/tmp/lf
 
-and the U-Net then goes on from there. The shipped weights came about in stages,
-too, before there was a light field; the record has the settings of each under
-'earlier'.
+and the U-Net then goes on from there (rates.light_field 0, lessons.v alone).
+The shipped weights came about in such stages; the record has the settings of
+each under 'earlier'.
 """
 
 import ml_collections

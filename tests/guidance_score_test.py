@@ -89,6 +89,25 @@ def test_weighed_as_an_image_it_is_the_way_to_the_clean_one():
   np.testing.assert_allclose(got, (x - clean) * 2 / len(images), atol=1e-2)
 
 
+@pytest.mark.parametrize('coefficients', [score.sds(5.0), score.csd(5.0)])
+def test_much_noise_is_not_guided(coefficients):
+  images, key, until = _images(), jax.random.key(4), ((0, 1.0), (10, 0.5))
+
+  def gradient(coefficients, t, until, step):
+    return _gradient(score.make(
+        TEACHER, coefficients, time_min=t, time_max=t, guided_until=until),
+                     images, key, step)
+
+  for t, step, guided in ((0.6, 0, True), (0.6, 10, False), (0.4, 10, True)):
+    expected = coefficients if guided else score.sds(1.0)
+    np.testing.assert_allclose(
+        gradient(coefficients, t, until, step),
+        gradient(expected, t, 1.0, step), atol=1e-5)
+  strong, alone = (gradient(c, 0.6, 1.0, 0) for c in (
+      coefficients, score.sds(1.0)))
+  assert np.abs(strong - alone).max() > 0.1
+
+
 def test_many_draws_have_the_same_mean_and_less_noise():
   images = _images()
 

@@ -166,6 +166,20 @@ def test_views_follow_the_papers_schedule():
   assert np.all(late.learned == 1)
 
 
+def test_backgrounds_spread_from_grey_to_all_colours():
+  config = _config(size=2)
+  config.random_background = 1.0
+  with config.ignore_type():
+    config.background_spread = ((10, 0.0), (20, 1.0))
+  scene = dreamfusion.make(config)
+  keys = jax.random.split(jax.random.key(0), 500)
+  draw = jax.jit(jax.vmap(scene.sample_view, (0, None)))
+  for step, low, high in ((10, 0.5, 0.5), (15, 0.25, 0.75), (20, 0.0, 1.0)):
+    seen = draw(keys, step).background
+    assert low <= seen.min() <= low + 0.02 and high - 0.02 <= seen.max() <= high
+    np.testing.assert_allclose(seen.mean(0), 0.5, atol=0.05)
+
+
 def test_parts_divide_the_azimuths():
   config = _config(size=2)
   config.camera.jitter_position = config.camera.jitter_target = 0.0

@@ -105,8 +105,8 @@ def across(eps_n, eps_u, eps_c):
 
 
 def make(teacher, coefficients, *, weighting='sigma_squared',
-         time_min=0.02, time_max=0.98, draws=1, steps=1, clip=0.0,
-         rescale=0.0, inversion=None):
+         time_min=0.02, time_max=0.98, guided_until=1.0, draws=1, steps=1,
+         clip=0.0, rescale=0.0, inversion=None):
   """The Guidance of a teacher by a fixed linear combination.
 
   Args:
@@ -114,6 +114,10 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
     coefficients: Coefficients.
     weighting: w(t), a key of WEIGHTINGS.
     time_min, time_max: numbers or schedules; t is uniform between them.
+    guided_until: number or schedule. At larger t the prompt's own prediction
+      counts alone, g = eps_c - eps (after 2404.07724, where samplers do so):
+      what the teacher says untold is a pale mean of everything there, and
+      guidance away from it darkens what is darker than the background.
     draws: how many noises and times, the latter spread evenly, each image is
       judged by; g is their mean. Less noise where rendering, not the teacher,
       is what a step costs.
@@ -146,13 +150,14 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
   return Guidance(
       init=lambda key: {},
       loss=partial(_loss, teacher=teacher, coefficients=coefficients,
-                   weigh=weigh, times=(time_min, time_max), draws=draws,
-                   steps=steps, correct=correct if clip or rescale else None,
+                   weigh=weigh, times=(time_min, time_max),
+                   guided_until=guided_until, draws=draws, steps=steps,
+                   correct=correct if clip or rescale else None,
                    inversion=dict(inversion or {'steps': 0})))
 
 
 def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
-          weigh, times, draws, steps, correct, inversion):
+          weigh, times, guided_until, draws, steps, correct, inversion):
   """sum(stop_gradient(w g) x) / B, whose gradient in x is w g / B."""
   del params
   key_encode, key_t, key_eps = jax.random.split(key, 3)
@@ -166,14 +171,15 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
   eps = jax.random.normal(key_eps, still.shape)
   if inversion['steps']:
     eps = _of_the_image(teacher, frozen, still, t, texts, eps, **inversion)
-  per_image = lambda f: f(t).reshape(-1, *(1,) * (x.ndim - 1))
-  alpha, sigma = per_image(teacher.schedule.alpha), per_image(
-      teacher.schedule.sigma)
+  per_image = lambda a: a.reshape(-1, *(1,) * (x.ndim - 1))
+  alpha, sigma = (per_image(level(t)) for level in (
+      teacher.schedule.alpha, teacher.schedule.sigma))
   x_t = noise.diffuse(teacher.schedule, still, eps, t)
+  is_guided = lambda t: per_image(t < schedules.piecewise(step, guided_until))
 
   def predict(x_t, t):
     said = _predict(teacher, frozen, x_t, t, texts, coefficients)
-    cond = said.get('cond')
+    cond = said['cond']
     if 'negative' in said:
       # Large weights of what nearly cancels: not a matmul, which accelerators
       # round to half precision.
@@ -183,8 +189,9 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
         said['across'] = weigh(jax.vmap(across, (1, None, None), 1)(
             said['negative'], said['null'], cond))
       said['negative'] = weigh(said['negative'])
-    return sum(schedules.piecewise(step, getattr(coefficients, name)) * value
-               for name, value in said.items()), cond
+    guided = sum(schedules.piecewise(step, getattr(coefficients, name)) * value
+                 for name, value in said.items())
+    return jnp.where(is_guided(t), guided, cond), cond
 
   if steps == 1:
     eps_hat, eps_cond = predict(x_t, t)
@@ -194,7 +201,8 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
         key_eps, lambda *x: predict(*x)[0], teacher.schedule, x_t, t, steps)
     # The prediction that would have led there in one step.
     eps_hat = noise.eps_from_x(teacher.schedule, x_t, clean, t)
-  g = eps_hat + schedules.piecewise(step, coefficients.noise) * eps
+  g = eps_hat + eps * jnp.where(
+      is_guided(t), schedules.piecewise(step, coefficients.noise), -1.0)
   if correct:
     g = correct(g, eps_cond - eps, still, sigma / alpha)
   g = jax.lax.stop_gradient(weigh(alpha, sigma) * g)
@@ -218,8 +226,8 @@ def _predict(teacher, frozen, x_t, t, text, coefficients):
   eps are [B, ...], those of 'negative' [B, K, ...].
   """
   names = [name for name in ('cond', 'null', 'negative')
-           if not (_is_zero(getattr(coefficients, name))
-                   and _is_zero(coefficients.across))]
+           if name == 'cond' or not (_is_zero(getattr(coefficients, name))
+                                     and _is_zero(coefficients.across))]
   # How many of each, and all of them in one row.
   counts = [text['weights'].shape[1] if name == 'negative' else 1
             for name in names]

@@ -83,8 +83,8 @@ class TriPlane(nn.Module):
         'planes', nn.initializers.normal(self.spread),
         (3, self.resolution, self.resolution, self.features))
     x = encodings.triplanes(planes, samples.mean / self.bound)
-    x = nn.relu(nn.Dense(self.width)(x))
-    raw = nn.Dense(1 + self.channels)(x)
+    x = nn.relu(nn.Dense(self.width, name='hidden')(x))
+    raw = nn.Dense(1 + self.channels, name='out')(x)
     density = nn.softplus(
         self.gain * raw[..., 0] + self.blob(samples.mean))
     return density, nn.sigmoid(raw[..., 1:])

@@ -80,7 +80,11 @@ def make(config):
 
 
 def _sample_view(key, step, part=(0.0, 1.0), *, config):
-  """A random View of DreamFusion's distribution; see Scene."""
+  """A random View of DreamFusion's distribution; see Scene.
+
+  A background that is not learned has any colour where `background_spread` is
+  one, and grey where it is zero.
+  """
   keys = jax.random.split(key, 7)
   low, high = config.camera.azimuth
   azimuth = (low + (high - low) * part[0], low + (high - low) * part[1])
@@ -95,8 +99,10 @@ def _sample_view(key, step, part=(0.0, 1.0), *, config):
       position,
       ambient=1 - shaded + shaded * config.light.ambient,
       diffuse=shaded * config.light.diffuse, textureless=textureless)
+  spread = schedules.piecewise(step, config.background_spread)
+  background = 0.5 + spread * (jax.random.uniform(keys[4], (3,)) - 0.5)
   return View(camera, cameras.rays(camera, config.size, config.size), light,
-              background=jax.random.uniform(keys[4], (3,)),
+              background=background,
               learned=1 - chance(keys[5], config.random_background))
 
 

@@ -156,7 +156,8 @@ def sheet(runs, size=128):
     camera = cameras.orbit([SHOWN_FROM], **config.orbit)
     images.append(look(params, camera)[0])
     labels.append(config.prompt)
-  return pictures.tile(np.stack(images), 8, labels)
+  rows = -(-len(images) // 8)
+  return pictures.tile(np.stack(images), -(-len(images) // rows), labels)
 
 
 def _is_text_to_3d(folder):
