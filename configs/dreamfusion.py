@@ -40,7 +40,7 @@ def get_config(variant='shapes'):
 
 
 def sweep():
-  """README's table: prompts of the shapes world, the last 8 of unseen pairs."""
+  """Prompts of the shapes world, the last 8 of unseen pairs; for README."""
   return [{'prompt': prompt} for prompt in (
       'a red chair', 'a blue table with white legs',
       'a purple sofa with yellow cushions', 'a blue car',
