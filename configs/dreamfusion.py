@@ -79,7 +79,7 @@ def paper():
           # use the negative prompt stands in for the empty one.
           'perp_neg': {'weight': 0.0, 'away_from': 'views'},
           'options': {'weighting': 'sigma_squared', 'time_min': 0.02,
-                      'time_max': 0.98, 'guided_until': 1.0,
+                      'time_max': 0.98, 'colour_share': 1.0,
                       'draws': 1, 'steps': 1,
                       'clip': 0.0, 'rescale': 0.0,
                       # SDI's is 10, -7.5, 0.3; no steps: noise is drawn.
@@ -131,7 +131,9 @@ def shapes(steps=300):
   config.steps = steps
   config.views = 2
   with config.ignore_type():  # numbers in the paper
-    config.guidance.scale = ((solid, 6.0), (late, 3.0))
+    # Strong while thin parts become solid.
+    config.guidance.scale = ((formed, 1.0), (formed + 1, 6.0), (solid, 6.0),
+                             (late, 3.0))
     config.scene.background_spread = ((formed, 0.0), (clear, 1.0))
   config.guidance.options = ml_collections.ConfigDict({
       # The paper's weighting would hardly listen where there is much noise.
@@ -140,10 +142,8 @@ def shapes(steps=300):
       # To the end some draws of much noise: where there is less, the teacher
       # takes brightness as it is, and its smallest bias becomes a drift.
       'time_max': ((formed, 0.99), (clear, 0.93), (solid, 0.9), (steps, 0.97)),
-      # Guidance at much noise is what makes a thin part solid, but it darkens
-      # all; so colours have the rest for themselves.
-      'guided_until': ((formed, 0.9), (formed + 1, 1.0), (solid, 1.0),
-                       (late, 0.6)),
+      # Guidance is what makes a thin part solid, but it darkens all.
+      'colour_share': 0.25,
       'draws': 4})
   scene = config.scene
   scene.samples, scene.chunk = 48, 4096
@@ -163,6 +163,9 @@ def shapes(steps=300):
   scene.camera.distance, scene.camera.focal = (1.4, 1.8), (1.1, 1.5)
   scene.camera.jitter_target = 0.04
   scene.light.albedo_steps, scene.light.textureless = 2 * steps // 5, 0.0
+  # Most of the teacher's pictures are lit, so that it takes what is not for
+  # darker than it is.
+  scene.light.shaded = 1.0
   scene.light.ambient, scene.light.diffuse = 0.4, 0.6
   scene.penalties = ml_collections.ConfigDict({
       'orientation': 1e-2, 'opacity': ((formed, 0.0), (clear, 2e-3)),

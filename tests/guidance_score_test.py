@@ -90,22 +90,30 @@ def test_weighed_as_an_image_it_is_the_way_to_the_clean_one():
 
 
 @pytest.mark.parametrize('coefficients', [score.sds(5.0), score.csd(5.0)])
-def test_much_noise_is_not_guided(coefficients):
-  images, key, until = _images(), jax.random.key(4), ((0, 1.0), (10, 0.5))
+def test_colours_follow_a_share_of_the_guidance(coefficients):
+  colour, key, share = _images(), jax.random.key(4), ((0, 1.0), (10, 0.3))
+  # No linear encoder, since that of a latent model is none.
+  teacher = SimpleNamespace(**{
+      **vars(TEACHER), 'encode': lambda weights, images, key: images**2})
 
-  def gradient(coefficients, t, until, step):
-    return _gradient(score.make(
-        TEACHER, coefficients, time_min=t, time_max=t, guided_until=until),
-                     images, key, step)
+  def gradients(coefficients, share, step):
+    guidance = score.make(
+        teacher, coefficients, time_min=0.6, time_max=0.6, colour_share=share)
 
-  for t, step, guided in ((0.6, 0, True), (0.6, 10, False), (0.4, 10, True)):
-    expected = coefficients if guided else score.sds(1.0)
-    np.testing.assert_allclose(
-        gradient(coefficients, t, until, step),
-        gradient(expected, t, 1.0, step), atol=1e-5)
-  strong, alone = (gradient(c, 0.6, 1.0, 0) for c in (
+    def loss(opacity, colour):
+      return guidance.loss(
+          {}, teacher.weights, key, opacity * colour, _text(len(colour)), step,
+          jax.lax.stop_gradient(opacity) * colour)[0]
+    return jax.grad(loss, (0, 1))(jnp.full((2, 1, 1, 1), 0.5), colour)
+
+  guided, alone = (gradients(c, 1.0, 0) for c in (
       coefficients, score.sds(1.0)))
-  assert np.abs(strong - alone).max() > 0.1
+  assert np.abs(guided[1] - alone[1]).max() > 0.1
+  for step, part in ((0, 1.0), (5, 0.65), (10, 0.3)):
+    opacity, colours = gradients(coefficients, share, step)
+    np.testing.assert_allclose(opacity, guided[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        colours, part * guided[1] + (1 - part) * alone[1], atol=1e-5)
 
 
 def test_many_draws_have_the_same_mean_and_less_noise():

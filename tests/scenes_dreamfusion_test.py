@@ -81,6 +81,27 @@ def test_gradients_are_finite_and_reach_everything(kind):
     assert np.all(np.isfinite(leaf)) and np.abs(leaf).max() > 0
 
 
+@pytest.mark.parametrize('kind', dreamfusion.NORMALS)
+def test_colours_are_the_image_that_opacity_has_no_say_in(kind):
+  scene = dreamfusion.make(_config(normals=kind, samples=12))
+  params = jax.jit(scene.init)(jax.random.key(0))
+
+  def total(params, light, field):
+    seen = scene.render(params, None, _view(light, size=8))
+    return jnp.sum(getattr(seen, field) ** 2), seen
+
+  grad = jax.jit(jax.grad(total, has_aux=True), static_argnums=(1, 2))
+  for light in ((1.0, 0.0, 0.0), (0.3, 0.6, 0.0), (0.3, 0.6, 1.0)):
+    slope, seen = grad(params, light, 'colours')
+    behind = (1 - seen.opacity[..., None]) * jnp.array([0.2, 0.4, 0.6])
+    np.testing.assert_allclose(seen.colours, seen.image - behind, atol=1e-5)
+  # Lit from everywhere no normal counts, and density has no other way in.
+  bias = lambda name: grad(params, (1.0, 0.0, 0.0), name)[0][
+      'field']['params']['out']['bias']
+  assert bias('colours')[0] == 0 and bias('image')[0] != 0
+  np.testing.assert_array_less(0.01, np.abs(bias('colours')[1:]))
+
+
 def test_light_and_background():
   scene = dreamfusion.make(_config())
   params = jax.jit(scene.init)(jax.random.key(0))

@@ -120,7 +120,7 @@ def test_a_teacher_that_knows_cameras_is_told_the_views():
   # Of much noise throughout, where this teacher does not ask what it sees.
   options = config.guidance.options
   options.time_min, options.time_max = (0.7,), (0.93,)
-  options.guided_until = (1.0,)
+  config.guidance.scale = (6.0,)
 
   def look(weights, text, labels):
     del weights
@@ -166,7 +166,6 @@ def test_negatives_are_led_away_from():
                    'negative_prompt': 'a green thing'}):
     config = _config()
     config.guidance.scale = (5.0,)
-    config.guidance.options.guided_until = (1.0,)
     config.update_from_flattened_dict(changes)
     _, state, _ = _run(config, 1, steps=2)
     moved.append(state.params['scene']['field']['params']['planes'])

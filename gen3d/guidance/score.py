@@ -36,8 +36,10 @@ class Guidance(NamedTuple):
 
   Attributes:
     init: key -> params; {} where nothing is learnt along.
-    loss: (params, frozen, key, images, text, step) -> (loss, metrics).
-      `frozen` is the teacher's weights, `images` [B, H, W, 3] in [0, 1],
+    loss: (params, frozen, key, images, text, step, colours) -> (loss,
+      metrics). `frozen` is the teacher's weights, `images` [B, H, W, 3] in
+      [0, 1], `colours` as many that have their gradient in the scene's
+      colours alone (scenes.Render; None where they follow all guidance),
       `text` {'cond', 'null'}: embeddings with leading axis B, and where
       negatives count {'negative'} with leading axes B, K and {'weights'}
       [B, K] (those only whose coefficient is not zero; all of them for
@@ -105,7 +107,7 @@ def across(eps_n, eps_u, eps_c):
 
 
 def make(teacher, coefficients, *, weighting='sigma_squared',
-         time_min=0.02, time_max=0.98, guided_until=1.0, draws=1, steps=1,
+         time_min=0.02, time_max=0.98, colour_share=1.0, draws=1, steps=1,
          clip=0.0, rescale=0.0, inversion=None):
   """The Guidance of a teacher by a fixed linear combination.
 
@@ -114,10 +116,11 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
     coefficients: Coefficients.
     weighting: w(t), a key of WEIGHTINGS.
     time_min, time_max: numbers or schedules; t is uniform between them.
-    guided_until: number or schedule. At larger t the prompt's own prediction
-      counts alone, g = eps_c - eps (after 2404.07724, where samplers do so):
-      what the teacher says untold is a pale mean of everything there, and
-      guidance away from it darkens what is darker than the background.
+    colour_share: number or schedule. Colours and shading follow this share of
+      the guidance, and for the rest the prompt's own prediction, g = eps_c -
+      eps; opacity follows all of it. What the teacher says untold is a pale
+      mean of everything there, so that guidance away from it makes parts
+      solid, and their colours darker and more garish than any picture's.
     draws: how many noises and times, the latter spread evenly, each image is
       judged by; g is their mean. Less noise where rendering, not the teacher,
       is what a step costs.
@@ -139,29 +142,33 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
 
   Raises:
     ValueError: at an unknown weighting, or several steps with coefficients
-      that make no noise prediction or with a correction.
+      that make no noise prediction, with a correction or a share of colours.
   """
-  if steps > 1 and (clip or rescale or not _predicts(coefficients)):
+  shared = colour_share != 1.0
+  if steps > 1 and (clip or rescale or shared or not _predicts(coefficients)):
     raise ValueError(
         f'{steps} steps of guidance need coefficients that sum to a noise '
-        'prediction (sds), and neither clip nor rescale.')
+        'prediction (sds), colour_share 1, and neither clip nor rescale.')
   weigh = pick('weighting', WEIGHTINGS, weighting)
   correct = partial(_correct, clip=clip, rescale=rescale)
   return Guidance(
       init=lambda key: {},
       loss=partial(_loss, teacher=teacher, coefficients=coefficients,
                    weigh=weigh, times=(time_min, time_max),
-                   guided_until=guided_until, draws=draws, steps=steps,
+                   colour_share=colour_share if shared else None,
+                   draws=draws, steps=steps,
                    correct=correct if clip or rescale else None,
                    inversion=dict(inversion or {'steps': 0})))
 
 
-def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
-          weigh, times, guided_until, draws, steps, correct, inversion):
+def _loss(params, frozen, key, images, text, step, colours=None, *, teacher,
+          coefficients, weigh, times, colour_share, draws, steps, correct,
+          inversion):
   """sum(stop_gradient(w g) x) / B, whose gradient in x is w g / B."""
   del params
   key_encode, key_t, key_eps = jax.random.split(key, 3)
-  x = teacher.encode(frozen, images, key_encode)
+  encode = lambda images: teacher.encode(frozen, images, key_encode)
+  x = encode(images)
   many = lambda a: jnp.repeat(a, draws, axis=0)
   low, high = (schedules.piecewise(step, time) for time in times)
   even = (jnp.arange(draws) + jax.random.uniform(key_t, (len(x), 1))) / draws
@@ -175,7 +182,6 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
   alpha, sigma = (per_image(level(t)) for level in (
       teacher.schedule.alpha, teacher.schedule.sigma))
   x_t = noise.diffuse(teacher.schedule, still, eps, t)
-  is_guided = lambda t: per_image(t < schedules.piecewise(step, guided_until))
 
   def predict(x_t, t):
     said = _predict(teacher, frozen, x_t, t, texts, coefficients)
@@ -191,7 +197,7 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
       said['negative'] = weigh(said['negative'])
     guided = sum(schedules.piecewise(step, getattr(coefficients, name)) * value
                  for name, value in said.items())
-    return jnp.where(is_guided(t), guided, cond), cond
+    return guided, cond
 
   if steps == 1:
     eps_hat, eps_cond = predict(x_t, t)
@@ -201,14 +207,20 @@ def _loss(params, frozen, key, images, text, step, *, teacher, coefficients,
         key_eps, lambda *x: predict(*x)[0], teacher.schedule, x_t, t, steps)
     # The prediction that would have led there in one step.
     eps_hat = noise.eps_from_x(teacher.schedule, x_t, clean, t)
-  g = eps_hat + eps * jnp.where(
-      is_guided(t), schedules.piecewise(step, coefficients.noise), -1.0)
+  g = eps_hat + eps * schedules.piecewise(step, coefficients.noise)
   if correct:
     g = correct(g, eps_cond - eps, still, sigma / alpha)
-  g = jax.lax.stop_gradient(weigh(alpha, sigma) * g)
-  g = jnp.mean(g.reshape(len(x), draws, *x.shape[1:]), axis=1)
+  mean = lambda g: jax.lax.stop_gradient(jnp.mean(
+      (weigh(alpha, sigma) * g).reshape(len(x), draws, *x.shape[1:]), axis=1))
+  g = mean(g)
+  loss = jnp.sum(g * x) / len(x)
+  if colour_share is not None:
+    other = (1 - schedules.piecewise(step, colour_share)) * (
+        mean(eps_cond - eps) - g)
+    _, pull = jax.vjp(encode, jax.lax.stop_gradient(images))
+    loss += jnp.sum(jax.lax.stop_gradient(pull(other)[0]) * colours) / len(x)
   norm = jnp.sqrt(jnp.mean(jnp.sum(g**2, axis=tuple(range(1, g.ndim)))))
-  return jnp.sum(g * x) / len(x), {'sds/grad_norm': norm, 'sds/t': t.mean()}
+  return loss, {'sds/grad_norm': norm, 'sds/t': t.mean()}
 
 
 def _of_the_image(teacher, frozen, x, t, text, eps, *, steps, scale, fresh):

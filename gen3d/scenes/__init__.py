@@ -21,6 +21,9 @@ class Render(NamedTuple):
   normals: Any     # [H, W, 3] expected unit normal, zero where empty
   albedo: Any      # [H, W, 3] in [0, 1], premultiplied by opacity
   aux: Any         # {name: array} for the scene's own penalties
+  # [H, W, 3] the image less its background as a function of the colours alone
+  # (how opaque they are has no gradient), for score distillation.
+  colours: Any = None
 
 
 class Scene(NamedTuple):

@@ -146,7 +146,7 @@ def _render(params, key, view, *, field, background, intersect, config):
   image = seen['colour'] + (1 - seen['opacity'][..., None]) * behind
   return Render(image, seen['opacity'], seen['depth'], seen['normals'],
                 seen['albedo'], {'orientation': seen['orientation'],
-                                 'spread': seen['spread']})
+                                 'spread': seen['spread']}, seen['colours'])
 
 
 def _shade(field, light, config, rays_and_edges):
@@ -167,6 +167,8 @@ def _shade(field, light, config, rays_and_edges):
       albedo, normals, march.samples.mean, light)
   composite = partial(volume.composite, march.weights)
   return _seen(march, colour=composite(colour), normals=composite(normals),
+               colours=volume.composite(
+                   jax.lax.stop_gradient(march.weights), colour),
                orientation=losses.orientation(
                    march.weights, normals, rays.directions))
 
@@ -182,10 +184,11 @@ def _shade_surface(field, light, config, rays, march):
   normals = shading.difference_normals(
       field, point, rays.directions, config.epsilon)
   shade = shading.lambertian(jnp.ones_like(points), normals, points, light)
-  albedo = volume.composite(march.weights, march.values)
   white = light.textureless
-  base = (1 - white) * albedo + white * opacity[..., None]
-  return _seen(march, colour=base * shade,
+  values = (1 - white) * march.values + white
+  lit = lambda weights: shade * volume.composite(weights, values)
+  return _seen(march, colour=lit(march.weights),
+               colours=lit(jax.lax.stop_gradient(march.weights)),
                normals=opacity[..., None] * normals,
                orientation=losses.orientation(
                    opacity[..., None], normals[..., None, :],
