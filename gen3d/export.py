@@ -21,6 +21,10 @@ _RESOLUTION = flags.DEFINE_integer(
 _SIZE = flags.DEFINE_integer(
     'size', 256, 'Height of a frame in pixels.', lower_bound=16,
     upper_bound=4096)
+_SHARE = flags.DEFINE_float(
+    'share', None, "Keep the mesh's pieces of at least this share of the "
+    "largest one's volume; what the config says if not given.",
+    lower_bound=0.0, upper_bound=1.0)
 _OUT = flags.DEFINE_string(
     'out', None, 'Where the files go; the workdir if not given.')
 
@@ -33,10 +37,11 @@ def main():
         f'The run in {_WORKDIR.value} is of the task {task!r}; only runs of '
         f'{" and ".join(map(repr, _SHOWN))} have an object to export.')
   shown = _SHOWN[task](_WORKDIR.value, _STEP.value)
-  files = showing.export(
-      shown, _OUT.value or _WORKDIR.value,
-      **{**shown.defaults, 'resolution': _RESOLUTION.value,
-         'size': _SIZE.value})
+  asked = {'resolution': _RESOLUTION.value, 'size': _SIZE.value}
+  if _SHARE.value is not None:
+    asked['share'] = _SHARE.value
+  files = showing.export(shown, _OUT.value or _WORKDIR.value,
+                         **{**shown.defaults, **asked})
   for file in files:
     print(file)
 

@@ -47,6 +47,18 @@ def test_search_beats_the_start_where_centroids_mislead():
   assert fit.iou == pytest.approx(0.3**3 / (0.3**3 + 0.15**3), abs=0.02)
 
 
+def test_a_solid_lies_over_what_is_hollow():
+  """Of equal volume it would sit within the wall; climbs end there, too."""
+  size = lambda x: np.hypot(x[:, 0], x[:, 2])
+  rod = lambda x: (size(x) < 0.05) & (np.abs(x[:, 1] + 0.4) < 0.4)
+  solid = lambda x: (size(x) < 0.3) & (np.abs(x[:, 1] - 0.3) < 0.3) | rod(x)
+  tube = lambda x: solid(x) & ~((size(x) < 0.27) & (x[:, 1] > 0))
+  fit = shape.best_scale_iou(solid, tube, 1.0)
+  assert fit.scale == pytest.approx(1.0, abs=0.05)
+  assert fit.iou == pytest.approx(
+      shape.volumetric_iou(solid, tube, 1.0, 96), abs=0.03)
+
+
 def test_different_shapes_stay_different():
   """The IoU of a ball and a cube at the best scale, by a fine search."""
   points = shape.cell_centres(0.6, 72)

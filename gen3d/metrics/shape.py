@@ -50,8 +50,9 @@ def volumetric_iou(inside_a, inside_b, bound, resolution=64):
 def best_scale_iou(inside, reference, bound, resolution=96, yaws=(0,)):
   """The placement of `inside` over `reference` with the largest IoU.
 
-  Begins with equal volumes and centroids, then climbs in scale and the three
-  shifts (Nelder and Mead).
+  Begins with equal volumes and centroids, and again with equal boxes, for a
+  solid laid over what is hollow is far from its size by the first; then climbs
+  in scale and the three shifts (Nelder and Mead).
 
   Args:
     inside, reference: points [N, 3] -> bool [N].
@@ -88,9 +89,8 @@ def best_scale_iou(inside, reference, bound, resolution=96, yaws=(0,)):
     union = len(around) + occupied.sum() * scale**3 - shared
     return float(shared / union)
 
-  def climb(yaw):
-    scale = np.cbrt(target.sum() / occupied.sum())
-    shift = around.mean(0) - scale * _turn(points[occupied], yaw).mean(0)
+  def climb(yaw, start):
+    scale, shift = start(_turn(points[occupied], yaw), around)
     # Unknowns of one size: shifts in steps of 3 cells, scale in steps of 10 %.
     placed = lambda x: (scale * np.exp(0.1 * x[3]), shift + 3 * cell * x[:3])
     simplex = np.concatenate([np.zeros((1, 4)), np.eye(4)]) - 0.2
@@ -99,7 +99,9 @@ def best_scale_iou(inside, reference, bound, resolution=96, yaws=(0,)):
         options={'initial_simplex': simplex, 'xatol': 0.02, 'fatol': 1e-4})
     return Fit(-float(found.fun), *placed(found.x), yaw)
 
-  return max((climb(yaw) for yaw in yaws), key=lambda fit: fit.iou)
+  return max((climb(yaw, start) for yaw in yaws
+              for start in (_equal_volumes, _equal_boxes)),
+             key=lambda fit: fit.iou)
 
 
 def chamfer(points_a, points_b):
@@ -186,6 +188,19 @@ def cell_centres(bound, resolution):
   line = (np.arange(resolution) + 0.5) * (2 * bound / resolution) - bound
   return np.stack(np.meshgrid(line, line, line, indexing='ij'), -1).reshape(
       -1, 3).astype(np.float32)
+
+
+def _equal_volumes(cells, around):
+  """(scale, shift) that lays as many cells [N, 3] on their like [M, 3]."""
+  scale = np.cbrt(len(around) / len(cells))
+  return scale, around.mean(0) - scale * cells.mean(0)
+
+
+def _equal_boxes(cells, around):
+  """(scale, shift) by the boxes' volumes and centres."""
+  scale = np.cbrt(np.prod(np.ptp(around, 0)) / np.prod(np.ptp(cells, 0)))
+  middle = lambda x: 0.5 * (x.min(0) + x.max(0))
+  return scale, middle(around) - scale * middle(cells)
 
 
 def _turn(points, quarters):

@@ -24,8 +24,8 @@ class Shown(NamedTuple):
     path: cameras.Camera [F], the frames of its film.
     modes: of scene.show, side by side in the film.
     to_world: [4, 4], similarity that the mesh is written through.
-    defaults: {'resolution', 'size', 'fps'} of `export` that its config asks
-      for.
+    defaults: {'resolution', 'size', 'fps', 'share'} of `export` that its
+      config asks for.
   """
   scene: Any
   params: Any
@@ -41,7 +41,7 @@ def turntable(frames, orbit):
                        **orbit)
 
 
-def export(shown, workdir, *, resolution, size, fps):
+def export(shown, workdir, *, resolution, size, fps, share=1.0):
   """Writes what a person wants to have of a scene.
 
   Args:
@@ -50,6 +50,8 @@ def export(shown, workdir, *, resolution, size, fps):
     resolution: of the mesh's grid.
     size: of the frames, in pixels.
     fps: of the film.
+    share: of the mesh's pieces, those with at least this share of the largest
+      one's volume are kept.
 
   Returns:
     The paths written.
@@ -66,7 +68,7 @@ def export(shown, workdir, *, resolution, size, fps):
   pictures.save(workdir / 'preview.png', pictures.tile(
       film[eight][:, :, :size], 4, [f'{a:z.0f} degrees' for a in azimuths]))
   query = jax.jit(partial(scene.query, shown.params))
-  surface = mesh.extract(query, scene.bound, resolution)
+  surface = mesh.extract(query, scene.bound, resolution, share=share)
   matrix = np.asarray(shown.to_world)
   surface = surface._replace(vertices=(
       surface.vertices @ matrix[:3, :3].T + matrix[:3, 3]).astype(np.float32))
