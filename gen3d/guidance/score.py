@@ -164,7 +164,10 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
 def _loss(params, frozen, key, images, text, step, colours=None, *, teacher,
           coefficients, weigh, times, colour_share, draws, steps, correct,
           inversion):
-  """sum(stop_gradient(w g) x) / B, whose gradient in x is w g / B."""
+  """sum(stop_gradient(w g) x) / B, whose gradient in x is w g / B.
+
+  Plus one like it in the pixels of `colours`, of what their g is else.
+  """
   del params
   key_encode, key_t, key_eps = jax.random.split(key, 3)
   encode = lambda images: teacher.encode(frozen, images, key_encode)
@@ -183,22 +186,7 @@ def _loss(params, frozen, key, images, text, step, colours=None, *, teacher,
       teacher.schedule.alpha, teacher.schedule.sigma))
   x_t = noise.diffuse(teacher.schedule, still, eps, t)
 
-  def predict(x_t, t):
-    said = _predict(teacher, frozen, x_t, t, texts, coefficients)
-    cond = said['cond']
-    if 'negative' in said:
-      # Large weights of what nearly cancels: not a matmul, which accelerators
-      # round to half precision.
-      weigh = lambda each: jnp.sum(each * texts['weights'].reshape(
-          *texts['weights'].shape, *(1,) * (each.ndim - 2)), axis=1)
-      if not _is_zero(coefficients.across):
-        said['across'] = weigh(jax.vmap(across, (1, None, None), 1)(
-            said['negative'], said['null'], cond))
-      said['negative'] = weigh(said['negative'])
-    guided = sum(schedules.piecewise(step, getattr(coefficients, name)) * value
-                 for name, value in said.items())
-    return guided, cond
-
+  predict = partial(_answer, teacher, frozen, texts, coefficients, step)
   if steps == 1:
     eps_hat, eps_cond = predict(x_t, t)
   else:
@@ -221,6 +209,23 @@ def _loss(params, frozen, key, images, text, step, colours=None, *, teacher,
     loss += jnp.sum(jax.lax.stop_gradient(pull(other)[0]) * colours) / len(x)
   norm = jnp.sqrt(jnp.mean(jnp.sum(g**2, axis=tuple(range(1, g.ndim)))))
   return loss, {'sds/grad_norm': norm, 'sds/t': t.mean()}
+
+
+def _answer(teacher, frozen, text, coefficients, step, x_t, t):
+  """(the combination of predictions that counts at `step`, eps_c), [B, ...]."""
+  said = _predict(teacher, frozen, x_t, t, text, coefficients)
+  cond = said['cond']
+  if 'negative' in said:
+    # Large weights of what nearly cancels: not a matmul, which accelerators
+    # round to half precision.
+    weigh = lambda each: jnp.sum(each * text['weights'].reshape(
+        *text['weights'].shape, *(1,) * (each.ndim - 2)), axis=1)
+    if not _is_zero(coefficients.across):
+      said['across'] = weigh(jax.vmap(across, (1, None, None), 1)(
+          said['negative'], said['null'], cond))
+    said['negative'] = weigh(said['negative'])
+  return sum(schedules.piecewise(step, getattr(coefficients, name)) * value
+             for name, value in said.items()), cond
 
 
 def _of_the_image(teacher, frozen, x, t, text, eps, *, steps, scale, fresh):
