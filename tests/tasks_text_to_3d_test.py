@@ -120,7 +120,7 @@ def test_a_teacher_that_knows_cameras_is_told_the_views():
   # Of much noise throughout, where this teacher does not ask what it sees.
   options = config.guidance.options
   options.time_min, options.time_max = (0.7,), (0.93,)
-  config.guidance.scale = (6.0,)
+  config.guidance.scale = (1.0,)
 
   def look(weights, text, labels):
     del weights
