@@ -59,6 +59,14 @@ def test_a_solid_lies_over_what_is_hollow():
       shape.volumetric_iou(solid, tube, 1.0, 96), abs=0.03)
 
 
+@pytest.mark.filterwarnings('error')
+def test_a_shape_may_be_one_cell_thick():
+  plate = box(np.array([0.4, 0.012, 0.3]), (0.0, 0.01, 0.0))
+  points = shape.cell_centres(1.0, 96)
+  assert len(np.unique(points[plate(points)][:, 1])) == 1
+  assert 0 < shape.best_scale_iou(plate, box(0.3), 1.0).iou < 0.5
+
+
 def test_different_shapes_stay_different():
   """The IoU of a ball and a cube at the best scale, by a fine search."""
   points = shape.cell_centres(0.6, 72)

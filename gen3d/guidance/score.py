@@ -144,8 +144,8 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
     ValueError: at an unknown weighting, or several steps with coefficients
       that make no noise prediction, with a correction or a share of colours.
   """
-  shared = colour_share != 1.0
-  if steps > 1 and (clip or rescale or shared or not _predicts(coefficients)):
+  if steps > 1 and (clip or rescale or colour_share != 1.0
+                    or not _predicts(coefficients)):
     raise ValueError(
         f'{steps} steps of guidance need coefficients that sum to a noise '
         'prediction (sds), colour_share 1, and neither clip nor rescale.')
@@ -155,8 +155,7 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
       init=lambda key: {},
       loss=partial(_loss, teacher=teacher, coefficients=coefficients,
                    weigh=weigh, times=(time_min, time_max),
-                   colour_share=colour_share if shared else None,
-                   draws=draws, steps=steps,
+                   colour_share=colour_share, draws=draws, steps=steps,
                    correct=correct if clip or rescale else None,
                    inversion=dict(inversion or {'steps': 0})))
 
@@ -202,7 +201,7 @@ def _loss(params, frozen, key, images, text, step, colours=None, *, teacher,
       (weigh(alpha, sigma) * g).reshape(len(x), draws, *x.shape[1:]), axis=1))
   g = mean(g)
   loss = jnp.sum(g * x) / len(x)
-  if colour_share is not None:
+  if colour_share != 1.0:
     other = (1 - schedules.piecewise(step, colour_share)) * (
         mean(eps_cond - eps) - g)
     _, pull = jax.vjp(encode, jax.lax.stop_gradient(images))

@@ -90,7 +90,7 @@ def best_scale_iou(inside, reference, bound, resolution=96, yaws=(0,)):
     return float(shared / union)
 
   def climb(yaw, start):
-    scale, shift = start(_turn(points[occupied], yaw), around)
+    scale, shift = start(_turn(points[occupied], yaw), around, cell)
     # Unknowns of one size: shifts in steps of 3 cells, scale in steps of 10 %.
     placed = lambda x: (scale * np.exp(0.1 * x[3]), shift + 3 * cell * x[:3])
     simplex = np.concatenate([np.zeros((1, 4)), np.eye(4)]) - 0.2
@@ -190,15 +190,17 @@ def cell_centres(bound, resolution):
       -1, 3).astype(np.float32)
 
 
-def _equal_volumes(cells, around):
-  """(scale, shift) that lays as many cells [N, 3] on their like [M, 3]."""
+def _equal_volumes(cells, around, cell):
+  """(scale, shift) that lays cells [N, 3] on as much of their like [M, 3]."""
+  del cell
   scale = np.cbrt(len(around) / len(cells))
   return scale, around.mean(0) - scale * cells.mean(0)
 
 
-def _equal_boxes(cells, around):
-  """(scale, shift) by the boxes' volumes and centres."""
-  scale = np.cbrt(np.prod(np.ptp(around, 0)) / np.prod(np.ptp(cells, 0)))
+def _equal_boxes(cells, around, cell):
+  """The same by volumes and centres of the boxes, a `cell` thick or more."""
+  size = lambda x: np.prod(np.ptp(x, 0) + cell)
+  scale = np.cbrt(size(around) / size(cells))
   middle = lambda x: 0.5 * (x.min(0) + x.max(0))
   return scale, middle(around) - scale * middle(cells)
 
