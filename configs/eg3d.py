@@ -183,7 +183,7 @@ def tiny():
   model = config.model
   model.z_width, model.features = 6, 4
   model.synthesis = ml_collections.ConfigDict(
-      {'resolution': 16, 'base': 64, 'most': 8})
+      {'resolution': 8, 'base': 64, 'most': 8})
   model.mapping.update({'width': 8, 'layers': 1})
   model.rendering.update({'samples': 4, 'importance': 4})
   model.upscaling.update({'size': 8, 'features': (8, 4)})

@@ -128,8 +128,8 @@ def shapes():
 def tiny():
   """Seconds: the `shapes` variant at a few pixels, for tests."""
   config = shapes()
-  config.resolution, config.batch, config.steps = 16, 4, 2
-  config.data.update({'count': 16, 'size': 16})
+  config.resolution, config.batch, config.steps = 8, 4, 2
+  config.data.update({'count': 16, 'size': 8})
   model = config.model
   model.z_width = 6
   model.synthesis = ml_collections.ConfigDict({'base': 64, 'most': 8})

@@ -19,7 +19,7 @@ lint=clean
 # More workers than this want more memory than a laptop has.
 cores=$(getconf _NPROCESSORS_ONLN)
 workers=$((cores < 4 ? cores : 4))
-"$python" -m pytest --numprocesses="$workers" --durations=15 "$@" </dev/null
+"$python" -m pytest --numprocesses="$workers" --dist=worksteal --durations=15 "$@" </dev/null
 if [ "$lint" = dirty ]; then
   fail "the tests passed, but ruff has found what is listed above them."
 fi

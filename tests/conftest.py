@@ -1,8 +1,11 @@
-"""What all tests share: devices, seeds, compilation cache, the parity mark.
+"""What all tests share: devices, seeds, how to compile, the parity mark.
 
 Two virtual CPU devices, so that what is written for several chips runs on
 several; a test that wants another number starts a process of its own. The
 variables are inherited by such processes.
+
+Most tests run a program for less time than it takes to compile, so that it is
+compiled without LLVM's optimizations, but for tests marked `optimized`.
 """
 
 import importlib.util
@@ -18,8 +21,16 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(
     pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of the test
+def pytest_runtest_setup(item):
+  quickly = item.get_closest_marker('optimized') is None
+  jax.config.update('jax_disable_most_optimizations', quickly)
+  os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = str(int(quickly))
 
 
 def pytest_collection_modifyitems(items):

@@ -50,6 +50,27 @@ def test_the_result_does_not_depend_on_the_spreading(tmp_path):
   assert len(lines) == 5  # Steps 1, 5, 10 and two evaluations, by one process.
 
 
+@pytest.mark.parametrize('count', [1, 2, 5, 12])
+@pytest.mark.parametrize('rows', [None, 1, 3])
+def test_work_is_spread_by_one_program(count, rows):
+  compiled = []
+
+  def scaled(shared, work):
+    compiled.append(len(work['x']))
+    return {'y': work['x'] * shared, 'first': work['x'][:1].repeat(
+        len(work['x']), axis=0)}
+
+  run = sharding.spread(scaled, rows)
+  x = np.arange(2.0 * count, dtype=np.float32).reshape(count, 2)
+  for _ in range(2):
+    found = run(np.float32(3), {'x': x})
+    np.testing.assert_array_equal(found['y'], 3 * x)
+  part = rows or -(-count // 2)
+  assert compiled == [part]
+  np.testing.assert_array_equal(
+      found['first'], x[np.arange(count) // part * part])
+
+
 def test_each_chip_gets_its_rows_and_the_state_stays_replicated():
   mesh = sharding.chips()
   n = 2 * mesh.size

@@ -59,13 +59,13 @@ def test_what_is_painted_is_what_is_shown(network, target):
 def test_an_object_of_the_generator_is_found_and_then_tuned(network, target):
   ws, variables, losses = inversion.project(
       network, target, PLAIN, steps=150, seed=1)
-  assert ws.shape == (6, 8)
-  np.testing.assert_array_equal(ws, ws[:1].repeat(6, 0))
+  assert ws.shape == (4, 8)
+  np.testing.assert_array_equal(ws, ws[:1].repeat(4, 0))
   assert losses[-1] < losses[0] / 10
   after = inversion.paint(network, variables, ws, target.label)
   before = float(np.mean((inversion.paint(
       network, network.variables, jnp.tile(inversion.statistics(network)[0],
-                                           (6, 1)), target.label)
+                                           (4, 1)), target.label)
                           - target.image) ** 2))
   assert np.mean((after - target.image) ** 2) < before / 10
   for noise in inversion.noises_of(variables).values():
@@ -152,7 +152,7 @@ def test_files_can_be_used_again(config, network, target, tmp_path):
   picture = 255 * np.clip(np.asarray(target.image) / 2 + 0.5, 0, 1)
   np.testing.assert_allclose(sheet[4:128:8, 4:128:8], picture, atol=0.51)
   latent = np.load(written[1])
-  assert latent['ws'].shape == (6, 8) and latent['projection_loss'].shape == (
+  assert latent['ws'].shape == (4, 8) and latent['projection_loss'].shape == (
       4,)
   assert not np.array_equal(latent['ws'][0], latent['ws'][1])
   again = objects.load(written[2])

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from jax.sharding import PartitionSpec as P
 
 from gen3d.data import cache, captions, categories, images
 from gen3d.data.primitives import colour, sdf
@@ -220,27 +221,39 @@ def render(seed, split, indices, size, world=EVERYTHING):
   examples = [example(seed, split, int(i), world) for i in indices]
   parts = np.stack([e.object.parts for e in examples])
   keys = np.stack([e.camera_key for e in examples])
-  # One share a device, so that virtual CPU devices keep all cores busy.
-  devices = jax.local_devices()
-  shares = np.array_split(np.arange(len(examples)), len(devices))
-  camera = tuple(world.camera.items())
-  views = [_trace_all(*jax.device_put((parts[s], keys[s]), d), size, camera)
-           for s, d in zip(shares, devices) if len(s)]
-  views = jax.tree.map(lambda *v: np.concatenate([np.asarray(x) for x in v]),
-                       *views)
+  # One share a device, so that virtual CPU devices keep all cores busy; what
+  # is missing from the last share is the last example again.
+  count = len(examples)
+  devices = min(jax.local_device_count(), count)
+  rows = np.minimum(np.arange(-(-count // devices) * devices), count - 1)
+  views = _tracer(devices, size, tuple(world.camera.items()))(
+      parts[rows], keys[rows])
+  views = jax.tree.map(lambda x: np.asarray(x)[:count], views)
   return views, [e.object.spec for e in examples]
 
 
-@functools.partial(jax.jit, static_argnames=('size', 'camera'))
-def _trace_all(parts, keys, size, camera):
+@functools.cache
+def _tracer(devices, size, camera):
+  """A compiled (parts [N, ...], keys [N, ...]) -> Views [N, ...]."""
+  mesh = jax.make_mesh(
+      (devices,), ('devices',), devices=jax.local_devices()[:devices],
+      axis_types=(jax.sharding.AxisType.Auto,))
+
   def one(inputs):
     parts, key = inputs
     key = jax.random.wrap_key_data(key)
     return trace(parts, cameras.sample(key, **dict(camera)), size)
-  # On a CPU one view at a time fits the cache; an accelerator wants many.
-  return jax.lax.map(
-      one, (parts, keys),
-      batch_size=None if jax.default_backend() == 'cpu' else 250)
+
+  @jax.jit
+  @functools.partial(jax.shard_map, mesh=mesh, in_specs=P('devices'),
+                     out_specs=P('devices'), check_vma=False)
+  def trace_all(parts, keys):
+    # On a CPU one view at a time fits the cache; an accelerator wants many.
+    return jax.lax.map(
+        one, (parts, keys),
+        batch_size=None if jax.default_backend() == 'cpu' else 250)
+
+  return trace_all
 
 
 def view_words(camera):

@@ -6,6 +6,7 @@ them. Everything here works alike on one process and on several.
 """
 
 import ctypes
+import functools
 import os
 import pathlib
 import queue
@@ -16,6 +17,7 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -118,6 +120,10 @@ def chips(batch_size=None):
   if batch_size and by_default:
     count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
     devices = devices[:count]
+  return _mesh(devices)
+
+
+def _mesh(devices):
   return jax.make_mesh((len(devices),), (CHIPS,), devices=devices,
                        axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -165,6 +171,55 @@ def pmap(step, mesh):
   over_chips.lower = lambda state, batch, key: mapped.lower(
       state.replace(frozen=None), state.frozen, batch, key)
   return over_chips
+
+
+def spread(function, rows=None, progress=None):
+  """Divides work over this process's devices, as one program.
+
+  Calls of one jitted function on several devices would be compiled for each
+  of them anew.
+
+  Args:
+    function: (shared, work) -> results, written for one device; work and
+      results are pytrees of arrays with the same leading axis.
+    rows: how many a device gets at a time, which bounds its memory; None is
+      for its part of all that there are.
+    progress: what a progress bar says, one step for each `rows`; None for no
+      bar.
+
+  Returns:
+    (shared, work [N, ...]) -> results [N, ...] as NumPy arrays. Where there
+    is less than a device gets, it does the last row again.
+  """
+  @functools.cache
+  def program(count):
+    mesh = _mesh(jax.local_devices()[:count])
+    return NamedSharding(mesh, P()), jax.jit(jax.shard_map(
+        function, mesh=mesh, in_specs=(P(), P(CHIPS)), out_specs=P(CHIPS),
+        check_vma=False))
+
+  def run(shared, work):
+    work = jax.tree.map(np.asarray, work)
+    total = len(jax.tree.leaves(work)[0])
+    devices = jax.local_device_count()
+    part = rows or -(-total // devices)
+    devices = min(devices, -(-total // part))
+    everywhere, each = program(devices)
+    shared = jax.device_put(shared, everywhere)
+    done = []
+    with tqdm.tqdm(total=-(-total // part), desc=progress,
+                   disable=None if progress else True) as bar:
+      for start in range(0, total, devices * part):
+        at = np.minimum(np.arange(start, start + devices * part), total - 1)
+        done.append(each(shared, jax.tree.map(lambda x, at=at: x[at], work)))
+        if len(done) > 1:  # Few in flight: they share the cores.
+          done[-2] = jax.device_get(done[-2])
+          bar.update(devices)
+      done[-1] = jax.device_get(done[-1])
+      bar.update(bar.total - bar.n)
+    return jax.tree.map(lambda *x: np.concatenate(x)[:total], *done)
+
+  return run
 
 
 def replicate(tree, mesh, share=False):

@@ -155,7 +155,9 @@ def warp(x, matrix):
                       jnp.ones((len(place),) * 2)], axis=-1)
 
   def one(fine, matrix):
-    source = (jnp.sum(places[..., None, :] * matrix[:2], -1) + 0.5) * size - 0.5
+    # Not as a sum of products: of those, for one image alone and another of
+    # another size in the same program, XLA (jaxlib 0.10.2) makes other places.
+    source = (places @ matrix[:2].T + 0.5) * size - 0.5
     folded = source % (2 * (size - 1))
     folded = jnp.minimum(folded, 2 * (size - 1) - folded)
     # The margin is looked at before folding: SYM6, not being symmetric, would

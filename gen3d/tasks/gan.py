@@ -10,11 +10,10 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from gen3d.choices import pick
 from gen3d.data import captions, images, shapes
-from gen3d.engine import checkpoints
+from gen3d.engine import checkpoints, sharding
 from gen3d.engine import state as states
 from gen3d.io import pictures
 from gen3d.metrics import distribution
@@ -263,24 +262,15 @@ def sampler(networks, size, batch=16, seed=0):
     batch: images at once, on each device.
     seed: of the latents; they are the same for every call.
   """
-  @jax.jit
-  def make(variables, key, label):
+  def make(variables, rows):
+    index, label = rows
+    key = jax.random.fold_in(jax.random.key(seed), index[0])
     z = jax.random.normal(key, (len(label), networks.z_width))
     fakes, _ = networks.generate(
         variables, adversaries.Latents(
             key, jnp.arange(len(label)), z, label, label), size)
     return fakes['image']
 
-  def draw(variables, labels):
-    devices = jax.local_devices()
-    copies = [jax.device_put(variables, device) for device in devices]
-    starts, made = range(0, len(labels), batch), []
-    for i, start in enumerate(tqdm.tqdm(starts, 'generating', disable=None)):
-      rows = np.arange(start, start + batch) % len(labels)
-      key = jax.random.fold_in(jax.random.key(seed), start)
-      made.append(make(copies[i % len(devices)], key, labels[rows]))
-      if len(made) >= len(devices):  # One batch in flight on each device.
-        made[-len(devices)] = np.asarray(made[-len(devices)])
-    return to_unit(np.concatenate([np.asarray(m) for m in made]))[:len(labels)]
-
-  return draw
+  over_devices = sharding.spread(make, batch, 'generating')
+  return lambda variables, labels: to_unit(
+      over_devices(variables, (np.arange(len(labels)), labels)))

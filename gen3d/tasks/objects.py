@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from gen3d.engine import checkpoints
+from gen3d.engine import checkpoints, sharding
 from gen3d.io import meshes, pictures, video
 from gen3d.models import eg3d, official
 from gen3d.ops import cameras, mesh
@@ -156,16 +156,16 @@ def ws_of(network, z, psi=1.0, cutoff=None):
 def painter(network, panels=PANELS):
   """A compiled (ws [L, D], labels [T, 25]) -> uint8 [T, R, len(panels) R, 3].
 
-  The planes are made once for all views; views go one by one over this
-  process's devices.
+  The planes are made once for all views; each of this process's devices has
+  one view at a time.
   """
   generator, size = network.generator, network.size
   planes_of = _planes_of(generator)
 
-  @jax.jit
-  def look(variables, planes, ws, label):
+  def look(shared, labels):
+    variables, planes, ws = shared
     made = generator.apply(
-        variables, planes, ws[None], label[None], size,
+        variables, planes, ws[None], labels, size,
         eg3d.draw(None, 1, size, generator.rendering), method='render')
     shape = made.image.shape[1:]
     near, far = jnp.percentile(made.depth, jnp.array([1.0, 99.0]))
@@ -176,23 +176,11 @@ def painter(network, panels=PANELS):
              'depth': fit(2 * closeness[..., None] - 1)}
     side_by_side = jnp.concatenate([found[name] for name in panels], axis=1)
     return jnp.round(255 * jnp.clip(
-        side_by_side / 2 + 0.5, 0, 1)).astype(jnp.uint8)
+        side_by_side / 2 + 0.5, 0, 1)).astype(jnp.uint8)[None]
 
-  devices = jax.local_devices()
-  copies = [jax.device_put(network.variables, device) for device in devices]
-
-  def paint(ws, labels):
-    planes = planes_of(copies[0], ws)
-    held = [jax.device_put((planes, ws), device) for device in devices]
-    frames = []
-    for i, one in enumerate(np.asarray(labels)):
-      which = i % len(devices)
-      frames.append(look(copies[which], *held[which], one))
-      if len(frames) > len(devices):  # Few in flight: they share the cores.
-        frames[-len(devices) - 1] = np.asarray(frames[-len(devices) - 1])
-    return np.stack([np.asarray(frame) for frame in frames])
-
-  return paint
+  around = sharding.spread(look, rows=1)
+  return lambda ws, labels: around(
+      (network.variables, planes_of(network.variables, ws), ws), labels)
 
 
 def mesher(network, resolution=128):

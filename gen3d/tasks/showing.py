@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
+from gen3d.engine import sharding
 from gen3d.io import meshes, pictures, video
 from gen3d.ops import cameras, mesh
 
@@ -86,30 +86,10 @@ def viewer(scene, size, modes=SHOWN, background=(1.0, 1.0, 1.0)):
   """
   if background is not None:
     background = jnp.asarray(background, jnp.float32)
-  devices = jax.local_devices()
-  chips = jax.make_mesh(
-      (len(devices),), ('chips',), devices=devices,
-      axis_types=(jax.sharding.AxisType.Auto,))
-
   def look(params, camera):
     images = scene.show(params, camera, size, modes, background)
     image = jnp.concatenate([images[mode] for mode in modes], axis=1)
     return jnp.round(255 * image).astype(jnp.uint8)
 
-  @jax.jit
-  @partial(jax.shard_map, mesh=chips, in_specs=(P(), P('chips')),
-           out_specs=P('chips'), check_vma=False)
-  def look_around(params, path):
-    return jax.lax.map(partial(look, params), path)
-
-  def view(params, path):
-    path = jax.tree.map(np.asarray, path)
-    count = len(path.c2w)
-    # The last camera again, until each device has as many.
-    rows = np.minimum(np.arange(-(-count // len(devices)) * len(devices)),
-                      count - 1)
-    images = look_around(jax.device_get(params),
-                         jax.tree.map(lambda x: x[rows], path))
-    return np.asarray(images)[:count]
-
-  return view
+  return sharding.spread(
+      lambda params, path: jax.lax.map(partial(look, params), path))

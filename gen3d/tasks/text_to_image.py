@@ -21,14 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
 from absl import logging
 from flax import traverse_util
 
 from gen3d.choices import check
 from gen3d.data import captions, shapes
 from gen3d.diffusion import noise, samplers, teachers
-from gen3d.engine import checkpoints, optim
+from gen3d.engine import checkpoints, optim, sharding
 from gen3d.engine import state as states
 from gen3d.io import pictures
 from gen3d.models import unet
@@ -337,33 +336,23 @@ def sample_teacher(key, teacher, prompts, *, labels=None, negative='',
   weights = teacher.load()
   if labels is not None:
     text = jax.jit(teacher.look)(weights, text, jnp.asarray(labels))
-  starts = range(0, len(prompts), batch)
-  # Each batch on the next device: virtual ones keep all of a CPU's cores busy.
-  devices = jax.local_devices()[:len(starts)]
-  copies = [jax.device_put((weights, text, null), d) for d in devices]
-  waiting, images = [], []
-  for i, start in enumerate(tqdm.tqdm(starts, 'sampling', disable=None)):
-    # The last batch is filled up: another shape would be another program.
-    rows = np.arange(start, start + batch) % len(prompts)
-    here, texts, nothing = copies[i % len(devices)]
-    waiting.append(_sample(
-        jax.random.fold_in(key, start), here,
-        jax.tree.map(operator.itemgetter(rows), texts), nothing, scale, eta,
-        schedule=teacher.schedule, denoise=teacher.denoise,
-        decode=teacher.decode, shape=(batch, *teacher.latent),
-        bound=teacher.bound, steps=steps))
-    if len(waiting) == len(devices) or start == starts[-1]:
-      images += [np.asarray(image) for image in waiting]
-      waiting = []
-  return np.concatenate(images)[:len(prompts)]
+  draw = _sampler(teacher.schedule, teacher.denoise, teacher.decode,
+                  (batch, *teacher.latent), teacher.bound, steps)
+  return draw((key, weights, null, scale, eta),
+              (np.arange(len(prompts)), text))
 
 
-@functools.partial(jax.jit, static_argnames=(
-    'schedule', 'denoise', 'decode', 'shape', 'bound', 'steps'))
-def _sample(key, weights, text, null, scale, eta, *, schedule, denoise, decode,
-            shape, bound, steps):
-  null = jax.tree.map(lambda n, a: jnp.broadcast_to(n, a.shape), null, text)
-  predict = samplers.guided(denoise, weights, text, null, scale)
-  x = samplers.sample(key, predict, schedule, shape, steps, eta, bound)
-  images = decode(weights, x)
-  return jnp.round(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
+@functools.lru_cache(maxsize=4)
+def _sampler(schedule, denoise, decode, shape, bound, steps):
+  """((key, weights, null, scale, eta), (numbers, texts)) -> images."""
+  def draw(shared, rows):
+    key, weights, null, scale, eta = shared
+    number, text = rows
+    null = jax.tree.map(lambda n, a: jnp.broadcast_to(n, a.shape), null, text)
+    predict = samplers.guided(denoise, weights, text, null, scale)
+    x = samplers.sample(jax.random.fold_in(key, number[0]), predict, schedule,
+                        shape, steps, eta, bound)
+    images = decode(weights, x)
+    return jnp.round(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
+
+  return sharding.spread(draw, shape[0], 'sampling')
