@@ -65,9 +65,9 @@ def test_a_generator_comes_back_from_its_pickle(tmp_path, variables):
   jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
   label = cameras.to_label(cameras.orbit(0., 0., 2.7, 4.26))[None]
   draws = eg3d.draw(None, 1, 4, loaded.network.rendering)
-  made = loaded.network.apply(
-      loaded.variables, jnp.ones((1, 8)), label, label, 4, draws,
-      noise='const')
+  made = jax.jit(lambda variables: loaded.network.apply(
+      variables, jnp.ones((1, 8)), label, label, 4, draws, noise='const'))(
+          loaded.variables)
   assert made.image.shape == (1, 128, 128, 3)
   assert np.isfinite(made.image).all()
 
@@ -112,8 +112,8 @@ def test_plain_stylegan2_and_discriminators(tmp_path):
   judge = stylegan2.Discriminator(
       16, True, base=64, most=8, group=2, mapping_layers=1, clamp=256)
   key, label = jax.random.key(0), jnp.zeros((2, 25))
-  mine = generator.init(key, jnp.zeros((1, 6)), None)
-  judged = judge.init(key, jnp.zeros((2, 16, 16, 6)), label)
+  mine = jax.jit(generator.init)(key, jnp.zeros((1, 6)), None)
+  judged = jax.jit(judge.init)(key, jnp.zeros((2, 16, 16, 6)), label)
   sizes = {'channel_base': 64, 'channel_max': 8, 'num_fp16_res': 4,
            'conv_clamp': 256}
   path = tmp_path / 'n.pkl'

@@ -17,6 +17,9 @@ def _scene(module=nerf, **changes):
   config = module.get_config('tiny').scene
   config.update_from_flattened_dict(changes)
   scene = radiance.make(config, FRAME)
+  scene = scene._replace(
+      render=jax.jit(scene.render),
+      show=jax.jit(scene.show, static_argnames=('size', 'modes')))
   return scene, jax.jit(scene.init)(jax.random.key(0))
 
 

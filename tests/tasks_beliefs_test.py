@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from gen3d.data import captions, categories, shapes
 from gen3d.ops import cameras
@@ -33,6 +34,7 @@ def test_errors_are_relative_to_a_belief_in_grey():
   np.testing.assert_allclose(beliefs.relative_errors(means, half), 0.25)
 
 
+@pytest.mark.optimized
 def test_the_shipped_teacher_believes_in_more_than_grey():
   prompts, means, believed = beliefs.compare(draws=2)
   assert len(prompts) == len(captions.CATEGORIES)

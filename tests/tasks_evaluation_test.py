@@ -59,6 +59,7 @@ def test_a_folder_without_runs_is_a_sentence(tmp_path):
     evaluation.judge_runs(None, tmp_path)
 
 
+@pytest.mark.optimized
 def test_the_shipped_judge_finds_captions_of_real_pictures():
   rates = evaluation.judge_real(image_text.load(), count=96)
   assert rates['seen'].rate > 0.9 and rates['unseen'].rate > 0.7

@@ -59,6 +59,7 @@ def trained(tmp_path_factory):
   return path
 
 
+@pytest.mark.optimized
 def test_a_cube_is_no_car(trained, tmp_path, monkeypatch):
   monkeypatch.setenv('GEN3D_CACHE', str(tmp_path))
   lines = gan_evaluation.report(trained, count=2, truths=20).splitlines()
@@ -73,6 +74,7 @@ def test_a_cube_is_no_car(trained, tmp_path, monkeypatch):
   assert lines[4].startswith('held out: the shipped CLIP names 100 %')
 
 
+@pytest.mark.optimized
 def test_the_shipped_cars_are_cars_from_all_sides(tmp_path, monkeypatch):
   monkeypatch.setenv('GEN3D_CACHE', str(tmp_path))
   found = gan_evaluation.named('shapes', count=6)

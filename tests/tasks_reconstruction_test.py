@@ -141,6 +141,7 @@ def trained():
   return config, *_train(config, 1, config.steps)
 
 
+@pytest.mark.optimized
 def test_an_object_is_reconstructed_from_its_pictures(trained):
   _, task, state, metrics = trained
   scalars, images = task.evaluate(state, jax.random.key(0))
