@@ -19,7 +19,7 @@ if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(
     pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'jax'))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -39,6 +39,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
       if 'parity' in item.keywords:
         item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True, scope='module')
+def memory_of_compiled_programs():
+  """What one module has compiled, no other one is likely to call."""
+  yield
+  jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

@@ -83,7 +83,7 @@ def cache_compilations():
     jax.config.update('jax_compilation_cache_dir', None)
     return
   jax.config.update('jax_compilation_cache_dir', str(path))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', .3)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 def initialize_distributed():
