@@ -86,6 +86,7 @@ def viewer(scene, size, modes=SHOWN, background=(1.0, 1.0, 1.0)):
   """
   if background is not None:
     background = jnp.asarray(background, jnp.float32)
+
   def look(params, camera):
     images = scene.show(params, camera, size, modes, background)
     image = jnp.concatenate([images[mode] for mode in modes], axis=1)
