@@ -189,6 +189,8 @@ def tiny():
   model.upscaling.update({'size': 8, 'features': (8, 4)})
   model.discriminator = ml_collections.ConfigDict(
       {'base': 64, 'most': 8, 'group': 1, 'mapping_layers': 1})
+  # All phases in every step: one program until the rendering grows.
+  config.schedule.update({'r1_every': 1, 'regularize_every': 1})
   config.render_size, config.render_bucket = ((0, 4), (8, 8)), 4
   config.distance_count = 8
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2

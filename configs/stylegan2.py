@@ -136,7 +136,9 @@ def tiny():
   model.mapping.update({'width': 8, 'layers': 1})
   model.discriminator = ml_collections.ConfigDict(
       {'base': 64, 'most': 8, 'group': 1})
-  config.schedule.augment_every = 1
+  # All phases in every step: one program.
+  config.schedule.update(
+      {'r1_every': 1, 'regularize_every': 1, 'augment_every': 1})
   config.distance_count = 8
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
   return config

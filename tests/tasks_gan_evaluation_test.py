@@ -46,7 +46,8 @@ def test_each_is_held_against_the_one_that_it_is_most_like():
 def trained(tmp_path_factory):
   """A generator of a few pixels that makes a solid cube, as a file."""
   config = config_file.get_config('tiny')
-  variables = jax.jit(gan.build(config).init)(jax.random.key(0))['generator']
+  variables = jax.jit(lambda key: gan.build(config).init(key)['generator'])(
+      jax.random.key(0))
   params = variables['params']
   layer = params['decoder']['net.2']
   layer = {**layer, 'bias': layer['bias'].at[0].set(30.0)}

@@ -120,7 +120,8 @@ def test_a_generator_of_images_needs_no_cameras(config, source):
   batch = next(task.batches(0, 0))
   assert batch['label'].shape == (4, 0) and batch['grid'].shape == (4, 0)
   networks = gan.build(plain, 0)
-  variables = jax.jit(networks.init)(jax.random.key(0))['generator']
+  variables = jax.jit(lambda key: networks.init(key)['generator'])(
+      jax.random.key(0))
   sheet = gan.viewer(plain, networks, source)(variables)
   assert sheet.shape == (4 * 10 - 2, 8 * 10 - 2, 3)
   assert not np.array_equal(sheet[:8, :8], sheet[:8, 10:18])
@@ -128,7 +129,8 @@ def test_a_generator_of_images_needs_no_cameras(config, source):
 
 def test_reports_tell_made_from_real(config, source):
   networks = gan.build(config)
-  variables = jax.jit(networks.init)(jax.random.key(0))['generator']
+  variables = jax.jit(lambda key: networks.init(key)['generator'])(
+      jax.random.key(0))
   measure = gan.meter(config, networks, source)
   found = measure(variables)
   assert found['frechet_clip/generated'] > found['frechet_clip/real_halves'] > 0

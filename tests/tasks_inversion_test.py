@@ -29,7 +29,8 @@ def config():
 
 @pytest.fixture(scope='module')
 def network(config):
-  variables = jax.jit(gan.build(config).init)(jax.random.key(0))['generator']
+  variables = jax.jit(lambda key: gan.build(config).init(key)['generator'])(
+      jax.random.key(0))
   # With noise that is seen, as after a training.
   params = variables['params']
   layer = params['backbone']['synthesis']['b8']['conv1']

@@ -21,7 +21,8 @@ def config():
 
 @pytest.fixture(scope='module')
 def network(config):
-  variables = jax.jit(gan.build(config).init)(jax.random.key(0))['generator']
+  variables = jax.jit(lambda key: gan.build(config).init(key)['generator'])(
+      jax.random.key(0))
   return objects.trained(config, variables, CAMERA)
 
 

@@ -70,7 +70,8 @@ def distances(path):
   source = gan.open_data(config.data)
   networks = gan.build(config, source.labels.shape[1])
   measure = gan.meter(config, networks, source)
-  start = jax.jit(networks.init)(jax.random.key(config.seed))['generator']
+  start = jax.jit(lambda key: networks.init(key)['generator'])(
+      jax.random.key(config.seed))
   found = measure(network.variables)
   return {'untrained': measure(start)['frechet_clip/generated'],
           'trained': found['frechet_clip/generated'],
