@@ -5,17 +5,25 @@ several; a test that wants another number starts a process of its own. The
 variables are inherited by such processes.
 
 Most tests run a program for less time than it takes to compile, so that it is
-compiled without LLVM's optimizations, but for tests marked `optimized`.
+compiled without LLVM's optimizations, but for tests marked `optimized`; and
+kernels by XLA's older emitters where it has them still: a third less.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
 import random
+import re
+import subprocess
+import sys
 
 _DEVICES = '--xla_force_host_platform_device_count'
 if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}=2'
+# Flags that XLA does not know end the process.
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(
     pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'jax'))
@@ -24,6 +32,8 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+_ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures of the test
@@ -53,3 +63,26 @@ def fixed_seeds():
   """Libraries that draw from a global generator draw the same every time."""
   random.seed(0)
   np.random.seed(0)
+
+
+@pytest.fixture(scope='session')
+def with_devices():
+  """count -> the environment of a process that has so many devices."""
+  flags = re.sub(rf'{_DEVICES}=\d+', '', os.environ['XLA_FLAGS'])
+  return lambda count: {
+      **os.environ, 'PYTHONPATH': str(_ROOT),
+      'XLA_FLAGS': f'{flags} {_DEVICES}={count}'}
+
+
+@pytest.fixture(scope='session')
+def on_eight_devices(with_devices):
+  """Calls a test module's function(*words), in a process of its own."""
+  def run(module, name, *words):
+    words = ', '.join(repr(str(word)) for word in words)
+    code = f'from tests import {module}; {module}.{name}({words})'
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, cwd=_ROOT,
+        env=with_devices(8))
+    assert done.returncode == 0, done.stderr[-3000:]
+
+  return run

@@ -17,25 +17,22 @@ from gen3d.engine.state import TrainState
 TESTS = pathlib.Path(__file__).parent
 
 
-def start(workdir, out, devices, **env):
-  """Starts toy_run.py for 10 steps of 8 examples on virtual devices."""
-  env = {**os.environ, 'PYTHONPATH': str(TESTS.parent),
-         'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-         **env}
+def start(workdir, out, env):
+  """Starts toy_run.py for 10 steps of 8 examples on the devices of `env`."""
   return subprocess.Popen(
       [sys.executable, str(TESTS / 'toy_run.py'), str(workdir), str(out),
        '{"steps": 10}'], env=env, stderr=subprocess.PIPE, text=True)
 
 
-def test_the_result_does_not_depend_on_the_spreading(tmp_path):
+def test_the_result_does_not_depend_on_the_spreading(tmp_path, with_devices):
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
-  alone = start(tmp_path / 'one', tmp_path / 'one.npz', 1)
-  eight = start(tmp_path / 'eight', tmp_path / 'eight.npz', 8)
-  pair = [start(tmp_path / 'pair', tmp_path / f'pair{i}.npz', 2,
-                JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES='2',
-                JAX_PROCESS_ID=str(i)) for i in range(2)]
+  alone = start(tmp_path / 'one', tmp_path / 'one.npz', with_devices(1))
+  eight = start(tmp_path / 'eight', tmp_path / 'eight.npz', with_devices(8))
+  pair = [start(tmp_path / 'pair', tmp_path / f'pair{i}.npz', {
+      **with_devices(2), 'JAX_COORDINATOR_ADDRESS': address,
+      'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(i)}) for i in range(2)]
   for process in (alone, eight, *pair):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors

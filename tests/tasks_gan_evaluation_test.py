@@ -9,7 +9,7 @@ import pytest
 from configs import eg3d as config_file
 from gen3d.engine import checkpoints
 from gen3d.metrics import shape as shape_metrics
-from gen3d.tasks import gan, gan_evaluation
+from gen3d.tasks import adversaries, gan, gan_evaluation
 
 CELLS = shape_metrics.cell_centres(1.0, 24)
 
@@ -46,8 +46,7 @@ def test_each_is_held_against_the_one_that_it_is_most_like():
 def trained(tmp_path_factory):
   """A generator of a few pixels that makes a solid cube, as a file."""
   config = config_file.get_config('tiny')
-  variables = jax.jit(lambda key: gan.build(config).init(key)['generator'])(
-      jax.random.key(0))
+  variables = adversaries.new_generator(gan.build(config), jax.random.key(0))
   params = variables['params']
   layer = params['decoder']['net.2']
   layer = {**layer, 'bias': layer['bias'].at[0].set(30.0)}

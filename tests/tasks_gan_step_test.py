@@ -28,7 +28,7 @@ SCHEDULE = gan_step.Schedule(
     r1=1.0, r1_every=2, regularize_every=2, swap_images=8, blur_images=8,
     ema_images=8, mix=0.5,
     # No discriminator is so unsure: the probability rises by .1 a step.
-    augment_target=-2.0, augment_every=1, augment_images=40)
+    augment_target=-2.0, augment_every=1, augment_images=80)
 
 
 def labels(count, seed=0):
@@ -37,7 +37,7 @@ def labels(count, seed=0):
       jnp.array(rng.uniform(-90, 90, count), jnp.float32), 10., 2.7, 4.2)))
 
 
-def make_batch(count=4, size=4, step=0, apart=False):
+def make_batch(count=8, size=4, step=0, apart=False):
   rng = np.random.default_rng(step)
   shape = count, RESOLUTION, RESOLUTION, 3
   return {'image': rng.integers(255, size=shape, dtype=np.uint8),
@@ -56,9 +56,8 @@ def optimizers():
 class Run:
   """One pair of networks and its compiled step, shared by the tests."""
 
-  def __init__(self, networks):
-    self.mesh = sharding.chips(len(make_batch()['index']))
-    self._networks = networks
+  def __init__(self, networks, mesh):
+    self.mesh = mesh
     self._step = sharding.pmap(
         lambda state, batch, key: gan_step.step(
             state, batch, key, adversaries=networks, optimizers=optimizers(),
@@ -85,7 +84,8 @@ def fetch(state):
 @pytest.fixture(scope='module', params=['eg3d', 'stylegan2'])
 def run(request):
   config = {'eg3d': EG3D, 'stylegan2': STYLEGAN2}[request.param]
-  return Run(adversaries.BUILDERS[request.param](config, RESOLUTION, 25))
+  return Run(adversaries.BUILDERS[request.param](config, RESOLUTION, 25),
+             sharding.chips(len(make_batch()['index'])))
 
 
 def test_every_phase_moves_its_network(run):
@@ -121,6 +121,36 @@ def test_one_program_of_all_phases_does_what_several_do(run):
       assert (metrics['loss/r1'] > 0) == (step == 0)
     ends.append(fetch(state).params)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), *ends)
+
+
+def save_a_step(path):
+  """A step of EG3D on all devices that there are."""
+  _save(path, Run(adversaries.eg3d(EG3D, RESOLUTION, 25), sharding.chips()))
+
+
+def _save(path, run):
+  state, metrics = run.step(run.start(), make_batch(8), 1)
+  losses = {name: x for name, x in metrics.items() if 'loss/' in name}
+  np.savez(path, **losses, chips=run.mesh.size, weights=np.concatenate([
+      np.ravel(x) for x in jax.tree.leaves(fetch(state).params)]))
+
+
+@pytest.mark.parametrize('run', ['eg3d'], indirect=True)
+def test_a_step_does_not_depend_on_how_many_chips_share_it(
+    run, on_eight_devices, tmp_path):
+  _save(tmp_path / 'two.npz', run)
+  on_eight_devices(
+      'tasks_gan_step_test', 'save_a_step', tmp_path / 'eight.npz')
+  two, eight = (np.load(tmp_path / f'{n}.npz') for n in ('two', 'eight'))
+  assert (two['chips'], eight['chips']) == (2, 8)
+  losses = set(two.files) - {'chips', 'weights'}
+  assert len(losses) == 4 and all(two[name] for name in losses)
+  for name in losses:
+    np.testing.assert_allclose(eight[name], two[name], rtol=1e-3, err_msg=name)
+  # Adam's first step has the size of its rate whatever the gradient: where
+  # that is no more than rounding it may go either way.
+  apart = np.abs(eight['weights'] - two['weights'])
+  assert np.mean(apart > 1e-4) < 1e-3
 
 
 def test_the_average_follows_the_generator(run):

@@ -2,10 +2,6 @@
 
 import itertools
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -15,9 +11,8 @@ from PIL import Image
 from configs import eg3d as config_file
 from configs import stylegan2 as plain_file
 from gen3d.data import images
-from gen3d.engine import checkpoints
 from gen3d.ops import cameras
-from gen3d.tasks import gan
+from gen3d.tasks import adversaries, gan
 
 
 @pytest.fixture(scope='module')
@@ -120,8 +115,7 @@ def test_a_generator_of_images_needs_no_cameras(config, source):
   batch = next(task.batches(0, 0))
   assert batch['label'].shape == (4, 0) and batch['grid'].shape == (4, 0)
   networks = gan.build(plain, 0)
-  variables = jax.jit(lambda key: networks.init(key)['generator'])(
-      jax.random.key(0))
+  variables = adversaries.new_generator(networks, jax.random.key(0))
   sheet = gan.viewer(plain, networks, source)(variables)
   assert sheet.shape == (4 * 10 - 2, 8 * 10 - 2, 3)
   assert not np.array_equal(sheet[:8, :8], sheet[:8, 10:18])
@@ -129,8 +123,7 @@ def test_a_generator_of_images_needs_no_cameras(config, source):
 
 def test_reports_tell_made_from_real(config, source):
   networks = gan.build(config)
-  variables = jax.jit(lambda key: networks.init(key)['generator'])(
-      jax.random.key(0))
+  variables = adversaries.new_generator(networks, jax.random.key(0))
   measure = gan.meter(config, networks, source)
   found = measure(variables)
   assert found['frechet_clip/generated'] > found['frechet_clip/real_halves'] > 0
@@ -139,41 +132,8 @@ def test_reports_tell_made_from_real(config, source):
   draw = gan.sampler(networks, config.render_size[-1][1], batch=4)
   five = draw(variables, labels)
   assert five.shape == (5, 16, 16, 3)
-  np.testing.assert_array_equal(five[:4], draw(variables, labels[:4]))
-
-
-def test_a_step_does_not_depend_on_how_many_chips_share_it(
-    config, source, tmp_path):
-  del source  # its pictures are in the cache
-  def start(devices):
-    return subprocess.Popen(
-        [sys.executable, '-m', 'gen3d.train', '--config=configs/eg3d.py:tiny',
-         '--config.batch=8', '--config.steps=1', '--config.distance_count=0',
-         f'--workdir={tmp_path}/{devices}'],
-        cwd=pathlib.Path(__file__).parents[1], stderr=subprocess.PIPE,
-        text=True, env={**os.environ, 'GEN3D_CACHE': str(tmp_path / 'cache'),
-                        'XLA_FLAGS': '--xla_force_host_platform_device_count='
-                                     f'{devices}'})
-
-  for process in [start(devices) for devices in (1, 8)]:
-    _, said = process.communicate()
-    assert process.returncode == 0, said
-  rows, weights = [], []
-  for devices in '18':
-    lines = (tmp_path / devices / 'scalars.jsonl').read_text().splitlines()
-    rows.append(json.loads(lines[0]))
-    found, _ = checkpoints.load_asset(
-        tmp_path / devices / 'eg3d_shapes.safetensors')
-    weights.append(np.concatenate([
-        np.ravel(x) for x in jax.tree.leaves(found['params'])]))
-  losses = [{name: row[name] for name in row if name.startswith('loss/')}
-            for row in rows]
-  assert len(losses[0]) == 4 and all(losses[0].values())
-  for name, loss in losses[0].items():
-    np.testing.assert_allclose(losses[1][name], loss, rtol=1e-3, err_msg=name)
-  # Adam's first step has the size of its rate whatever the gradient: where
-  # that is no more than rounding it may go either way.
-  assert np.mean(np.abs(weights[1] - weights[0]) > 1e-3) < 1e-3
+  np.testing.assert_allclose(  # by one device instead of two
+      five[:4], draw(variables, labels[:4]), atol=1e-6)
 
 
 def test_a_training_goes_on_from_what_another_left(config, source, tmp_path):

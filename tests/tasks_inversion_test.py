@@ -1,5 +1,6 @@
 """Objects are found again by an untrained generator of a few pixels."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from configs import eg3d as config_file
 from gen3d.engine import checkpoints
 from gen3d.models import perceptual
 from gen3d.ops import cameras
-from gen3d.tasks import gan, inversion, objects
+from gen3d.tasks import adversaries, gan, inversion, objects
 
 CAMERA = {'elevation': 20.0, 'distance': 1.7, 'focal': 1.35}
 # Pixels, and their means over 4 x 4: cheap to compile.
@@ -29,8 +30,7 @@ def config():
 
 @pytest.fixture(scope='module')
 def network(config):
-  variables = jax.jit(lambda key: gan.build(config).init(key)['generator'])(
-      jax.random.key(0))
+  variables = adversaries.new_generator(gan.build(config), jax.random.key(0))
   # With noise that is seen, as after a training.
   params = variables['params']
   layer = params['backbone']['synthesis']['b8']['conv1']
@@ -46,8 +46,8 @@ def network(config):
 def target(network):
   ws = objects.ws_of(network, objects.latent(network, 5))
   label = objects.label(CAMERA, 30.0)
-  return inversion.Target(
-      inversion.paint(network, network.variables, ws, label), label)
+  paint = jax.jit(functools.partial(inversion.paint, network))
+  return inversion.Target(paint(network.variables, ws, label), label)
 
 
 def test_what_is_painted_is_what_is_shown(network, target):

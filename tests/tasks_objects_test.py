@@ -9,7 +9,7 @@ import trimesh
 from configs import eg3d as config_file
 from gen3d.engine import checkpoints
 from gen3d.ops import cameras
-from gen3d.tasks import gan, objects
+from gen3d.tasks import adversaries, gan, objects
 
 CAMERA = {'elevation': 20.0, 'distance': 1.7, 'focal': 1.35}
 
@@ -21,8 +21,7 @@ def config():
 
 @pytest.fixture(scope='module')
 def network(config):
-  variables = jax.jit(lambda key: gan.build(config).init(key)['generator'])(
-      jax.random.key(0))
+  variables = adversaries.new_generator(gan.build(config), jax.random.key(0))
   return objects.trained(config, variables, CAMERA)
 
 

@@ -89,8 +89,9 @@ def test_a_pipeline_written_without_pytorch_is_a_teacher(tmp_path):
        'num_attention_heads': 3})
   teacher = open_models.stable_diffusion_teacher(tmp_path)
   weights, text = teacher.load(), teacher.embed(TEXTS)
-  x = teacher.encode(weights, jnp.full((3, 16, 16, 3), 0.5), jax.random.key(0))
-  eps = teacher.denoise(weights, x, jnp.full(3, 0.5), text)
+  x = jax.jit(teacher.encode)(
+      weights, jnp.full((3, 16, 16, 3), 0.5), jax.random.key(0))
+  eps = jax.jit(teacher.denoise)(weights, x, jnp.full(3, 0.5), text)
   assert x.shape == eps.shape == (3, *teacher.latent)
   assert bool(jnp.all(jnp.isfinite(eps))) and float(jnp.std(eps)) > 1e-3
 

@@ -1,7 +1,6 @@
 """Reconstruction: frames, batches, spreading, and that it reconstructs."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -119,14 +118,8 @@ def compare_spreadings():
       results[1][2]['psnr'], results[0][2]['psnr'], rtol=1e-4)
 
 
-def test_eight_chips_equal_one():
-  code = ('from tests import tasks_reconstruction_test as test; '
-          'test.compare_spreadings()')
-  done = subprocess.run(
-      [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT,
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu',
-           'XLA_FLAGS': '--xla_force_host_platform_device_count=8'})
-  assert done.returncode == 0, done.stderr[-2000:]
+def test_eight_chips_equal_one(on_eight_devices):
+  on_eight_devices('tasks_reconstruction_test', 'compare_spreadings')
 
 
 @pytest.fixture(scope='module')

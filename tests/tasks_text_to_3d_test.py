@@ -1,9 +1,6 @@
 """Text to 3-D with a toy teacher: steps, chips, files, refusals."""
 
-import os
 import pathlib
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import jax
@@ -85,15 +82,8 @@ def compare_spreadings():
                                atol=1e-6, err_msg=name)
 
 
-def test_eight_chips_equal_one():
-  code = ('from tests import tasks_text_to_3d_test as test; '
-          'test.compare_spreadings()')
-  done = subprocess.run(
-      [sys.executable, '-c', code], capture_output=True, text=True,
-      cwd=pathlib.Path(__file__).parents[1], env={
-          **os.environ, 'JAX_PLATFORMS': 'cpu',
-          'XLA_FLAGS': '--xla_force_host_platform_device_count=8'})
-  assert done.returncode == 0, done.stderr[-2000:]
+def test_eight_chips_equal_one(on_eight_devices):
+  on_eight_devices('tasks_text_to_3d_test', 'compare_spreadings')
 
 
 def test_an_object_takes_the_teachers_colour_and_is_exported(tmp_path):

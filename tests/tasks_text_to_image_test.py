@@ -89,10 +89,11 @@ def test_a_network_may_say_the_picture_instead_of_v(config):
   spoken = config.copy_and_resolve_references()
   spoken.model.prediction = 'x'
   model = text_to_image._model(spoken)
-  params = model.init(jax.random.key(0), captions.LENGTH)
+  params = jax.jit(model.init, static_argnums=1)(
+      jax.random.key(0), captions.LENGTH)
   text = model.embed(params, *captions.tokenizer().encode(['a red car']))
   x_t, t = jax.random.normal(jax.random.key(1), (1, 16, 16, 3)), jnp.array([.4])
-  eps = model.denoise(params, x_t, t, text)
+  eps = jax.jit(model.denoise)(params, x_t, t, text)
   # A fresh network ends in zeros: it says that the picture is grey.
   np.testing.assert_allclose(
       noise.x_from_eps(model.schedule, x_t, eps, t), 0, atol=1e-5)

@@ -203,11 +203,12 @@ def spread(function, rows=None, progress=None):
     total = len(jax.tree.leaves(work)[0])
     devices = jax.local_device_count()
     part = rows or -(-total // devices)
-    devices = min(devices, -(-total // part))
+    parts = -(-total // part)
+    devices = min(devices, parts)
     everywhere, each = program(devices)
     shared = jax.device_put(shared, everywhere)
     done = []
-    with tqdm.tqdm(total=-(-total // part), desc=progress,
+    with tqdm.tqdm(total=parts, desc=progress,
                    disable=None if progress else True) as bar:
       for start in range(0, total, devices * part):
         at = np.minimum(np.arange(start, start + devices * part), total - 1)

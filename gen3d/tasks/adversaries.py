@@ -52,6 +52,11 @@ class Latents(NamedTuple):
   crossing: Any = None  # [N] in [0, 1], where those begin: 1 is past the last
 
 
+def new_generator(networks, key):
+  """Variables of an untrained generator, without its opponent's."""
+  return jax.jit(lambda key: networks.init(key)['generator'])(key)
+
+
 def eg3d(config, resolution, label_width):
   """EG3D's generator and dual discriminator.
 

@@ -13,7 +13,7 @@ import tqdm
 
 from gen3d.data import captions, primitives, shapes
 from gen3d.metrics import shape as shape_metrics
-from gen3d.tasks import evaluation, gan, image_text, objects
+from gen3d.tasks import adversaries, evaluation, gan, image_text, objects
 
 SIDES = 8  # from which the judge looks at an object
 CELLS = 48  # along a side of the grid on which the nearest shape is looked for
@@ -70,8 +70,7 @@ def distances(path):
   source = gan.open_data(config.data)
   networks = gan.build(config, source.labels.shape[1])
   measure = gan.meter(config, networks, source)
-  start = jax.jit(lambda key: networks.init(key)['generator'])(
-      jax.random.key(config.seed))
+  start = adversaries.new_generator(networks, jax.random.key(config.seed))
   found = measure(network.variables)
   return {'untrained': measure(start)['frechet_clip/generated'],
           'trained': found['frechet_clip/generated'],
