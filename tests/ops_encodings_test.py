@@ -135,6 +135,35 @@ def test_triplanes_gradients_against_finite_differences(reduce, outside):
   np.testing.assert_allclose(said, found, atol=2e-3)
 
 
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
+def test_derivatives_of_a_look_up_are_those_of_plain_indexing(
+    backend, monkeypatch):
+  """First and second ones, of several grids at once, on either way to add."""
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  rng = np.random.default_rng(9)
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  planes, points = normal(2, 3, 5, 5, 4), normal(2, 30, 3) / 2
+
+  def plain(planes, points):
+    def one(plane, xy):
+      hats = [jnp.maximum(0, 1 - jnp.abs(
+          (x[:, None] + 1) * 2.5 - 0.5 - jnp.arange(5.0))) for x in xy.T]
+      return jnp.einsum('nx,ny,yxc->nc', *hats, plane)
+    return sum(one(plane, points[:, jnp.array(axes)]) for plane, axes in zip(
+        planes, encodings.AXES['xy_xz_yz']))
+
+  def derivatives(look_up):
+    values = lambda planes, points: jnp.sum(
+        jnp.sin(jax.vmap(look_up)(planes, points)))
+    slopes = lambda *inputs: jnp.sum(jnp.cos(jax.grad(values, 1)(*inputs)))
+    return [jax.jit(jax.grad(f, (0, 1)))(planes, points)
+            for f in (values, slopes)]
+
+  found = derivatives(partial(encodings.triplanes, outside='zero'))
+  same = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3)
+  jax.tree.map(same, found, derivatives(plain))
+
+
 def test_triplanes_name_the_choices():
   with pytest.raises(ValueError, match="'median'.*'product'"):
     encodings.triplanes(jnp.zeros((3, 2, 2, 1)), jnp.zeros((1, 3)),

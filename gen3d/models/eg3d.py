@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen3d.models import stylegan2
 from gen3d.ops import cameras, encodings, images, sampling, volume
@@ -114,30 +115,48 @@ def march(field, rays, near, far, draws, rendering):
               + distances[..., None] * rays.directions[..., None, :])
     return distances, *field(points)
 
-  seen = look(_spread(near, far, draws.coarse, rendering.disparity))
+  seen = [look(_spread(near, far, draws.coarse, rendering.disparity))]
   if rendering.importance:
-    weights = sampling.widen(_weigh(*seen[:2]))
+    weights = sampling.widen(_weigh(*seen[0][:2]))
     # The first and last weight and the last midpoint stay unused: released
     # networks were trained so.
     fine = sampling.at_quantiles(
-        _between(seen[0])[..., :-1], weights[..., 1:-1] + 1e-5, draws.fine)
-    distances, density, values = (
-        jnp.concatenate(pair, axis=1) for pair in zip(seen, look(fine)))
-    order = jnp.argsort(distances, axis=1)
-    take = lambda x: jnp.take_along_axis(x, order, axis=1)
-    seen = take(distances), take(density), jnp.take_along_axis(
-        values, order[..., None], axis=1)
-  distances, density, values = seen
+        _between(seen[0][0])[..., :-1], weights[..., 1:-1] + 1e-5, draws.fine)
+    seen.append(look(fine))
+  distances, density = (
+      jnp.concatenate(passes, axis=1)
+      for passes in zip(*(one[:2] for one in seen), strict=True))
+  order = jnp.argsort(distances, axis=1)
+  distances, density = (jnp.take_along_axis(x, order, axis=1)
+                        for x in (distances, density))
   weights = _weigh(distances, density)
   opacity = jnp.sum(weights, axis=-1)
-  colour = volume.composite(
-      weights, (values[:, 1:] + values[:, :-1]) / 2,
-      1.0 if rendering.white else None)
+  colour = _composite(weights, order, [values for _, _, values in seen])
+  if rendering.white:
+    colour += 1 - opacity[:, None]
   depth = jnp.where(
       opacity > 0, jnp.sum(weights * _between(distances), axis=-1)
       / jnp.where(opacity > 0, opacity, 1.0), jnp.inf)
-  return (2 * colour - 1, depth, jnp.min(distances, -1),
-          jnp.max(distances, -1))
+  return (2 * colour - 1, depth, distances[:, 0], distances[:, -1])
+
+
+def _composite(weights, order, values):
+  """What is seen [P, C] of several passes' values [P, S, C].
+
+  An interval is of the mean of its two ends' values, so that a sample counts
+  for half of the intervals beside it. Those shares are brought back to the
+  passes' own order: they are a number a sample, and values are many.
+
+  Args:
+    weights: [P, S - 1] of the intervals between all samples.
+    order: [P, S] places of the samples in one pass after the other.
+    values: of each pass.
+  """
+  shares = _between(jnp.pad(weights, ((0, 0), (1, 1))))
+  shares = jnp.put_along_axis(
+      jnp.zeros_like(shares), order, shares, axis=1, inplace=False)
+  passes = np.cumsum([x.shape[1] for x in values])[:-1]
+  return sum(map(volume.composite, jnp.split(shares, passes, axis=1), values))
 
 
 def _weigh(distances, density):
@@ -176,6 +195,11 @@ def bounds(rays, rendering):
           jnp.where(hit, far, jnp.where(some, largest, 1.0)))
 
 
+def _softplus(x):
+  """nn.softplus without its care for infinite differences: twice as fast."""
+  return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
 class Decoder(nn.Module):
   """Features of the planes [..., F] to raw density and values [..., C]."""
   values: int = 32
@@ -187,7 +211,7 @@ class Decoder(nn.Module):
     # 'net.0' and 'net.2' are the official names.
     dense = lambda width, name: stylegan2.Dense(
         width, lr_mul=self.lr_mul, name=name)
-    x = nn.softplus(dense(self.width, 'net.0')(features))
+    x = _softplus(dense(self.width, 'net.0')(features))
     x = dense(1 + self.values, 'net.2')(x)
     # A sigmoid a little too wide, as Mip-NeRF: colours can saturate.
     return x[..., 0], nn.sigmoid(x[..., 1:]) * 1.002 - 0.001

@@ -7,6 +7,7 @@ square images of features, whose rows and columns span [-1, 1]; a voxel grid is
 an array [R, R, R, C] whose axes are z, y and x.
 """
 
+import functools
 import itertools
 import math
 from typing import Any, NamedTuple
@@ -99,19 +100,11 @@ def triplanes(planes, points, *, reduce='sum', outside='clamp',
   check('outside', ('clamp', 'zero'), outside)
   check('axes', AXES, axes)
   flat = points.reshape(-1, 3)
-  _, height, width, channels = planes.shape
-  table = planes.reshape(-1, channels)
-  looked_up = []
-  for i, (column, row) in enumerate(AXES[axes]):
-    rows, weights = _corners(
-        width, jnp.stack([flat[:, column], flat[:, row]], axis=-1), outside)
-    looked_up.append(([i * height * width + x for x in rows], weights))
-  if reduce == 'product':
-    features = math.prod(_blend(table, *each) for each in looked_up)
-  else:
-    # At once, so that there is one gradient of the planes, not twelve.
-    rows, weights = (sum(each, []) for each in zip(*looked_up, strict=True))
-    features = _blend(table, rows, weights)
+  looked_up = [
+      _look_up(plane, flat[:, (column, row)], outside)
+      for plane, (column, row) in zip(
+          jnp.unstack(planes), AXES[axes], strict=True)]
+  features = (math.prod if reduce == 'product' else sum)(looked_up)
   if reduce == 'mean':
     features = features / 3
   return features.reshape(*points.shape[:-1], planes.shape[-1])
@@ -130,9 +123,7 @@ def voxels(grid, points, *, outside='clamp'):
     ValueError: if `outside` is not known.
   """
   check('outside', ('clamp', 'zero'), outside)
-  flat = points.reshape(-1, 3)
-  table = grid.reshape(-1, grid.shape[-1])
-  features = _blend(table, *_corners(grid.shape[0], flat, outside))
+  features = _look_up(grid, points.reshape(-1, 3), outside)
   return features.reshape(*points.shape[:-1], grid.shape[-1])
 
 
@@ -156,66 +147,130 @@ def contract(gaussian):
   return Gaussian(scale * x, variance)
 
 
-def _corners(resolution, points, outside):
-  """Of the 2^D corners around points [N, D]: rows of [R^D, C], weights [N].
+def _look_up(grid, points, outside):
+  """Features [N, C] of points [N, D] in a grid [R, ..., R, C], D-linear.
 
-  The first coordinate is the one along which neighbours lie side by side.
+  A point's first coordinate is along the grid's last axis before C.
   """
-  place = (points + 1) * (resolution / 2) - 0.5
+  resolution, dimension = grid.shape[0], points.shape[-1]
+  place = (points[:, ::-1] + 1) * (resolution / 2) - 0.5
   if outside == 'clamp':
     place = jnp.clip(place, 0, resolution - 1)
   low = jnp.floor(place)
-  fraction = place - low
-  low = low.astype(jnp.int32)
-  rows, weights = [], []
-  for corner in itertools.product((0, 1), repeat=points.shape[-1]):
-    weight, row = 1.0, 0
-    for axis in reversed(range(points.shape[-1])):
-      at, part = low[:, axis] + corner[axis], fraction[:, axis]
-      share = part if corner[axis] else 1 - part
-      if outside == 'zero':
-        share = jnp.where((at >= 0) & (at < resolution), share, 0.0)
-      weight = weight * share
-      row = row * resolution + jnp.clip(at, 0, resolution - 1)
-    rows.append(row)
-    weights.append(weight)
-  return rows, weights
+  # Beyond the outermost centres the cell is theirs, and one corner or both
+  # have no share in it.
+  start = jnp.clip(low, 0, resolution - 2)
+  part, beside = place - low, low - start
+  shares = (
+      jnp.where(beside == 0, 1 - part, jnp.where(beside == -1, part, 0.0)),
+      jnp.where(beside == 0, part, jnp.where(beside == 1, 1 - part, 0.0)))
+  weights = [math.prod(shares[side][:, axis] for axis, side in enumerate(sides))
+             for sides in _sides(dimension)]
+  return _blend(grid, start.astype(jnp.int32), weights)
+
+
+def _sides(dimension):
+  """The corners of a cell: 0 or 1 for each axis."""
+  return itertools.product((0, 1), repeat=dimension)
+
+
+# Looking up is linear in each of three: the grid, the weights of a cell's
+# corners, and what features are held against. Below are its derivatives in the
+# last, first and second, each of which has the other two for its own gradient.
 
 
 @jax.custom_vjp
-def _blend(table, rows, weights):
-  """Features [N, C]: sum over k of weights[k] [N] table[rows[k] [N]].
+def _blend(grid, start, weights):
+  """Features [N, C]: sums over corners k of weights[k] [N] times a grid's row.
 
   Gathers that are summed as they come: stacking the corners, or
-  map_coordinates, is several times slower on a CPU, backward above all. The
-  gradient adds all of them to one table; left to itself, JAX makes a table
-  for each and adds those, which costs their memory.
+  map_coordinates, is several times slower on a CPU.
+
+  Args:
+    grid: [R, ..., R, C].
+    start: [N, D] the first corner of each point's cell.
+    weights: [N] for each corner.
   """
-  return sum(_take(table, row) * weight[:, None]
-             for row, weight in zip(rows, weights, strict=True))
+  return sum(row * weight[:, None] for row, weight in zip(
+      _rows(grid, start), weights, strict=True))
 
 
-def _blend_forward(table, rows, weights):
-  return _blend(table, rows, weights), (table, rows, weights)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _spread(start, weights, pull, resolution):
+  """The grid [R, ..., R, C] to which each corner adds weights[k] pull [N, C].
+
+  On a CPU cell by cell, in place: XLA's scatter takes as long for each of its
+  corners. (It would sort or add at once where there are more hands.)
+  """
+  dimension, channels = start.shape[-1], pull.shape[-1]
+  shape = (resolution,) * dimension + (channels,)
+  if jax.default_backend() == 'cpu':
+    return _spread_in_turn(start, jnp.stack(weights, axis=-1), pull, shape)
+  table = jnp.zeros((resolution ** dimension, channels), pull.dtype)
+  for row, weight in zip(_numbers(start, resolution), weights, strict=True):
+    table = table.at[row].add(pull * weight[:, None], mode='promise_in_bounds')
+  return table.reshape(shape)
 
 
-def _blend_backward(kept, pull):
-  table, rows, weights = kept
-  gradient = jnp.zeros_like(table)
-  for row, weight in zip(rows, weights, strict=True):
-    gradient = gradient.at[row].add(
-        (pull * weight[:, None]).astype(table.dtype),
-        mode='promise_in_bounds')
-  return gradient, None, [
-      jnp.sum(_take(table, row) * pull, axis=-1).astype(weight.dtype)
-      for row, weight in zip(rows, weights, strict=True)]
+def _spread_in_turn(start, weights, pull, shape):
+
+  @jax.custom_batching.sequential_vmap
+  def spread(start, weights, pull):
+    dimension = start.shape[-1]
+    size = (2,) * dimension
+
+    def add(i, grid):
+      at = (*start[i], 0)
+      cell = jax.lax.dynamic_slice(grid, at, (*size, shape[-1]))
+      cell += weights[i].reshape(*size, 1) * pull[i]
+      return jax.lax.dynamic_update_slice(grid, cell, at)
+
+    return jax.lax.fori_loop(0, len(pull), add, jnp.zeros(shape, pull.dtype))
+
+  return spread(start, weights, pull)
 
 
-_blend.defvjp(_blend_forward, _blend_backward)
+@jax.custom_vjp
+def _against(grid, start, pull):
+  """For each corner [N]: its row of the grid times pull [N, C]."""
+  return [jnp.sum(row * pull, axis=-1) for row in _rows(grid, start)]
 
 
-def _take(table, row):
-  return table.at[row].get(mode='promise_in_bounds')
+def _rows(grid, start):
+  """Yields the features [N, C] of each corner."""
+  table = grid.reshape(-1, grid.shape[-1])
+  for row in _numbers(start, grid.shape[0]):
+    yield table.at[row].get(mode='promise_in_bounds')
+
+
+def _numbers(start, resolution):
+  """Yields the row [N] of each corner in a grid seen as a table."""
+  dimension = start.shape[-1]
+  strides = [resolution ** (dimension - 1 - axis) for axis in range(dimension)]
+  first = sum(start[:, axis] * stride for axis, stride in enumerate(strides))
+  for sides in _sides(dimension):
+    yield first + sum(
+        side * stride for side, stride in zip(sides, strides, strict=True))
+
+
+_blend.defvjp(
+    lambda grid, start, weights: (
+        _blend(grid, start, weights), (grid, start, weights)),
+    lambda kept, pull: (
+        _spread(kept[1], kept[2], pull, kept[0].shape[0]), None,
+        _against(kept[0], kept[1], pull)))
+_spread.defvjp(
+    lambda start, weights, pull, resolution: (
+        _spread(start, weights, pull, resolution), (start, weights, pull)),
+    lambda resolution, kept, grid: (
+        None, _against(grid, kept[0], kept[2]),
+        _blend(grid, kept[0], kept[1])))
+_against.defvjp(
+    lambda grid, start, pull: (
+        _against(grid, start, pull), (grid, start, pull)),
+    lambda kept, weights: (
+        _spread(kept[1], weights, kept[2], kept[0].shape[0]), None,
+        _blend(kept[0], kept[1], weights)))
 
 
 def _octaves(x, degree, base):
