@@ -119,7 +119,8 @@ def compare_spreadings():
 
 
 def test_eight_chips_equal_one(on_eight_devices):
-  on_eight_devices('tasks_reconstruction_test', 'compare_spreadings')
+  done = on_eight_devices('tasks_reconstruction_test', 'compare_spreadings')
+  assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.fixture(scope='module')

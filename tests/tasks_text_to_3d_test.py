@@ -83,7 +83,8 @@ def compare_spreadings():
 
 
 def test_eight_chips_equal_one(on_eight_devices):
-  on_eight_devices('tasks_text_to_3d_test', 'compare_spreadings')
+  done = on_eight_devices('tasks_text_to_3d_test', 'compare_spreadings')
+  assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_an_object_takes_the_teachers_colour_and_is_exported(tmp_path):

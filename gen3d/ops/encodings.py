@@ -199,8 +199,8 @@ def _blend(grid, start, weights):
 def _spread(start, weights, pull, resolution):
   """The grid [R, ..., R, C] to which each corner adds weights[k] pull [N, C].
 
-  On a CPU cell by cell, in place: XLA's scatter takes as long for each of its
-  corners. (It would sort or add at once where there are more hands.)
+  On a CPU cell by cell, in place, for XLA's scatter takes as long for each
+  corner as this for a cell; elsewhere one point after another would be slow.
   """
   dimension, channels = start.shape[-1], pull.shape[-1]
   shape = (resolution,) * dimension + (channels,)
@@ -257,8 +257,8 @@ _blend.defvjp(
     lambda grid, start, weights: (
         _blend(grid, start, weights), (grid, start, weights)),
     lambda kept, pull: (
-        _spread(kept[1], kept[2], pull, kept[0].shape[0]), None,
-        _against(kept[0], kept[1], pull)))
+        _spread(kept[1], kept[2], pull, kept[0].shape[0]).astype(
+            kept[0].dtype), None, _against(kept[0], kept[1], pull)))
 _spread.defvjp(
     lambda start, weights, pull, resolution: (
         _spread(start, weights, pull, resolution), (start, weights, pull)),
