@@ -150,8 +150,8 @@ def test_planes_are_channels_plane_by_plane():
   painted = generator.apply(
       variables, ws, method=lambda g, ws: g.backbone.synthesis(ws, 'const'))
   planes = generator.apply(variables, ws, 'const', method='planes')
-  assert planes.shape == (2, 3, 16, 16, 4)
-  np.testing.assert_array_equal(planes[:, 2, ..., 1], painted[..., 2 * 4 + 1])
+  assert planes.shape == (2, 16, 16, 3, 4)
+  np.testing.assert_array_equal(planes[..., 2, 1], painted[..., 2 * 4 + 1])
 
 
 @pytest.mark.parametrize('name, parameters', [
@@ -236,8 +236,8 @@ def test_every_stage_is_the_official_one(golden):
   ws = call('map', z, c, .7, 14)
   near(ws, golden['ws'])
   planes = generator.apply(variables, ws, 'const', method='planes')
-  near(first(jnp.moveaxis(planes, 1, 3).reshape(2, 256, 256, 96))[
-      :, :, ::16, ::16], golden['planes_sub16'])
+  near(first(planes.reshape(2, 256, 256, 96))[:, :, ::16, ::16],
+       golden['planes_sub16'])
   render = lambda method, *args: jax.jit(
       lambda variables, *args: generator.apply(
           variables, *args, c, 16, draws, method=method))(variables, *args)

@@ -67,34 +67,6 @@ def test_halving_filters_first(kernel):
       conv.apply(variables, x)[0], expected, atol=1e-5)
 
 
-def direct(**options):
-  return lambda x, kernel: jax.lax.conv_general_dilated(
-      x, kernel, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **options)
-
-
-@pytest.mark.parametrize('ours, theirs', [
-    (stylegan2._every_second, direct(window_strides=(2, 2), padding='VALID')),
-    (lambda x, kernel: stylegan2._transposed(x, kernel[::-1, ::-1]),
-     direct(window_strides=(1, 1), padding=((2, 2), (2, 2)),
-            lhs_dilation=(2, 2)))])
-def test_parities_have_the_derivatives_of_one_convolution(ours, theirs):
-  keys = jax.random.split(jax.random.key(0), 2)
-  x = jax.random.normal(keys[0], (2, 7, 9, 3))
-  kernel = jax.random.normal(keys[1], (3, 3, 3, 4))
-
-  def derivatives(convolve):
-    energy = lambda x, kernel: jnp.sum(convolve(x, kernel) ** 3)
-    # As R1: the gradient of an image's gradient.
-    slope = lambda x, kernel: jnp.sum(jax.grad(energy)(x, kernel) ** 2)
-    return (convolve(x, kernel), *jax.grad(energy, (0, 1))(x, kernel),
-            *jax.grad(slope, (0, 1))(x, kernel))
-
-  for found, wanted in zip(derivatives(ours), derivatives(theirs),
-                           strict=True):
-    np.testing.assert_allclose(
-        found, wanted, atol=1e-5 * float(jnp.abs(wanted).max()))
-
-
 def test_gain_goes_to_the_clamp_too():
   x = jnp.array([-100., -1., 1., 100.])
   np.testing.assert_allclose(

@@ -21,7 +21,7 @@ import numpy as np
 
 from gen3d.choices import check
 from gen3d.models import porting
-from gen3d.ops import images
+from gen3d.ops import images, linear
 
 NOISE = ('random', 'const', 'none')
 
@@ -70,7 +70,7 @@ class Dense(nn.Module):
                         (fan_in, self.features))
     bias = self.param('bias', nn.initializers.constant(self.bias_init),
                       (self.features,))
-    x = x @ (weight * (self.lr_mul / np.sqrt(fan_in))).astype(x.dtype)
+    x = linear.dense(x, weight, float(self.lr_mul / np.sqrt(fan_in)))
     return activate(x + (bias * self.lr_mul).astype(x.dtype), self.act)
 
 
@@ -94,12 +94,12 @@ class Conv(nn.Module):
                         (size, size, fan_in, self.features))
     weight = (weight / np.sqrt(fan_in * size * size)).astype(x.dtype)
     if not self.down:
-      x = _same(x, weight)
+      x = linear.correlate(x, weight)
     elif size == 1:
-      x = _same(images.downsample2(x), weight)
+      x = linear.correlate(images.downsample2(x), weight)
     else:
       x = images.filter2d(x, images.BINOMIAL, 2, 2)
-      x = _every_second(x, weight)
+      x = linear.correlate_every_second(x, weight)
     if self.use_bias:
       x += self.param('bias', nn.initializers.zeros,
                       (self.features,)).astype(x.dtype)
@@ -128,10 +128,10 @@ def modulated_conv(x, weight, style, *, up=False, demodulate=True):
   if up:
     # The convolution, then the binomial: the order in which checkpoints were
     # trained.
-    y = _transposed(y, kernel)
+    y = linear.correlate_stuffed(y, kernel)
     y = images.filter2d(y, [2 * tap for tap in images.BINOMIAL], 1, 1)
   else:
-    y = _same(y, kernel)
+    y = linear.correlate(y, kernel)
   if demodulate:
     power = jnp.square(style) @ jnp.sum(jnp.square(weight), axis=(0, 1))
     y = y * jax.lax.rsqrt(power + 1e-8)[:, None, None].astype(x.dtype)
@@ -444,46 +444,6 @@ def sources(like):
 # Official buffers that are the same in every network, and statistics of the
 # training data that no network uses.
 NOT_OURS = ('*resample_filter', 'dataset_label_std')
-
-
-def _same(x, kernel):
-  """Correlation [N, H, W, O] of x [N, H, W, I] with a kernel [K, K, I, O].
-
-  All convolutions here keep the size, and what must not is made of those by
-  cropping: where padding makes a result larger than the image, or zeros are
-  stuffed, XLA's gradient of the kernel is some fifty times slower on a CPU.
-  """
-  if kernel.shape[:2] == (1, 1):
-    return x @ kernel[0, 0]
-  return jax.lax.conv_general_dilated(
-      x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-
-
-def _every_second(x, kernel):
-  """Correlation with 3 x 3 taps, of stride 2: [N, 2H+1, 2W+1, I] to H x W.
-
-  Each parity of rows and columns meets taps of its own.
-  """
-  height, width = x.shape[1] // 2, x.shape[2] // 2
-  return sum(
-      _same(x[:, a::2, b::2], kernel[a::2, b::2])[:, :height, :width]
-      for a in (0, 1) for b in (0, 1))
-
-
-def _transposed(x, kernel):
-  """The adjoint of `_every_second` in form: H x W to [N, 2H+1, 2W+1, O].
-
-  Output (2i + a, 2j + b) meets only those of the 3 x 3 taps that hit no
-  stuffed zero.
-  """
-  height, width = x.shape[1] + 1, x.shape[2] + 1
-  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  taps = slice(None, None, -2), slice(1, 2)
-  parity = lambda a, b: _same(
-      padded[:, a:, b:], kernel[taps[a], taps[b]])[:, :height, :width]
-  y = jnp.stack([jnp.stack([parity(a, b) for b in (0, 1)], axis=3)
-                 for a in (0, 1)], axis=2)
-  return y.reshape(len(x), 2 * height, 2 * width, -1)[:, :-1, :-1]
 
 
 def _precision(index, count, half):

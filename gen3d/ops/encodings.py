@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen3d.choices import check
 
@@ -22,6 +23,12 @@ from gen3d.choices import check
 AXES = {'xy_xz_yz': ((0, 1), (0, 2), (1, 2)),
         'xy_xz_zy': ((0, 1), (0, 2), (2, 1)),
         'eg3d_legacy': ((0, 1), (0, 2), (2, 0))}
+
+
+# On a CPU: numbers of a grid that are changed together (see _spread_in_turn),
+# and points that are looked up together.
+MOST_AT_ONCE = 96
+AT_ONCE = 4096
 
 
 class Gaussian(NamedTuple):
@@ -86,25 +93,33 @@ def triplanes(planes, points, *, reduce='sum', outside='clamp',
   """Features [..., C] of points, bilinear in three planes.
 
   Args:
-    planes: [3, R, R, C]; a texel's value sits at its centre, as in images.
-    points: [..., 3] in [-1, 1].
+    planes: [3, R, R, C], or those of N objects as a generator paints them,
+      [N, R, R, 3, C]; a texel's value sits at its centre, as in images.
+    points: [..., 3] in [-1, 1]; [N, ..., 3] where there are N objects.
     reduce: how the planes' features meet: 'sum', 'mean' or 'product'.
     outside: beyond the outermost centres, 'clamp' goes on with their value,
       'zero' fades to zero within one texel.
     axes: which axes a plane's columns and rows are; a key of AXES.
 
   Raises:
-    ValueError: if one of the three choices is not known.
+    ValueError: if one of the three choices is not known, or R is 1.
   """
   check('reduce', ('sum', 'mean', 'product'), reduce)
   check('outside', ('clamp', 'zero'), outside)
   check('axes', AXES, axes)
-  flat = points.reshape(-1, 3)
-  looked_up = [
-      _look_up(plane, flat[:, (column, row)], outside)
-      for plane, (column, row) in zip(
-          jnp.unstack(planes), AXES[axes], strict=True)]
-  features = (math.prod if reduce == 'product' else sum)(looked_up)
+  painted = planes.ndim == 5
+  grids = planes if painted else planes[:, :, :, None]
+  count = len(planes) if painted else 1
+  flat = points.reshape(count, -1, 3)
+  # A grid is told by its number and by the last index before the channels.
+  lookings = [
+      (flat[..., (column, row)], np.arange(count) if painted else [i],
+       i if painted else 0)
+      for i, (column, row) in enumerate(AXES[axes])]
+  if reduce == 'product':
+    features = math.prod(_look_up(grids, [one], outside) for one in lookings)
+  else:
+    features = _look_up(grids, lookings, outside)
   if reduce == 'mean':
     features = features / 3
   return features.reshape(*points.shape[:-1], planes.shape[-1])
@@ -120,10 +135,11 @@ def voxels(grid, points, *, outside='clamp'):
     outside: as in `triplanes`.
 
   Raises:
-    ValueError: if `outside` is not known.
+    ValueError: if `outside` is not known, or R is 1.
   """
   check('outside', ('clamp', 'zero'), outside)
-  features = _look_up(grid, points.reshape(-1, 3), outside)
+  features = _look_up(
+      grid[None, ..., None, :], [(points.reshape(1, -1, 3), [0], 0)], outside)
   return features.reshape(*points.shape[:-1], grid.shape[-1])
 
 
@@ -147,13 +163,41 @@ def contract(gaussian):
   return Gaussian(scale * x, variance)
 
 
-def _look_up(grid, points, outside):
-  """Features [N, C] of points [N, D] in a grid [R, ..., R, C], D-linear.
+def _look_up(grids, lookings, outside):
+  """Features in grids [G, R, ..., R, H, C], D-linear, of all lookings summed.
 
-  A point's first coordinate is along the grid's last axis before C.
+  Args:
+    grids: all of one shape.
+    lookings: triples (points [A, N, D], number [A] of the grid, which of H). A
+      point's first coordinate is along a grid's last axis before H.
+    outside: as in `triplanes`.
+
+  Returns:
+    [A N, C].
+
+  Raises:
+    ValueError: if R is 1.
   """
-  resolution, dimension = grid.shape[0], points.shape[-1]
-  place = (points[:, ::-1] + 1) * (resolution / 2) - 0.5
+  resolution = grids.shape[1]
+  if resolution < 2:
+    raise ValueError('A grid of one texel has nothing to go between; give it '
+                     'a resolution of 2 or more.')
+  starts, weights = [], []
+  for points, grid, part in lookings:
+    start, shares = _cells(points, resolution, outside)
+    like = (*start.shape[:-1], 1)
+    grid = np.broadcast_to(np.asarray(grid)[:, None, None], like)
+    starts.append(jnp.concatenate(
+        [grid, start, np.full(like, part)], axis=-1))
+    weights.append(shares)
+  by_point = lambda x: jnp.stack(x, axis=2).reshape(
+      -1, len(lookings), x[0].shape[-1])
+  return _blend(grids, by_point(starts), by_point(weights))
+
+
+def _cells(points, resolution, outside):
+  """The first corners [..., D] of points' cells, weights [..., 2^D] of all."""
+  place = (points[..., ::-1] + 1) * (resolution / 2) - 0.5
   if outside == 'clamp':
     place = jnp.clip(place, 0, resolution - 1)
   low = jnp.floor(place)
@@ -164,9 +208,10 @@ def _look_up(grid, points, outside):
   shares = (
       jnp.where(beside == 0, 1 - part, jnp.where(beside == -1, part, 0.0)),
       jnp.where(beside == 0, part, jnp.where(beside == 1, 1 - part, 0.0)))
-  weights = [math.prod(shares[side][:, axis] for axis, side in enumerate(sides))
-             for sides in _sides(dimension)]
-  return _blend(grid, start.astype(jnp.int32), weights)
+  weights = [
+      math.prod(shares[side][..., axis] for axis, side in enumerate(sides))
+      for sides in _sides(points.shape[-1])]
+  return start.astype(jnp.int32), jnp.stack(weights, axis=-1)
 
 
 def _sides(dimension):
@@ -174,103 +219,131 @@ def _sides(dimension):
   return itertools.product((0, 1), repeat=dimension)
 
 
-# Looking up is linear in each of three: the grid, the weights of a cell's
+# Looking up is linear in each of three: the grids, the weights of the cells'
 # corners, and what features are held against. Below are its derivatives in the
 # last, first and second, each of which has the other two for its own gradient.
+# Every point has L cells, [N, L, ...], and gets the sum of what is found there.
 
 
 @jax.custom_vjp
-def _blend(grid, start, weights):
-  """Features [N, C]: sums over corners k of weights[k] [N] times a grid's row.
+def _blend(grids, starts, weights):
+  """Features [N, C]: sums over cells and their corners of weights times rows.
 
   Gathers that are summed as they come: stacking the corners, or
-  map_coordinates, is several times slower on a CPU.
+  map_coordinates, is several times slower on a CPU. There, points are taken
+  some at a time, too: outside of a loop XLA would compute grids and weights
+  again for each number that it gathers, not once.
 
   Args:
-    grid: [R, ..., R, C].
-    start: [N, D] the first corner of each point's cell.
-    weights: [N] for each corner.
+    grids: [G, R, ..., R, H, C].
+    starts: [N, L, 2 + D], the first corner of each cell.
+    weights: [N, L, 2^D].
   """
-  return sum(row * weight[:, None] for row, weight in zip(
-      _rows(grid, start), weights, strict=True))
+  def blend(starts, weights):
+    return sum(
+        row * weights[:, cell, corner, None]
+        for cell, corner, row in _rows(grids, starts))
+
+  if jax.default_backend() != 'cpu':
+    return blend(starts, weights)
+  one = lambda cells: blend(*(x[None] for x in cells))[0]
+  return jax.lax.map(one, (starts, weights), batch_size=AT_ONCE)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _spread(start, weights, pull, resolution):
-  """The grid [R, ..., R, C] to which each corner adds weights[k] pull [N, C].
+def _spread(starts, weights, pull, shape):
+  """Grids to which each corner of a cell adds its weight times pull [N, C].
 
   On a CPU cell by cell, in place, for XLA's scatter takes as long for each
   corner as this for a cell; elsewhere one point after another would be slow.
   """
-  dimension, channels = start.shape[-1], pull.shape[-1]
-  shape = (resolution,) * dimension + (channels,)
   if jax.default_backend() == 'cpu':
-    return _spread_in_turn(start, jnp.stack(weights, axis=-1), pull, shape)
-  table = jnp.zeros((resolution ** dimension, channels), pull.dtype)
-  for row, weight in zip(_numbers(start, resolution), weights, strict=True):
-    table = table.at[row].add(pull * weight[:, None], mode='promise_in_bounds')
+    return _spread_in_turn(starts, weights, pull, shape)
+  table = jnp.zeros((math.prod(shape[:-1]), shape[-1]), pull.dtype)
+  for cell, corner, number in _numbers(shape, starts):
+    table = table.at[number].add(
+        pull * weights[:, cell, corner, None], mode='promise_in_bounds')
   return table.reshape(shape)
 
 
-def _spread_in_turn(start, weights, pull, shape):
+def _spread_in_turn(starts, weights, pull, shape):
+  dimension, channels = len(shape) - 3, shape[-1]
+  # A piece of a cell at a time: the corners along the last `whole` axes. XLA
+  # makes one function of a loop whose round touches less than 1,024 bytes, old
+  # and new values and what is between; one that touches more is interpreted,
+  # and a round takes two to four times as long.
+  whole = dimension
+  while whole and 2 ** whole * channels > MOST_AT_ONCE:
+    whole -= 1
+  pieces, size = 2 ** (dimension - whole), 2 ** whole
+  corners = jnp.asarray([(0, *sides, 0) for sides in _sides(dimension)])[::size]
+  block = (1,) * (1 + dimension - whole) + (2,) * whole + (1, channels)
 
   @jax.custom_batching.sequential_vmap
-  def spread(start, weights, pull):
-    dimension = start.shape[-1]
-    size = (2,) * dimension
+  def spread(starts, weights, pull):
 
-    def add(i, grid):
-      at = (*start[i], 0)
-      cell = jax.lax.dynamic_slice(grid, at, (*size, shape[-1]))
-      cell += weights[i].reshape(*size, 1) * pull[i]
-      return jax.lax.dynamic_update_slice(grid, cell, at)
+    def add(i, grids, start, weights):
+      point, piece = i // pieces, i % pieces
+      at = (*(start[point] + corners[piece]), 0)
+      share = jax.lax.dynamic_slice(weights, (point, piece * size), (1, size))
+      values = jax.lax.dynamic_slice(grids, at, block)
+      values += share.reshape(*block[:-1], 1) * pull[point]
+      return jax.lax.dynamic_update_slice(grids, values, at)
 
-    return jax.lax.fori_loop(0, len(pull), add, jnp.zeros(shape, pull.dtype))
+    grids = jnp.zeros(shape, pull.dtype)
+    # Not in one loop, which would go to and fro between the planes.
+    for cell in range(starts.shape[1]):
+      grids = jax.lax.fori_loop(
+          0, len(pull) * pieces, functools.partial(
+              add, start=starts[:, cell], weights=weights[:, cell]), grids)
+    return grids
 
-  return spread(start, weights, pull)
+  return spread(starts, weights, pull)
 
 
 @jax.custom_vjp
-def _against(grid, start, pull):
-  """For each corner [N]: its row of the grid times pull [N, C]."""
-  return [jnp.sum(row * pull, axis=-1) for row in _rows(grid, start)]
+def _against(grids, starts, pull):
+  """For each corner [N, L, 2^D]: its row of the grids times pull [N, C]."""
+  found = [jnp.sum(row * pull, axis=-1) for _, _, row in _rows(grids, starts)]
+  return jnp.stack(found, axis=-1).reshape(*starts.shape[:2], -1)
 
 
-def _rows(grid, start):
-  """Yields the features [N, C] of each corner."""
-  table = grid.reshape(-1, grid.shape[-1])
-  for row in _numbers(start, grid.shape[0]):
-    yield table.at[row].get(mode='promise_in_bounds')
+def _rows(grids, starts):
+  """Yields (cell, corner, features [N, C]) for each corner of each cell."""
+  table = grids.reshape(-1, grids.shape[-1])
+  for cell, corner, number in _numbers(grids.shape, starts):
+    yield cell, corner, table.at[number].get(mode='promise_in_bounds')
 
 
-def _numbers(start, resolution):
-  """Yields the row [N] of each corner in a grid seen as a table."""
-  dimension = start.shape[-1]
-  strides = [resolution ** (dimension - 1 - axis) for axis in range(dimension)]
-  first = sum(start[:, axis] * stride for axis, stride in enumerate(strides))
-  for sides in _sides(dimension):
-    yield first + sum(
-        side * stride for side, stride in zip(sides, strides, strict=True))
+def _numbers(shape, starts):
+  """Yields (cell, corner, row [N]) in grids of a shape, seen as a table."""
+  strides = [math.prod(shape[axis + 1:-1]) for axis in range(len(shape) - 1)]
+  for cell in range(starts.shape[1]):
+    first = sum(starts[:, cell, axis] * stride
+                for axis, stride in enumerate(strides))
+    for corner, sides in enumerate(_sides(len(shape) - 3)):
+      yield cell, corner, first + sum(
+          side * stride
+          for side, stride in zip(sides, strides[1:-1], strict=True))
 
 
 _blend.defvjp(
-    lambda grid, start, weights: (
-        _blend(grid, start, weights), (grid, start, weights)),
+    lambda grids, starts, weights: (
+        _blend(grids, starts, weights), (grids, starts, weights)),
     lambda kept, pull: (
-        _spread(kept[1], kept[2], pull, kept[0].shape[0]).astype(
-            kept[0].dtype), None, _against(kept[0], kept[1], pull)))
+        _spread(*kept[1:], pull, kept[0].shape).astype(kept[0].dtype), None,
+        _against(*kept[:2], pull)))
 _spread.defvjp(
-    lambda start, weights, pull, resolution: (
-        _spread(start, weights, pull, resolution), (start, weights, pull)),
-    lambda resolution, kept, grid: (
-        None, _against(grid, kept[0], kept[2]),
-        _blend(grid, kept[0], kept[1])))
+    lambda starts, weights, pull, shape: (
+        _spread(starts, weights, pull, shape), (starts, weights, pull)),
+    lambda shape, kept, grids: (
+        None, _against(grids, kept[0], kept[2]), _blend(grids, *kept[:2])))
 _against.defvjp(
-    lambda grid, start, pull: (
-        _against(grid, start, pull), (grid, start, pull)),
+    lambda grids, starts, pull: (
+        _against(grids, starts, pull), (grids, starts, pull)),
     lambda kept, weights: (
-        _spread(kept[1], weights, kept[2], kept[0].shape[0]), None,
-        _blend(kept[0], kept[1], weights)))
+        _spread(kept[1], weights, kept[2], kept[0].shape).astype(
+            kept[0].dtype), None, _blend(kept[0], kept[1], weights)))
 
 
 def _octaves(x, degree, base):

@@ -58,7 +58,7 @@ def composite(weights, values, background=None):
 
   `background` [..., C] gets what the weights leave of 1; None adds nothing.
   """
-  seen = jnp.sum(weights[..., None] * values, axis=-2)
+  seen = jnp.einsum('...n,...nc->...c', weights, values)
   if background is None:
     return seen
   return seen + (1 - jnp.sum(weights, axis=-1, keepdims=True)) * background

@@ -17,14 +17,16 @@ def parts(config):
   variables = jax.jit(networks.init)(jax.random.key(0))
   made, judged = variables['generator'], variables['discriminator']
   count = config.batch
-  label = jnp.tile(cameras.to_label(cameras.orbit(
-      20.0, 10.0, (rendering.start + rendering.end) / 2, 1.35)), (count, 1))
+  distance = (1.5 * rendering.box if rendering.start == 'auto'
+              else (rendering.start + rendering.end) / 2)
+  label = jnp.tile(cameras.to_label(
+      cameras.orbit(20.0, 10.0, distance, 1.35)), (count, 1))
   latents = adversaries.Latents(
       jax.random.key(1), jnp.arange(count),
       jnp.ones((count, networks.z_width)), label, label)
   draws = eg3d.draw(jax.random.key(2), count, size, rendering)
-  planes = jnp.zeros((count, 3, config.model.synthesis.resolution,
-                      config.model.synthesis.resolution, generator.features))
+  planes = jnp.zeros((count, *2 * (config.model.synthesis.resolution,), 3,
+                      generator.features))
 
   def rendered(planes):
     return generator.apply(

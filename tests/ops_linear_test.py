@@ -1,0 +1,64 @@
+"""Products and convolutions, and their derivatives, against XLA's own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen3d.ops import linear
+
+
+def derivatives(function, x, weight):
+  """The value, its first derivatives, and those of an image's gradient."""
+  energy = lambda x, weight: jnp.sum(function(x, weight) ** 3)
+  # As R1: the gradient of an image's gradient.
+  slope = lambda x, weight: jnp.sum(jax.grad(energy)(x, weight) ** 2)
+  return (function(x, weight), *jax.grad(energy, (0, 1))(x, weight),
+          *jax.grad(slope, (0, 1))(x, weight))
+
+
+def alike(ours, theirs, *shapes):
+  keys = jax.random.split(jax.random.key(0), 2)
+  inputs = [jax.random.normal(key, shape)
+            for key, shape in zip(keys, shapes, strict=True)]
+  found, wanted = (jax.jit(functools.partial(derivatives, function))(*inputs)
+                   for function in (ours, theirs))
+  for one, other in zip(found, wanted, strict=True):
+    np.testing.assert_allclose(
+        one, other, atol=1e-5 * float(jnp.abs(other).max()))
+
+
+def direct(**options):
+  return lambda x, kernel: jax.lax.conv_general_dilated(
+      x, kernel, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **options)
+
+
+@pytest.mark.parametrize('width', [2, 7])
+def test_dense_has_the_derivatives_of_a_product(width):
+  alike(lambda x, weight: linear.dense(x, weight, .3),
+        lambda x, weight: x @ (.3 * weight), (2, 5, 4), (4, width))
+
+
+@pytest.mark.parametrize('many', [1, 10**9])
+@pytest.mark.parametrize('width', [2, 40])
+@pytest.mark.parametrize('size', [(3, 3), (2, 2), (1, 2), (2, 1), (1, 1)])
+def test_correlation_has_the_derivatives_of_a_convolution(
+    size, width, many, monkeypatch):
+  monkeypatch.setattr(linear, 'MANY', many)
+  alike(linear.correlate, direct(window_strides=(1, 1), padding='SAME'),
+        (2, 5, 6, 3), (*size, 3, width))
+
+
+@pytest.mark.parametrize('many', [1, 10**9])
+@pytest.mark.parametrize('ours, theirs', [
+    (linear.correlate_every_second,
+     direct(window_strides=(2, 2), padding='VALID')),
+    (lambda x, kernel: linear.correlate_stuffed(x, kernel[::-1, ::-1]),
+     direct(window_strides=(1, 1), padding=((2, 2), (2, 2)),
+            lhs_dilation=(2, 2)))])
+def test_parities_have_the_derivatives_of_one_convolution(
+    ours, theirs, many, monkeypatch):
+  monkeypatch.setattr(linear, 'MANY', many)
+  alike(ours, theirs, (2, 7, 9, 3), (3, 3, 3, 4))
