@@ -153,15 +153,25 @@ def test_derivatives_of_a_look_up_are_those_of_plain_indexing(
         planes, encodings.AXES['xy_xz_yz']))
 
   def derivatives(look_up):
-    values = lambda planes, points: jnp.sum(
-        jnp.sin(jax.vmap(look_up)(planes, points)))
+    values = lambda planes, points: jnp.sum(jnp.sin(look_up(planes, points)))
     slopes = lambda *inputs: jnp.sum(jnp.cos(jax.grad(values, 1)(*inputs)))
     return [jax.jit(jax.grad(f, (0, 1)))(planes, points)
             for f in (values, slopes)]
 
-  found = derivatives(partial(encodings.triplanes, outside='zero'))
+  look_up = partial(encodings.triplanes, outside='zero')
+  wanted = derivatives(jax.vmap(plain))
   same = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3)
-  jax.tree.map(same, found, derivatives(plain))
+  jax.tree.map(same, derivatives(jax.vmap(look_up)), wanted)
+  # As a generator paints them, some points and parts of cells at a time.
+  monkeypatch.setattr(encodings, 'AT_ONCE', 7)
+  monkeypatch.setattr(encodings, 'MOST_AT_ONCE', 8)
+  painted = lambda planes, points: look_up(jnp.moveaxis(planes, 1, 3), points)
+  jax.tree.map(same, derivatives(painted), wanted)
+
+
+def test_one_texel_is_refused():
+  with pytest.raises(ValueError, match='resolution of 2 or more'):
+    encodings.triplanes(jnp.zeros((3, 1, 1, 2)), jnp.zeros((4, 3)))
 
 
 def test_triplanes_name_the_choices():

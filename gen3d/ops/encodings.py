@@ -117,9 +117,10 @@ def triplanes(planes, points, *, reduce='sum', outside='clamp',
        i if painted else 0)
       for i, (column, row) in enumerate(AXES[axes])]
   if reduce == 'product':
-    features = math.prod(_look_up(grids, [one], outside) for one in lookings)
+    features = math.prod(
+        _look_up(grids, [one], outside, painted) for one in lookings)
   else:
-    features = _look_up(grids, lookings, outside)
+    features = _look_up(grids, lookings, outside, painted)
   if reduce == 'mean':
     features = features / 3
   return features.reshape(*points.shape[:-1], planes.shape[-1])
@@ -163,7 +164,7 @@ def contract(gaussian):
   return Gaussian(scale * x, variance)
 
 
-def _look_up(grids, lookings, outside):
+def _look_up(grids, lookings, outside, computed=False):
   """Features in grids [G, R, ..., R, H, C], D-linear, of all lookings summed.
 
   Args:
@@ -171,6 +172,7 @@ def _look_up(grids, lookings, outside):
     lookings: triples (points [A, N, D], number [A] of the grid, which of H). A
       point's first coordinate is along a grid's last axis before H.
     outside: as in `triplanes`.
+    computed: whether the grids are computed where they are looked up.
 
   Returns:
     [A N, C].
@@ -192,7 +194,7 @@ def _look_up(grids, lookings, outside):
     weights.append(shares)
   by_point = lambda x: jnp.stack(x, axis=2).reshape(
       -1, len(lookings), x[0].shape[-1])
-  return _blend(grids, by_point(starts), by_point(weights))
+  return _blend(grids, by_point(starts), by_point(weights), computed)
 
 
 def _cells(points, resolution, outside):
@@ -225,26 +227,27 @@ def _sides(dimension):
 # Every point has L cells, [N, L, ...], and gets the sum of what is found there.
 
 
-@jax.custom_vjp
-def _blend(grids, starts, weights):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _blend(grids, starts, weights, computed=False):
   """Features [N, C]: sums over cells and their corners of weights times rows.
 
   Gathers that are summed as they come: stacking the corners, or
-  map_coordinates, is several times slower on a CPU. There, points are taken
-  some at a time, too: outside of a loop XLA would compute grids and weights
-  again for each number that it gathers, not once.
+  map_coordinates, is several times slower on a CPU.
 
   Args:
     grids: [G, R, ..., R, H, C].
     starts: [N, L, 2 + D], the first corner of each cell.
     weights: [N, L, 2^D].
+    computed: whether the grids are computed in this program. On a CPU, XLA
+      would do their last operations once for each number that is gathered,
+      but for a loop between: points are taken some at a time.
   """
   def blend(starts, weights):
     return sum(
         row * weights[:, cell, corner, None]
         for cell, corner, row in _rows(grids, starts))
 
-  if jax.default_backend() != 'cpu':
+  if not computed or jax.default_backend() != 'cpu':
     return blend(starts, weights)
   one = lambda cells: blend(*(x[None] for x in cells))[0]
   return jax.lax.map(one, (starts, weights), batch_size=AT_ONCE)
@@ -328,9 +331,9 @@ def _numbers(shape, starts):
 
 
 _blend.defvjp(
-    lambda grids, starts, weights: (
-        _blend(grids, starts, weights), (grids, starts, weights)),
-    lambda kept, pull: (
+    lambda grids, starts, weights, computed: (
+        _blend(grids, starts, weights, computed), (grids, starts, weights)),
+    lambda computed, kept, pull: (
         _spread(*kept[1:], pull, kept[0].shape).astype(kept[0].dtype), None,
         _against(*kept[:2], pull)))
 _spread.defvjp(
