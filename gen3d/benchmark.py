@@ -44,7 +44,7 @@ def main():
   mesh = sharding.chips(len(jax.tree.leaves(batch_of(0))[0]))
   print(f'{config.task}, {mesh.size} {jax.devices()[0].platform} device(s)')
   state = loop.place(task.init(jax.random.key(0)), mesh)
-  step = sharding.pmap(task.step, mesh)
+  step = sharding.pmap(task.step, mesh, task.frugal)
   leaves = jax.tree.leaves(state.params)
   number('parameters', sum(x.size for x in leaves))
   number('bytes of parameters', sum(x.nbytes for x in leaves))

@@ -148,7 +148,7 @@ def place(state, mesh):
 def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
   """Returns the state of config.steps, of which a save is under way."""
   start = int(sharding.local(state.step))
-  step = sharding.pmap(_watched(task.step), mesh)
+  step = sharding.pmap(_watched(task.step), mesh, task.frugal)
   run_key = sharding.replicate(keys[1], mesh)
   report = Report(
       workdir, start, config.steps, config.get('progress', ()),

@@ -33,9 +33,12 @@ class Task(NamedTuple):
     evaluate: (state, key) -> (scalars, images): {name: float} and
       {name: uint8 [H, W, 3]}. Runs on the host's side, on one chip.
     finish: (state, workdir) -> list of the files that it wrote.
+    frugal: whether the step's program is ordered for memory's sake on a CPU;
+      see sharding.pmap.
   """
   init: Callable
   step: Callable
   batches: Callable
   evaluate: Callable
   finish: Callable
+  frugal: bool = False

@@ -71,7 +71,8 @@ def make(config):
                              optimizers=optimizers, schedule=schedule),
       batches=functools.partial(batches, config=config, source=source),
       evaluate=report,
-      finish=finish)
+      finish=finish,
+      frugal=True)
 
 
 def begin_with(state, path):
