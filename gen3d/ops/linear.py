@@ -17,7 +17,7 @@ MANY = 8192
 
 
 def dense(x, weight, scale=1.0):
-  """x [..., I] times scale times weight [I, O]."""
+  """x [..., I] times scale times weight [I, O]; as rows, see above."""
   y = _times(x.reshape(-1, x.shape[-1]), weight, scale)
   return y.reshape(*x.shape[:-1], weight.shape[-1])
 
