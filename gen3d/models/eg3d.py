@@ -228,8 +228,8 @@ class Decoder(nn.Module):
     # 'net.0' and 'net.2' are the official names.
     dense = lambda width, name: stylegan2.Dense(
         width, lr_mul=self.lr_mul, name=name)
-    # As rows between the layers, too: a rendering and its gradient take 6 % more
-    # time on a CPU where there are more axes.
+    # As rows between the layers, too: a rendering and its gradient take 6 %
+    # more time on a CPU where there are more axes.
     x = features.reshape(-1, features.shape[-1])
     x = _softplus(dense(self.width, 'net.0')(x))
     x = dense(1 + self.values, 'net.2')(x)
