@@ -8,6 +8,7 @@ import trimesh
 
 from configs import eg3d as config_file
 from gen3d.engine import checkpoints
+from gen3d.models import eg3d
 from gen3d.ops import cameras
 from gen3d.tasks import adversaries, gan, objects
 
@@ -58,6 +59,18 @@ def test_views_do_not_depend_on_what_else_is_asked_for(network):
   assert not np.array_equal(film[0], film[1])
   other = objects.ws_of(network, objects.latent(network, 4))
   assert not np.array_equal(film, paint(other, labels))
+
+
+def test_depth_panels_show_what_is_near_brighter_and_fog_dark():
+  depth = jnp.array([[[1.0, 1.5, 2.0], [2.5, 0.2, 9.0]]])
+  opacity = jnp.array([[[1.0, 1.0, 1.0], [1.0, 0.02, 0.1]]])
+  made = eg3d.Generated(None, None, depth, opacity)
+  (near, middle, far), (back, *fog) = np.asarray(objects._closeness(made)[0])
+  assert near > middle > far > back > 0.15
+  np.testing.assert_allclose(near, 1, atol=0.02)
+  np.testing.assert_allclose(fog, [0.02, 0.02], atol=1e-6)
+  empty = made._replace(opacity=0.1 * opacity)
+  np.testing.assert_array_equal(objects._closeness(empty), 0)
 
 
 def test_truncation_ends_in_the_mean_of_w(network):

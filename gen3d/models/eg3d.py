@@ -25,6 +25,7 @@ class Generated(NamedTuple):
   image: Any      # [N, R, R, 3]
   image_raw: Any  # [N, r, r, 3] as rendered, before super-resolution
   depth: Any      # [N, r, r] along the ray
+  opacity: Any    # [N, r, r] in [0, 1]
 
 
 class Rendering(NamedTuple):
@@ -86,6 +87,15 @@ class Draws(NamedTuple):
   fine: Any    # [N, rays, importance]
 
 
+class Seen(NamedTuple):
+  """What rays [...] have found."""
+  values: Any   # [..., C] in [-1, 1]
+  depth: Any    # [...] mean distance, not yet clamped
+  opacity: Any  # [...] what is not seen through
+  nearest: Any  # [...] sample
+  farthest: Any
+
+
 def draw(key, count, resolution, rendering):
   """Draws for `count` images; without a key the middle of every interval."""
   shapes = [(count, resolution ** 2, number)
@@ -109,8 +119,7 @@ def march(field, rays, near, far, draws, rendering):
     rendering: Rendering.
 
   Returns:
-    (values [..., P, C] in [-1, 1], depth [..., P] not yet clamped, nearest and
-    farthest sample).
+    Seen [..., P].
   """
   def look(distances):
     points = (rays.origins[..., None, :]
@@ -139,7 +148,8 @@ def march(field, rays, near, far, draws, rendering):
   depth = jnp.where(
       opacity > 0, jnp.sum(weights * _between(distances), axis=-1)
       / jnp.where(opacity > 0, opacity, 1.0), jnp.inf)
-  return 2 * colour - 1, depth, distances[..., 0], distances[..., -1]
+  return Seen(2 * colour - 1, depth, opacity, distances[..., 0],
+              distances[..., -1])
 
 
 def _composite(weights, order, values):
@@ -314,7 +324,7 @@ class Generator(nn.Module):
     return self._field(self._decoder(), planes, points)
 
   def features_at(self, planes, camera_label, resolution, draws):
-    """What is seen: (values [N, r, r, F], depth [N, r, r])."""
+    """What is seen: values [N, r, r, F], depth and opacity [N, r, r]."""
     count = len(planes)
     rays = cameras.rays(
         cameras.from_label(camera_label), resolution, resolution)
@@ -332,16 +342,17 @@ class Generator(nn.Module):
           some, swap(inputs), self.rendering.chunk, axes=1))
     else:
       seen = look(inputs)
-    values, depth, nearest, farthest = seen
-    depth = jnp.clip(depth, jnp.min(nearest), jnp.max(farthest))
+    depth = jnp.clip(
+        seen.depth, jnp.min(seen.nearest), jnp.max(seen.farthest))
     image = lambda x: x.reshape(count, resolution, resolution, *x.shape[2:])
-    return image(values), image(depth)
+    return image(seen.values), image(depth), image(seen.opacity)
 
   def render(self, planes, ws, camera_label, resolution, draws):
     """Generated from planes that are there already."""
-    values, depth = self.features_at(planes, camera_label, resolution, draws)
+    values, *geometry = self.features_at(
+        planes, camera_label, resolution, draws)
     image = self.superresolution(values, ws[:, -1])
-    return Generated(image, values[..., :3], depth)
+    return Generated(image, values[..., :3], *geometry)
 
   def _field(self, decode, planes, points):
     """Raw density [N, ...] and values [N, ..., F] at points [N, ..., 3]."""

@@ -168,12 +168,10 @@ def painter(network, panels=PANELS):
         variables, planes, ws[None], labels, size,
         eg3d.draw(None, 1, size, generator.rendering), method='render')
     shape = made.image.shape[1:]
-    near, far = jnp.percentile(made.depth, jnp.array([1.0, 99.0]))
-    closeness = (far - made.depth[0]) / jnp.maximum(far - near, 1e-6)
     fit = lambda x: jax.image.resize(
         jnp.broadcast_to(x, (*x.shape[:2], 3)), shape, 'nearest')
     found = {'image': made.image[0], 'raw': fit(made.image_raw[0]),
-             'depth': fit(2 * closeness[..., None] - 1)}
+             'depth': fit(2 * _closeness(made)[0, ..., None] - 1)}
     side_by_side = jnp.concatenate([found[name] for name in panels], axis=1)
     return jnp.round(255 * jnp.clip(
         side_by_side / 2 + 0.5, 0, 1)).astype(jnp.uint8)[None]
@@ -181,6 +179,19 @@ def painter(network, panels=PANELS):
   around = sharding.spread(look, rows=1)
   return lambda ws, labels: around(
       (network.variables, planes_of(network.variables, ws), ws), labels)
+
+
+def _closeness(made):
+  """Brightness [N, r, r] of a depth panel: what is near is bright.
+
+  As far as an object is seen, its own depths are told apart; what rays find
+  in the fog around it is as dark as the fog is thin.
+  """
+  solid = jnp.where(made.opacity > 0.5, made.depth, jnp.nan)
+  near, far = jnp.nanpercentile(solid, jnp.array([1.0, 99.0]))
+  closeness = jnp.clip(
+      (far - made.depth) / jnp.maximum(far - near, 1e-6), 0, 1)
+  return made.opacity * jnp.nan_to_num(0.2 + 0.8 * closeness)
 
 
 def mesher(network, resolution=128):
