@@ -5,6 +5,7 @@ licence is non-commercial): give their folder as $GEN3D_REFERENCE.
 """
 
 import functools
+import json
 import os
 import pathlib
 
@@ -13,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen3d.models import eg3d, porting, stylegan2
+from configs import eg3d as config_file
+from gen3d.models import eg3d, official, porting, stylegan2
 from gen3d.ops import cameras
+from gen3d.tasks import gan
 
 LABEL = cameras.to_label(cameras.orbit(
     jnp.array([0., 70.]), jnp.array([10., -5.]), 2.7, 4.2647))
@@ -199,11 +202,16 @@ def test_the_discriminator_sees_both_images():
 
 
 @pytest.fixture(scope='module')
-def golden():
-  path = pathlib.Path(os.environ.get('GEN3D_REFERENCE', '')) / 'eg3d_tiny.npz'
-  if not path.is_file():
+def reference():
+  folder = pathlib.Path(os.environ.get('GEN3D_REFERENCE', ''))
+  if not (folder / 'eg3d_tiny.npz').is_file():
     pytest.skip('set GEN3D_REFERENCE to the folder with eg3d_tiny.npz')
-  return dict(np.load(path))
+  return folder
+
+
+@pytest.fixture(scope='module')
+def golden(reference):
+  return dict(np.load(reference / 'eg3d_tiny.npz'))
 
 
 def ported(golden, letter, like):
@@ -211,6 +219,19 @@ def ported(golden, letter, like):
              if name.startswith(f'{letter}.')}
   return porting.port(tensors, stylegan2.sources(like), like,
                       ignored=stylegan2.NOT_OURS)
+
+
+def test_official_networks_have_the_names_that_we_write(reference):
+  networks = gan.build(config_file.get_config('ffhq512'))
+  like = jax.eval_shape(networks.init, jax.random.key(0))
+  for letter, name in (('G', 'generator'), ('D', 'discriminator')):
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape), like[name])
+    found = {name: list(x.shape)
+             for name, x in official.tensors(zeros).items()}
+    lines = (reference / f'eg3d_{letter}_keys.txt').read_text().splitlines()
+    theirs = {line.split()[1]: json.loads(line.split(maxsplit=2)[2])
+              for line in lines if 'dataset_label_std' not in line}
+    assert found == theirs
 
 
 def test_every_stage_is_the_official_one(golden):
@@ -257,3 +278,8 @@ def test_every_stage_is_the_official_one(golden):
   variables = ported(golden, 'D', jax.eval_shape(
       lambda: judge.init(jax.random.key(0), pair, c)))
   near(judge.apply(variables, pair, c), golden['logits'][:, 0])
+  back = official.tensors(variables)
+  theirs = {name[2:]: x for name, x in golden.items() if name[:2] == 'D.'}
+  assert set(back) == set(theirs)
+  for name, x in back.items():
+    np.testing.assert_array_equal(x, theirs[name])

@@ -8,6 +8,7 @@ from official_pickles import dumps, module, persistent, tensor
 
 from gen3d.models import eg3d, official, pickles, porting, stylegan2
 from gen3d.ops import cameras
+from gen3d.tasks import objects
 
 LEGACY = np.array([[[1, 0, 0], [0, 1, 0], [0, 0, 1]],
                    [[1, 0, 0], [0, 0, 1], [0, 1, 0]],
@@ -32,12 +33,16 @@ def variables():
       jax.random.key(0), z, label, label, 4, draws))()
 
 
-def pickled(path, variables, axes=LEGACY, options=(), drop=(), **rename):
+def pickled(path, variables, axes=LEGACY, options=(), drop=(), extra=(),
+            without=(), **rename):
   """Writes the EG3D pickle of `variables` and says where."""
   weights = official.tensors(variables)
   weights['backbone.synthesis.b4.resample_filter'] = np.zeros((4, 4))
   for name in drop:
     del weights[name]
+  weights |= dict(extra)
+  options = {k: v for k, v in {**OPTIONS, **dict(options)}.items()
+             if k not in without}
   children = {'renderer': persistent(
       'ImportanceRenderer', _parameters={}, _buffers={}, _modules={},
       **({} if axes is None else {'plane_axes': tensor(axes)}))}
@@ -49,7 +54,7 @@ def pickled(path, variables, axes=LEGACY, options=(), drop=(), **rename):
       rename.get('generator', 'TriPlaneGenerator'), weights,
       children=children, z_dim=8, c_dim=25, w_dim=16, img_resolution=128,
       neural_rendering_resolution=64,
-      rendering_kwargs={**OPTIONS, **dict(options)}, _init_kwargs={
+      rendering_kwargs=options, _init_kwargs={
           'channel_base': 256, 'channel_max': 8, 'conv_clamp': None,
           'mapping_kwargs': {'num_layers': 2}, 'sr_num_fp16_res': 4})
   path.write_bytes(dumps({'G': None, 'D': None, 'G_ema': generator}))
@@ -82,6 +87,30 @@ def test_mended_planes_are_told_from_the_released_ones(
   assert loaded.network.rendering.axes == name
 
 
+def test_files_of_official_names_come_back(tmp_path, variables):
+  path = tmp_path / 'g.npz'
+  np.savez(path, **official.tensors(variables))
+  like = jax.eval_shape(lambda: variables)
+  jax.tree.map(np.testing.assert_array_equal,
+               official.restore(path, like), variables)
+  other = jax.eval_shape(lambda: jax.tree.map(lambda x: x[None], variables))
+  with pytest.raises(porting.PortingError, match=r'g\.npz: .*mis-shaped'):
+    official.restore(path, other)
+
+
+def test_mirrored_planes_are_refused(tmp_path, variables):
+  mirrored = LEGACY * [[[1], [1], [1]], [[1], [1], [1]], [[-1], [1], [1]]]
+  with pytest.raises(pickles.PickleError, match='turned or mirrored'):
+    official.load(pickled(tmp_path / 'n.pkl', variables, mirrored))
+
+
+def test_cameras_that_are_not_told_are_not_needed(tmp_path, variables):
+  path = pickled(tmp_path / 'n.pkl', variables, without=(
+      'avg_camera_radius', 'avg_camera_pivot'))
+  assert official.load(path).orbit == {}
+  assert objects.load(path).camera['distance'] == 2.7
+
+
 def test_options_of_old_and_new_files(tmp_path, variables):
   load = lambda **options: official.load(pickled(
       tmp_path / 'n.pkl', variables, options=options)).network
@@ -89,12 +118,22 @@ def test_options_of_old_and_new_files(tmp_path, variables):
   assert load(ray_start='auto', ray_end='auto').rendering.start == 'auto'
   assert load(white_back=True).rendering.white
   assert not load(sr_antialias=False).upscaling.antialias
-  with pytest.raises(pickles.PickleError, match="density by 'relu'"):
-    load(clamp_mode='relu')
+  for option, said in (
+      ({'clamp_mode': 'relu'}, "n.pkl maps density by 'relu'"),
+      ({'superresolution_noise_mode': 'random'}, 'n.pkl has noise in')):
+    with pytest.raises(pickles.PickleError, match=said):
+      load(**option)
 
 
 @pytest.mark.parametrize('change, said', [
-    ({'drop': ['decoder.net.0.bias']}, r'1 missing: decoder\.net\.0\.bias'),
+    ({'drop': ['decoder.net.0.bias']},
+     r'n\.pkl: .*1 missing: decoder\.net\.0\.bias'),
+    ({'extra': {'decoder.net.3.bias': np.zeros(3)}},
+     r'n\.pkl: .*1 unused: decoder\.net\.3\.bias'),
+    ({'extra': {'decoder.net.0.bias': np.zeros(3)}},
+     r'n\.pkl: .*1 mis-shaped: decoder\.net\.0\.bias \[3\]'),
+    ({'without': ['ray_start', 'box_warp']},
+     r"n\.pkl says nothing of \['ray_start', 'box_warp'\]"),
     ({'upscaling': 'SuperresolutionHybrid9X'}, "super-resolution '.*9X'"),
     ({'generator': 'Generator3'}, "holds a 'Generator3'"),
     ({'axes': LEGACY[[1, 0, 2]]}, 'planes with the axes')])
@@ -104,7 +143,8 @@ def test_what_does_not_fit_is_named(tmp_path, variables, change, said):
     official.load(path)
 
 
-def test_plain_stylegan2_and_discriminators(tmp_path):
+@pytest.mark.parametrize('layout', ['ada', 'flat', 'by layers'])
+def test_plain_stylegan2_and_discriminators(tmp_path, layout):
   generator = stylegan2.Generator(
       {'resolution': 16, 'image_channels': 3, 'base': 64, 'most': 8,
        'clamp': 256},
@@ -114,14 +154,22 @@ def test_plain_stylegan2_and_discriminators(tmp_path):
   key, label = jax.random.key(0), jnp.zeros((2, 25))
   mine = jax.jit(generator.init)(key, jnp.zeros((1, 6)), None)
   judged = jax.jit(judge.init)(key, jnp.zeros((2, 16, 16, 6)), label)
-  sizes = {'channel_base': 64, 'channel_max': 8, 'num_fp16_res': 4,
-           'conv_clamp': 256}
+  widths = {'channel_base': 64, 'channel_max': 8}
+  clamps = {} if layout == 'by layers' else {
+      'num_fp16_res': 4, 'conv_clamp': 256}
+  sizes = {**widths, **clamps}
+  # stylegan2-ada-pytorch's generators keep these apart, stylegan3's do not,
+  # and leave out what is usual; its layers know.
+  options = {'synthesis_kwargs': sizes} if layout == 'ada' else sizes
+  layer = persistent('SynthesisLayer', _parameters={}, _buffers={},
+                     _modules={}, conv_clamp=256)
+  children = {'layer': layer} if layout == 'by layers' else {}
   path = tmp_path / 'n.pkl'
   path.write_bytes(dumps({
       'G_ema': module('Generator', official.tensors(mine), z_dim=6, c_dim=0,
                       w_dim=8, img_resolution=16, img_channels=3,
-                      _init_kwargs={**sizes, 'mapping_kwargs': {
-                          'num_layers': 2}}),
+                      children=children, _init_kwargs={
+                          **options, 'mapping_kwargs': {'num_layers': 2}}),
       'D': module('DualDiscriminator', official.tensors(judged), c_dim=25,
                   img_resolution=16, img_channels=3, _init_kwargs={
                       **sizes, 'epilogue_kwargs': {'mbstd_group_size': 2},
@@ -130,6 +178,13 @@ def test_plain_stylegan2_and_discriminators(tmp_path):
   assert loaded.network == generator and found.network == judge
   jax.tree.map(np.testing.assert_array_equal, loaded.variables, mine)
   jax.tree.map(np.testing.assert_array_equal, found.variables, judged)
+
+
+def test_what_a_network_cannot_do_without_is_named(tmp_path):
+  path = tmp_path / 'n.pkl'
+  path.write_bytes(dumps({'G_ema': module('Generator', {}, z_dim=6)}))
+  with pytest.raises(pickles.PickleError, match=r'n\.pkl .*img_resolution'):
+    official.load(path)
 
 
 def test_a_file_without_discriminator_says_so(tmp_path, variables):

@@ -61,7 +61,7 @@ def test_strides_are_honoured():
   np.testing.assert_array_equal(
       read(tensor(values, size=(2,), strides=(4,), offset=1)), values[:2, 1])
   np.testing.assert_array_equal(read(tensor(np.float32(3))), 3)
-  for wrong in ({'size': (13,), 'strides': (1,)},
+  for wrong in ({'size': (2,), 'strides': (12,)},
                 {'size': (2,), 'strides': (1,), 'offset': 11},
                 {'size': (2,), 'strides': (-1,), 'offset': 3}):
     with pytest.raises(pickles.PickleError, match='beyond its storage'):
@@ -110,6 +110,62 @@ def test_the_inner_pickle_of_a_tensor_is_watched_too(tmp_path):
   with pytest.raises(pickles.PickleError, match='posix.system'):
     pickles.load(bad)
   assert not trace.exists()
+
+
+NDARRAY, NUMBER = Name('numpy', 'ndarray'), Name('numpy', 'dtype')
+
+
+def array(code, content, *, shape=(1,), order='<', flags=0):
+  """A NumPy array, as pickles have them."""
+  number = Call(NUMBER, code, False, True,
+                state=(3, order, None, None, None, -1, -1, flags))
+  return Call(Name('numpy.core.multiarray', '_reconstruct'), NDARRAY, (0,),
+              b'b', state=(1, shape, number, False, content))
+
+
+def scalar(code, content, **order):
+  number = array(code, content, **order).state[2]
+  return Call(Name('numpy.core.multiarray', 'scalar'), number, content)
+
+
+def of_storage(storage, size, stride):
+  return Call(Name('torch._utils', '_rebuild_tensor_v2'), storage, 0, size,
+              stride, False, collections.OrderedDict())
+
+
+def test_numbers_of_numpy_are_read():
+  read = lambda obj: pickles.Unpickler(io.BytesIO(dumps(obj))).load()
+  big = np.array([[1.5, -2.0]], '>f4')
+  np.testing.assert_array_equal(
+      read(array('f4', big.tobytes(), shape=(1, 2), order='>')), big)
+  assert read(scalar('i8', np.int64(-3).tobytes())) == -3
+  assert read(scalar('b1', b'\1', order='|'))
+
+
+POINTER = (1234567).to_bytes(8, 'little')
+
+
+@pytest.mark.parametrize('hostile, said', [
+    # Each of these had a pointer of the file's choice followed, or memory
+    # beyond the file's read, or more memory asked for than there is.
+    ({Call(NDARRAY, (1,), 'O8', POINTER)}, 'not callable'),
+    (array('O8', POINTER), "type 'O8'"),
+    (array('V8', POINTER), "type 'V8'"),
+    (array('i8', POINTER, order=[NUMBER, 'O8']), 'byte order'),
+    (array('f4', POINTER, shape=(3,)), 'cut off'),
+    (array('f4', POINTER, shape=(-1, -2)), 'cut off'),
+    (scalar('O8', POINTER, flags=0), "type 'O8'"),
+    (of_storage(array('f4', b'1234' * 4, shape=(2, 2)), (2,), (2,)),
+     'not of a storage'),
+    (of_storage('text', (2,), (1,)), 'not of a storage'),
+    (tensor(np.zeros(1), size=(10 ** 13,), strides=(0,)), 'more numbers'),
+    (tensor(np.zeros(9), size=(-3, -3), strides=(1, 1)), 'more numbers')])
+def test_memory_is_out_of_a_files_reach(tmp_path, hostile, said):
+  bad = tmp_path / 'bad.pkl'
+  bad.write_bytes(dumps({'G_ema': list(hostile) if isinstance(hostile, set)
+                         else hostile}))
+  with pytest.raises(pickles.PickleError, match=said):
+    pickles.load(bad)
 
 
 @pytest.mark.parametrize('content, said', [

@@ -134,6 +134,21 @@ def test_noise_is_drawn_kept_or_left_out():
     draw(0, 'nome')
 
 
+def test_half_precision_lasts_through_a_block():
+  w, x = jnp.zeros((1, 3, 8)), jnp.zeros((1, 8, 8, 3), jnp.bfloat16)
+  for block, inputs in (
+      (stylegan2.DiscriminatorBlock(4, 8, True, 256.0, jnp.bfloat16), (x,)),
+      (stylegan2.SynthesisBlock(4, 3, clamp=256.0, dtype=jnp.bfloat16),
+       (x, jnp.zeros((1, 8, 8, 3)), w, 'const'))):
+    variables = block.init(jax.random.key(0), *inputs)
+    made, layers = block.apply(
+        variables, *inputs, capture_intermediates=lambda m, _: isinstance(
+            m, (stylegan2.Conv, stylegan2.SynthesisLayer)))
+    found = jax.tree.leaves(layers)
+    assert len(found) > 1 and all(x.dtype == jnp.bfloat16 for x in found)
+    assert jax.tree.leaves(made)[0].dtype == jnp.bfloat16
+
+
 def test_half_precision_is_near():
   judge = lambda half: stylegan2.Discriminator(
       16, base=128, most=16, half=half)

@@ -35,18 +35,29 @@ def dense(network):
   return network._replace(variables={**network.variables, 'params': params})
 
 
-def test_cameras_look_at_the_pivot_from_the_networks_distance():
+def test_cameras_are_around_the_origin_and_look_at_the_pivot():
   camera = {**CAMERA, 'pivot': (0.0, 0.1, 0.2)}
   found = cameras.from_label(objects.label(camera, np.array([0.0, 130.0])))
-  pivot = np.array(camera['pivot'])
-  offset = np.asarray(found.c2w[:, :3, 3]) - pivot
-  azimuth, elevation, distance = cameras.angles(offset)
+  azimuth, elevation, distance = cameras.angles(found.c2w[:, :3, 3])
   np.testing.assert_allclose(azimuth, [0, 130], atol=1e-3)
   np.testing.assert_allclose(elevation, 20, atol=1e-3)
   np.testing.assert_allclose(distance, 1.7, rtol=1e-5)
-  seen, depth = cameras.project(found, jnp.tile(pivot, (2, 1, 1)))
+  seen, depth = cameras.project(
+      found, jnp.tile(np.array(camera['pivot']), (2, 1, 1)))
   np.testing.assert_allclose(seen, 0.5, atol=1e-5)
-  np.testing.assert_allclose(depth, 1.7, rtol=1e-5)
+  assert (depth > 1).all()
+
+
+def test_official_cameras_stand_where_official_programs_put_them():
+  # One of theirs: (sin .637 d) around the middle of their pitch is d = .2.
+  elevation = np.rad2deg(np.arcsin(0.3438 / 2.7))
+  azimuth = np.rad2deg(np.arctan2(1.0429, 2.4666))
+  camera = {'elevation': elevation, 'distance': 2.7, 'focal': 4.2647,
+            'pivot': (0.0, 0.0, 0.2)}
+  label = objects.label(camera, azimuth)
+  np.testing.assert_allclose(label[:16].reshape(4, 4)[:3], [
+      [0.9085, 0.0571, -0.4141, 1.0429], [0, -0.9906, -0.1365, 0.3438],
+      [-0.4180, 0.1240, -0.9000, 2.4666]], atol=2e-4)
 
 
 def test_views_do_not_depend_on_what_else_is_asked_for(network):

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.models import eg3d, pickles, porting, stylegan2
-from gen3d.ops import encodings
+from gen3d.models import eg3d, pickles, porting, stylegan2, weight_files
+from gen3d.ops import encodings, images
 
 _UPSCALING = 'SuperresolutionHybrid'
 
@@ -68,40 +68,91 @@ def load_discriminator(path):
     raise pickles.PickleError(
         f'{path} should hold a discriminator, one of {sorted(kinds)}, but '
         f'holds {kind}.')
-  half = module.get('num_fp16_res', 0)
   label_width = module.get('c_dim', 0)
-  resolution = module.get('img_resolution')
+  resolution = _told(path, module, 'img_resolution')
   network = stylegan2.Discriminator(
       resolution, label_width > 0,
       base=module.get('channel_base', 32_768),
       most=module.get('channel_max', 512),
       group=module.get('epilogue_kwargs', {}).get('mbstd_group_size', 4),
       mapping_layers=module.get('mapping_kwargs', {}).get('num_layers', 8),
-      clamp=module.get('conv_clamp', 256 if half else None))
+      clamp=_clamp(module, module.get('conv_clamp', 256)))
   image = jnp.zeros(
       (1, resolution, resolution, kinds[module.class_name]))
   like = jax.eval_shape(lambda: network.init(
       jax.random.key(0), image, jnp.zeros((1, label_width))))
-  return Loaded(network, _port(module, like), label_width=label_width)
+  return Loaded(network, _port(path, module, like), label_width=label_width)
 
 
 def tensors(variables):
-  """{official name: array} of variables of our networks: `load`'s inverse."""
-  return porting.unport(variables, stylegan2.sources(variables))
+  """{official name: array} of variables of our networks: `load`'s inverse.
+
+  The filters that official networks keep beside every convolution are among
+  them, so that an official network of this architecture takes them for its
+  whole state: np.savez(path, **tensors(variables)), for one, writes a file
+  of them.
+  """
+  found = porting.unport(variables, stylegan2.sources(variables))
+  return found | dict.fromkeys(_filters(found), np.outer(
+      images.BINOMIAL, images.BINOMIAL).astype(np.float32))
+
+
+def restore(path, like):
+  """Variables from a file of official names, see `tensors`.
+
+  Args:
+    path: as weight_files.read takes it.
+    like: tree of arrays or shapes, as `network.init` makes it.
+
+  Raises:
+    ValueError: the file cannot be read, or does not fit.
+  """
+  return _ported(path, weight_files.read(path), like)
+
+
+def _filters(names):
+  """Names of the filters that official networks with these tensors keep."""
+  found = set()
+  for name in names:
+    layer, _, kind = name.rpartition('.')
+    block, _, layer_name = layer.rpartition('.')
+    if kind == 'weight' and layer_name in (
+        'conv', 'conv0', 'conv1', 'skip', 'fromrgb'):
+      found.add(layer)
+    if kind == 'weight' and layer_name in ('torgb', 'skip'):
+      found.add(block)
+    if layer_name == 'skip':
+      found.add('')  # A discriminator has one for itself.
+  # As have all super-resolutions but 8XDC, which is the widest.
+  narrow = names.get('superresolution.block0.conv0.bias', np.zeros(256))
+  if len(narrow) != 256:
+    found.add('superresolution')
+  return [f'{at}.resample_filter'.lstrip('.') for at in found]
 
 
 def _eg3d(path, module):
-  options = module['rendering_kwargs']
+  options = _told(path, module, 'rendering_kwargs')
   upscaling = _upscaling(path, module, options)
+  missing = [name for name in (
+      'depth_resolution', 'depth_resolution_importance', 'ray_start',
+      'ray_end', 'box_warp') if name not in options]
+  if missing:
+    raise pickles.PickleError(
+        f'{path} says nothing of {missing} in rendering_kwargs, so how it is '
+        'to be rendered is not known.')
   if options.get('clamp_mode', 'softplus') != 'softplus':
     raise pickles.PickleError(
         f'{path} maps density by {options["clamp_mode"]!r}; only softplus is '
         'known here.')
+  if options.get('superresolution_noise_mode', 'none') != 'none':
+    raise pickles.PickleError(
+        f'{path} has noise in its super-resolution, which is not known here.')
   network = eg3d.Generator(
       {'resolution': 256, 'base': module.get('channel_base', 32_768),
        'most': module.get('channel_max', 512),
-       'clamp': module.get('conv_clamp', 256)},
-      {'width': module.get('w_dim'),
+       'clamp': _clamp(module.child('backbone') or module,
+                       module.get('conv_clamp', 256))},
+      {'width': _told(path, module, 'w_dim'),
        'layers': module.get('mapping_kwargs', {}).get('num_layers', 8)},
       eg3d.Rendering(
           options['depth_resolution'],
@@ -114,8 +165,11 @@ def _eg3d(path, module):
       condition=0.0 if options.get('c_gen_conditioning_zero') else float(
           options.get('c_scale', 0)),
       decoder_rate=options.get('decoder_lr_mul', 1),
-      upscaling_clamp=256 if module.get('sr_num_fp16_res', 0) else None)
-  z_width, label_width = module.get('z_dim'), module.get('c_dim')
+      upscaling_clamp=_clamp(
+          module.child('superresolution'),
+          256 if module.get('sr_num_fp16_res', 0) else None))
+  z_width, label_width = (
+      _told(path, module, name) for name in ('z_dim', 'c_dim'))
   z, label = jnp.zeros((1, z_width)), jnp.zeros((1, label_width))
   draws = eg3d.draw(None, 1, 16, network.rendering)
   like = jax.eval_shape(lambda: network.init(
@@ -123,32 +177,66 @@ def _eg3d(path, module):
   orbit = {short: options[name] for short, name in (
       ('radius', 'avg_camera_radius'), ('pivot', 'avg_camera_pivot'))
       if name in options}
-  return Loaded(network, _port(module, like), z_width, label_width,
+  return Loaded(network, _port(path, module, like), z_width, label_width,
                 module.get('neural_rendering_resolution', 64), orbit)
 
 
 def _stylegan2(path, module):
-  del path
-  half = module.get('num_fp16_res', 0)
   layers = module.get('mapping_kwargs', {}).get('num_layers', 8)
-  z_width, label_width = module.get('z_dim'), module.get('c_dim', 0)
+  z_width = _told(path, module, 'z_dim')
+  label_width = module.get('c_dim', 0)
   network = stylegan2.Generator(
-      {'resolution': module.get('img_resolution'),
+      {'resolution': _told(path, module, 'img_resolution'),
        'image_channels': module.get('img_channels', 3),
        'base': module.get('channel_base', 32_768),
        'most': module.get('channel_max', 512),
-       'clamp': module.get('conv_clamp', 256 if half else None)},
-      {'width': module.get('w_dim'), 'layers': layers,
+       'clamp': _clamp(module, module.get('conv_clamp', 256))},
+      {'width': _told(path, module, 'w_dim'), 'layers': layers,
        'labelled': label_width > 0, 'latent': z_width > 0})
   like = jax.eval_shape(lambda: network.init(
       jax.random.key(0), jnp.zeros((1, z_width)),
       jnp.zeros((1, label_width))))
-  return Loaded(network, _port(module, like), z_width, label_width)
+  return Loaded(network, _port(path, module, like), z_width, label_width)
 
 
-def _port(module, like):
-  return porting.port(pickles.tensors(module), stylegan2.sources(like), like,
-                      ignored=stylegan2.NOT_OURS)
+def _told(path, module, name):
+  """An attribute that no network can do without."""
+  value = module.get(name)
+  if value is None:
+    raise pickles.PickleError(
+        f'{path} holds a {module.class_name} that says nothing of its {name}; '
+        'give a file as an official program writes it.')
+  return value
+
+
+def _clamp(module, usual):
+  """What a network's convolutions are clamped to, or None.
+
+  Its layers say; `usual` is for files whose layers do not. Those around a
+  residual block have none in any case.
+  """
+  told = [layer.state['conv_clamp'] for layer in _descendants(module)
+          if 'conv_clamp' in layer.state]
+  return next((c for c in told if c is not None), None if told else usual)
+
+
+def _descendants(module):
+  for child in module.state.get('_modules', {}).values():
+    if isinstance(child, pickles.Module):
+      yield child
+      yield from _descendants(child)
+
+
+def _port(path, module, like):
+  return _ported(path, pickles.tensors(module), like)
+
+
+def _ported(path, found, like):
+  try:
+    return porting.port(found, stylegan2.sources(like), like,
+                        ignored=stylegan2.NOT_OURS)
+  except porting.PortingError as error:
+    raise porting.PortingError(f'{path}: {error}') from None
 
 
 def _upscaling(path, module, options):
@@ -177,11 +265,14 @@ def _axes(path, module):
   # A point is multiplied by the inverse from the right; its first two
   # coordinates are then column and row.
   inverse = np.linalg.inv(np.asarray(matrices, np.float64))
-  axes = tuple(tuple(int(i) for i in np.argmax(m[:, :2], axis=0))
+  axes = tuple(tuple(int(i) for i in np.argmax(np.abs(m[:, :2]), axis=0))
                for m in inverse)
+  straight = all(np.allclose(m[:, :2], np.eye(3)[:, list(pair)])
+                 for m, pair in zip(inverse, axes, strict=True))
   for name, known in encodings.AXES.items():
-    if axes == known:
+    if axes == known and straight:
       return name
   raise pickles.PickleError(
-      f'{path} has planes with the axes {axes}; known here are '
+      f'{path} has planes with the axes {axes}, '
+      f'{"" if straight else "turned or mirrored, "}known here are '
       f'{encodings.AXES}.')

@@ -11,6 +11,7 @@ import io
 import math
 import pathlib
 import pickle
+import re
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -36,6 +37,12 @@ _CLASSES = {
 }
 
 
+# What unpickling raises where a file is not what it should be.
+DAMAGE = (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError,
+          ImportError, LookupError, MemoryError, RecursionError, TypeError,
+          ValueError)
+
+
 class PickleError(ValueError):
   """A file that is no official network pickle, or that tries more."""
 
@@ -51,10 +58,16 @@ class Module:
     return self.state[name]
 
   def get(self, name, default=None):
-    """The attribute of that name, which may also be a keyword of its init."""
-    if name in self.state:
-      return self.state[name]
-    return self.state.get('_init_kwargs', {}).get(name, default)
+    """The attribute of that name, which may also be a keyword of its init.
+
+    stylegan2-ada-pytorch keeps the keywords of a generator's synthesis
+    network apart, its successors do not.
+    """
+    keywords = self.state.get('_init_kwargs', {})
+    for known in (self.state, keywords, keywords.get('synthesis_kwargs', {})):
+      if name in known:
+        return known[name]
+    return default
 
   def child(self, name):
     """The submodule of that name, or None."""
@@ -88,8 +101,7 @@ def load(path):
       content = Unpickler(file).load()
   except PickleError as error:
     raise PickleError(f'{path}: {error}') from None
-  except (pickle.UnpicklingError, EOFError, AttributeError, ImportError,
-          IndexError, KeyError, TypeError, ValueError) as error:
+  except DAMAGE as error:
     raise PickleError(
         f'{path} is not an official network pickle, or is cut off or damaged '
         f'({error}); get it again.') from error
@@ -129,7 +141,7 @@ class Unpickler(pickle.Unpickler):
 
   def __init__(self, file):
     super().__init__(file)
-    scalar, array = _numpy_scalar, _numpy_reconstruct
+    scalar, array = _numpy_scalar, type('Array', (_Array,), {})
     self._known = {
         ('collections', 'OrderedDict'): collections.OrderedDict,
         ('builtins', 'set'): set,
@@ -137,8 +149,8 @@ class Unpickler(pickle.Unpickler):
         ('dnnlib.util', 'EasyDict'): type('EasyDict', (dict,), {
             '__setstate__': lambda self, state: self.update(state)}),
         ('_codecs', 'encode'): lambda text, encoding: text.encode('latin1'),
-        ('numpy', 'dtype'): np.dtype,
-        ('numpy', 'ndarray'): np.ndarray,
+        ('numpy', 'dtype'): lambda code, *rest: _Number(code),
+        ('numpy', 'ndarray'): _ARRAY,
         ('torch', 'device'): lambda *name: name,
         ('torch', 'Size'): tuple,
         ('torch._utils', '_rebuild_tensor_v2'):
@@ -150,7 +162,8 @@ class Unpickler(pickle.Unpickler):
     }
     for core in ('numpy.core.multiarray', 'numpy._core.multiarray'):
       self._known[core, 'scalar'] = lambda *args: scalar(*args)
-      self._known[core, '_reconstruct'] = lambda *args: array(*args)
+      self._known[core, '_reconstruct'] = lambda *args: _started_array(
+          array, *args)
     for name, dtype in _STORAGES.items():
       self._known['torch', name] = Storage(dtype)
 
@@ -186,7 +199,7 @@ def _load_storage(content):
     raise PickleError('a tensor is not in the format of official networks.')
   read(), read()  # protocol, machine
   (kind, key, count), keys = read(), read()
-  if keys != [key]:
+  if keys != [key] or not isinstance(kind, Storage):
     raise PickleError('a tensor is spread over several storages.')
   stored = int(np.frombuffer(file.read(8), '<i8')[0])
   data = np.frombuffer(file.read(), kind.dtype)
@@ -196,7 +209,14 @@ def _load_storage(content):
 
 
 def _rebuild_tensor(storage, offset, size, stride):
+  if not (isinstance(storage, np.ndarray) and storage.ndim == 1
+          and storage.flags.c_contiguous):
+    raise PickleError('a tensor is not of a storage.')
   last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+  # Repeated values, as of a stride of 0, are no weights, and a few bytes
+  # could ask for any memory.
+  if math.prod(size) > len(storage) or min(size, default=0) < 0:
+    raise PickleError('a tensor has more numbers than its storage.')
   if math.prod(size) and not (
       0 <= offset <= last < len(storage) and min(stride, default=0) >= 0):
     raise PickleError('a tensor reaches beyond its storage.')
@@ -231,14 +251,50 @@ def _started(cls, name):
   return module
 
 
-def _numpy_scalar(dtype, data):
-  if dtype.hasobject:
-    raise PickleError('a number is a Python object.')
-  return np.frombuffer(data, dtype)[0]
+# Stands for the class numpy.ndarray, whose constructor a file must not call:
+# it takes any bytes for Python objects.
+_ARRAY = object()
 
 
-def _numpy_reconstruct(kind, shape, dtype):
-  del shape, dtype
-  if kind is not np.ndarray:
+class _Number:
+  """The type of numbers in a NumPy array or scalar, as pickles tell it.
+
+  A NumPy dtype takes flags and fields from a file, by which bytes become
+  pointers; of this one a file can say the byte order only.
+  """
+
+  def __init__(self, code):
+    if not (isinstance(code, str) and re.fullmatch(r'[biufc]\d{1,2}', code)):
+      raise PickleError(f'numbers are of the type {code!r}, which no weights '
+                        'have.')
+    self.dtype = np.dtype(code)
+
+  def __setstate__(self, state):
+    if state[1] not in ('<', '>', '|', '='):
+      raise PickleError(f'numbers have the byte order {state[1]!r}.')
+    self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array(np.ndarray):
+  """An array whose content a file may set, as far as it is plain numbers."""
+
+  def __setstate__(self, state):
+    _, shape, number, fortran, content = state
+    if not (isinstance(number, _Number) and isinstance(content, bytes)
+            and min(shape, default=0) >= 0
+            and math.prod(shape) * number.dtype.itemsize == len(content)):
+      raise PickleError('an array is not of plain numbers, or is cut off.')
+    super().__setstate__((1, shape, number.dtype, bool(fortran), content))
+
+
+def _started_array(kind, of, *rest):
+  del rest
+  if of is not _ARRAY:
     raise PickleError('an array is not a NumPy array.')
-  return np.ndarray.__new__(np.ndarray, (0,), 'b')
+  return np.ndarray.__new__(kind, (0,), 'b')
+
+
+def _numpy_scalar(number, content):
+  if not isinstance(number, _Number):
+    raise PickleError('a number is a Python object.')
+  return np.frombuffer(content, number.dtype, 1)[0]

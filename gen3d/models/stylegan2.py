@@ -12,6 +12,7 @@ Buffers, which are kept but not trained, are a collection of their own:
 the stream 'noise' and does not depend on which images are beside it.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,7 +34,7 @@ def activate(x, act='lrelu', gain=1.0, clamp=None):
   """
   check('activation', ('lrelu', 'linear'), act)
   if act == 'lrelu':
-    x = nn.leaky_relu(x, 0.2) * np.sqrt(2)
+    x = nn.leaky_relu(x, 0.2) * math.sqrt(2)
   x = x * gain
   return x if clamp is None else jnp.clip(x, -clamp * gain, clamp * gain)
 
@@ -329,7 +330,9 @@ class DiscriminatorBlock(nn.Module):
   @nn.compact
   def __call__(self, x):
     x = x.astype(self.dtype)
-    gain = np.sqrt(0.5)
+    # Not NumPy's root, by which half precision would end: its numbers have
+    # a type of their own.
+    gain = math.sqrt(0.5)
     if self.from_image:
       x = Conv(self.features, 1, clamp=self.clamp, name='fromrgb')(x)
     y = Conv(self.features_out, 1, down=True, act='linear', use_bias=False,

@@ -7,7 +7,6 @@ models/pickles.py, so that nothing in it runs and no PyTorch is needed.
 """
 
 import pathlib
-import pickle
 import tarfile
 import zipfile
 
@@ -40,10 +39,8 @@ def read(path):
     tensors = _READERS[path.suffix.lower()](path)
   except pickles.PickleError as error:
     raise pickles.PickleError(f'{path}: {error}') from None
-  except (pickle.UnpicklingError, safetensors.SafetensorError,
-          zipfile.BadZipFile, EOFError, AttributeError, ImportError,
-          IndexError, KeyError, OSError, RuntimeError, TypeError,
-          ValueError) as error:
+  except (*pickles.DAMAGE, safetensors.SafetensorError, zipfile.BadZipFile,
+          OSError, RuntimeError) as error:
     raise ValueError(f'{path} cannot be read as {path.suffix}, it is cut off '
                      f'or damaged ({error}); get it again.') from error
   if not isinstance(tensors, dict) or not all(

@@ -37,7 +37,8 @@ class Network(NamedTuple):
     variables: {'params', 'buffers'}.
     z_width: of the latent.
     size: rays a side.
-    camera: {'elevation', 'distance', 'focal', 'pivot'}.
+    camera: {'elevation', 'distance', 'focal', 'pivot'}; distance from the
+      world's origin, the pivot is what it looks at.
   """
   generator: eg3d.Generator
   variables: Any
@@ -109,20 +110,29 @@ def _official(path):
   loaded = official.load(path)
   if loaded.orbit is None:
     raise ValueError(_FLAT.format(path))
-  # Of the official data: faces are seen from afar, ShapeNet is not.
-  focal = 1.0254 if loaded.network.rendering.white else 4.2647
+  # Of the official viewers: faces are seen from afar, ShapeNet is not.
+  focal = 1.7074 if loaded.network.rendering.white else 4.2647
   return Network(loaded.network, loaded.variables, loaded.z_width,
                  loaded.rendering_resolution, {
                      'elevation': 0.0, 'focal': focal,
-                     'distance': loaded.orbit['radius'] or 2.7,
-                     'pivot': tuple(loaded.orbit['pivot'] or (0, 0, 0))})
+                     'distance': loaded.orbit.get('radius') or 2.7,
+                     'pivot': tuple(loaded.orbit.get('pivot') or (0, 0, 0))})
 
 
 def label(camera, azimuth):
-  """A label [25] on a Network's sphere; degrees, also an array of them."""
-  return cameras.to_label(cameras.orbit(
-      azimuth, camera['elevation'], camera['distance'], camera['focal'],
-      camera.get('pivot', (0.0, 0.0, 0.0))))
+  """A label [25] on a Network's sphere; degrees, also an array of them.
+
+  The sphere is around the world's origin also where its cameras look at
+  another point, as the official networks' do.
+  """
+  position = cameras.spherical(*jnp.broadcast_arrays(*map(
+      jnp.float32, (azimuth, camera['elevation'], camera['distance']))))
+  everywhere = lambda x: jnp.broadcast_to(jnp.float32(x), position.shape)
+  intrinsics = cameras.pinhole(
+      jnp.full(position.shape[:-1], camera['focal'], jnp.float32))
+  return cameras.to_label(cameras.Camera(cameras.look_at(
+      position, everywhere(camera.get('pivot', (0.0, 0.0, 0.0))),
+      everywhere((0.0, 1.0, 0.0))), intrinsics))
 
 
 def parse_seeds(text):
