@@ -169,6 +169,15 @@ def test_derivatives_of_a_look_up_are_those_of_plain_indexing(
   jax.tree.map(same, derivatives(painted), wanted)
 
 
+def test_points_that_are_no_numbers_are_not_hidden():
+  points = jnp.array([[jnp.nan, 0.1, 0.2], [0.3, 0.1, 0.2]])
+  ones = jnp.ones((4, 4, 4, 2))
+  for found in (encodings.voxels(ones, points),
+                encodings.triplanes(ones[:3], points),
+                encodings.triplanes(ones[:3], points, outside='zero')):
+    assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
+
+
 def test_one_texel_is_refused():
   with pytest.raises(ValueError, match='resolution of 2 or more'):
     encodings.triplanes(jnp.zeros((3, 1, 1, 2)), jnp.zeros((4, 3)))

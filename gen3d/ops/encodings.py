@@ -207,9 +207,10 @@ def _cells(points, resolution, outside):
   # have no share in it.
   start = jnp.clip(low, 0, resolution - 2)
   part, beside = place - low, low - start
+  none = 0 * part  # But what is not a number stays none.
   shares = (
-      jnp.where(beside == 0, 1 - part, jnp.where(beside == -1, part, 0.0)),
-      jnp.where(beside == 0, part, jnp.where(beside == 1, 1 - part, 0.0)))
+      jnp.where(beside == 0, 1 - part, jnp.where(beside == -1, part, none)),
+      jnp.where(beside == 0, part, jnp.where(beside == 1, 1 - part, none)))
   weights = [
       math.prod(shares[side][..., axis] for axis, side in enumerate(sides))
       for sides in _sides(points.shape[-1])]
