@@ -41,7 +41,7 @@ def main():
   module = importlib.import_module(pick('task', TASKS, config.get('task')))
   task = module.make(config)
   batch_of = lambda at: next(task.batches(config.seed, at))
-  mesh = sharding.chips(len(jax.tree.leaves(batch_of(0))[0]))
+  mesh = sharding.chips(len(jax.tree.leaves(batch_of(0))[0]), task.least)
   print(f'{config.task}, {mesh.size} {jax.devices()[0].platform} device(s)')
   state = loop.place(task.init(jax.random.key(0)), mesh)
   step = sharding.pmap(task.step, mesh, task.frugal)

@@ -112,6 +112,13 @@ def test_a_batch_that_does_not_divide_says_so(batch):
     sharding.to_devices({'x': batch}, mesh)
 
 
+def test_chips_that_get_too_few_examples_are_counted():
+  mesh, batch = sharding.chips(), {'x': np.ones([4, 2])}
+  sharding.check_divides(batch, mesh, least=2)
+  with pytest.raises(ValueError, match='on 2 chips leaves fewer than the 3'):
+    sharding.check_divides(batch, mesh, least=3)
+
+
 def test_metrics_that_are_no_scalars_are_named():
   mesh = sharding.chips()
   state = sharding.replicate(TrainState(np.int32(0), (), ()), mesh)
@@ -152,17 +159,19 @@ def test_an_unwritable_cache_is_told_and_left_out(
 def test_the_default_is_one_device_per_core_and_the_users_number_stays():
   program = ('from gen3d.engine import sharding; import jax\n'
              'sharding.use_all_cores()\n'
-             'print(jax.device_count(), sharding.chips(3).size)')
+             'print(jax.device_count(), sharding.chips(3).size,'
+             ' sharding.chips(4, 2).size, sharding.chips(2, 2).size)')
   env = {**os.environ, 'PYTHONPATH': str(TESTS.parent)}
   env.pop('XLA_FLAGS')
   for flags, want in (({}, None), ({'XLA_FLAGS': os.environ['XLA_FLAGS']}, 2)):
     out = subprocess.run([sys.executable, '-c', program], env={**env, **flags},
                          check=True, capture_output=True, text=True).stdout
-    count, divides = map(int, out.split())
+    count, divides, pairs, one = map(int, out.split())
     if want is None:  # As many of the cores as divide a batch of 3.
       assert count == sharding._cores() and 3 % divides == 0
+      assert pairs <= 2 and one == 1  # At least two examples each.
     else:  # What the user asked for is not reduced behind their back.
-      assert (count, divides) == (want, want)
+      assert (count, divides, pairs, one) == (want,) * 4
 
 
 def test_memory_is_kept_unless_the_user_says_otherwise():

@@ -72,6 +72,33 @@ def test_the_rendering_grows_in_buckets(seen, size):
   assert gan.render_size(seen, schedule, 16) == size
 
 
+@pytest.mark.parametrize('change, sentence', [
+    ({'batch': 0}, r'--config\.batch is 0; it must be at least 1'),
+    ({'data.count': 0}, r'data\.count is 0'),
+    ({'data.count': 3}, 'has 3 images, too few to measure'),
+    ({'schedule.r1_every': -1}, 'r1_every is -1; it must be at least 0'),
+    ({'schedule.augment_every': 0}, 'augment_every is 0'),
+    ({'render_bucket': 0}, 'render_bucket is 0'),
+    ({'render_size': (0, 32)}, 'write pairs'),
+    ({'render_size': ((0, 2),)}, r'at least render_bucket \(4\)'),
+    ({'render_size': ((9, 8), (0, 8))}, 'images seen must rise')])
+def test_numbers_that_no_training_is_made_of(config, change, sentence):
+  config = config.copy_and_resolve_references()
+  with config.ignore_type():
+    config.update_from_flattened_dict(change)
+  with pytest.raises(ValueError, match=sentence):
+    gan.make(config)
+
+
+def test_each_chip_gets_the_images_that_are_compared(config):
+  config = config.copy_and_resolve_references()
+  assert gan.make(config).least == 1
+  config.model.discriminator.group = 4
+  assert gan.make(config).least == 4
+  config.batch = 2
+  assert gan.make(config).least == 2
+
+
 @pytest.mark.parametrize('path, sentence', [
     ('', 'There are no images: give --config.data.path'),
     ('shapes:care', "Did you mean 'car'"),
@@ -116,7 +143,7 @@ def test_a_generator_of_images_needs_no_cameras(config, source):
   assert batch['label'].shape == (4, 0) and batch['grid'].shape == (4, 0)
   networks = gan.build(plain, 0)
   variables = adversaries.new_generator(networks, jax.random.key(0))
-  sheet = gan.viewer(plain, networks, source)(variables)
+  sheet = gan.viewer(plain, networks, source)(variables, 0)
   assert sheet.shape == (4 * 10 - 2, 8 * 10 - 2, 3)
   assert not np.array_equal(sheet[:8, :8], sheet[:8, 10:18])
 
@@ -125,9 +152,10 @@ def test_reports_tell_made_from_real(config, source):
   networks = gan.build(config)
   variables = adversaries.new_generator(networks, jax.random.key(0))
   measure = gan.meter(config, networks, source)
-  found = measure(variables)
+  found = measure(variables, 8)
   assert found['frechet_clip/generated'] > found['frechet_clip/real_halves'] > 0
-  assert measure(variables) == found
+  assert measure(variables, 8) == found
+  assert measure(variables, 4) != found
   labels = source.labels[:5]
   draw = gan.sampler(networks, config.render_size[-1][1], batch=2)
   five = draw(variables, labels)

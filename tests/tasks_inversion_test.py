@@ -39,7 +39,8 @@ def network(config):
   synthesis = {**params['backbone']['synthesis'], 'b8': block}
   params = {**params, 'backbone': {**params['backbone'],
                                    'synthesis': synthesis}}
-  return objects.trained(config, {**variables, 'params': params}, CAMERA)
+  return objects.trained(
+      config, {**variables, 'params': params}, CAMERA, 8)
 
 
 @pytest.fixture(scope='module')

@@ -23,7 +23,7 @@ def config():
 @pytest.fixture(scope='module')
 def network(config):
   variables = adversaries.new_generator(gan.build(config), jax.random.key(0))
-  return objects.trained(config, variables, CAMERA)
+  return objects.trained(config, variables, CAMERA, 8)
 
 
 def dense(network):

@@ -133,8 +133,8 @@ def _feed(task, config, start):
     first = next(batches)
   finally:
     patience.cancel()
-  mesh = sharding.chips(np.shape(jax.tree.leaves(first)[0])[0])
-  sharding.check_divides(first, mesh)
+  mesh = sharding.chips(np.shape(jax.tree.leaves(first)[0])[0], task.least)
+  sharding.check_divides(first, mesh, task.least)
   return mesh, sharding.prefetch(itertools.chain([first], batches), mesh)
 
 

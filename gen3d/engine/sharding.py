@@ -107,18 +107,20 @@ def initialize_distributed():
     jax.distributed.initialize()
 
 
-def chips(batch_size=None):
+def chips(batch_size=None, least=1):
   """Returns the Mesh over all devices of all processes, axis 'chips'.
 
   Args:
     batch_size: where given and the devices are the CPU's cores as taken by
       `use_all_cores`, as many of them as divide it: nobody asked for six.
+    least: examples that each of these must get.
   """
   devices = jax.devices()
   by_default = (devices[0].platform == 'cpu' and jax.process_count() == 1
                 and jax.config.jax_num_cpu_devices > 0)
   if batch_size and by_default:
-    count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+    count = max(n for n in range(1, len(devices) + 1)
+                if n == 1 or batch_size % n == 0 and batch_size // n >= least)
     devices = devices[:count]
   return _mesh(devices)
 
@@ -296,14 +298,19 @@ def to_devices(batch, mesh):
   return jax.tree.map(send, batch)
 
 
-def check_divides(batch, mesh):
-  """Raises ValueError where a batch cannot be divided over the chips."""
+def check_divides(batch, mesh, least=1):
+  """Raises ValueError where chips do not get alike, or not `least` examples."""
   for x in jax.tree.leaves(batch):
     if np.ndim(x) == 0 or np.shape(x)[0] % mesh.size:
       size = f'of {np.shape(x)[0]}' if np.ndim(x) else 'without leading axis'
       raise ValueError(
           f'A batch {size} cannot be divided over {mesh.size} chips; choose a '
           f'batch that is a multiple of {mesh.size}, or fewer devices.')
+    if np.shape(x)[0] // mesh.size < least:
+      raise ValueError(
+          f'A batch of {np.shape(x)[0]} on {mesh.size} chips leaves fewer '
+          f'than the {least} examples on each that are looked at together; '
+          'choose a larger batch, or fewer devices.')
 
 
 def prefetch(batches, mesh, ahead=2):

@@ -35,6 +35,7 @@ class Task(NamedTuple):
     finish: (state, workdir) -> list of the files that it wrote.
     frugal: whether the step's program is ordered for memory's sake on a CPU;
       see sharding.pmap.
+    least: examples that a chip needs, where they are looked at together.
   """
   init: Callable
   step: Callable
@@ -42,3 +43,4 @@ class Task(NamedTuple):
   evaluate: Callable
   finish: Callable
   frugal: bool = False
+  least: int = 1

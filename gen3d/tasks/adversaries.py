@@ -14,7 +14,8 @@ from gen3d.models import eg3d as eg3d_model
 from gen3d.models import stylegan2 as stylegan2_model
 from gen3d.ops import adversarial, images
 
-MEAN_RATE = 0.002  # at which w_avg follows
+# At which w_avg follows, in the official code of either.
+MEAN_RATE = {'eg3d': 0.002, 'stylegan2': 0.005}
 
 
 class Adversaries(NamedTuple):
@@ -120,7 +121,8 @@ def eg3d(config, resolution, label_width):
       judge=lambda variables, x, label: judge.apply(
           variables, eg3d_model.both(x['image'], x['raw']), label),
       regularize=regularize if config.density_weight else None,
-      average=functools.partial(_follow, ('backbone', 'mapping')),
+      average=functools.partial(
+          _follow, ('backbone', 'mapping'), MEAN_RATE['eg3d']),
       z_width=config.z_width)
 
 
@@ -185,7 +187,8 @@ def stylegan2(config, resolution, label_width):
       judge=lambda variables, x, label: judge.apply(
           variables, x['image'], label),
       regularize=regularize if config.path_weight else None,
-      average=functools.partial(_follow, ('mapping',)),
+      average=functools.partial(
+          _follow, ('mapping',), MEAN_RATE['stylegan2']),
       z_width=config.z_width)
 
 
@@ -218,14 +221,14 @@ def _apply(generator, variables, *args, method, key=None):
   return generator.apply(variables, *args, method=method, rngs=rngs)
 
 
-def _follow(path, variables, w):
+def _follow(path, rate, variables, w):
   """Brings the buffer w_avg of the mapping network at `path` forward."""
   mean = jax.lax.pmean(jnp.mean(jax.lax.stop_gradient(w), axis=0), 'chips')
 
   def change(buffers, path):
     if not path:
       old = buffers['w_avg']
-      return {**buffers, 'w_avg': old + MEAN_RATE * (mean - old)}
+      return {**buffers, 'w_avg': old + rate * (mean - old)}
     first, *rest = path
     return {**buffers, first: change(buffers[first], rest)}
 

@@ -30,7 +30,11 @@ def make(config):
   Raises:
     ValueError: the data cannot be read or do not fit the networks.
   """
+  check(config)
   source = open_data(config.data)
+  if config.distance_count and len(source.names) < 4:
+    raise ValueError(f'{source.where} has {len(source.names)} images, too few '
+                     'to measure distances by; set --config.distance_count=0.')
   if source.size != config.resolution:
     raise ValueError(
         f'{source.where} has images of {source.size} pixels, but the config '
@@ -52,9 +56,10 @@ def make(config):
     return begin_with(state, config.start_from) if config.start_from else state
 
   report = functools.partial(
-      evaluate, show=viewer(config, networks, source),
+      evaluate, size_at=functools.partial(size_at, config),
+      show=viewer(config, networks, source),
       measure=meter(config, networks, source) if config.distance_count
-      else lambda variables: {})
+      else lambda variables, size: {})
 
   def finish(state, workdir):
     scalars, _ = report(state, None)
@@ -72,7 +77,37 @@ def make(config):
       batches=functools.partial(batches, config=config, source=source),
       evaluate=report,
       finish=finish,
-      frugal=True)
+      frugal=True,
+      # Of the minibatch standard deviation, which one image has none of.
+      least=min(config.model.discriminator.group, config.batch))
+
+
+def check(config):
+  """Raises ValueError at numbers that no training can be made of."""
+  schedule = config.schedule
+  for name, value, least in (
+      ('batch', config.batch, 1),
+      ('data.count', config.data.get('count', 1), 1),
+      ('schedule.r1_every', schedule.r1_every, 0),
+      ('schedule.regularize_every', schedule.regularize_every, 0),
+      ('schedule.augment_every', schedule.augment_every, 1),
+      ('render_bucket', config.get('render_bucket', 1), 1)):
+    if value < least:
+      raise ValueError(f'--config.{name} is {value}; it must be at least '
+                       f'{least}.')
+  if 'render_size' not in config:
+    return
+  pairs = config.render_size
+  if not pairs or not all(
+      isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+    raise ValueError(
+        f'--config.render_size is {pairs}; write pairs of images seen and '
+        "rays a side, as '((0, 32),)'.")
+  seen, sizes = zip(*pairs, strict=True)
+  if list(seen) != sorted(set(seen)) or min(sizes) < config.render_bucket:
+    raise ValueError(
+        f'--config.render_size is {pairs}; images seen must rise, and rays a '
+        f'side be at least render_bucket ({config.render_bucket}).')
 
 
 def begin_with(state, path):
@@ -160,11 +195,18 @@ def batches(seed, first_step, *, config, source):
     if config.data.mirror and labels.shape[1]:
       flips = rng.random((count, 3, 1)) < 0.5
       drawn = np.where(flips, images.mirror_label(drawn), drawn)
-    size = (render_size(step * count, config.render_size, config.render_bucket)
-            if 'render_size' in config else 0)
+    size = size_at(config, step)
     yield {**batch, 'drawn': drawn, 'grid': np.zeros((count, size), np.uint8),
            'due': gan_step.due(step, count, schedule,
                                apart=jax.default_backend() == 'cpu')}
+
+
+def size_at(config, step):
+  """At which resolution a config renders at a step; 0 where nothing is."""
+  if 'render_size' not in config:
+    return 0
+  return render_size(
+      step * config.batch, config.render_size, config.render_bucket)
 
 
 def render_size(seen, schedule, bucket):
@@ -180,12 +222,13 @@ def render_size(seen, schedule, bucket):
   return int(np.interp(seen, counts, sizes) // bucket * bucket)
 
 
-def evaluate(state, key, *, show, measure):
+def evaluate(state, key, *, size_at, show, measure):
   """Sheets of what is made, and how far it is from real.
 
   Args:
     state: TrainState.
     key: not looked at: the same is shown every time.
+    size_at: step -> at which resolution is rendered then.
     show: a `viewer`.
     measure: a `meter`, or says nothing. The Frechet distance is on the
       features of the shipped CLIP pair, which knows the shapes world: not the
@@ -193,20 +236,22 @@ def evaluate(state, key, *, show, measure):
       the real images is the floor.
   """
   del key
-  return measure(state.ema), {'samples': show(state.ema)}
+  size = size_at(int(state.step))
+  return measure(state.ema, size), {'samples': show(state.ema, size)}
 
 
 def viewer(config, networks, source):
-  """variables -> a sheet uint8 [H, W, 3] of what a generator makes.
+  """(variables, size) -> a sheet uint8 [H, W, 3] of what a generator makes.
 
   Objects from several sides, or images where there is nothing to go around.
   """
   if config.networks == 'eg3d':
     camera = typical(source.labels)
-    return lambda variables: objects.sheet(
-        objects.trained(config, variables, camera), range(8))
+    return lambda variables, size: objects.sheet(
+        objects.trained(config, variables, camera, size), range(8))
   draw, labels = sampler(networks, 0), source.labels[np.zeros(32, int)]
-  return lambda variables: pictures.tile(draw(variables, labels), columns=8)
+  return lambda variables, size: pictures.tile(
+      draw(variables, labels), columns=8)
 
 
 def to_unit(image):
@@ -225,15 +270,14 @@ def typical(labels):
 
 
 def meter(config, networks, source):
-  """variables -> {'frechet_clip/...': number}: made against real, real halves.
+  """(variables, size) -> {'frechet_clip/...': number}: made and real halves.
 
-  The generator is compiled and the real images are looked at once, when the
-  meter is first read.
+  Both against real images, which are looked at once, when the meter is first
+  read. `size` is at which the generator renders.
   """
   count = config.distance_count
   rows = np.random.default_rng(0).permutation(len(source.names))[:2 * count]
-  draw = sampler(
-      networks, config.render_size[-1][1] if 'render_size' in config else 0)
+  draw = functools.cache(functools.partial(sampler, networks))
   judge = functools.cache(image_text.load)
 
   @functools.cache
@@ -244,10 +288,10 @@ def meter(config, networks, source):
     moments = distribution.moments
     return moments(features[:half]), moments(features[half:])
 
-  def measure(variables):
+  def measure(variables, size):
     here, there = real()
     made = distribution.moments(judge().image_features(
-        draw(variables, source.labels[rows[:count]])))
+        draw(size)(variables, source.labels[rows[:count]])))
     return {'frechet_clip/generated': distribution.frechet(made, here),
             'frechet_clip/real_halves': distribution.frechet(there, here)}
 

@@ -71,8 +71,8 @@ def distances(path):
   networks = gan.build(config, source.labels.shape[1])
   measure = gan.meter(config, networks, source)
   start = adversaries.new_generator(networks, jax.random.key(config.seed))
-  found = measure(network.variables)
-  return {'untrained': measure(start)['frechet_clip/generated'],
+  found = measure(network.variables, network.size)
+  return {'untrained': measure(start, network.size)['frechet_clip/generated'],
           'trained': found['frechet_clip/generated'],
           'real halves': found['frechet_clip/real_halves']}
 

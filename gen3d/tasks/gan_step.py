@@ -33,7 +33,7 @@ class Schedule(NamedTuple):
   Attributes:
     r1: weight gamma of the gradient penalty; half of it is applied.
     r1_every, regularize_every: steps between those phases; their losses are
-      multiplied by it.
+      multiplied by it. 0 is for none.
     swap: probability in the end that the mapping network is told another
       image's camera; it comes down from 1 over `swap_images`.
     blur: of all that the discriminator sees, in pixels at the start; it fades
@@ -91,7 +91,8 @@ def due(step, count, schedule, apart=True):
       thirty times slower.
   """
   every = {'regularize': schedule.regularize_every, 'r1': schedule.r1_every}
-  now = {name: int(step % steps == 0) for name, steps in every.items()}
+  now = {name: int(steps > 0 and step % steps == 0)
+         for name, steps in every.items()}
   return {name: np.full((count, is_due if apart else 2), is_due, np.uint8)
           for name, is_due in now.items()}
 

@@ -97,13 +97,15 @@ def load_trained(path):
   if networks != 'eg3d':
     raise ValueError(_FLAT.format(path))
   config = ml_collections.ConfigDict(record['config'])
-  return trained(config, variables, record['camera']), config
+  size = int(config.render_size[-1][1])
+  size -= size % config.render_bucket
+  return trained(config, variables, record['camera'], size), config
 
 
-def trained(config, variables, camera):
+def trained(config, variables, camera, size):
   """The Network of a config of tasks/gan.py and what it has trained."""
   return Network(adversaries.eg3d_generator(config.model), variables,
-                 config.model.z_width, int(config.render_size[-1][1]), camera)
+                 config.model.z_width, size, camera)
 
 
 def _official(path):
