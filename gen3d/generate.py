@@ -17,6 +17,7 @@ writes a sheet of views, a turntable and coloured meshes for each seed; with
 import pathlib
 
 import jax
+import numpy as np
 from absl import flags
 
 from gen3d.engine import cli
@@ -73,12 +74,15 @@ _INTERPOLATE = flags.DEFINE_bool(
 def main():
   cli.require('out')
   out = pathlib.Path(_OUT.value)
-  for file in _objects(out) if _NETWORK.value else _pictures(out):
+  asked = _NETWORK.value is not None
+  for file in _objects(out) if asked else _pictures(out):
     print(file)
 
 
 def _objects(out):
   seeds = objects.parse_seeds(_SEEDS.value)
+  if not np.isfinite(_TRUNCATION.value):
+    raise ValueError(f'--truncation is {_TRUNCATION.value}; give a number.')
   network = objects.load(_NETWORK.value)
   written = objects.export(
       network, seeds, out, psi=_TRUNCATION.value, cutoff=_CUTOFF.value,
@@ -86,7 +90,7 @@ def _objects(out):
   if _INTERPOLATE.value:
     written.append(objects.interpolate(
         network, seeds, out / 'interpolation.mp4', psi=_TRUNCATION.value,
-        frames=_FRAMES.value))
+        cutoff=_CUTOFF.value, frames=_FRAMES.value))
   return written
 
 

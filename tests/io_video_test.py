@@ -28,10 +28,32 @@ def test_video_round_trip(tmp_path, height, width):
 
 
 def test_wrong_frames_are_told_in_a_sentence(tmp_path):
-  with pytest.raises(ValueError, match=r'not float64 \[2, 4, 4, 3\]'):
+  with pytest.raises(ValueError, match=r'not float64 \[4, 4, 3\]'):
     video.save(tmp_path / 'a.mp4', np.zeros((2, 4, 4, 3)))
   with pytest.raises(ValueError, match='No frames'):
     video.save(tmp_path / 'a.mp4', np.zeros((0, 4, 4, 3), np.uint8))
+  assert not list(tmp_path.iterdir())
+
+
+def test_frames_are_written_as_they_come(tmp_path):
+  def frames(fail):
+    for shade in range(4):
+      yield np.full((16, 16, 3), 60 * shade, np.uint8)
+    if fail:
+      raise RuntimeError('no more')
+
+  video.save(tmp_path / 'a.mp4', frames(False), fps=5)
+  back, _ = video.load(tmp_path / 'a.mp4')
+  np.testing.assert_allclose(
+      back.mean((1, 2, 3)), [0, 60, 120, 180], atol=3)
+  with pytest.raises(RuntimeError, match='no more'):
+    video.save(tmp_path / 'b.mp4', frames(True), fps=5)
+  assert [p.name for p in tmp_path.iterdir()] == ['a.mp4']
+
+
+def test_what_the_encoder_refuses_is_told(tmp_path):
+  with pytest.raises(OSError, match='a.mp4: ffmpeg says'):
+    video.save(tmp_path / 'a.mp4', np.zeros((2, 4, 4, 3), np.uint8), fps=-1)
   assert not list(tmp_path.iterdir())
 
 

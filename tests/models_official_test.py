@@ -1,11 +1,14 @@
 """Networks in the official form: read, matched by name, given back."""
 
+import hashlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from official_pickles import dumps, module, persistent, tensor
 
+from gen3d.engine import checkpoints
 from gen3d.models import eg3d, official, pickles, porting, stylegan2
 from gen3d.ops import cameras
 from gen3d.tasks import objects
@@ -109,6 +112,36 @@ def test_cameras_that_are_not_told_are_not_needed(tmp_path, variables):
       'avg_camera_radius', 'avg_camera_pivot'))
   assert official.load(path).orbit == {}
   assert objects.load(path).camera['distance'] == 2.7
+
+
+def test_official_networks_are_seen_as_by_the_official_viewers(
+    tmp_path, variables):
+  look = lambda **options: objects.load(
+      pickled(tmp_path / 'n.pkl', variables, options=options)).camera
+  face, car = look(), look(white_back=True, avg_camera_radius=1.7,
+                           avg_camera_pivot=[0, 0, 0])
+  assert face == {'elevation': 0, 'focal': 4.2647, 'sway': 20, 'distance': 2.7,
+                  'pivot': (0, 0, .2)}
+  assert car == {'elevation': 0, 'focal': 1.7074, 'sway': None,
+                 'distance': 1.7, 'pivot': (0, 0, 0)}
+
+
+def test_tuned_official_weights_are_found_by_their_pickle(tmp_path, variables):
+  path = pickled(tmp_path / 'n.pkl', variables)
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  tuned = jax.tree.map(lambda x: x + 1, variables)
+  file, _ = checkpoints.save_asset(
+      tmp_path / 'tuned.safetensors', official.tensors(tuned),
+      {'official': {'path': str(path), 'sha256': digest}})
+  found = objects.load(file)
+  assert found.generator == NETWORK and found.z_width == 8
+  jax.tree.map(np.testing.assert_array_equal, found.variables, tuned)
+  path.write_bytes(b'other')
+  with pytest.raises(ValueError, match='tuned from another .*n.pkl'):
+    objects.load(file)
+  path.unlink()
+  with pytest.raises(ValueError, match=r'n\.pkl, which is no longer'):
+    objects.load(file)
 
 
 def test_options_of_old_and_new_files(tmp_path, variables):

@@ -134,6 +134,10 @@ def test_the_typical_camera_is_in_the_middle_of_the_data(source):
   np.testing.assert_allclose(typical['elevation'], np.median(known), rtol=1e-4)
   np.testing.assert_allclose(
       [typical['distance'], typical['focal']], [1.7, 1.35], rtol=1e-4)
+  assert typical['sway'] is None
+  before = np.asarray(cameras.to_label(cameras.orbit(
+      np.linspace(-30, 30, 201), 0.0, 1.7, 1.35)))
+  np.testing.assert_allclose(gan.typical(before)['sway'], 28.5, atol=0.3)
 
 
 def test_a_generator_of_images_needs_no_cameras(config, source):

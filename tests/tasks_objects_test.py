@@ -8,6 +8,7 @@ import trimesh
 
 from configs import eg3d as config_file
 from gen3d.engine import checkpoints
+from gen3d.io import meshes
 from gen3d.models import eg3d
 from gen3d.ops import cameras
 from gen3d.tasks import adversaries, gan, objects
@@ -112,19 +113,117 @@ def test_files_of_a_solid_cube(network, tmp_path):
   np.testing.assert_allclose(shape.extents, side, rtol=0.1)
 
 
-def test_a_film_between_objects_begins_and_ends_at_the_first(
-    network, tmp_path, monkeypatch):
+class Blob:
+  """In place of a generator: a ball off the centre, coloured by place."""
+  rendering = eg3d.Rendering(box=1.2)
+  CENTRE, RADIUS = (0.2, -0.1, 0.05), 0.25
+
+  def apply(self, variables, *args, method):
+    if method == 'planes':
+      return jnp.zeros(())
+    _, points = args
+    distance = jnp.linalg.norm(points - jnp.array(self.CENTRE), axis=-1)
+    return jnp.clip(4000 * (self.RADIUS - distance), -50, 50), points + 0.5
+
+
+@pytest.mark.parametrize('suffix', ['.glb', '.ply'])
+def test_meshes_are_where_and_as_coloured_as_the_field(tmp_path, suffix):
+  shape = objects.mesher(
+      objects.Network(Blob(), {}, 4, 8, CAMERA), 40)(jnp.zeros((1, 4)))
+  meshes.save(tmp_path / f'a{suffix}', shape)
+  found = meshes.load(tmp_path / f'a{suffix}')
+  low, high = found.vertices.min(0), found.vertices.max(0)
+  np.testing.assert_allclose((low + high) / 2, Blob.CENTRE, atol=0.02)
+  np.testing.assert_allclose(high - low, 2 * Blob.RADIUS, rtol=0.05)
+  np.testing.assert_allclose(found.colours, found.vertices + 0.5, atol=0.06)
+
+
+@pytest.fixture
+def films(monkeypatch):
+  """{file name: frames} of the films that are written."""
   kept = {}
-  monkeypatch.setattr(objects.video, 'save',
-                      lambda path, film, fps: kept.update(film=film))
+  monkeypatch.setattr(
+      objects.video, 'save',
+      lambda path, film, fps: kept.update({path.name: np.stack(list(film))}))
+  return kept
+
+
+def seen(network, seed, azimuth, psi=1.0, cutoff=None):
+  ws = objects.ws_of(network, objects.latent(network, seed), psi, cutoff)
+  labels = objects.label(network.camera, azimuth)[None]
+  return objects.painter(network)(ws, labels)[0]
+
+
+def test_a_film_goes_from_object_to_object_and_back(network, tmp_path, films):
   objects.interpolate(network, [0, 1], tmp_path / 'x.mp4', frames=4)
-  film = kept['film']
+  film = films['x.mp4']
   assert film.shape == (8, 16, 48, 3)
-  paint = objects.painter(network)
-  for place, seed in ((0, 0), (4, 1)):
-    np.testing.assert_array_equal(film[place], paint(
-        objects.ws_of(network, objects.latent(network, seed)),
-        objects.label(network.camera, 0.0)[None])[0])
+  np.testing.assert_array_equal(film[0], seen(network, 0, 0.0))
+  np.testing.assert_array_equal(film[4], seen(network, 1, 0.0))
+  # A quarter of the way, 3/16 - 2/64 of it in w; and on the way back.
+  start, end = (objects.ws_of(network, objects.latent(network, seed))
+                for seed in (0, 1))
+  for frame, a, b in ((1, start, end), (5, end, start)):
+    between = objects.painter(network)(
+        a + (3 / 16 - 2 / 64) * (b - a),
+        objects.label(network.camera, 90.0)[None])[0]
+    np.testing.assert_array_equal(film[frame], between)
+
+
+def test_truncation_reaches_films_and_turntables(network, tmp_path, films):
+  for cutoff in (None, 1):
+    objects.export(network, (0, 1), tmp_path, psi=0.3, cutoff=cutoff, frames=8,
+                   resolution=12)
+    objects.interpolate(network, (0, 1), tmp_path / 'x.mp4', psi=0.3,
+                        cutoff=cutoff, frames=4)
+    np.testing.assert_array_equal(
+        films['seed0001.mp4'][2], seen(network, 1, 90.0, 0.3, cutoff))
+    np.testing.assert_array_equal(
+        films['x.mp4'][4], seen(network, 1, 0.0, 0.3, cutoff))
+  assert not np.array_equal(
+      seen(network, 1, 0.0, 0.3), seen(network, 1, 0.0, 0.3, 1))
+
+
+def test_an_object_without_a_surface_costs_only_its_mesh(
+    network, tmp_path, capsys):
+  written = objects.export(network._replace(generator=Nothing(
+      network.generator)), (3, 4), tmp_path, frames=8, resolution=12)
+  assert [p.name for p in written] == [
+      'grid.png', 'seed0003.mp4', 'seed0004.mp4']
+  assert 'Seed 3 has no surface' in capsys.readouterr().err
+
+
+class Nothing:
+  """A generator whose density is nowhere."""
+
+  def __init__(self, generator):
+    self.generator, self.rendering = generator, generator.rendering
+
+  def apply(self, *args, method, **rest):
+    found = self.generator.apply(*args, method=method, **rest)
+    if method != 'query':
+      return found
+    return jnp.full_like(found[0], -jnp.inf), found[1]
+
+
+def test_rows_are_views_then_the_raw_image_and_depth_of_the_first(network):
+  labels = objects.label(network.camera, np.array([0.0, 90.0]))
+  ws = objects.ws_of(network, objects.latent(network, 0))
+  whole = objects.painter(network)(ws, labels)
+  alone = {panel: objects.painter(network, (panel,))(ws, labels)
+           for panel in objects.PANELS}
+  expected = [*alone['image'], alone['raw'][0], alone['depth'][0]]
+  found = objects.row(whole)
+  assert len(found) == len(expected)
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_cameras_go_around_or_to_and_fro():
+  np.testing.assert_allclose(objects.azimuths(CAMERA, 4), [0, 90, 180, 270])
+  np.testing.assert_allclose(
+      objects.azimuths({**CAMERA, 'sway': 20.0}, 4), [0, 20, 0, -20],
+      atol=1e-6)
 
 
 def test_weights_come_back_from_a_file(config, network, tmp_path):
@@ -154,6 +253,17 @@ def test_weights_of_something_else_are_refused():
     objects.load(judge)
 
 
+def test_files_that_are_no_networks_are_told_apart(tmp_path):
+  for name, said in (('a.json', 'a.json is no network'),
+                     ('README.md', 'README.md is no network')):
+    (tmp_path / name).write_text('{}')
+    with pytest.raises(ValueError, match=said):
+      objects.load(tmp_path / name)
+  (tmp_path / 'a.pkl').write_text('')
+  with pytest.raises(ValueError, match='a.pkl is an official network, of'):
+    objects.load_trained(tmp_path / 'a.pkl')
+
+
 @pytest.mark.parametrize(
     'path', ['nothing', 'nothing.safetensors', 'nothing.pkl'])
 def test_networks_that_are_not_there(path):
@@ -170,4 +280,11 @@ def test_seeds_are_numbers_and_ranges(text, seeds):
 @pytest.mark.parametrize('text', ['', '1-', 'a', '4-2', '1;2', '-3'])
 def test_other_seeds_are_refused(text):
   with pytest.raises(ValueError, match='write them like'):
+    objects.parse_seeds(text)
+
+
+@pytest.mark.parametrize('text', [
+    '4294967296', '0,99999999999999999999', '0-4294967295'])
+def test_seeds_that_go_too_far_are_refused(text):
+  with pytest.raises(ValueError, match='go too far'):
     objects.parse_seeds(text)

@@ -1,6 +1,8 @@
 """Video files: H.264 in .mp4, which every browser and player shows."""
 
+import itertools
 import subprocess
+import tempfile
 
 import imageio_ffmpeg
 import numpy as np
@@ -9,37 +11,58 @@ from gen3d.io import files
 
 
 def save(path, frames, fps=30):
-  """Writes frames uint8 [T, H, W, 3] at `fps` frames per second.
+  """Writes a film of `fps` frames per second.
 
   Odd heights and widths grow by one repeated row or column: yuv420p stores
   colour for 2x2 pixels.
+
+  Args:
+    path: file to be written.
+    frames: uint8 [T, H, W, 3], or an iterator of [H, W, 3]: it is read as
+      the encoder goes, so that a film need not fit into memory.
+    fps: frames per second.
 
   Raises:
     ValueError: frames of another kind, or a folder that cannot be written to.
     OSError: the encoder failed, as on a full disk.
   """
-  frames = np.asarray(frames)
-  if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-    raise ValueError('A video wants frames uint8 [T, H, W, 3], not '
-                     f'{frames.dtype} {list(frames.shape)}.')
-  if not len(frames):
+  frames = iter(frames)
+  first = next(frames, None)
+  if first is None:
     raise ValueError(f'No frames to write to {path}.')
-  odd = [(0, size % 2) for size in frames.shape[1:3]]
-  frames = np.pad(frames, [(0, 0), *odd, (0, 0)], mode='edge')
-  height, width = frames.shape[1:3]
+  height, width = _evened(first).shape[:2]
   command = [
       imageio_ffmpeg.get_ffmpeg_exe(), '-y', '-loglevel', 'error',
       '-f', 'rawvideo', '-pix_fmt', 'rgb24', '-s', f'{width}x{height}',
       '-r', str(fps), '-i', '-', '-c:v', 'libx264', '-pix_fmt', 'yuv420p',
       # The index first, so that a browser starts before the end is there.
       '-crf', '18', '-movflags', '+faststart']
-  with files.replacing(path) as temporary:
+  with files.replacing(path) as temporary, tempfile.TemporaryFile() as said:
     # Not imageio_ffmpeg.write_frames, whose fork may deadlock beside JAX.
-    done = subprocess.run([*command, str(temporary)], input=frames.tobytes(),
-                          capture_output=True)
-    if done.returncode:
-      reason = done.stderr.decode(errors='replace').strip()
+    with subprocess.Popen([*command, str(temporary)], stdin=subprocess.PIPE,
+                          stdout=subprocess.DEVNULL, stderr=said) as encoder:
+      try:
+        for frame in itertools.chain([first], frames):
+          encoder.stdin.write(_evened(frame).tobytes())
+        encoder.stdin.close()
+      except BrokenPipeError:
+        pass  # Why, it has said.
+      except BaseException:
+        encoder.kill()
+        raise
+    if encoder.returncode:
+      said.seek(0)
+      reason = said.read().decode(errors='replace').strip()
       raise OSError(f'Cannot write {path}: ffmpeg says {reason!r}.')
+
+
+def _evened(frame):
+  frame = np.asarray(frame)
+  if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+    raise ValueError('A video wants frames uint8 [H, W, 3], not '
+                     f'{frame.dtype} {list(frame.shape)}.')
+  odd = [(0, size % 2) for size in frame.shape[:2]]
+  return np.pad(frame, [*odd, (0, 0)], mode='edge')
 
 
 def load(path):

@@ -260,13 +260,19 @@ def to_unit(image):
 
 
 def typical(labels):
-  """{'elevation', 'distance', 'focal'}: medians of cameras [N, 25]."""
+  """What cameras [N, 25] are like: see objects.Network.camera.
+
+  Medians, and how far they `sway` from the front, if not all around.
+  """
   if not labels.shape[1]:
     return None
-  _, elevation, distance = cameras.angles(jnp.asarray(labels[:, [3, 7, 11]]))
+  azimuth, elevation, distance = cameras.angles(
+      jnp.asarray(labels[:, [3, 7, 11]]))
+  sway = float(jnp.percentile(jnp.abs(azimuth), 95))
   return {'elevation': float(jnp.median(elevation)),
           'distance': float(jnp.median(distance)),
-          'focal': float(np.median(labels[:, 20]))}
+          'focal': float(np.median(labels[:, 20])),
+          'sway': sway if sway < 120 else None}
 
 
 def meter(config, networks, source):

@@ -7,8 +7,11 @@ to view.
 """
 
 import functools
+import hashlib
+import itertools
 import pathlib
 import re
+import sys
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -26,6 +29,7 @@ from gen3d.tasks import adversaries
 ASSETS = pathlib.Path(__file__).parents[1] / 'assets'
 OPPONENT = '_discriminator'  # at the end of its file's name
 PANELS = ('image', 'raw', 'depth')
+_MOST_SEEDS = 100_000
 _FLAT = '{} is a generator of pictures, not of objects.'
 
 
@@ -37,8 +41,8 @@ class Network(NamedTuple):
     variables: {'params', 'buffers'}.
     z_width: of the latent.
     size: rays a side.
-    camera: {'elevation', 'distance', 'focal', 'pivot'}; distance from the
-      world's origin, the pivot is what it looks at.
+    camera: {'elevation', 'distance', 'focal', 'pivot', 'sway'}; distance from
+      the world's origin, the pivot is what it looks at. See `azimuths`.
   """
   generator: eg3d.Generator
   variables: Any
@@ -60,8 +64,10 @@ def load(path):
   path = find(path)
   if path.suffix == '.pkl':
     return _official(path)
-  network, _ = load_trained(path)
-  return network
+  variables, record = checkpoints.load_asset(path)
+  if 'official' in record:
+    return _tuned(path, record['official'])
+  return _ours(path, variables, record)[0]
 
 
 def find(name):
@@ -72,6 +78,8 @@ def find(name):
   """
   path = pathlib.Path(name)
   if path.is_file():
+    if path.suffix not in ('.pkl', '.safetensors'):
+      raise ValueError(f'{path} is no network; give a .pkl or a .safetensors.')
     return path
   shipped = {p.stem.removeprefix('eg3d_'): p
              for p in ASSETS.glob('eg3d_*.safetensors')
@@ -89,7 +97,15 @@ def load_trained(path):
   Raises:
     ValueError: the file is damaged, or is no generator of objects of ours.
   """
-  variables, record = checkpoints.load_asset(find(path))
+  path = find(path)
+  if path.suffix == '.pkl':
+    raise ValueError(f'{path} is an official network, of whose training data '
+                     'nothing is known here; give a .safetensors that gen3d '
+                     'has trained.')
+  return _ours(path, *checkpoints.load_asset(path))
+
+
+def _ours(path, variables, record):
   networks = record.get('config', {}).get('networks')
   if networks is None or 'camera' not in record:
     raise ValueError(f'{path} is no generator that gen3d has trained; its '
@@ -112,13 +128,29 @@ def _official(path):
   loaded = official.load(path)
   if loaded.orbit is None:
     raise ValueError(_FLAT.format(path))
-  # Of the official viewers: faces are seen from afar, ShapeNet is not.
-  focal = 1.7074 if loaded.network.rendering.white else 4.2647
+  # Of the official viewers: faces are seen from afar and from before, cars
+  # from near and all around.
+  cars = loaded.network.rendering.white
+  focal, sway = (1.7074, None) if cars else (4.2647, 20.0)
   return Network(loaded.network, loaded.variables, loaded.z_width,
                  loaded.rendering_resolution, {
-                     'elevation': 0.0, 'focal': focal,
+                     'elevation': 0.0, 'focal': focal, 'sway': sway,
                      'distance': loaded.orbit.get('radius') or 2.7,
                      'pivot': tuple(loaded.orbit.get('pivot') or (0, 0, 0))})
+
+
+def _tuned(path, source):
+  """The Network of an official one whose weights inversion has tuned."""
+  pickled = pathlib.Path(source['path'])
+  if not pickled.is_file():
+    raise ValueError(f'{path} is tuned from {pickled}, which is no longer '
+                     'there; its architecture is read from that file.')
+  if hashlib.sha256(pickled.read_bytes()).hexdigest() != source['sha256']:
+    raise ValueError(f'{path} is tuned from another {pickled} than the one '
+                     'that is there; put that back.')
+  network = _official(pickled)
+  return network._replace(
+      variables=official.restore(path, network.variables))
 
 
 def label(camera, azimuth):
@@ -137,11 +169,23 @@ def label(camera, azimuth):
       everywhere((0.0, 1.0, 0.0))), intrinsics))
 
 
+def azimuths(camera, count):
+  """Where a camera goes [count], in degrees: around, or to and fro.
+
+  To and fro, `sway` degrees to either side of the front, where the object is
+  known from there only.
+  """
+  share = np.arange(count) / count
+  if not camera.get('sway'):
+    return 360.0 * share
+  return camera['sway'] * np.sin(2 * np.pi * share)
+
+
 def parse_seeds(text):
   """[0, 1, 2, 7] of '0-2,7'.
 
   Raises:
-    ValueError: it is written otherwise.
+    ValueError: it is written otherwise, or asks for more than there are.
   """
   seeds = []
   for part in text.split(','):
@@ -149,7 +193,12 @@ def parse_seeds(text):
     if not found or int(found[2] or found[1]) < int(found[1]):
       raise ValueError(f'The seeds {text!r} are not understood; write them '
                        'like 0-7,12.')
-    seeds += range(int(found[1]), int(found[2] or found[1]) + 1)
+    first, last = int(found[1]), int(found[2] or found[1])
+    # Beyond these a key begins again from 0.
+    if last >= 2 ** 32 or last - first >= _MOST_SEEDS:
+      raise ValueError(f'The seeds {part.strip()} go too far: they end at '
+                       f'{2 ** 32 - 1}, and a range has at most {_MOST_SEEDS}.')
+    seeds += range(first, last + 1)
   return seeds
 
 
@@ -243,12 +292,13 @@ def row(film):
           film[0][:, 2 * side:]]
 
 
-def sheet(network, seeds, azimuths=(0.0, 45.0, 90.0, 180.0, 270.0)):
+def sheet(network, seeds, views=5):
   """One picture: a row for each seed, see `row`."""
-  paint, labels = painter(network), label(network.camera, jnp.array(azimuths))
+  paint = painter(network)
+  labels = label(network.camera, azimuths(network.camera, views))
   rows = [row(paint(ws_of(network, latent(network, seed)), labels))
           for seed in seeds]
-  return pictures.tile(np.concatenate(rows), columns=len(azimuths) + 2)
+  return pictures.tile(np.concatenate(rows), columns=views + 2)
 
 
 def export(network, seeds, out, *, psi=1.0, cutoff=None, frames=48, fps=24,
@@ -264,41 +314,52 @@ def export(network, seeds, out, *, psi=1.0, cutoff=None, frames=48, fps=24,
     resolution: of the meshes' grid.
 
   Returns:
-    The paths written.
+    The paths written. An object without a surface has no meshes, which is
+    said on stderr.
+
+  Raises:
+    ValueError: `out` cannot be written to.
   """
   out, written, sheet = pathlib.Path(out), [], []
   paint, surface = painter(network), mesher(network, resolution)
-  turns = np.linspace(0.0, 360.0, frames, endpoint=False)
-  labels = label(network.camera, turns)
+  labels = label(network.camera, azimuths(network.camera, frames))
   eight = np.arange(8) * frames // 8
   for seed in seeds:
     ws = ws_of(network, latent(network, seed), psi, cutoff)
     film = paint(ws, labels)
-    sheet += row(film[eight])
+    sheet.append(np.stack(row(film[eight])))
     name = out / f'seed{seed:04d}'
     video.save(name.with_suffix('.mp4'), film, fps)
-    shape = surface(ws)
+    written.append(name.with_suffix('.mp4'))
+    try:
+      shape = surface(ws)
+    except ValueError:
+      print(f'Seed {seed} has no surface, so no mesh of it is written; '
+            'truncation brings it closer to the mean object.', file=sys.stderr)
+      continue
     for suffix in ('.glb', '.ply'):
       meshes.save(name.with_suffix(suffix), shape)
-    written += [name.with_suffix(s) for s in ('.mp4', '.glb', '.ply')]
-  pictures.save(out / 'grid.png', pictures.tile(np.stack(sheet), columns=10))
+      written.append(name.with_suffix(suffix))
+  pictures.save(
+      out / 'grid.png', pictures.tile(np.concatenate(sheet), columns=10))
   return [out / 'grid.png', *written]
 
 
-def interpolate(network, seeds, path, *, psi=1.0, frames=48, fps=24):
-  """A film from object to object while the camera turns once for each.
+def interpolate(network, seeds, path, *, psi=1.0, cutoff=None, frames=48,
+                fps=24):
+  """A film from object to object while the camera goes its way for each.
 
   Straight lines in w, eased at each object, and back to the first one.
   """
   paint = painter(network)
-  ws = jnp.stack([ws_of(network, latent(network, seed), psi)
+  ws = jnp.stack([ws_of(network, latent(network, seed), psi, cutoff)
                   for seed in (*seeds, seeds[0])])
-  film = []
-  for i in range(len(seeds)):
-    share = np.arange(frames) / frames
-    eased = 3 * share ** 2 - 2 * share ** 3
-    for portion, azimuth in zip(eased, 360.0 * share, strict=True):
-      film.append(paint(ws[i] + portion * (ws[i + 1] - ws[i]),
-                        label(network.camera, azimuth)[None])[0])
-  video.save(path, np.stack(film), fps)
+  share = np.arange(frames) / frames
+  eased = 3 * share ** 2 - 2 * share ** 3
+  turns = azimuths(network.camera, frames)
+  video.save(path, (
+      paint(start + portion * (end - start),
+            label(network.camera, azimuth)[None])[0]
+      for start, end in itertools.pairwise(ws)
+      for portion, azimuth in zip(eased, turns, strict=True)), fps)
   return path
