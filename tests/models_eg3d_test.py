@@ -106,6 +106,13 @@ def test_march_is_the_two_pass_renderer(white):
       np.testing.assert_allclose(x[i], y, atol=1e-4)
 
 
+@pytest.mark.parametrize('samples, importance', [(1, 0), (3, 2), (2, 2)])
+def test_too_few_samples_are_refused(samples, importance):
+  with pytest.raises(ValueError, match=f'A ray has {samples} samples'):
+    eg3d.march(None, None, None, None, None,
+               eg3d.Rendering(samples, importance))
+
+
 def test_disparity_is_even_in_inverse_distance():
   t = eg3d._spread(jnp.ones((1, 1)), jnp.full((1, 1), 4.), jnp.zeros((1, 5)),
                    True)

@@ -120,7 +120,15 @@ def march(field, rays, near, far, draws, rendering):
 
   Returns:
     Seen [..., P].
+
+  Raises:
+    ValueError: a ray has too few samples for its passes.
   """
+  if rendering.samples < (4 if rendering.importance else 2):
+    raise ValueError(
+        f'A ray has {rendering.samples} samples, but two passes need at least '
+        '4 in the first, and one pass 2; raise model.rendering.samples.')
+
   def look(distances):
     points = (rays.origins[..., None, :]
               + distances[..., None] * rays.directions[..., None, :])
@@ -194,7 +202,8 @@ def bounds(rays, rendering):
   """Distances (near, far) [..., 1] between which rays are looked along.
 
   With 'auto' those of the cube; rays that miss it are looked along between
-  the least and the largest start of those that do not, as official.
+  the least and the largest start of those that do not, as official. But of
+  one image: officially of the batch, so that an image depends on the others.
   """
   like = rays.origins[..., :1]
   if rendering.start != 'auto':
