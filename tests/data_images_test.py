@@ -3,14 +3,21 @@
 import io
 import itertools
 import json
+import os
+import pathlib
+import re
+import struct
+import threading
 import zipfile
+from concurrent import futures
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from gen3d.data import images
+from gen3d.data import images, primitives, shapes
 from gen3d.ops import cameras
 
 COUNT = 6
@@ -33,13 +40,23 @@ def png(pixels):
   return file.getvalue()
 
 
+def enormous():
+  """A file whose header promises more pixels than anyone has."""
+  file = io.BytesIO()
+  Image.new('RGB', (8, 8)).save(file, 'BMP')
+  data = bytearray(file.getvalue())
+  data[18:26] = struct.pack('<ii', 2 ** 20, 2 ** 20)
+  return bytes(data)
+
+
 def content(labels=None, size=8):
   """{file name: bytes} of a small collection; image i is of colour i."""
   labels = camera_labels() if labels is None else labels
   names = [f'00000/img{i:08d}.png' for i in range(COUNT)]
   files = {name: png(np.full((size, size, 3), 10 * i, np.uint8))
            for i, name in enumerate(names)}
-  listing = [[n, label if label is None else [float(x) for x in label]]
+  listing = [[n, np.asarray(label, float).tolist()
+              if isinstance(label, np.ndarray) else label]
              for n, label in zip(names, labels)]
   files['dataset.json'] = json.dumps({'labels': listing[::-1]}).encode()
   return files
@@ -113,16 +130,63 @@ def test_a_mirrored_image_comes_with_the_camera_that_sees_it(tmp_path):
       mixed['image'][turned], plain['image'][turned][:, :, ::-1])
   np.testing.assert_array_equal(
       mixed['image'][~turned], plain['image'][~turned])
-  # A point and its mirror image are seen at mirrored places.
-  points = jnp.array(rng.normal(scale=.3, size=(64, 5, 3)), jnp.float32)
-  seen, depth = cameras.project(
-      cameras.from_label(jnp.array(plain['label'])), points)
+  sees_mirrored_places(plain['label'])
+
+
+def off_centre():
+  """Labels of cameras with a principal point aside and skewed pixels."""
+  labels = camera_labels().copy()
+  labels[:, 17], labels[:, 18] = .02, .4
+  return labels
+
+
+def test_an_image_that_is_off_centre_is_mirrored_with_its_camera():
+  labels = off_centre()
+  mirrored = images.mirror_label(labels)
+  assert mirrored.dtype == np.float32
+  np.testing.assert_allclose(mirrored[:, 17], -.02, atol=1e-7)
+  np.testing.assert_allclose(mirrored[:, 18], .6, atol=1e-7)
+  np.testing.assert_allclose(images.mirror_label(mirrored), labels, atol=1e-7)
+  sees_mirrored_places(labels)
+
+
+def sees_mirrored_places(labels):
+  """Asserts that a point and its mirror image are at mirrored places."""
+  points = jnp.array(np.random.default_rng(1).normal(
+      scale=.3, size=(len(labels), 5, 3)), jnp.float32)
+  seen, depth = cameras.project(cameras.from_label(jnp.array(labels)), points)
   again, depth_again = cameras.project(
-      cameras.from_label(jnp.array(images.mirror_label(plain['label']))),
+      cameras.from_label(jnp.array(images.mirror_label(labels))),
       points * jnp.array([-1., 1., 1.]))
   np.testing.assert_allclose(again[..., 0], 1 - seen[..., 0], atol=1e-5)
   np.testing.assert_allclose(again[..., 1], seen[..., 1], atol=1e-5)
   np.testing.assert_allclose(depth_again, depth, atol=1e-5)
+
+
+@pytest.mark.parametrize('labels', [camera_labels(), off_centre()])
+def test_a_mirrored_label_renders_the_mirrored_scene(labels):
+  # The mirror image of a ball is the ball at the mirrored place.
+  balls = [((.35, .1, 0.), .3, (.9, .1, .1)),
+           ((-.3, -.2, .2), .2, (.1, .8, .2)),
+           ((-.1, .3, -.2), (.15, .3, .1), (.2, .3, .9))]
+  scene = np.stack([primitives.ball(*ball) for ball in balls])
+  twin = np.stack([primitives.ball((-x, y, z), *rest)
+                   for (x, y, z), *rest in balls])
+  trace = jax.jit(shapes.trace, static_argnums=2)
+  see = lambda parts, label: jax.tree.map(np.asarray, trace(
+      parts, cameras.from_label(jnp.array(label)), 32))
+  seen = see(scene, labels[1])
+  mirrored = see(twin, images.mirror_label(labels[1]))
+  covered = seen.coverage > 0
+  assert 100 < covered.sum() < 900
+  picture = lambda view: view.albedo * (view.coverage[..., None] / 255.)
+  # Rounding may tip a pixel between two balls, or at the rim, not a second.
+  off = abs(picture(mirrored)[:, ::-1] - picture(seen)).max(-1) > 2
+  assert off.sum() <= 1
+  assert (abs(picture(mirrored) - picture(seen)).max(-1) > 2).sum() > 100
+  same = covered & ~off
+  np.testing.assert_allclose(
+      mirrored.depth[:, ::-1][same], seen.depth[same], atol=4e-3)
 
 
 def broken(change):
@@ -130,6 +194,12 @@ def broken(change):
   labels = camera_labels().copy()
   labels[2] = change(labels[2].copy())
   return labels
+
+
+def broken_listing(value):
+  """Labels as lists of which the third is something else."""
+  return [value if i == 2 else row
+          for i, row in enumerate(camera_labels().tolist())]
 
 
 def put(index, value):
@@ -148,6 +218,11 @@ def put(index, value):
     (broken(put(18, 256.)), r'in pixels\? Divide them'),
     (broken(put(3, np.nan)), 'img00000002.png has numbers that are not'),
     ([*camera_labels()[:5], np.zeros(16)], 'img00000005.png has 16 numbers'),
+    (broken_listing('front'), 'img00000002.png is not a list of 25 numbers'),
+    (broken_listing(['a'] * 25), 'img00000002.png is not a list of 25 num'),
+    (broken_listing([[1, 2], [3]]), 'img00000002.png is not a list of 25 num'),
+    (broken_listing({'fov': 18}), 'img00000002.png is not a list of 25 num'),
+    (broken_listing([10 ** 400] * 25), 'img00000002.png is not a list of 25'),
 ])
 def test_a_label_that_is_no_camera_is_named(tmp_path, labels, said):
   path = folder(tmp_path, content(labels))
@@ -161,6 +236,7 @@ def test_a_label_that_is_no_camera_is_named(tmp_path, labels, said):
      'img00000003.png cannot be read'),
     ({'00000/img00000003.png': png(np.zeros((8, 9, 3), np.uint8))},
      'img00000003.png has 9 x 8 pixels, but the others have 8 x 8'),
+    ({'00000/img00000003.png': enormous()}, 'img00000003.png cannot be read'),
     ({'00000/one_more.png': png(np.zeros((8, 8, 3), np.uint8))},
      'no label for 00000/one_more.png'),
     ({'dataset.json': b'{'}, 'dataset.json is not valid JSON'),
@@ -171,6 +247,154 @@ def test_a_bad_file_is_named(tmp_path, pack, change, said):
   path = pack(tmp_path, content() | change)
   with pytest.raises(ValueError, match=said):
     images.check(images.open_images(path))
+
+
+def in_member(path, name, change):
+  """Writes a zip of deflated files anew, one of them changed.
+
+  Args:
+    path: of the zip.
+    name: of the file.
+    change: (bytearray of the zip, where the file's entry in the directory at
+      the end is, where its data are).
+  """
+  with zipfile.ZipFile(path) as archive:
+    files = {n: archive.read(n) for n in archive.namelist()}
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+    for each, data in files.items():
+      archive.writestr(each, data)
+    start = archive.getinfo(name).header_offset
+  data = bytearray(path.read_bytes())
+  change(data, data.rindex(name.encode()) - 46, start + 30 + len(name))
+  path.write_bytes(data)
+
+
+def garbled(data, entry, start):
+  data[start] = 255  # A kind of block that deflate does not have.
+
+
+def flipped(data, entry, start):
+  data[entry + 16] ^= 1  # The check sum.
+
+
+def encrypted(data, entry, start):
+  data[entry + 8] |= 1
+
+
+def unknown_compression(data, entry, start):
+  data[entry + 10] = 99
+
+
+@pytest.mark.parametrize(
+    'change', [garbled, flipped, encrypted, unknown_compression])
+@pytest.mark.parametrize('name', ['00000/img00000003.png', 'dataset.json'])
+def test_a_damaged_member_of_a_zip_is_named(tmp_path, name, change):
+  path = archive(tmp_path, content())
+  in_member(path, name, change)
+  with pytest.raises(ValueError, match=rf'set.zip: {name} is damaged \(.*\);'):
+    images.check(images.open_images(path))
+
+
+def test_a_zip_whose_directory_is_damaged_is_named(tmp_path):
+  path = archive(tmp_path, content())
+  data = path.read_bytes()
+  path.write_bytes(data.replace(b'PK\1\2', b'PK\1\1'))
+  with pytest.raises(ValueError, match=r'set.zip is damaged \(.*\); get the'):
+    images.open_images(path)
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path):
+  path = folder(tmp_path, content())
+  (path / '00000/img00000003.png').unlink()
+  (path / '00000/img00000003.png').symlink_to(path / 'gone')
+  with pytest.raises(ValueError, match=r'img00000003.png cannot be read \(No'):
+    images.check(images.open_images(path))
+
+
+@pytest.mark.parametrize(
+    'compression', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_threads_share_one_handle_of_a_zip(tmp_path, monkeypatch, compression):
+  rng = np.random.default_rng(0)
+  truth = [rng.integers(255, size=(16, 16, 3), dtype=np.uint8)
+           for _ in range(64)]
+  with zipfile.ZipFile(tmp_path / 'set.zip', 'w', compression) as out:
+    for i, pixels in enumerate(truth):
+      out.writestr(f'{i:03d}.png', png(pixels))
+  opened, begin = [], zipfile.ZipFile.__init__
+  monkeypatch.setattr(zipfile.ZipFile, '__init__', lambda self, *args, **kw: (
+      opened.append(args), begin(self, *args, **kw))[1])
+  found = images.open_images(tmp_path / 'set.zip')
+  start = threading.Barrier(16)
+
+  def read(seed):
+    start.wait(timeout=60)
+    picked = np.random.default_rng(seed).permutation(len(truth))
+    return all(np.array_equal(found.pixels(i), truth[i]) for i in picked)
+
+  with futures.ThreadPoolExecutor(16) as pool:
+    assert all(pool.map(read, range(16)))
+  assert len(opened) == 1
+
+
+def test_there_are_not_more_threads_than_help(monkeypatch):
+  for cores, threads in ((1, 2), (8, 8), (96, 16)):
+    monkeypatch.setattr(os, 'cpu_count', lambda cores=cores: cores)
+    assert images._threads() == threads
+
+
+def in_memory(pixels, count=4):
+  return images.Images('memory', tuple(map(str, range(count))),
+                       np.zeros((count, 0), np.float32), pixels, 8)
+
+
+def test_threads_decode_ahead_of_being_asked():
+  together, done = threading.Barrier(2), threading.Semaphore(0)
+  threads = set()
+
+  def pixels(index):
+    together.wait(timeout=20)  # Until another thread is in here, too.
+    threads.add(threading.get_ident())
+    done.release()
+    return np.full((8, 8, 3), index, np.uint8)
+
+  feed = images.batches(in_memory(pixels), 2, 0, threads=2, ahead=2)
+  next(feed)
+  # One batch was asked for; those of the two after it come by themselves.
+  assert all(done.acquire(timeout=20) for _ in range(6))
+  assert not done.acquire(timeout=.1)
+  assert len(threads) == 2 and threading.get_ident() not in threads
+  feed.close()
+
+
+@pytest.mark.parametrize('rows', [slice(2, 4), np.array([5, 1])])
+def test_only_the_rows_that_are_asked_for_are_decoded(tmp_path, rows):
+  found = images.open_images(folder(tmp_path, content()))
+  read = []
+  counting = found._replace(
+      pixels=lambda index: (read.append(index), found.pixels(index))[1])
+  take = lambda source, **kwargs: list(itertools.islice(
+      images.batches(source, COUNT, 7, 1, mirror=True, ahead=0, **kwargs), 3))
+  for whole, part in zip(take(found), take(counting, rows=rows)):
+    assert part.keys() == whole.keys()
+    for name in ('label', 'index'):
+      np.testing.assert_array_equal(part[name], whole[name])
+    expected = np.zeros_like(whole['image'])
+    expected[rows] = whole['image'][rows]
+    assert part['image'].dtype == np.uint8
+    np.testing.assert_array_equal(part['image'], expected)
+  assert len(read) == 3 * 2
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop(
+    tmp_path, monkeypatch, capsys):
+  (tmp_path / 'file').write_text('not a folder')
+  monkeypatch.setenv('GEN3D_CACHE', str(tmp_path / 'file'))
+  path = folder(tmp_path, content())
+  for _ in range(2):
+    images.check(images.open_images(path))
+    said = capsys.readouterr().err
+    assert f'That {path} was found good is not remembered' in said
+    assert f'{tmp_path / "file" / "checked"} cannot be written (' in said
 
 
 def test_what_was_found_good_is_not_looked_at_again(tmp_path, cache):
@@ -188,8 +412,12 @@ def test_what_was_found_good_is_not_looked_at_again(tmp_path, cache):
 def test_other_places_are_refused(tmp_path, name):
   (tmp_path / 'empty').mkdir()
   (tmp_path / 'text.zip').write_text('no zip')
-  with pytest.raises(ValueError, match=f'{name} (is neither|holds no)'):
+  with pytest.raises(ValueError, match=f'{name} (is neither|holds no)') as told:
     images.open_images(tmp_path / name)
+  # What the sentence points to is there.
+  readme = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
+  for words in re.findall('README.md, "(.*?)"', str(told.value)):
+    assert words in readme
 
 
 def test_transparent_and_grey_images_become_colour(tmp_path):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.engine import optim
+from gen3d.engine import optim, sharding
 from gen3d.engine import state as states
 from gen3d.tasks import Task
 
@@ -50,6 +50,9 @@ def make(config):
       rng = np.random.default_rng([seed, step])
       x = rng.normal(size=(config.rows, 4)).astype(np.float32)
       time.sleep(config.pause)
+      sent = sharding.rows(config.rows)
+      if sent is not None:  # Nothing of the other rows may be looked at.
+        x[np.setdiff1d(np.arange(config.rows), sent)] = np.nan
       yield {'x': x, 'y': np.sin(x[:, :3]),
              'index': np.arange(config.rows, dtype=np.int32)}
       step += 1

@@ -17,6 +17,8 @@ import itertools
 import json
 import os
 import pathlib
+import re
+import sys
 import threading
 import zipfile
 from collections.abc import Callable
@@ -30,9 +32,16 @@ from gen3d.data import cache
 
 _SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 _LABEL = 25
-# Negates what changes when the world is mirrored at x = 0.
+# What changes when the world is mirrored at x = 0: the pose, the skew and the
+# principal point, whose x becomes 1 - x.
 _MIRROR = np.ones(_LABEL, np.float32)
-_MIRROR[[1, 2, 3, 4, 8]] = -1
+_MIRROR[[1, 2, 3, 4, 8, 17, 18]] = -1
+_MIRROR_SHIFT = np.zeros(_LABEL, np.float32)
+_MIRROR_SHIFT[18] = 1
+# A version has dots and belongs to the name: 'a/b:1.0.0', 'a:1.0.0:train[:9]'.
+_TFDS = re.compile(
+    r'tfds:(?P<name>[^:]*(:(\d+|\*)(\.(\d+|\*))+)?(/[^:]*)?)(:(?P<split>.*))?',
+    re.DOTALL)
 
 
 class Images(NamedTuple):
@@ -45,20 +54,25 @@ class Images(NamedTuple):
     pixels: index -> uint8 [H, W, 3], safe to call from threads; a ValueError
       names a file that cannot be read.
     size: pixels a side.
+    files: that hold them, where `where` and `names` are no paths.
   """
   where: str
   names: tuple
   labels: Any
   pixels: Callable
   size: int
+  files: tuple = ()
 
 
 def open_images(path):
   """Opens a folder, a zip, or 'tfds:NAME[:SPLIT]'.
 
   Args:
-    path: where the images are. A TensorFlow dataset must have a feature
-      'image'; 'label' is taken as a camera if it has 25 numbers.
+    path: where the images are. NAME of a TensorFlow dataset is as tfds has
+      it, 'set', 'set/config' or 'set:1.0.0', which is looked for where
+      TFDS_DATA_DIR says, in files of the format array_record; SPLIT is
+      'train' or as tfds has it, 'test', 'train[:1000]'. It must have a
+      feature 'image'; 'label' is taken as a camera if it has 25 numbers.
 
   Returns:
     Images. Only the first file has been looked into: see `check`.
@@ -71,19 +85,17 @@ def open_images(path):
     return _open_tfds(str(path))
   path = pathlib.Path(path)
   if path.is_dir():
-    names = sorted(p.relative_to(path).as_posix() for p in path.rglob('*')
-                   if p.suffix.lower() in _SUFFIXES)
-    read = lambda name: (path / name).read_bytes()
+    found = (p.relative_to(path).as_posix() for p in path.rglob('*'))
+    read = _folder_reader(path)
     listing = (path / 'dataset.json').is_file()
   elif zipfile.is_zipfile(path):
-    read = _zip_reader(path)
-    with zipfile.ZipFile(path) as archive:
-      names = sorted(n for n in archive.namelist()
-                     if pathlib.PurePath(n).suffix.lower() in _SUFFIXES)
-      listing = 'dataset.json' in archive.namelist()
+    found, read = _open_zip(path)
+    listing = 'dataset.json' in found
   else:
     raise ValueError(f'{path} is neither a folder nor a zip with images; give '
-                     'one in EG3D\'s format (README.md, "Images for it").')
+                     'one in EG3D\'s format (README.md, "Images are square").')
+  names = sorted(n for n in found
+                 if pathlib.PurePath(n).suffix.lower() in _SUFFIXES)
   if not names:
     raise ValueError(f'{path} holds no images ({", ".join(_SUFFIXES)}).')
   labels = _read_labels(
@@ -108,7 +120,7 @@ def check(images, threads=None):
   """
   check_labels(images)
   stamp = _stamp(images)
-  if stamp.exists():
+  if os.path.exists(stamp):  # Also where its folder may not be looked into.
     return
 
   def look(index):
@@ -123,8 +135,13 @@ def check(images, threads=None):
     for _ in tqdm.tqdm(pool.map(look, range(len(images.names))),
                        'checking images', len(images.names), disable=None):
       pass
-  stamp.parent.mkdir(parents=True, exist_ok=True)
-  stamp.touch()
+  try:
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.touch()
+  except OSError as error:
+    print(f'That {images.where} was found good is not remembered, since '
+          f'{stamp.parent} cannot be written ({error.strerror}).',
+          file=sys.stderr)
 
 
 def check_labels(images):
@@ -155,14 +172,13 @@ def check_labels(images):
 def mirror_label(label):
   """Labels [..., 25] of the cameras that see the world mirrored at x = 0.
 
-  Such a camera sees the mirrored image; the intrinsics stay, which is right
-  for a principal point in the middle.
+  Such a camera sees the mirrored image.
   """
-  return label * _MIRROR
+  return label * _MIRROR + _MIRROR_SHIFT
 
 
 def batches(images, size, seed, first_step=0, *, mirror=False, threads=None,
-            ahead=4):
+            ahead=4, rows=None):
   """Endless batches, each a pure function of (seed, step), read ahead.
 
   Args:
@@ -171,14 +187,17 @@ def batches(images, size, seed, first_step=0, *, mirror=False, threads=None,
     seed: of the order, another one in every epoch.
     first_step: from which batch on.
     mirror: whether each image may come mirrored, its camera with it.
-    threads: that decode; None for as many as there are cores.
+    threads: that decode; None for as many as there are cores, 16 at most.
     ahead: batches that are decoded before they are asked for.
+    rows: of each batch that are decoded, as an index of its leading axis;
+      the images of the others are black. None is for all.
 
   Yields:
     {'image': uint8 [size, R, R, 3], 'label': float32 [size, 25],
      'index': int32 [size] within the batch}.
   """
   count = len(images.names)
+  chosen = np.arange(size)[slice(None) if rows is None else rows]
 
   def plan(step):
     rows = np.arange(step * size, (step + 1) * size)
@@ -203,12 +222,17 @@ def batches(images, size, seed, first_step=0, *, mirror=False, threads=None,
       labels = images.labels[picked]
       if labels.shape[1]:
         labels = np.where(flips[:, None], mirror_label(labels), labels)
-      waiting.append(
-          (labels, [pool.submit(load, *item) for item in zip(picked, flips)]))
+      waiting.append((labels, [pool.submit(load, picked[row], flips[row])
+                               for row in chosen]))
       if len(waiting) > ahead:
         labels, pixels = waiting.pop(0)
-        yield {'image': np.stack([p.result() for p in pixels]),
-               'label': labels, 'index': np.arange(size, dtype=np.int32)}
+        decoded = np.stack([p.result() for p in pixels])
+        image = decoded
+        if rows is not None:
+          image = np.zeros((size, *decoded.shape[1:]), decoded.dtype)
+          image[chosen] = decoded
+        yield {'image': image, 'label': labels,
+               'index': np.arange(size, dtype=np.int32)}
 
 
 def map_of_cameras(images, width=720):
@@ -262,7 +286,11 @@ def _read_labels(where, content, names):
     if name not in found:
       raise ValueError(f'{where} has no label for {name}; every image needs '
                        'one.')
-    label = np.asarray(found[name], np.float32).ravel()
+    try:
+      label = np.asarray(found[name], np.float32).ravel()
+    except (TypeError, ValueError, OverflowError) as error:
+      raise ValueError(f'{where}: the label of {name} is not a list of '
+                       f'{_LABEL} numbers.') from error
     if label.size != _LABEL:
       raise ValueError(f'{where}: the label of {name} has {label.size} '
                        f'numbers instead of {_LABEL}.')
@@ -275,52 +303,132 @@ def _decode(name, content):
   try:
     with Image.open(io.BytesIO(content)) as image:
       return np.asarray(image.convert('RGB'))
-  except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+  except (UnidentifiedImageError, OSError, SyntaxError, ValueError,
+          Image.DecompressionBombError) as error:
     raise ValueError(
         f'{name} cannot be read as an image; get it again or remove it.'
     ) from error
 
 
-def _zip_reader(path):
-  """Reads members from any thread: each has its own handle."""
-  local = threading.local()
-
+def _folder_reader(path):
   def read(name):
-    if not hasattr(local, 'archive'):
-      local.archive = zipfile.ZipFile(path)
     try:
-      return local.archive.read(name)
-    except (zipfile.BadZipFile, OSError) as error:
-      raise ValueError(f'{path}: {name} is damaged ({error}); get the zip '
-                       'again.') from error
+      return (path / name).read_bytes()
+    except OSError as error:
+      raise ValueError(f'{path}: {name} cannot be read ({error.strerror}); '
+                       'get it again or remove it.') from error
 
   return read
 
 
+def _open_zip(path):
+  """(names, name -> bytes) of a zip, to be read from any thread.
+
+  All threads share one handle, since each handle lists the files anew: for
+  FFHQ that would be a second and 80 MB a thread.
+  """
+  damaged = lambda what, error: ValueError(
+      f'{what} is damaged ({_first_line(error)}); get the zip again.')
+  try:
+    archive = zipfile.ZipFile(path)
+  except (zipfile.BadZipFile, OSError, ValueError) as error:
+    raise damaged(path, error) from error
+  opening = threading.Lock()
+
+  def read(name):
+    # zipfile's errors have no base: there are zlib's and lzma's, EOFError,
+    # RuntimeError for a password, NotImplementedError for a compression.
+    try:
+      with opening:  # It counts its open members, without a lock.
+        member = archive.open(name)
+      try:
+        return member.read()
+      finally:
+        with opening:
+          member.close()
+    except Exception as error:
+      raise damaged(f'{path}: {name}', error) from error
+
+  return archive.namelist(), read
+
+
 def _open_tfds(path):
   import tensorflow_datasets as tfds
-  _, name, *split = path.split(':')
-  source = tfds.data_source(name, split=(split or ['train'])[0])
-  first = source[0]
-  if 'image' not in first:
-    raise ValueError(f"{path} has no feature 'image', only {sorted(first)}.")
+  name, split = _TFDS.fullmatch(path).group('name', 'split')
+  split = 'train' if split is None else split
+  if not name:
+    raise ValueError(f'{path} names no data set; give tfds:NAME[:SPLIT].')
+  builder = _prepare_tfds(path, name)
+  features = dict(builder.info.features.items())
+  kind = features.get('image')
+  if getattr(kind, 'np_dtype', None) != np.uint8:
+    raise ValueError(f"{path} has no feature 'image' of bytes, only "
+                     f'{sorted(features)}; choose another data set.')
+  decoders = ({'image': tfds.decode.SkipDecoding()}
+              if isinstance(kind, tfds.features.Image) else None)
+  try:
+    files = tuple(
+        i.filename for i in builder.info.splits[split].file_instructions)
+    source = builder.as_data_source(split, decoders=decoders)
+  except ValueError as error:
+    splits = ', '.join(f'{s} (of {about.num_examples})'
+                       for s, about in builder.info.splits.items())
+    raise ValueError(f"{path} has no split {split!r}; choose from {splits}, "
+                     "or a part like 'train[:100]'.") from error
+  names = tuple(f'example {i}' for i in range(len(source)))
+
+  def example(index):
+    try:
+      return source[index]
+    except (RuntimeError, ValueError, OSError) as error:
+      raise ValueError(f'{path}: {names[index]} is damaged '
+                       f'({_first_line(error)}); prepare it again.') from error
+
+  def pixels(index):
+    image = example(index)['image']
+    return (_decode(f'{path}: {names[index]}', image)
+            if isinstance(image, bytes) else _three_channels(image))
+
   labels = np.zeros((len(source), 0), np.float32)
-  if np.size(first.get('label', ())) == _LABEL:
-    labels = np.stack([np.asarray(example['label'], np.float32).ravel()
-                       for example in source])
-  return Images(
-      path, tuple(f'example {i}' for i in range(len(source))), labels,
-      lambda index: _three_channels(np.asarray(source[index]['image'])),
-      np.shape(first['image'])[0])
+  if np.size(example(0).get('label', ())) == _LABEL:
+    labels = np.stack([np.asarray(example(i)['label'], np.float32).ravel()
+                       for i in range(len(source))])
+  return Images(path, names, labels, pixels, pixels(0).shape[0], files)
+
+
+def _prepare_tfds(path, name):
+  """The builder of a TensorFlow dataset that is prepared."""
+  import tensorflow_datasets as tfds
+  try:
+    builder = tfds.builder(name, file_format='array_record')
+    builder.download_and_prepare()
+  except tfds.core.DatasetNotFoundError:  # Its message lists all there are.
+    raise ValueError(
+        f'{path}: tfds knows no data set {name!r}, and '
+        f'{tfds.core.constants.DATA_DIR} holds none; choose one of '
+        'https://www.tensorflow.org/datasets/catalog, or set TFDS_DATA_DIR to '
+        'where yours is.') from None
+  except Exception as error:  # A data set's own code may raise anything.
+    raise ValueError(
+        f'{path} cannot be prepared ({_first_line(error)}); prepare it with '
+        "file_format='array_record', and set TFDS_DATA_DIR to where it is."
+    ) from error
+  return builder
 
 
 def _three_channels(image):
   return np.asarray(Image.fromarray(image.squeeze()).convert('RGB'))
 
 
+def _first_line(error):
+  """What an error says, as a part of a sentence."""
+  return str(error).strip().partition('\n')[0].rstrip('.')
+
+
 def _stamp(images):
   path = pathlib.Path(images.where)
-  files = [path] if path.is_file() else [path / n for n in images.names]
+  files = [pathlib.Path(f) for f in images.files] or (
+      [path] if path.is_file() else [path / n for n in images.names])
   stats = [f.stat() for f in files if f.exists()]
   digest = hashlib.sha256(images.labels.tobytes())
   for about in (images.where, images.size, images.names,
@@ -330,4 +438,4 @@ def _stamp(images):
 
 
 def _threads():
-  return max(2, os.cpu_count() or 1)
+  return min(max(2, os.cpu_count() or 1), 16)

@@ -280,8 +280,8 @@ def to_devices(batch, mesh):
   """Divides a batch over the chips.
 
   Args:
-    batch: pytree of NumPy arrays [n, ...], the same on all processes; each
-      process sends the rows of its own chips.
+    batch: pytree of NumPy arrays [n, ...] of which each process sends the
+      rows of its own chips: those of `rows` matter only.
     mesh: from `chips`.
 
   Raises:
@@ -296,6 +296,16 @@ def to_devices(batch, mesh):
         x.shape, sharding, lambda index: x[index])
 
   return jax.tree.map(send, batch)
+
+
+def rows(count):
+  """Which of a batch's `count` rows this process sends; None for all."""
+  if jax.process_count() == 1 or count % jax.device_count():
+    return None  # What cannot be divided is refused later, in a sentence.
+  parts = NamedSharding(chips(), P(CHIPS)).addressable_devices_indices_map(
+      (count,))
+  return np.sort(np.concatenate(
+      [np.arange(count)[index] for index in parts.values()]))
 
 
 def check_divides(batch, mesh, least=1):

@@ -188,7 +188,8 @@ def batches(seed, first_step, *, config, source):
   labels, count = source.labels, config.batch
   schedule = gan_step.Schedule(**config.schedule)
   feed = images.batches(
-      source, count, seed, first_step, mirror=config.data.mirror)
+      source, count, seed, first_step, mirror=config.data.mirror,
+      rows=sharding.rows(count))
   for step, batch in enumerate(feed, first_step):
     rng = np.random.default_rng((seed, step, 2))
     drawn = labels[rng.integers(len(labels), size=(count, 3))]
