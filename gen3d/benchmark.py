@@ -1,28 +1,27 @@
 """How fast a config trains here, and with how much memory.
 
 python -m gen3d.benchmark --config=configs/dreamfusion.py
-python -m gen3d.benchmark --config=configs/eg3d.py:cpu128
+python -m gen3d.benchmark --config=configs/eg3d.py:cpu128 --out=numbers.json
 
-Prints seconds of a training step on all chips, for a GAN each phase of it and
-the parts of its networks, for a reconstruction its rays, the size of the
-parameters and the peak of memory: what the compiler plans for a chip, and what
-was measured. Times are medians; the first call is told apart.
+Prints the sizes, then seconds of a training step on all chips, for a GAN each
+phase of it and the parts of EG3D's networks, for a reconstruction its rays,
+the size of the parameters and the peak of memory: what the compiler plans for
+a chip, and what was measured. Times are medians; the first call is told apart.
 """
 
+import contextlib
 import importlib
 import json
 import pathlib
-import resource
-import sys
 import time
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
 from gen3d.choices import pick
 from gen3d.engine import cli, loop, sharding
+from gen3d.io import files
 from gen3d.tasks import TASKS, speed
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -37,108 +36,75 @@ _TOLD = {}  # What was printed, by name.
 
 def main():
   cli.require('config')
-  config = _CONFIG.value
+  if _OUT.value and pathlib.Path(_OUT.value).is_dir():
+    raise ValueError(f'--out={_OUT.value} is a folder; name a .json file, in '
+                     'it or elsewhere.')
+  # That it can be written is known before there is anything to write.
+  with (files.replacing(_OUT.value) if _OUT.value
+        else contextlib.nullcontext()) as out:
+    _measure(_CONFIG.value)
+    if out:
+      out.write_text(json.dumps(_TOLD, indent=2) + '\n')
+
+
+def _measure(config):
   module = importlib.import_module(pick('task', TASKS, config.get('task')))
+  if config.task == 'gan':
+    config = speed.settled(config)
   task = module.make(config)
-  batch_of = lambda at: next(task.batches(config.seed, at))
-  mesh = sharding.chips(len(jax.tree.leaves(batch_of(0))[0]), task.least)
-  print(f'{config.task}, {mesh.size} {jax.devices()[0].platform} device(s)')
+  batch = next(task.batches(config.seed, 0))
+  mesh = sharding.chips(len(jax.tree.leaves(batch)[0]), task.least)
+  sharding.check_divides(batch, mesh, task.least)
+  sizes(config, mesh)
   state = loop.place(task.init(jax.random.key(0)), mesh)
-  step = sharding.pmap(task.step, mesh, task.frugal)
   leaves = jax.tree.leaves(state.params)
   number('parameters', sum(x.size for x in leaves))
   number('bytes of parameters', sum(x.nbytes for x in leaves))
-  run = Step(step, state, batch_of, mesh)
-  number('planned peak of a chip in GB', run.planned_gigabytes(), '.2f')
+  run = speed.Step(task, state, mesh)
+  number('planned peak of a chip in GB', run.planned_gigabytes(batch), '.3g')
   if _PLAN.value:
     return
-  run.first()
+  begin = time.perf_counter()
+  run.once(batch)
+  print(f'first step, compiled before: {time.perf_counter() - begin:.1f} s')
   if config.task == 'gan':
-    _gan(config, run)
+    _gan(config, run, batch)
   else:
-    tell('training step', run.seconds(1))
+    tell('training step', run.seconds(batch, _REPEATS.value))
   if config.task == 'reconstruction':
-    _rays(config, task, batch_of(0), mesh.size)
-  number('peak memory in GB', peak_gigabytes(), '.2f')
-  if _OUT.value:
-    pathlib.Path(_OUT.value).write_text(json.dumps(_TOLD, indent=2))
+    _rays(config, run, batch, mesh.size)
+  number('peak memory in GB', speed.peak_gigabytes(), '.3g')
 
 
-class Step:
-  """A training step that can be repeated, though it gives its state away."""
-
-  def __init__(self, step, state, batch_of, mesh):
-    self._step, self._state = step, state
-    self._batch_of, self._mesh = batch_of, mesh
-    self._key = sharding.replicate(jax.random.key(1), mesh)
-
-  def planned_gigabytes(self):
-    """What the compiler plans for a step on one chip, arguments included."""
-    plan = self._step.lower(
-        self._state, self._batch(0), self._key).compile().memory_analysis()
-    return (plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e9
-
-  def first(self):
-    """Tells how long the first step takes."""
-    batch = self._batch(0)
-    begin = time.perf_counter()
-    self._once(batch)
-    print(f'first step, compiled before: {time.perf_counter() - begin:.1f} s')
-
-  def seconds(self, at):
-    """Median seconds of a step whose number is `at`."""
-    number, batch = np.int32(at), self._batch(at)
-
-    def step():
-      self._state = self._state.replace(
-          step=jax.device_put(number, self._state.step.sharding))
-      return self._once(batch)
-
-    return _median(step)
-
-  def _batch(self, at):
-    return sharding.to_devices(self._batch_of(at), self._mesh)
-
-  def _once(self, batch):
-    self._state, metrics = self._step(self._state, batch, self._key)
-    jax.block_until_ready((self._state, metrics))
-
-
-def _gan(config, run):
-  """The phases by differences: which of them are due depends on the number."""
-  schedule = config.schedule
-  every, r1_every = schedule.regularize_every, schedule.r1_every
-  plain = run.seconds(1)
-  both = run.seconds(every * r1_every)
-  regularizer = run.seconds(every) - plain if every % r1_every else 0.0
-  penalty = both - plain - regularizer
-  tell('generator and discriminator phase', plain)
-  tell(f'regularisation, every {every}th step', regularizer)
-  tell(f'R1, every {r1_every}th step', penalty)
-  tell('training step on average',
-       plain + regularizer / every + penalty / r1_every)
+def _gan(config, run, batch):
+  """The phases of a step on all chips, and EG3D's networks on one."""
+  for what, seconds in speed.phases(config, lambda due: run.seconds(
+      speed.with_phases(batch, due), _REPEATS.value)):
+    tell(what, seconds)
   if config.networks == 'eg3d':
-    for name, function in speed.parts(config).items():
-      tell(f'{name}, one device', _median(function))
+    for what, function in speed.parts(config, run.params()).items():
+      tell(f'{what}, one device', speed.median(function, _REPEATS.value))
 
 
-def _rays(config, task, batch, chips):
+def _rays(config, run, batch, chips):
   """Rays per second, in training on all chips and rendered by one of them."""
   number('rays/s in training', config.batch / _TOLD['training step'], '.0f')
-  state = task.init(jax.random.key(0))
-  seconds = _median(speed.rendering(config, state, batch, chips))
+  seconds = speed.median(
+      speed.rendering(config, run.params(), batch, chips), _REPEATS.value)
   number('rays/s rendered by one device', config.batch / chips / seconds,
          '.0f')
 
 
-def _median(function):
-  """Median seconds of a call, the first one left aside."""
-  times = []
-  for _ in range(_REPEATS.value + 1):
-    begin = time.perf_counter()
-    jax.block_until_ready(function())
-    times.append(time.perf_counter() - begin)
-  return float(np.median(times[1:]))
+def sizes(config, mesh):
+  """What all the numbers are of."""
+  found = speed.sizes(config)
+  devices = {'devices': mesh.size, 'platform': jax.devices()[0].platform}
+  _TOLD.update(task=config.task, **devices, **found)
+  print(f'{config.task}, {mesh.size} {devices["platform"]} device(s)')
+  print(', '.join(f'{what} {speed.joined(x)}' for what, x in found.items()))
+  if config.task == 'gan' and config.networks == 'eg3d':
+    print('Rays are those at the end of render_size; parts take the whole '
+          'batch.')
 
 
 def number(what, value, form=','):
@@ -148,16 +114,7 @@ def number(what, value, form=','):
 
 def tell(what, seconds):
   _TOLD[what] = seconds
-  print(f'{what}: {seconds:.3f} s ({1 / max(seconds, 1e-9):.2f} /s)')
-
-
-def peak_gigabytes():
-  """Of the device where it tells, else of the process."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  if 'peak_bytes_in_use' in stats:
-    return stats['peak_bytes_in_use'] / 1e9
-  unit = 1 if sys.platform == 'darwin' else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+  print(f'{what}: {speed.rated(seconds)}')
 
 
 if __name__ == '__main__':
