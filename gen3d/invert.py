@@ -6,12 +6,15 @@ python -m gen3d.invert --network=ffhq512-128.pkl --image=face.png \
   --camera=dataset.json --views=-30,0,30 --space=w+ --out=/tmp/face
 
 Writes inversion.png (the picture, its projection, after pivotal tuning, and
-other views), latent.npz, the tuned generator and a turntable. The camera is a
-JSON list of 25 numbers, EG3D's dataset.json, or two angles on the sphere that
-the network's data were seen from. Likeness is measured by the shipped CLIP
-pair, which knows the shapes world; for photographs give --perceptual the files
-of VGG16 (and LPIPS) that gen3d/models/perceptual.py names.
+other views), the tuned object as mesh.glb, mesh.ply and turntable.mp4,
+latent.npz and the tuned generator. The camera is a JSON list of 25 numbers,
+EG3D's dataset.json, or two angles on the sphere that the data were seen from.
+Likeness is measured by the shipped CLIP pair, which knows the shapes world; for
+photographs give --perceptual the files that gen3d/models/perceptual.py names,
+VGG16 or, better, VGG16 and LPIPS.
 """
+
+import math
 
 from absl import flags
 
@@ -30,42 +33,46 @@ _SPACE = flags.DEFINE_enum(
 _STEPS = flags.DEFINE_integer('steps', 1000, 'Of the projection.', 1)
 _TUNING = flags.DEFINE_integer('tuning_steps', 350, 'Of the tuning.', 1)
 _PERCEPTUAL = flags.DEFINE_list(
-    'perceptual', [], 'Files of VGG16 and LPIPS, with commas between.')
+    'perceptual', [], 'Files: VGG16, or VGG16,LPIPS.')
 _VIEWS = flags.DEFINE_list(
     'views', ['-45', '45', '90', '180'], 'Azimuths to show, too.')
+_RESOLUTION = flags.DEFINE_integer(
+    'resolution', 128, "Grid points along the mesh's longest side.", 8)
 _OUT = flags.DEFINE_string('out', None, 'Folder for what is made.')
 
 
 def main():
   cli.require('network', 'image', 'out')
-  if (_CAMERA.value is None) == (_AZIMUTH.value is None):
+  views = _degrees('views', _VIEWS.value)
+  angles = {flag.name: _degrees(flag.name, [flag.value])[0]
+            for flag in (_AZIMUTH, _ELEVATION) if flag.value is not None}
+  if not _CAMERA.value and 'azimuth' not in angles:
     raise ValueError('Say from where the picture was taken, by --camera or by '
                      '--azimuth.')
-  views = _views()
+  if _CAMERA.value and angles:
+    raise ValueError(f'Give --camera or --{min(angles)}, but not both.')
   network = objects.load(_NETWORK.value)
-  if _CAMERA.value is None:
-    camera = dict(network.camera)
-    if _ELEVATION.value is not None:
-      camera['elevation'] = _ELEVATION.value
-    label = objects.label(camera, _AZIMUTH.value)
-  else:
-    label = inversion.read_camera(_CAMERA.value, _IMAGE.value)
+  label = (inversion.read_camera(_CAMERA.value, _IMAGE.value) if _CAMERA.value
+           else objects.label({**network.camera, **angles}, angles['azimuth']))
   target = inversion.read_target(network, _IMAGE.value, label)
   measure = (inversion.supplied_measure(*_PERCEPTUAL.value)
              if _PERCEPTUAL.value else inversion.shipped_measure())
   for file in inversion.export(
       _NETWORK.value, network, target, measure, _OUT.value,
       steps=_STEPS.value, tuning_steps=_TUNING.value,
-      plus=_SPACE.value == 'w+', views=views):
+      plus=_SPACE.value == 'w+', views=views, resolution=_RESOLUTION.value):
     print(file)
 
 
-def _views():
+def _degrees(name, texts):
   try:
-    return [float(view) for view in _VIEWS.value]
-  except ValueError as error:
-    raise ValueError(f'--views={",".join(_VIEWS.value)} are no angles; write '
-                     'them like -30,0,30.') from error
+    degrees = [float(text) for text in texts]
+  except ValueError:
+    degrees = [math.nan]
+  if not all(-360 <= x <= 360 for x in degrees):
+    raise ValueError(f'--{name}={",".join(map(str, texts))} are no angles; '
+                     'write them like -30,0,30, from -360 to 360 degrees.')
+  return degrees
 
 
 if __name__ == '__main__':

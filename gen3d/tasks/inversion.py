@@ -13,8 +13,12 @@ those of the super-resolution are not used.
 """
 
 import functools
+import hashlib
 import json
+import os
 import pathlib
+import re
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,12 +28,12 @@ import numpy as np
 import optax
 import tqdm
 from flax import traverse_util
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from gen3d.data import images
 from gen3d.engine import checkpoints
-from gen3d.io import pictures, video
-from gen3d.models import clip, eg3d, official, perceptual
+from gen3d.io import files, meshes, pictures, video
+from gen3d.models import clip, eg3d, official, perceptual, weight_files
 from gen3d.tasks import image_text, objects
 
 # The projector's: rate, the share of the steps over which it rises and falls,
@@ -64,18 +68,20 @@ def read_target(network, path, label):
 
   Args:
     network: objects.Network.
-    path: of the picture; cropped and lit as the network's own are.
+    path: of the picture; cropped and lit as the network's own are. What is
+      transparent shows the background that the network has.
     label: [25].
 
   Raises:
     ValueError: it cannot be read, or is not square.
   """
+  behind = 'white' if network.generator.rendering.white else 'black'
   try:
     with Image.open(path) as image:
-      image = image.convert('RGB')
-  except (UnidentifiedImageError, OSError, SyntaxError) as error:
-    raise ValueError(f'{path} cannot be read as an image; give a PNG or JPEG '
-                     'file.') from error
+      image = _flat(ImageOps.exif_transpose(image), behind)
+  except Exception as error:  # Pillow raises many kinds for one damage.
+    raise ValueError(f'{path} cannot be read as an image ({error}); give a PNG '
+                     'or JPEG file.') from error
   if image.width != image.height:
     raise ValueError(
         f'{path} has {image.width} x {image.height} pixels; crop it to a '
@@ -91,27 +97,23 @@ def read_camera(path, picture=''):
 
   Args:
     path: of the JSON file.
-    picture: name of the picture's file, by which dataset.json lists it.
+    picture: the picture's file. Of the names in dataset.json it has the one
+      that most of its path ends in.
 
   Raises:
-    ValueError: it holds no camera, or none of that picture.
+    ValueError: it holds no camera, none of that picture, or several that may
+      be of it.
   """
   path = pathlib.Path(path)
   try:
     found = json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise ValueError(f'The camera {path} cannot be read: {error}.') from error
-  if isinstance(found, dict) and isinstance(found.get('labels'), list):
-    named = {pathlib.PurePath(name).name: label
-             for name, label in found['labels']}
-    name = pathlib.PurePath(picture).name
-    if name not in named:
-      raise ValueError(f'{path} has no label for {name}; write its 25 numbers '
-                       'into a JSON file as a list.')
-    found = named[name]
+  if isinstance(found, dict) and 'labels' in found:
+    found = _listed(path, found['labels'], picture)
   try:
     label = np.asarray(found, np.float32).ravel()
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     label = np.zeros(0, np.float32)
   if label.size != 25:
     raise ValueError(f'{path} holds no camera: a list of 25 numbers is wanted, '
@@ -148,13 +150,19 @@ def shipped_measure():
 
 
 def supplied_measure(*paths):
-  """The Measure of VGG16 files; see models/perceptual.py for where they are.
+  """The Measure of VGG16, with LPIPS' weights where they are among the files.
+
+  Without them every feature weighs one. Where to get the files, see
+  models/perceptual.py.
 
   Raises:
     ValueError: they cannot be read or are of another network.
   """
+  learned = any(re.match(r'lin\d\.', name)
+                for path in paths for name in weight_files.read(path))
   return Measure(
-      perceptual.load(*paths), lambda network, x: perceptual.embed(
+      perceptual.load(*paths, learned=learned),
+      lambda network, x: perceptual.embed(
           network, x, perceptual.PROJECTOR_SIDE))
 
 
@@ -214,10 +222,12 @@ def project(network, target, measure, *, steps=1000, plus=False, seed=0):
   mean, deviation = statistics(network)
   layers = network.generator.apply(
       network.variables, method=lambda g: g.backbone.layers_fed)
-  optimizer = optax.adam(lambda step: RATE * ramp(step / steps))
 
+  # What another picture or number of steps changes is an argument, so that
+  # the program that is compiled for one network serves them all.
   @jax.jit
-  def step(found, opt_state, i, variables, weights, wanted):
+  def step(found, opt_state, i, steps, deviation, variables, weights, target,
+           wanted):
     key = jax.random.fold_in(jax.random.key(seed), i)
     spread = deviation * EXPLORE * jnp.maximum(
         0, 1 - i / steps / EXPLORE_END) ** 2
@@ -231,7 +241,7 @@ def project(network, target, measure, *, steps=1000, plus=False, seed=0):
       return loss + NOISE_WEIGHT * noise, loss
 
     (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(found)
-    updates, opt_state = optimizer.update(grads, opt_state)
+    updates, opt_state = _projector(steps).update(grads, opt_state)
     found = optax.apply_updates(found, updates)
     noises = {name: (x - jnp.mean(x)) / jnp.sqrt(jnp.var(x) + 1e-8)
               for name, x in found['noises'].items()}
@@ -239,11 +249,12 @@ def project(network, target, measure, *, steps=1000, plus=False, seed=0):
 
   found = {'w': jnp.tile(mean, (layers if plus else 1, 1)),
            'noises': noises_of(network.variables)}
-  opt_state, losses = optimizer.init(found), []
+  opt_state, losses = _projector(steps).init(found), []
   wanted = _embedded(measure, target)
   for i in tqdm.trange(steps, desc='projecting', disable=None):
-    found, opt_state, loss = step(found, opt_state, i, network.variables,
-                                  measure.weights, wanted)
+    found, opt_state, loss = step(
+        found, opt_state, i, steps, deviation, network.variables,
+        measure.weights, target, wanted)
     losses.append(loss)
   return (jnp.broadcast_to(found['w'], (layers, len(mean))),
           with_noises(network.variables, found['noises']), np.array(losses))
@@ -265,7 +276,7 @@ def tune(network, target, measure, ws, *, steps=350):
   optimizer = optax.adam(TUNING_RATE)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def step(params, opt_state, buffers, weights, wanted):
+  def step(params, opt_state, buffers, weights, ws, target, wanted):
     def loss_of(params):
       image = paint(network, {'params': params, 'buffers': buffers}, ws,
                     target.label)
@@ -281,7 +292,7 @@ def tune(network, target, measure, ws, *, steps=350):
   wanted = _embedded(measure, target)
   for _ in tqdm.trange(steps, desc='tuning', disable=None):
     params, opt_state, loss = step(
-        params, opt_state, buffers, measure.weights, wanted)
+        params, opt_state, buffers, measure.weights, ws, target, wanted)
     losses.append(loss)
   return {'params': params, 'buffers': buffers}, np.array(losses)
 
@@ -322,8 +333,8 @@ def with_noises(variables, noises):
 
 
 def export(name, network, target, measure, out, *, steps, tuning_steps, plus,
-           views, frames=48):
-  """Inverts and writes: a picture, the latent, the tuned weights, a film.
+           views, frames=48, resolution=128):
+  """Inverts and writes: a picture, the latent, tuned weights, a film, meshes.
 
   Args:
     name: that `network` was loaded by.
@@ -335,50 +346,132 @@ def export(name, network, target, measure, out, *, steps, tuning_steps, plus,
     tuning_steps: of `tune`.
     views: azimuths in degrees from which the object is shown as well.
     frames: of the film.
+    resolution: of the meshes' grid.
 
   Returns:
-    The paths written.
+    The paths written. An object without a surface has no meshes, which is
+    said on stderr.
+
+  Raises:
+    ValueError: `out` cannot be written to.
   """
-  out = pathlib.Path(out)
-  ws, variables, projected = project(
-      network, target, measure, steps=steps, plus=plus)
-  found = network._replace(variables=variables)
-  variables, tuned = tune(found, target, measure, ws, steps=tuning_steps)
+  out, record = pathlib.Path(out), _record(name)
+  if out.is_file():
+    raise ValueError(f'{out} is a file; name a folder for what is made.')
+  # That it can be written is known before there is anything to write.
+  with files.replacing(out / 'latent.npz') as latent:
+    ws, variables, projected = project(
+        network, target, measure, steps=steps, plus=plus)
+    found = network._replace(variables=variables)
+    variables, tuned = tune(found, target, measure, ws, steps=tuning_steps)
+    np.savez(latent, ws=ws, label=target.label, projection_loss=projected,
+             tuning_loss=tuned)
   final = network._replace(variables=variables)
-  show = lambda network, labels: objects.painter(network, ('image',))(
-      ws, labels)
+  paint = objects.painter(final, ('image',))
   own = target.label[None]
   turned = objects.label(network.camera, jnp.float32(views))
-  after = show(final, jnp.concatenate([own, turned]))
   row = np.concatenate([
-      pictures.to_uint8(target.image[None] / 2 + 0.5), show(found, own), after])
+      pictures.to_uint8(target.image[None] / 2 + 0.5),
+      objects.painter(found, ('image',))(ws, own),
+      paint(ws, jnp.concatenate([own, turned]))])
   scale = -(-_SHOWN // row.shape[1])
   pictures.save(out / 'inversion.png', pictures.tile(
       row.repeat(scale, 1).repeat(scale, 2), len(row),
       ['picture', 'w+' if plus else 'w', 'tuned',
        *(f'tuned, {view:g} degrees' for view in views)]))
-  np.savez(out / 'latent.npz', ws=ws, label=target.label,
-           projection_loss=projected, tuning_loss=tuned)
-  weights, record = _save(name, final, out)
-  turns = np.linspace(0.0, 360.0, frames, endpoint=False)
-  video.save(out / 'turntable.mp4', show(
-      final, objects.label(network.camera, turns)), 24)
-  return [out / 'inversion.png', out / 'latent.npz', weights, record,
-          out / 'turntable.mp4']
+  weights = _save(record, final, out)
+  video.save(out / 'turntable.mp4', paint(ws, objects.label(
+      network.camera, objects.azimuths(network.camera, frames))), 24)
+  return [out / 'inversion.png', out / 'latent.npz', *weights,
+          out / 'turntable.mp4', *_save_meshes(final, ws, out, resolution)]
 
 
-def _save(name, network, out):
-  """Ours can be loaded again; an official network keeps its tensors' names."""
+def _flat(image, behind):
+  """An image of whatever kind as RGB, before a colour where transparent."""
+  if image.mode.startswith('I'):  # 16 bits, which Pillow would cut off at 255.
+    grey = np.asarray(image)
+    if grey.min() < 0 or grey.max() > 65535:
+      raise ValueError('it has more than 16 bits')
+    image = Image.fromarray(np.round(grey / 257).astype(np.uint8))
+  elif image.mode == 'F':
+    raise ValueError('which of its numbers is white is not known')
+  if image.has_transparency_data:
+    image = Image.alpha_composite(
+        Image.new('RGBA', image.size, behind), image.convert('RGBA'))
+  return image.convert('RGB')
+
+
+def _listed(path, labels, picture):
+  """What dataset.json lists for a picture."""
+  if not isinstance(labels, list) or not all(
+      isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
+      for entry in labels):
+    raise ValueError(f'{path}: "labels" must be a list of '
+                     '[file name, [25 numbers]].')
+  own = pathlib.Path(os.path.abspath(picture)).parts[::-1]
+
+  def likeness(name):
+    """Parts in common from the end, and whether that is all of the name."""
+    parts = pathlib.PurePosixPath(name.replace('\\', '/')).parts[::-1]
+    count = len(os.path.commonprefix([parts, own]))
+    return count, count == len(parts)
+
+  found = [(likeness(name), name, label) for name, label in labels]
+  best = max((shared for shared, *_ in found), default=(0, False))
+  if not best[0]:
+    raise ValueError(f'{path} has no label for {os.path.basename(picture)}; '
+                     'write its 25 numbers into a JSON file as a list.')
+  (_, first, label), *others = (entry for entry in found if entry[0] == best)
+  if others:
+    raise ValueError(
+        f'{path} lists {first} and {others[0][1]}, and {picture} may be '
+        'either; give it in the folder that it is listed with, or write its 25 '
+        'numbers into a JSON file as a list.')
+  return label
+
+
+def _projector(steps):
+  return optax.adam(lambda step: RATE * ramp(step / steps))
+
+
+def _record(name):
+  """What is told of tuned weights: of which network they are."""
   path = objects.find(name)
   if path.suffix == '.pkl':
+    with path.open('rb') as file:
+      digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    return {'model': str(path),
+            'official': {'path': str(path.absolute()), 'sha256': digest}}
+  _, record = checkpoints.load_asset(path)
+  model = {'model': record.get('model', path.stem)}
+  if 'official' in record:  # Tuned before.
+    return {**model, 'official': record['official']}
+  return {**model, 'config': record['config'], 'camera': record['camera'],
+          'tuned_from': record['sha256']}
+
+
+def _save(record, network, out):
+  """Writes tuned weights; an official network keeps its tensors' names."""
+  if 'official' in record:
     return checkpoints.save_asset(
         out / 'tuned_official.safetensors', official.tensors(network.variables),
-        {'model': str(path)})
-  _, record = checkpoints.load_asset(path)
+        record)
   return checkpoints.save_asset(
-      out / 'tuned.safetensors', network.variables,
-      {'model': record.get('model', path.stem), 'config': record['config'],
-       'camera': record['camera'], 'tuned_from': record['sha256']})
+      out / 'tuned.safetensors', network.variables, record)
+
+
+def _save_meshes(network, ws, out, resolution):
+  try:
+    shape = objects.mesher(network, resolution)(ws)
+  except ValueError:
+    print('The tuned object has no surface, so no mesh of it is written; fewer '
+          'steps of tuning keep it closer to what the network has learned.',
+          file=sys.stderr)
+    return []
+  written = [out / 'mesh.glb', out / 'mesh.ply']
+  for path in written:
+    meshes.save(path, shape)
+  return written
 
 
 def _embedded(measure, target):

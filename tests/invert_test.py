@@ -1,0 +1,82 @@
+"""The command line of inversion, as a person calls it."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tasks_objects_test
+import trimesh
+from PIL import Image
+
+from configs import eg3d as config_file
+from gen3d.engine import checkpoints
+from gen3d.io import video
+from gen3d.tasks import adversaries, gan, objects
+
+CAMERA = tasks_objects_test.CAMERA
+
+
+def run(*flags):
+  return subprocess.run(
+      [sys.executable, '-m', 'gen3d.invert', *flags], capture_output=True,
+      text=True, timeout=600)
+
+
+def test_a_picture_becomes_an_object(tmp_path):
+  config = config_file.get_config('tiny')
+  network = tasks_objects_test.dense(objects.trained(
+      config, adversaries.new_generator(gan.build(config), jax.random.key(0)),
+      CAMERA, 8))
+  weights, _ = checkpoints.save_asset(
+      tmp_path / 'mine.safetensors', network.variables,
+      {'config': config.to_dict(), 'camera': CAMERA})
+  Image.new('RGBA', (20, 20), (255, 0, 0, 0)).save(tmp_path / 'a.png')
+  out = tmp_path / 'new' / 'out'
+  result = run(
+      f'--network={weights}', f'--image={tmp_path}/a.png', '--azimuth=30',
+      '--elevation=10', '--space=w+', '--steps=3', '--tuning_steps=2',
+      '--views=0,-90', '--resolution=12', f'--out={out}')
+  assert result.returncode == 0, result.stderr
+  names = ['inversion.png', 'latent.npz', 'tuned.safetensors', 'tuned.json',
+           'turntable.mp4', 'mesh.glb', 'mesh.ply']
+  assert result.stdout.split() == [str(out / name) for name in names]
+  assert sorted(p.name for p in out.iterdir()) == sorted(names)
+
+  sheet = np.asarray(Image.open(out / 'inversion.png'))
+  assert sheet.shape[1] == 5 * 130 - 2
+  np.testing.assert_array_equal(sheet[:128, :128], 255)
+  latent = np.load(out / 'latent.npz')
+  np.testing.assert_allclose(latent['label'], objects.label(
+      {**CAMERA, 'elevation': 10.0}, 30.0), atol=1e-6)
+  assert [len(latent[f'{of}_loss']) for of in ('projection', 'tuning')] == [
+      3, 2]
+  assert all(np.isfinite(x).all() for x in latent.values())
+  tuned = objects.load(out / 'tuned.safetensors')
+  assert not np.array_equal(*(
+      x.variables['params']['decoder']['net.0']['bias']
+      for x in (tuned, network)))
+  film, _ = video.load(out / 'turntable.mp4')
+  assert film.shape == (48, 16, 16, 3)
+  # Density is everywhere within the cube of side `box`.
+  for name in ('mesh.glb', 'mesh.ply'):
+    shape = trimesh.load_mesh(out / name)
+    np.testing.assert_allclose(
+        shape.extents, network.generator.rendering.box, rtol=0.1)
+
+
+@pytest.mark.parametrize('flags, sentence', [
+    ((), 'Say from where the picture was taken'),
+    (('--camera=c.json', '--azimuth=3'),
+     'Give --camera or --azimuth, but not both.'),
+    (('--camera=c.json', '--elevation=3'),
+     'Give --camera or --elevation, but not both.'),
+    (('--azimuth=nan',), '--azimuth=nan are no angles'),
+    (('--azimuth=3', '--elevation=nan'), '--elevation=nan are no angles'),
+    (('--azimuth=3', '--views=0,left'), '--views=0,left are no angles'),
+    (('--azimuth=3', '--views=0,inf'), '--views=0,inf are no angles')])
+def test_the_command_says_what_is_missing(flags, sentence):
+  result = run('--network=shapes', '--image=x.png', '--out=/nowhere', *flags)
+  assert result.returncode == 2 and 'Traceback' not in result.stderr
+  assert sentence in result.stderr
