@@ -11,6 +11,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # Put after the cell with the tag 'parameters', as papermill does.
 SHORT = {
+    'eg3d_latents.ipynb': {
+        'PAIRS': 1, 'RESOLUTION': 24, 'STEPS': 5, 'TUNING': 2},
     'score_distillation.ipynb': {
         'PULLS': 2, 'SAMPLING': 2, 'OTHERS': 1, 'STEPS': 5},
     'volume_rendering.ipynb': {'PHOTOGRAPHS': 10, 'SIZE': 32, 'STEPS': 5}}
