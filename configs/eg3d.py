@@ -195,7 +195,8 @@ def cpu128():
       'end': 2.3})
   model.upscaling.update({'size': 64, 'features': (128, 64)})
   model.discriminator.update(
-      {'base': 4096, 'most': 64, 'mapping_layers': 8})
+      {'base': 4096, 'most': 64, 'mapping_layers': 8,
+       'group': 2})  # Two images on each of two cores.
   config.render_size = ((0, 32), (1, 32))
   return config
 

@@ -319,8 +319,9 @@ def check_divides(batch, mesh, least=1):
     if np.shape(x)[0] // mesh.size < least:
       raise ValueError(
           f'A batch of {np.shape(x)[0]} on {mesh.size} chips leaves fewer '
-          f'than the {least} examples on each that are looked at together; '
-          'choose a larger batch, or fewer devices.')
+          f'than the {least} examples on each that are looked at together (of '
+          'a GAN, model.discriminator.group); choose a larger batch, fewer '
+          'devices, or fewer together.')
 
 
 def prefetch(batches, mesh, ahead=2):
