@@ -128,6 +128,32 @@ def test_automatic_bounds_are_those_of_the_cube():
   np.testing.assert_allclose(far[:, 0], [4, 5, 3], atol=1e-6)
 
 
+@pytest.mark.parametrize('axes', ['xy_xz_yz', 'eg3d_legacy'])
+def test_a_query_is_the_decoder_of_the_mean_of_three_planes(axes):
+  generator = small()
+  generator = generator.clone(
+      rendering=generator.rendering._replace(axes=axes, box=1.6))
+  variables, _, _ = start(generator)
+  rng = np.random.default_rng(0)
+  size, count = 8, generator.features
+  planes = rng.normal(size=(1, size, size, 3, count)).astype(np.float32)
+  # At texels' centres: columns go with the first axis, rows with the second.
+  place = rng.integers(size, size=(20, 3))
+  x, y, z = place.T
+  third = {'xy_xz_yz': planes[0, z, y, 2], 'eg3d_legacy': planes[0, x, z, 2]}
+  features = (planes[0, y, x, 0] + planes[0, z, x, 1] + third[axes]) / 3
+  decoder = jax.tree.map(np.asarray, variables['params']['decoder'])
+  layer = lambda name, x: (x @ decoder[name]['weight'] / np.sqrt(x.shape[-1])
+                           + decoder[name]['bias'])
+  out = layer('net.2', np.log1p(np.exp(layer('net.0', features))))
+  points = (2 * (place + 0.5) / size - 1) * 1.6 / 2
+  density, values = generator.apply(
+      variables, jnp.array(planes), jnp.float32(points[None]), method='query')
+  np.testing.assert_allclose(density[0], out[:, 0], atol=1e-4)
+  np.testing.assert_allclose(
+      values[0], 1.002 / (1 + np.exp(-out[:, 1:])) - 0.001, atol=1e-4)
+
+
 def test_chunks_change_nothing_but_memory():
   whole, parts = small(), small(chunk=24)
   variables, z, draws = start(whole)

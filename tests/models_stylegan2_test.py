@@ -134,6 +134,43 @@ def test_noise_is_drawn_kept_or_left_out():
     draw(0, 'nome')
 
 
+def test_to_rgb_scales_its_style_and_does_not_demodulate():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 4, 4, 5)).astype(np.float32)
+  w = rng.normal(size=(2, 3)).astype(np.float32)
+  layer = stylegan2.ToRGB(2)
+  variables = layer.init(jax.random.key(0), x, w)
+  variables['params']['bias'] += jnp.array([0.3, -0.2])
+  p = jax.tree.map(np.asarray, variables['params'])
+  for i, found in enumerate(layer.apply(variables, x, w)):
+    style = w[i] @ p['affine']['weight'] / np.sqrt(3) + p['affine']['bias']
+    expected = (x[i] * style / np.sqrt(5)) @ p['weight'][0, 0] + p['bias']
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('slot, moved', [
+    (0, {'b4/conv1', 'b4/torgb', 'b8/conv0', 'b8/conv1', 'b8/torgb'}),
+    (1, {'b4/torgb', 'b8/conv0', 'b8/conv1', 'b8/torgb'}),
+    (2, {'b8/conv1', 'b8/torgb'}), (3, {'b8/torgb'})])
+def test_each_to_rgb_shares_its_w_with_the_next_blocks_first_layer(
+    slot, moved):
+  synthesis = stylegan2.Synthesis(8, base=32, most=4)
+  ws = jax.random.normal(jax.random.key(1), (1, 4, 3))
+  variables = synthesis.init(jax.random.key(0), ws, 'const')
+
+  def layers(ws):
+    _, seen = synthesis.apply(
+        variables, ws, 'const', capture_intermediates=lambda module, _:
+        isinstance(module, (stylegan2.SynthesisLayer, stylegan2.ToRGB)))
+    return {f'{block}/{layer}': found['__call__'][0]
+            for block, inside in seen['intermediates'].items()
+            for layer, found in inside.items()}
+
+  before, after = layers(ws), layers(ws.at[0, slot].add(1.0))
+  assert {name for name in before
+          if not np.array_equal(before[name], after[name])} == moved
+
+
 def test_half_precision_lasts_through_a_block():
   w, x = jnp.zeros((1, 3, 8)), jnp.zeros((1, 8, 8, 3), jnp.bfloat16)
   for block, inputs in (
