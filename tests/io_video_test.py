@@ -57,6 +57,18 @@ def test_what_the_encoder_refuses_is_told(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_an_encoder_that_ends_early_is_told_whatever_it_says(
+    tmp_path, monkeypatch):
+  lazy = tmp_path / 'lazy'
+  lazy.write_text('#!/bin/sh\nexit 0\n')
+  lazy.chmod(0o755)
+  monkeypatch.setattr(
+      video.imageio_ffmpeg, 'get_ffmpeg_exe', lambda: str(lazy))
+  with pytest.raises(OSError, match='a.mp4: ffmpeg says'):
+    video.save(tmp_path / 'a.mp4', np.zeros((4, 512, 512, 3), np.uint8))
+  assert [p.name for p in tmp_path.iterdir()] == ['lazy']
+
+
 def test_picture_round_trip(tmp_path):
   image = np.random.default_rng(0).integers(
       0, 256, (5, 7, 3)).astype(np.uint8)

@@ -269,18 +269,28 @@ def map_of_cameras(images, width=720):
   return np.asarray(picture)
 
 
+def listed(where, labels):
+  """[(file name, label as it is)] of what dataset.json has as "labels".
+
+  Raises:
+    ValueError: it is of another form.
+  """
+  if not isinstance(labels, list) or not all(
+      isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
+      for entry in labels):
+    raise ValueError(f'{where}: "labels" must be a list of '
+                     '[file name, [25 numbers]].')
+  return [(name.replace('\\', '/'), label) for name, label in labels]
+
+
 def _read_labels(where, content, names):
   try:
-    listed = json.loads(content).get('labels')
+    found = json.loads(content).get('labels')
   except (ValueError, AttributeError) as error:
     raise ValueError(f'{where} is not valid JSON ({error}).') from error
-  if listed is None:
+  if found is None:
     return None
-  try:
-    found = {name.replace('\\', '/'): label for name, label in listed}
-  except (TypeError, ValueError, AttributeError) as error:
-    raise ValueError(f'{where}: "labels" must be a list of '
-                     '[file name, [25 numbers]].') from error
+  found = dict(listed(where, found))
   labels = np.zeros((len(names), _LABEL), np.float32)
   for i, name in enumerate(names):
     if name not in found:

@@ -41,16 +41,17 @@ def save(path, frames, fps=30):
     # Not imageio_ffmpeg.write_frames, whose fork may deadlock beside JAX.
     with subprocess.Popen([*command, str(temporary)], stdin=subprocess.PIPE,
                           stdout=subprocess.DEVNULL, stderr=said) as encoder:
+      cut = False
       try:
         for frame in itertools.chain([first], frames):
           encoder.stdin.write(_evened(frame).tobytes())
         encoder.stdin.close()
       except BrokenPipeError:
-        pass  # Why, it has said.
+        cut = True  # It has ended early, and said why.
       except BaseException:
         encoder.kill()
         raise
-    if encoder.returncode:
+    if cut or encoder.returncode:
       said.seek(0)
       reason = said.read().decode(errors='replace').strip()
       raise OSError(f'Cannot write {path}: ffmpeg says {reason!r}.')

@@ -16,6 +16,10 @@ from skimage import measure
 HALF = np.log(2.0)  # the optical depth at which opacity is one half
 
 
+class EmptyField(ValueError):
+  """A density field without a surface at the level that is asked for."""
+
+
 class Mesh(NamedTuple):
   """A coloured triangle mesh."""
   vertices: Any  # [V, 3] float32, world
@@ -46,7 +50,7 @@ def extract(query, bound, resolution=192, threshold='auto', chunk=2**16,
     A watertight Mesh.
 
   Raises:
-    ValueError: the field is empty at this threshold.
+    EmptyField: at this threshold.
   """
   box = np.asarray(bound, np.float64)
   box = np.outer([-box, box], np.ones(3)) if box.ndim == 0 else box
@@ -124,7 +128,7 @@ def threshold_from(density, spacing):
   peaks, opaque = np.concatenate(peaks), np.concatenate(opaque)
   at_depth = np.concatenate(at_depth)
   if not opaque.any():
-    raise ValueError(
+    raise EmptyField(
         'The field is empty: no ray through it is half opaque (largest '
         f'density {density.max():.3g}, largest opacity '
         f'{1 - np.exp(-depths):.2g}); train longer, or give a threshold below '
@@ -223,7 +227,7 @@ def _level(density, spacing, threshold):
   if threshold == 'auto':
     return threshold_from(density, spacing)
   if not np.any(density > threshold):
-    raise ValueError(
+    raise EmptyField(
         f'The field is empty at the threshold {threshold:g}: its largest '
         f'density is {density.max():.3g}; train longer, or give a threshold '
         'below that.')

@@ -13,12 +13,10 @@ those of the super-resolution are not used.
 """
 
 import functools
-import hashlib
 import json
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,7 +30,7 @@ from PIL import Image, ImageOps
 
 from gen3d.data import images
 from gen3d.engine import checkpoints
-from gen3d.io import files, meshes, pictures, video
+from gen3d.io import files, pictures, video
 from gen3d.models import clip, eg3d, official, perceptual, weight_files
 from gen3d.tasks import image_text, objects
 
@@ -383,7 +381,11 @@ def export(name, network, target, measure, out, *, steps, tuning_steps, plus,
   video.save(out / 'turntable.mp4', paint(ws, objects.label(
       network.camera, objects.azimuths(network.camera, frames))), 24)
   return [out / 'inversion.png', out / 'latent.npz', *weights,
-          out / 'turntable.mp4', *_save_meshes(final, ws, out, resolution)]
+          out / 'turntable.mp4', *objects.save_meshes(
+              objects.mesher(final, resolution), ws, out / 'mesh',
+              'The tuned object has no surface, so no mesh of it is written; '
+              'fewer steps of tuning keep it closer to what the network has '
+              'learned.')]
 
 
 def _flat(image, behind):
@@ -403,16 +405,12 @@ def _flat(image, behind):
 
 def _listed(path, labels, picture):
   """What dataset.json lists for a picture."""
-  if not isinstance(labels, list) or not all(
-      isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
-      for entry in labels):
-    raise ValueError(f'{path}: "labels" must be a list of '
-                     '[file name, [25 numbers]].')
+  labels = images.listed(path, labels)
   own = pathlib.Path(os.path.abspath(picture)).parts[::-1]
 
   def likeness(name):
     """Parts in common from the end, and whether that is all of the name."""
-    parts = pathlib.PurePosixPath(name.replace('\\', '/')).parts[::-1]
+    parts = pathlib.PurePosixPath(name).parts[::-1]
     count = len(os.path.commonprefix([parts, own]))
     return count, count == len(parts)
 
@@ -438,10 +436,7 @@ def _record(name):
   """What is told of tuned weights: of which network they are."""
   path = objects.find(name)
   if path.suffix == '.pkl':
-    with path.open('rb') as file:
-      digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    return {'model': str(path),
-            'official': {'path': str(path.absolute()), 'sha256': digest}}
+    return {'model': str(path), 'official': objects.source_of(path)}
   _, record = checkpoints.load_asset(path)
   model = {'model': record.get('model', path.stem)}
   if 'official' in record:  # Tuned before.
@@ -458,20 +453,6 @@ def _save(record, network, out):
         record)
   return checkpoints.save_asset(
       out / 'tuned.safetensors', network.variables, record)
-
-
-def _save_meshes(network, ws, out, resolution):
-  try:
-    shape = objects.mesher(network, resolution)(ws)
-  except ValueError:
-    print('The tuned object has no surface, so no mesh of it is written; fewer '
-          'steps of tuning keep it closer to what the network has learned.',
-          file=sys.stderr)
-    return []
-  written = [out / 'mesh.glb', out / 'mesh.ply']
-  for path in written:
-    meshes.save(path, shape)
-  return written
 
 
 def _embedded(measure, target):

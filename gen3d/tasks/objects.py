@@ -139,13 +139,21 @@ def _official(path):
                      'pivot': tuple(loaded.orbit.get('pivot') or (0, 0, 0))})
 
 
+def source_of(path):
+  """What tuned weights tell of the official pickle that they are from."""
+  path = pathlib.Path(path).absolute()
+  with path.open('rb') as file:
+    digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  return {'path': str(path), 'sha256': digest}
+
+
 def _tuned(path, source):
   """The Network of an official one whose weights inversion has tuned."""
   pickled = pathlib.Path(source['path'])
   if not pickled.is_file():
     raise ValueError(f'{path} is tuned from {pickled}, which is no longer '
                      'there; its architecture is read from that file.')
-  if hashlib.sha256(pickled.read_bytes()).hexdigest() != source['sha256']:
+  if source_of(pickled) != source:
     raise ValueError(f'{path} is tuned from another {pickled} than the one '
                      'that is there; put that back.')
   network = _official(pickled)
@@ -331,18 +339,35 @@ def export(network, seeds, out, *, psi=1.0, cutoff=None, frames=48, fps=24,
     name = out / f'seed{seed:04d}'
     video.save(name.with_suffix('.mp4'), film, fps)
     written.append(name.with_suffix('.mp4'))
-    try:
-      shape = surface(ws)
-    except ValueError:
-      print(f'Seed {seed} has no surface, so no mesh of it is written; '
-            'truncation brings it closer to the mean object.', file=sys.stderr)
-      continue
-    for suffix in ('.glb', '.ply'):
-      meshes.save(name.with_suffix(suffix), shape)
-      written.append(name.with_suffix(suffix))
+    written += save_meshes(
+        surface, ws, name, f'Seed {seed} has no surface, so no mesh of it is '
+        'written; truncation brings it closer to the mean object.')
   pictures.save(
       out / 'grid.png', pictures.tile(np.concatenate(sheet), columns=10))
   return [out / 'grid.png', *written]
+
+
+def save_meshes(surface, ws, stem, otherwise):
+  """Writes an object's meshes.
+
+  Args:
+    surface: from `mesher`.
+    ws: [L, D].
+    stem: of the files' paths.
+    otherwise: what is said on stderr where there is no surface.
+
+  Returns:
+    The paths written, none where there is no surface.
+  """
+  try:
+    shape = surface(ws)
+  except mesh.EmptyField:
+    print(otherwise, file=sys.stderr)
+    return []
+  written = [stem.with_suffix(suffix) for suffix in ('.glb', '.ply')]
+  for path in written:
+    meshes.save(path, shape)
+  return written
 
 
 def interpolate(network, seeds, path, *, psi=1.0, cutoff=None, frames=48,
