@@ -19,10 +19,11 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from gen3d import files
 from gen3d.choices import pick
 from gen3d.engine import cli, loop, sharding
-from gen3d.io import files
-from gen3d.tasks import TASKS, speed
+from gen3d.evaluation import speed
+from gen3d.tasks import TASKS
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, FILE.py or FILE.py:VARIANT.')
@@ -40,7 +41,7 @@ def main():
     raise ValueError(f'--out={_OUT.value} is a folder; name a .json file, in '
                      'it or elsewhere.')
   # That it can be written is known before there is anything to write.
-  with (files.replacing(_OUT.value) if _OUT.value
+  with (files.atomic_write(_OUT.value) if _OUT.value
         else contextlib.nullcontext()) as out:
     _measure(_CONFIG.value)
     if out:

@@ -15,7 +15,7 @@ import sys
 from absl import flags
 
 from gen3d.engine import cli, sweeps
-from gen3d.tasks import comparison
+from gen3d.evaluation import representations
 
 _DATA = flags.DEFINE_string(
     'data', None, 'What the configs\' data.path takes: a capture\'s folder, or '
@@ -45,17 +45,17 @@ def main():
              f'--workdir={workdir / name}']
     cli.check_config(train)
     lines.append(train)
-    costs = workdir / name / comparison.BENCHMARK
+    costs = workdir / name / representations.BENCHMARK
     if not costs.exists():
       lines.append([sys.executable, '-m', 'gen3d.benchmark', config, *common,
                     f'--out={costs}'])
   sweeps.run(lines, go_on=False)
-  runs = [comparison.read(workdir, name) for name in _CONFIGS.value]
-  text = comparison.table(runs)
+  runs = [representations.read(workdir, name) for name in _CONFIGS.value]
+  text = representations.table(runs)
   print(text)
   (workdir / 'comparison.md').write_text(text + '\n')
   title = pathlib.PurePath(_DATA.value).name
-  comparison.plot(runs, title, workdir / 'comparison.png')
+  representations.plot(runs, title, workdir / 'comparison.png')
   print(workdir / 'comparison.md', workdir / 'comparison.png', sep='\n')
 
 

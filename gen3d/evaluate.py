@@ -18,16 +18,13 @@ import pathlib
 
 from absl import flags
 
+from gen3d import assets
 from gen3d.engine import cli
-from gen3d.io import pictures
-from gen3d.tasks import (
-  beliefs,
-  evaluation,
-  gan_evaluation,
-  image_text,
-  r_precision,
-  text_to_image,
-)
+from gen3d.evaluation import gan as gan_evaluation
+from gen3d.evaluation import mean_prediction, r_precision
+from gen3d.evaluation import text_to_3d as text_to_3d_evaluation
+from gen3d.io import images as image_io
+from gen3d.models import clip_pair
 
 _WHAT = flags.DEFINE_enum(
     'what', 'text_to_3d',
@@ -37,9 +34,9 @@ _RUNS = flags.DEFINE_string('runs', 'runs', 'Folder of text-to-3D workdirs.')
 _COUNT = flags.DEFINE_integer('count', 512, 'Held-out captions a split.', 8)
 _SCALE = flags.DEFINE_float('guidance_scale', 3.0, 'Of the samples.')
 _WEIGHTS = flags.DEFINE_string(
-    'weights', str(text_to_image.ASSET), 'Of the text-to-image model.')
+    'weights', str(assets.TEXT_TO_IMAGE), 'Of the text-to-image model.')
 _JUDGE = flags.DEFINE_string(
-    'judge', str(image_text.ASSET), 'Weights of the CLIP pair.')
+    'judge', str(assets.CLIP), 'Weights of the CLIP pair.')
 _CLIP = flags.DEFINE_list(
     'clip', [], 'Published CLIPs that judge r_precision (folders of '
     'transformers or hub ids); the shipped pair if none.')
@@ -67,22 +64,22 @@ def main():
     return
   out = pathlib.Path(_OUT.value) if _OUT.value else None
   if _WHAT.value == 'beliefs':
-    print(beliefs.report(_WEIGHTS.value, out))
+    print(mean_prediction.report(_WEIGHTS.value, out))
     return
-  judge = image_text.load(_JUDGE.value)
+  judge = clip_pair.load(_JUDGE.value)
   if _WHAT.value == 'text_to_3d':
-    print(evaluation.table(evaluation.judge_runs(
+    print(text_to_3d_evaluation.table(text_to_3d_evaluation.judge_runs(
         judge, _RUNS.value, _FORCE.value)))
     if out:
-      pictures.save(out / 'objects.png', evaluation.sheet(_RUNS.value))
+      image_io.save(out / 'objects.png', text_to_3d_evaluation.sheet(_RUNS.value))
     return
   if _WHAT.value == 'judge':
-    rates = evaluation.judge_real(judge, _COUNT.value)
+    rates = text_to_3d_evaluation.judge_real(judge, _COUNT.value)
   else:
-    rates, samples = evaluation.judge_samples(
+    rates, samples = text_to_3d_evaluation.judge_samples(
         judge, _WEIGHTS.value, _COUNT.value, _SCALE.value)
     for split, (images, texts) in samples.items() if out else ():
-      pictures.save(out / f'{split}.png', pictures.tile(
+      image_io.save(out / f'{split}.png', image_io.tile(
           images[:64], 8, texts[:64]))
   for split, rate in rates.items():
     print(f'{_WHAT.value}, {split} pairs: {100 * rate.rate:.1f} % '

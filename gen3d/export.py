@@ -6,7 +6,8 @@ python -m gen3d.export --workdir=runs/a-red-chair --resolution=256 --size=512
 from absl import flags
 
 from gen3d.engine import checkpoints, cli
-from gen3d.tasks import reconstruction, showing, text_to_3d
+from gen3d.render import finished
+from gen3d.tasks import reconstruction, text_to_3d
 
 # Tasks whose runs have a scene to show.
 _SHOWN = {'text_to_3d': text_to_3d.load_shown,
@@ -40,7 +41,7 @@ def main():
   asked = {'resolution': _RESOLUTION.value, 'size': _SIZE.value}
   if _SHARE.value is not None:
     asked['share'] = _SHARE.value
-  files = showing.export(shown, _OUT.value or _WORKDIR.value,
+  files = finished.export(shown, _OUT.value or _WORKDIR.value,
                          **{**shown.defaults, **asked})
   for file in files:
     print(file)

@@ -19,9 +19,11 @@ import pathlib
 
 from absl import flags
 
-from gen3d.data import images, posed, studio
+from gen3d.data import synthetic
+from gen3d.data.captures import posed
+from gen3d.data.images import dataset
 from gen3d.engine import cli
-from gen3d.io import pictures
+from gen3d.io import images as image_io
 from gen3d.io import surfaces as surface_files
 
 _MESH = flags.DEFINE_string('mesh', None, 'Mesh file.')
@@ -53,20 +55,20 @@ def main():
   if out.is_dir() and any(out.iterdir()):
     raise ValueError(f'{out} is not empty; give a new folder.')
   if _CAPTURE.value or _IMAGES.value:
-    pictures.save(out / 'map.png', _map())
+    image_io.save(out / 'map.png', _map())
     print(out / 'map.png')
     return
   if _CAPTION.value:
-    surfaces = studio.of_caption(_CAPTION.value)
+    surfaces = synthetic.of_caption(_CAPTION.value)
   else:
     surfaces = surface_files.load(_MESH.value, _UP.value)
-  studio.write_blender(
+  synthetic.write_blender(
       out, surfaces, train=_VIEWS.value, test=_TEST_VIEWS.value,
       size=_SIZE.value, lowest=_LOWEST.value, ambient=_AMBIENT.value,
       samples=_SAMPLES.value)
   scene = posed.open_posed(out, 'test')
-  pictures.save(out / 'map.png', posed.map_of_posed(posed.open_posed(out)))
-  pictures.save(out / 'test.png', pictures.tile(
+  image_io.save(out / 'map.png', posed.map_of_posed(posed.open_posed(out)))
+  image_io.save(out / 'test.png', image_io.tile(
       posed.over(scene.images, 1.0), 5))
   print(out)
 
@@ -75,9 +77,9 @@ def _map():
   """Where the cameras are of what is there already: uint8 [H, W, 3]."""
   if _CAPTURE.value:
     return posed.map_of_posed(posed.open_posed(_CAPTURE.value))
-  found = images.open_images(_IMAGES.value)
-  images.check(found)
-  return images.map_of_cameras(found)
+  found = dataset.open_images(_IMAGES.value)
+  dataset.check(found)
+  return dataset.map_of_cameras(found)
 
 
 if __name__ == '__main__':

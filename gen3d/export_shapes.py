@@ -21,12 +21,14 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from gen3d.data import captions, shapes
+from gen3d import files
+from gen3d.data.shapes import captions
+from gen3d.data.shapes import world as shapes_world
 from gen3d.engine import cli
-from gen3d.io import files, pictures
+from gen3d.io import images as image_io
 from gen3d.tasks import gan
 
-_SPLIT = flags.DEFINE_enum('split', 'train', list(shapes.SPLITS), 'Which.')
+_SPLIT = flags.DEFINE_enum('split', 'train', list(shapes_world.SPLITS), 'Which.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the world.')
 _FIRST = flags.DEFINE_integer('first', 0, 'First example.', 0)
 _COUNT = flags.DEFINE_integer('count', 100, 'How many.', 1)
@@ -42,21 +44,21 @@ def main():
   cli.require('out')
   out = pathlib.Path(_OUT.value)
   if _SHEET.value:
-    images, labels = shapes.contact_sheet(_SEED.value, _SIZE.value or 128)
-    pictures.save(out / 'shapes.png', pictures.tile(images, 7, labels))
+    images, labels = shapes_world.contact_sheet(_SEED.value, _SIZE.value or 128)
+    image_io.save(out / 'shapes.png', image_io.tile(images, 7, labels))
     print(out / 'shapes.png')
     return
   listing = {'labels': [], 'captions': {}, 'objects': {}}
   for index, image, text, spec, label in (
-      _likes_of(_CONFIG.value) if _CONFIG.value else shapes.pictures(
+      _likes_of(_CONFIG.value) if _CONFIG.value else shapes_world.pictures(
           _SEED.value, _SPLIT.value, _FIRST.value, _COUNT.value,
           _SIZE.value or 128)):
     name = f'{index:08d}.png'
-    pictures.save(out / name, pictures.to_uint8(image))
+    image_io.save(out / name, image_io.to_uint8(image))
     listing['labels'].append([name, [float(x) for x in label]])
     listing['captions'][name] = text
     listing['objects'][name] = spec._asdict()
-  with files.replacing(out / 'dataset.json') as temporary:
+  with files.atomic_write(out / 'dataset.json') as temporary:
     pathlib.Path(temporary).write_text(json.dumps(listing))
   print(out / 'dataset.json')
 
@@ -68,10 +70,10 @@ def _likes_of(config):
                      'world, such as configs/eg3d.py.')
   data = config.data
   world, stop = gan.world_of(data), _FIRST.value + _COUNT.value
-  source = shapes.posed(
+  source = shapes_world.posed(
       world, stop, _SIZE.value or data.size, _SEED.value, _SPLIT.value)
   for i in range(_FIRST.value, stop):
-    spec = shapes.example(
+    spec = shapes_world.example(
         _SEED.value, _SPLIT.value, i, world).object.spec
     yield (i, source.pixels(i) / 255.0, captions.plain(spec), spec,
            source.labels[i])

@@ -21,8 +21,9 @@ import numpy as np
 from absl import flags
 
 from gen3d.engine import cli
-from gen3d.io import pictures
-from gen3d.tasks import objects, text_to_3d, text_to_image
+from gen3d.gan import inference
+from gen3d.io import images as image_io
+from gen3d.tasks import text_to_3d, text_to_image
 
 ETA = {'ddim': 0.0, 'ddpm': 1.0}
 # (guidance scale, pictures at a time) where they are not given.
@@ -80,15 +81,15 @@ def main():
 
 
 def _objects(out):
-  seeds = objects.parse_seeds(_SEEDS.value)
+  seeds = inference.parse_seeds(_SEEDS.value)
   if not np.isfinite(_TRUNCATION.value):
     raise ValueError(f'--truncation is {_TRUNCATION.value}; give a number.')
-  network = objects.load(_NETWORK.value)
-  written = objects.export(
+  network = inference.load(_NETWORK.value)
+  written = inference.export(
       network, seeds, out, psi=_TRUNCATION.value, cutoff=_CUTOFF.value,
       frames=_FRAMES.value, resolution=_RESOLUTION.value)
   if _INTERPOLATE.value:
-    written.append(objects.interpolate(
+    written.append(inference.interpolate(
         network, seeds, out / 'interpolation.mp4', psi=_TRUNCATION.value,
         cutoff=_CUTOFF.value, frames=_FRAMES.value))
   return written
@@ -120,9 +121,9 @@ def _pictures(out):
       batch=_BATCH.value or batch)
   many = _SIDES.value or _NUM.value
   columns = many if many > 1 else min(8, len(prompts))
-  pictures.save(out / 'grid.png', pictures.tile(images, columns, prompts))
+  image_io.save(out / 'grid.png', image_io.tile(images, columns, prompts))
   for i, image in enumerate(images):
-    pictures.save(out / f'{i:04d}.png', image)
+    image_io.save(out / f'{i:04d}.png', image)
   return [out / 'grid.png']
 
 

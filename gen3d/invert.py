@@ -19,7 +19,7 @@ import math
 from absl import flags
 
 from gen3d.engine import cli
-from gen3d.tasks import inversion, objects
+from gen3d.gan import inference, inversion
 
 _NETWORK = flags.DEFINE_string(
     'network', None, 'A 3-D GAN: .safetensors, .pkl or a shipped name.')
@@ -51,9 +51,9 @@ def main():
                      '--azimuth.')
   if _CAMERA.value and angles:
     raise ValueError(f'Give --camera or --{min(angles)}, but not both.')
-  network = objects.load(_NETWORK.value)
+  network = inference.load(_NETWORK.value)
   label = (inversion.read_camera(_CAMERA.value, _IMAGE.value) if _CAMERA.value
-           else objects.label({**network.camera, **angles}, angles['azimuth']))
+           else inference.label({**network.camera, **angles}, angles['azimuth']))
   target = inversion.read_target(network, _IMAGE.value, label)
   measure = (inversion.supplied_measure(*_PERCEPTUAL.value)
              if _PERCEPTUAL.value else inversion.shipped_measure())

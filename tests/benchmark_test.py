@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from configs import dreamfusion, eg3d, nerf, stylegan2
-from gen3d.tasks import gan, gan_step, speed
+from gen3d.evaluation import speed
+from gen3d.gan import step as gan_step
+from gen3d.tasks import gan
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Fewer layers and one program: nearly all of the time is for compiling.

@@ -110,7 +110,7 @@ def random_params(network, inputs):
   import jax
   import numpy as np
 
-  from gen3d.models import pretrained
+  from gen3d.weights import hub
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):
@@ -119,7 +119,7 @@ def random_params(network, inputs):
       return noise * np.float32(np.prod(leaf.shape[:-1]) ** -.5)
     return .1 * noise + np.float32(path[-1].key == 'scale')
   return {'params': jax.tree_util.tree_map_with_path(
-      draw, pretrained.shapes(network, inputs, np.float32))}
+      draw, hub.shapes(network, inputs, np.float32))}
 
 
 def write_pipeline(path, unet, autoencoder, text_encoder):
@@ -133,7 +133,8 @@ def write_pipeline(path, unet, autoencoder, text_encoder):
   import numpy as np
 
   from gen3d.models import autoencoder as vaes
-  from gen3d.models import clip, porting, pretrained, stable_diffusion
+  from gen3d.models import clip, stable_diffusion
+  from gen3d.weights import hub, port
   path = pathlib.Path(path)
   path.mkdir(parents=True, exist_ok=True)
   ids = write_tokenizer(path / 'tokenizer', '<|endoftext|>')
@@ -151,7 +152,7 @@ def write_pipeline(path, unet, autoencoder, text_encoder):
       'vae': {'_class_name': 'AutoencoderKL', **of_vae, **autoencoder},
       'text_encoder': {'architectures': ['CLIPTextModel'], **text_encoder,
                        'vocab_size': len(ids), 'eos_token_id': len(ids) - 1}}
-  folders = {part: pretrained.Folder(path / part, config, {})
+  folders = {part: hub.Folder(path / part, config, {})
              for part, config in configs.items()}
   size = {'unet': stable_diffusion.unet_size(folders['unet']),
           'vae': vaes.autoencoder_size(folders['vae']),
@@ -166,9 +167,9 @@ def write_pipeline(path, unet, autoencoder, text_encoder):
   for part, (network, inputs) in networks.items():
     params = random_params(network, inputs)['params']
     sources = (clip.text_sources(size[part]) if part == 'text_encoder'
-               else pretrained.sources(params))
+               else hub.sources(params))
     tensors = {name: np.ascontiguousarray(x, np.float16) for name, x in
-               porting.unport(params, sources).items()}
+               port.unport(params, sources).items()}
     (path / part).mkdir(exist_ok=True)
     (path / part / 'config.json').write_text(json.dumps(configs[part]))
     safetensors.save_file(tensors, path / part / 'model.safetensors')
@@ -206,9 +207,9 @@ def expected_names(like, sources):
   """{PyTorch name: PyTorch shape} that our tree is filled from."""
   import jax
 
-  from gen3d.models import porting
-  back = {porting.keep: lambda s: s, porting.linear: lambda s: s[::-1],
-          porting.conv: lambda s: (s[3], s[2], s[0], s[1])}
+  from gen3d.weights import port
+  back = {port.keep: lambda s: s, port.linear: lambda s: s[::-1],
+          port.conv: lambda s: (s[3], s[2], s[0], s[1])}
   found = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]:
     name, layout = sources['/'.join(k.key for k in path)]

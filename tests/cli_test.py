@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from configs import text_to_image as config_file
-from gen3d.data import captions, images
-from gen3d.engine import checkpoints
+from gen3d import assets
+from gen3d.data.images import dataset
+from gen3d.data.shapes import captions
 from gen3d.ops import cameras
 from gen3d.tasks import text_to_image
 
@@ -33,7 +34,7 @@ def _refused(result, *words):
 def test_generate_writes_a_labelled_grid(tmp_path):
   config = config_file.get_config('tiny')
   state = text_to_image.make(config).init(jax.random.key(0))
-  weights, _ = checkpoints.save_asset(
+  weights, _ = assets.save(
       tmp_path / 'tiny.safetensors', state.params,
       {'config': config.to_dict()})
   result = _run('generate', '--prompts=a red car; a zebra', '--num=2',
@@ -81,8 +82,8 @@ def test_held_out_pictures_of_the_kind_that_a_gan_learns_from(
       'export_shapes', *flags, '--count=2', f'--out={tmp_path}/out')
   result = export('--config=configs/eg3d.py:tiny', '--split=seen', '--first=1')
   assert result.returncode == 0, result.stderr
-  source = images.open_images(tmp_path / 'out')
-  images.check(source)
+  source = dataset.open_images(tmp_path / 'out')
+  dataset.check(source)
   assert source.names == ('00000001.png', '00000002.png') and source.size == 16
   _, elevation, distance = cameras.angles(source.labels[:, [3, 7, 11]])
   np.testing.assert_allclose(distance, 1.7, rtol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from gen3d.data import images
+from gen3d.data.images import dataset
 from gen3d.ops import cameras
 
 COUNT = 4
@@ -66,11 +66,11 @@ def faces():
 
 def test_images_and_cameras_are_read(folder):
   build(folder, train=faces(), test=faces()[:2])
-  found = images.open_images('tfds:tiny_faces')
+  found = dataset.open_images('tfds:tiny_faces')
   assert found.size == 8 and len(found.names) == COUNT
   np.testing.assert_array_equal(found.labels, labels())
-  images.check(found)
-  batch = next(images.batches(found, COUNT, seed=0))
+  dataset.check(found)
+  batch = next(dataset.batches(found, COUNT, seed=0))
   assert batch['image'].shape == (COUNT, 8, 8, 3)
   colours = batch['image'][:, 0, 0, 0] // 10
   assert sorted(colours) == list(range(COUNT))
@@ -89,7 +89,7 @@ def test_images_and_cameras_are_read(folder):
 ])
 def test_version_and_split_are_told_apart(folder, path, colours):
   build(folder, train=faces(), test=faces()[:2])
-  found = images.open_images(f'tfds:{path}')
+  found = dataset.open_images(f'tfds:{path}')
   assert [found.pixels(i)[0, 0, 0] // 10
           for i in range(len(found.names))] == colours
   np.testing.assert_array_equal(found.labels, labels()[colours])
@@ -114,7 +114,7 @@ def test_version_and_split_are_told_apart(folder, path, colours):
 def test_other_names_are_refused_in_a_sentence(folder, path, said):
   build(folder, train=faces(), test=faces()[:2])
   with pytest.raises(ValueError, match=said) as told:
-    images.open_images(path)
+    dataset.open_images(path)
   assert '\n' not in str(told.value) and len(str(told.value)) < 400
 
 
@@ -133,10 +133,10 @@ def test_arrays_and_grey_images_without_cameras_are_read(folder):
       'image': tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
       'label': tfds.features.Scalar(np.int64)}),
       train=[{'image': np.full((8, 8, 1), 9, np.uint8), 'label': 3}])
-  found = images.open_images('tfds:tiny_faces')
+  found = dataset.open_images('tfds:tiny_faces')
   assert found.labels.shape == (1, 0)
   np.testing.assert_array_equal(found.pixels(0), np.full((8, 8, 3), 9))
-  images.check(found)
+  dataset.check(found)
 
 
 def test_grey_and_transparent_images_become_colour(folder):
@@ -144,8 +144,8 @@ def test_grey_and_transparent_images_become_colour(folder):
   examples[1]['image'] = png(np.full((8, 8), 7, np.uint8))
   examples[2]['image'] = png(np.full((8, 8, 4), 9, np.uint8))
   build(folder, train=examples)
-  found = images.open_images('tfds:tiny_faces')
-  images.check(found)
+  found = dataset.open_images('tfds:tiny_faces')
+  dataset.check(found)
   for i, value in ((1, 7), (2, 9)):
     np.testing.assert_array_equal(found.pixels(i), np.full((8, 8, 3), value))
 
@@ -162,7 +162,7 @@ def test_a_data_set_without_images_is_refused(folder, kind):
         isinstance(kind, tfds.features.Image)) else 'word'
   build(folder, tfds.features.FeaturesDict(features), train=[example])
   with pytest.raises(ValueError, match="tiny_faces has no feature 'image' of"):
-    images.open_images('tfds:tiny_faces')
+    dataset.open_images('tfds:tiny_faces')
 
 
 @pytest.mark.parametrize('change, said', [
@@ -178,7 +178,7 @@ def test_a_bad_example_is_named(folder, change, said):
   examples[2].update(change)
   build(folder, train=examples)
   with pytest.raises(ValueError, match=said):
-    images.check(images.open_images('tfds:tiny_faces'))
+    dataset.check(dataset.open_images('tfds:tiny_faces'))
 
 
 def test_damaged_and_other_files_are_told(folder):
@@ -188,14 +188,14 @@ def test_damaged_and_other_files_are_told(folder):
   file.write_bytes(content[:100])
   with pytest.raises(
       ValueError, match=r'tiny_faces: example 0 is damaged \(.*\); prepare'):
-    images.open_images('tfds:tiny_faces')
+    dataset.open_images('tfds:tiny_faces')
   file.write_bytes(content)
   info = built / 'dataset_info.json'
   info.write_text(info.read_text().replace('array_record', 'tfrecord'))
   with pytest.raises(ValueError, match=(
       r"tiny_faces cannot be prepared \(.*\['tfrecord'\]\); prepare it with "
       "file_format='array_record'")):
-    images.open_images('tfds:tiny_faces')
+    dataset.open_images('tfds:tiny_faces')
 
 
 def test_what_was_found_good_is_looked_at_again_when_files_change(folder):
@@ -203,8 +203,8 @@ def test_what_was_found_good_is_looked_at_again_when_files_change(folder):
   looked = []
 
   def look():
-    found = images.open_images('tfds:tiny_faces')
-    images.check(found._replace(pixels=lambda index: (
+    found = dataset.open_images('tfds:tiny_faces')
+    dataset.check(found._replace(pixels=lambda index: (
         looked.append(index), found.pixels(index))[1]))
     return len(looked)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from absl import logging
 
+from gen3d import assets
 from gen3d.engine import checkpoints, sharding
 from gen3d.engine import state as states
 
@@ -106,7 +107,7 @@ def test_a_missing_checkpoint_says_so(tmp_path):
 def make_asset(tmp_path, dtype='float16'):
   tree = {'net': {'w': np.linspace(-1, 1, 300, dtype=np.float32),
                   'ids': np.arange(5)}, 'b': jnp.float32(2.)}
-  path, beside = checkpoints.save_asset(
+  path, beside = assets.save(
       tmp_path / 'sub' / 'net.safetensors', tree, {'hours': 2.5}, dtype)
   return tree, path, beside
 
@@ -114,7 +115,7 @@ def make_asset(tmp_path, dtype='float16'):
 def test_an_asset_comes_back_as_float32(tmp_path):
   for dtype, rtol in (('float32', 0.), ('float16', 1e-3)):
     tree, path, _ = make_asset(tmp_path, dtype)
-    loaded, record = checkpoints.load_asset(path)
+    loaded, record = assets.load(path)
     assert loaded['net']['w'].dtype == np.float32
     np.testing.assert_allclose(loaded['net']['w'], tree['net']['w'], rtol)
     np.testing.assert_array_equal(loaded['net']['ids'], np.arange(5))
@@ -137,6 +138,6 @@ def test_a_damaged_asset_is_one_sentence(tmp_path, harm):
   else:
     path.unlink()
   with pytest.raises(ValueError, match='get it again') as error:
-    checkpoints.load_asset(path)
+    assets.load(path)
   assert str(beside if harm == 'json' else path) in str(error.value)
   assert '\n' not in str(error.value)

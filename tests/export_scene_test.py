@@ -10,7 +10,10 @@ import pytest
 import trimesh
 from PIL import Image
 
-from gen3d.data import captions, images, posed, studio
+from gen3d.data import synthetic
+from gen3d.data.captures import posed
+from gen3d.data.images import dataset
+from gen3d.data.shapes import captions
 from gen3d.io import meshes, surfaces
 from gen3d.ops import cameras
 from gen3d.ops.mesh import Mesh
@@ -100,7 +103,7 @@ def test_files_that_are_no_meshes_are_named(tmp_path, name, content, said):
 
 
 def test_cameras_of_all_splits_see_the_ball_and_differ():
-  train, val, test = (studio.views(n, s) for n, s in (
+  train, val, test = (synthetic.views(n, s) for n, s in (
       (50, 'train'), (5, 'val'), (20, 'test')))
   for camera in (train, val, test):
     positions = camera.c2w[:, :3, 3]
@@ -112,7 +115,7 @@ def test_cameras_of_all_splits_see_the_ball_and_differ():
     assert np.all((edge > half) & (edge < 1.1 * half))
   # Even: half of the hemisphere's area lies below 30 degrees.
   assert abs(np.mean(train.c2w[:, 1, 3] < 2.0) - 0.5) < 0.05
-  below = studio.views(50, 'train', lowest=-90.0).c2w[:, 1, 3]
+  below = synthetic.views(50, 'train', lowest=-90.0).c2w[:, 1, 3]
   assert abs(np.mean(below < 0) - 0.5) < 0.05
   for places in (train.c2w, np.concatenate([val.c2w, test.c2w])):
     apart = np.linalg.norm(places[:, None, :3, 3] - places[:, :3, 3], axis=-1)
@@ -120,7 +123,7 @@ def test_cameras_of_all_splits_see_the_ball_and_differ():
 
 
 def test_the_object_of_a_caption_has_its_parts_colours():
-  surface, = studio.of_caption('a red mushroom with white stem', 48)
+  surface, = synthetic.of_caption('a red mushroom with white stem', 48)
   for name in ('red', 'white'):
     near = np.abs(surface.colours - captions.COLOURS[name]).max(-1) < 0.05
     assert near.mean() > 0.1
@@ -132,7 +135,7 @@ def test_the_object_of_a_caption_has_its_parts_colours():
   agree = np.sum(flat * surface.normals[surface.faces[:, 0]], -1) > 0
   assert agree.mean() > 0.95
   with pytest.raises(ValueError, match='No object of the shapes world'):
-    studio.of_caption('a zebra')
+    synthetic.of_caption('a zebra')
 
 
 def test_a_mesh_becomes_a_scene_that_the_loader_reads(tmp_path):
@@ -195,7 +198,7 @@ def test_a_mesh_with_z_up_is_turned(tmp_path):
 
 def test_a_map_of_a_capture_that_is_there(tmp_path):
   scene = tmp_path / 'scene'
-  studio.write_blender(scene, studio.of_caption('a cyan mug', 24), train=3,
+  synthetic.write_blender(scene, synthetic.of_caption('a cyan mug', 24), train=3,
                        test=1, size=16)
   done = run(f'--capture={scene}', f'--out={tmp_path}/map')
   assert done.returncode == 0, done.stderr[-2000:]
@@ -221,7 +224,7 @@ def test_a_map_of_images_for_a_gan_is_drawn_once_they_are_sound(tmp_path):
   assert done.returncode == 0, done.stderr[-2000:]
   np.testing.assert_array_equal(
       np.asarray(Image.open(tmp_path / 'map' / 'map.png')),
-      images.map_of_cameras(images.open_images(folder)))
+      dataset.map_of_cameras(dataset.open_images(folder)))
   (folder / 'b.png').write_text('not a picture')
   done = run(f'--images={folder}', f'--out={tmp_path}/other')
   assert done.returncode == 2 and 'b.png cannot be read' in done.stderr

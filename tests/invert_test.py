@@ -3,19 +3,21 @@
 import subprocess
 import sys
 
+import gan_inference_test
 import jax
 import numpy as np
 import pytest
-import tasks_objects_test
 import trimesh
 from PIL import Image
 
 from configs import eg3d as config_file
-from gen3d.engine import checkpoints
+from gen3d import assets
+from gen3d.gan import inference
+from gen3d.gan import networks as gan_networks
 from gen3d.io import video
-from gen3d.tasks import adversaries, gan, objects
+from gen3d.tasks import gan
 
-CAMERA = tasks_objects_test.CAMERA
+CAMERA = gan_inference_test.CAMERA
 
 
 def run(*flags):
@@ -26,10 +28,10 @@ def run(*flags):
 
 def test_a_picture_becomes_an_object(tmp_path):
   config = config_file.get_config('tiny')
-  network = tasks_objects_test.dense(objects.trained(
-      config, adversaries.new_generator(gan.build(config), jax.random.key(0)),
+  network = gan_inference_test.dense(inference.trained(
+      config, gan_networks.new_generator(gan.build(config), jax.random.key(0)),
       CAMERA, 8))
-  weights, _ = checkpoints.save_asset(
+  weights, _ = assets.save(
       tmp_path / 'mine.safetensors', network.variables,
       {'config': config.to_dict(), 'camera': CAMERA})
   Image.new('RGBA', (20, 20), (255, 0, 0, 0)).save(tmp_path / 'a.png')
@@ -48,12 +50,12 @@ def test_a_picture_becomes_an_object(tmp_path):
   assert sheet.shape[1] == 5 * 130 - 2
   np.testing.assert_array_equal(sheet[:128, :128], 255)
   latent = np.load(out / 'latent.npz')
-  np.testing.assert_allclose(latent['label'], objects.label(
+  np.testing.assert_allclose(latent['label'], inference.label(
       {**CAMERA, 'elevation': 10.0}, 30.0), atol=1e-6)
   assert [len(latent[f'{of}_loss']) for of in ('projection', 'tuning')] == [
       3, 2]
   assert all(np.isfinite(x).all() for x in latent.values())
-  tuned = objects.load(out / 'tuned.safetensors')
+  tuned = inference.load(out / 'tuned.safetensors')
   assert not np.array_equal(*(
       x.variables['params']['decoder']['net.0']['bias']
       for x in (tuned, network)))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from gen3d.io import files, meshes
+from gen3d import files
+from gen3d.io import meshes
 from gen3d.ops import mesh
 
 
@@ -93,7 +94,7 @@ def test_bad_paths_are_told_in_a_sentence(tmp_path, ball):
 def test_a_failed_write_leaves_the_old_file(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('old')
-  with pytest.raises(RuntimeError), files.replacing(path) as temporary:
+  with pytest.raises(RuntimeError), files.atomic_write(path) as temporary:
     temporary.write_text('half')
     raise RuntimeError('full disk')
   assert path.read_text() == 'old'

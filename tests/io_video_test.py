@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen3d.io import pictures, video
+from gen3d.io import images as image_io
+from gen3d.io import video
 
 
 @pytest.mark.parametrize('height, width', [(32, 48), (31, 33)])
@@ -72,23 +73,23 @@ def test_an_encoder_that_ends_early_is_told_whatever_it_says(
 def test_picture_round_trip(tmp_path):
   image = np.random.default_rng(0).integers(
       0, 256, (5, 7, 3)).astype(np.uint8)
-  pictures.save(tmp_path / 'a.png', image)
+  image_io.save(tmp_path / 'a.png', image)
   np.testing.assert_array_equal(
       np.asarray(Image.open(tmp_path / 'a.png')), image)
 
 
 def test_tiles_are_row_by_row_with_labels_beneath():
   images = np.stack([np.full((20, 30, 3), i / 10) for i in range(5)])
-  sheet = pictures.tile(images, 3, gap=2)
+  sheet = image_io.tile(images, 3, gap=2)
   assert sheet.shape == (42, 94, 3)
   for i in range(5):
     y, x = i // 3 * 22, i % 3 * 32
     assert (sheet[y:y + 20, x:x + 30] == round(255 * i / 10)).all()
   assert (sheet[22:, 64:] == 255).all()
-  labelled = pictures.tile(images, 3, ['one', 'two three four five', '', '',
+  labelled = image_io.tile(images, 3, ['one', 'two three four five', '', '',
                                        'six'])
   assert labelled.shape[0] > 42 and labelled.shape[1] == 94
   assert (labelled[20:36, :30] < 128).any()
   assert (labelled[20:36, 64:] == 255).all()
   with pytest.raises(ValueError, match='5 images cannot have 1 labels'):
-    pictures.tile(images, 3, ['one'])
+    image_io.tile(images, 3, ['one'])

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gen3d.models import clip, porting, pretrained
+from gen3d.models import clip
+from gen3d.weights import hub, port
 
 SMALL = clip.CLIPSize(
     clip.ImageSize(resolution=24, patch=8, width=32, layers=3, heads=4),
@@ -142,12 +143,12 @@ def test_full_size_names_and_shapes_are_those_of_transformers(tmp_path):
   config = transformers.CLIPConfig(**folders.CLIP_L14)
   config.architectures = ['CLIPModel']
   config.save_pretrained(tmp_path)
-  size = clip.clip_size(pretrained.Folder(
-      tmp_path, pretrained.read_config(tmp_path), {}))
+  size = clip.clip_size(hub.Folder(
+      tmp_path, hub.read_config(tmp_path), {}))
   assert size == clip.L14
   model = folders.on_meta(lambda: transformers.CLIPModel(config))
   theirs = folders.names_and_shapes(model)
-  like = pretrained.shapes(clip.CLIP(size), clip.inputs(size), jnp.float32)
+  like = hub.shapes(clip.CLIP(size), clip.inputs(size), jnp.float32)
   assert folders.expected_names(like, clip.sources(size)) == {
       k: v for k, v in theirs.items() if 'position_ids' not in k}
 
@@ -162,10 +163,10 @@ def test_stable_diffusion_2_has_the_text_tower_that_is_read(tmp_path):
   model = folders.on_meta(lambda: transformers.CLIPTextModel(config))
   config.architectures = ['CLIPTextModel']
   config.save_pretrained(tmp_path)
-  size = clip.text_size(pretrained.Folder(
-      tmp_path, pretrained.read_config(tmp_path), {}))
+  size = clip.text_size(hub.Folder(
+      tmp_path, hub.read_config(tmp_path), {}))
   assert size == dataclasses.replace(clip.H14.text, layers=23)
-  like = pretrained.shapes(clip.TextTower(size), clip.text_inputs(size),
+  like = hub.shapes(clip.TextTower(size), clip.text_inputs(size),
                            jnp.float32)
   ours = folders.expected_names(like, clip.text_sources(size))
   plain = lambda tree: {k.removeprefix('text_model.'): v
@@ -176,7 +177,7 @@ def test_stable_diffusion_2_has_the_text_tower_that_is_read(tmp_path):
 def published(path, **changes):
   config = {'architectures': ['CLIPModel'], **folders.CLIP_L14, **changes}
   (path / 'config.json').write_text(json.dumps(config))
-  return pretrained.Folder(path, pretrained.read_config(path), {})
+  return hub.Folder(path, hub.read_config(path), {})
 
 
 def test_sizes_are_read_from_published_configs(tmp_path):
@@ -220,7 +221,7 @@ def test_from_torch_lists_what_does_not_fit():
   del tensors[gone]
   tensors['surplus.weight'] = np.zeros(3)
   tensors[shape] = tensors[shape][:, :2]
-  with pytest.raises(porting.PortingError) as error:
+  with pytest.raises(port.PortingError) as error:
     clip.from_torch(tensors, SMALL)
   for words in (f'1 missing: {gone}', '1 unused: surplus.weight',
                 f'1 mis-shaped: {shape} [32, 2, 8, 8]'):

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen3d.models import deepfloyd, pretrained
+from gen3d.models import deepfloyd
 from gen3d.models import stable_diffusion as sd
+from gen3d.weights import hub
 
 SMALL = folders.SMALL['if']
 TINY = sd.UNetSize(side=8, in_channels=3, out_channels=6, channels=(16, 32),
@@ -47,12 +48,12 @@ def test_full_size_names_and_shapes_are_those_of_diffusers(tmp_path):
   model = folders.on_meta(lambda: folders.diffusers().UNet2DConditionModel(
       **folders.DEEPFLOYD_XL))
   model.save_config(tmp_path)
-  size = deepfloyd.unet_size(pretrained.Folder(
-      tmp_path, pretrained.read_config(tmp_path), {}))
+  size = deepfloyd.unet_size(hub.Folder(
+      tmp_path, hub.read_config(tmp_path), {}))
   assert size.heads == (11, 22, 33, 44)
-  like = pretrained.shapes(sd.UNet(size, deepfloyd.PARTS), sd.inputs(size),
+  like = hub.shapes(sd.UNet(size, deepfloyd.PARTS), sd.inputs(size),
                            jnp.float32)
-  ours = folders.expected_names(like, pretrained.sources(like))
+  ours = folders.expected_names(like, hub.sources(like))
   assert ours == folders.names_and_shapes(model)
   # The published weights are 8.6 GB at two bytes each.
   assert abs(2e-9 * sum(np.prod(s) for s in ours.values()) - 8.6) < .1
@@ -80,14 +81,14 @@ def test_all_of_it_takes_part():
 def test_a_config_of_another_network_is_refused(tmp_path, changes, words):
   config = {'_class_name': 'UNet2DConditionModel', **SMALL, **changes}
   with pytest.raises(ValueError, match=words):
-    deepfloyd.unet_size(pretrained.Folder(tmp_path, config, {}))
+    deepfloyd.unet_size(hub.Folder(tmp_path, config, {}))
 
 
 def test_sizes_differ_by_the_config_alone(tmp_path):
   config = {'_class_name': 'UNet2DConditionModel', **folders.DEEPFLOYD_XL,
             'block_out_channels': [192, 384, 576, 768],
             'cross_attention_dim': 768}
-  size = deepfloyd.unet_size(pretrained.Folder(tmp_path, config, {}))
+  size = deepfloyd.unet_size(hub.Folder(tmp_path, config, {}))
   assert size.heads == (3, 6, 9, 12) and size.blocks == (3, 3, 3, 3)
   assert size.attention == (False, True, True, True)
   assert (size.text_width, size.states, size.pooling_heads) == (4096, 768, 64)

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from configs import eg3d as config_file
-from gen3d.models import eg3d, official, porting, stylegan2
+from gen3d.models import eg3d, nvidia, stylegan2
 from gen3d.ops import cameras
 from gen3d.tasks import gan
+from gen3d.weights import port
 
 LABEL = cameras.to_label(cameras.orbit(
     jnp.array([0., 70.]), jnp.array([10., -5.]), 2.7, 4.2647))
@@ -250,7 +251,7 @@ def golden(reference):
 def ported(golden, letter, like):
   tensors = {name[2:]: value for name, value in golden.items()
              if name.startswith(f'{letter}.')}
-  return porting.port(tensors, stylegan2.sources(like), like,
+  return port.port(tensors, stylegan2.sources(like), like,
                       ignored=stylegan2.NOT_OURS)
 
 
@@ -260,7 +261,7 @@ def test_official_networks_have_the_names_that_we_write(reference):
   for letter, name in (('G', 'generator'), ('D', 'discriminator')):
     zeros = jax.tree.map(lambda x: np.zeros(x.shape), like[name])
     found = {name: list(x.shape)
-             for name, x in official.tensors(zeros).items()}
+             for name, x in nvidia.tensors(zeros).items()}
     lines = (reference / f'eg3d_{letter}_keys.txt').read_text().splitlines()
     theirs = {line.split()[1]: json.loads(line.split(maxsplit=2)[2])
               for line in lines if 'dataset_label_std' not in line}
@@ -311,7 +312,7 @@ def test_every_stage_is_the_official_one(golden):
   variables = ported(golden, 'D', jax.eval_shape(
       lambda: judge.init(jax.random.key(0), pair, c)))
   near(judge.apply(variables, pair, c), golden['logits'][:, 0])
-  back = official.tensors(variables)
+  back = nvidia.tensors(variables)
   theirs = {name[2:]: x for name, x in golden.items() if name[:2] == 'D.'}
   assert set(back) == set(theirs)
   for name, x in back.items():

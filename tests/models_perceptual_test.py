@@ -7,7 +7,8 @@ import pytest
 import safetensors.numpy
 import scipy.signal
 
-from gen3d.models import perceptual, porting
+from gen3d.models import perceptual
+from gen3d.weights import port
 
 # What torchvision builds, in its own notation: 'M' is a maximum over pixels.
 VGG16 = (64, 64, 'M', 128, 128, 'M', 256, 256, 256, 'M', 512, 512, 512, 'M',
@@ -257,14 +258,14 @@ def test_load_lists_what_does_not_fit(tmp_path):
   tensors['features.7.weight'] = np.zeros(3, np.float32)
   tensors['lin1.model.1.weight'] = np.zeros((5, 1, 1, 1), np.float32)
   np.savez(tmp_path / 'bad.npz', **tensors)
-  with pytest.raises(porting.PortingError) as error:
+  with pytest.raises(port.PortingError) as error:
     perceptual.load(tmp_path / 'bad.npz', backbone=TOY)
   for words in (f'For toy from {tmp_path}/bad.npz: ',
                 '2 missing: features.2.bias, lin0.model.1.weight',
                 '1 unused: features.7.weight',
                 '1 mis-shaped: lin1.model.1.weight [5, 1, 1, 1]'):
     assert words in str(error.value)
-  with pytest.raises(porting.PortingError, match='toy from no file'):
+  with pytest.raises(port.PortingError, match='toy from no file'):
     perceptual.load(backbone=TOY)
 
 
@@ -276,7 +277,7 @@ def test_refused_weights(tmp_path):
   with pytest.raises(ValueError, match=r'b\.npz holds features.0.bias, which'):
     perceptual.load(tmp_path / 'a.npz', tmp_path / 'b.npz', backbone=TOY)
   tensors['lin1.model.1.weight'][0, 2] = -0.1
-  with pytest.raises(porting.PortingError, match='lin1.* negative'):
+  with pytest.raises(port.PortingError, match='lin1.* negative'):
     perceptual.from_torch(tensors, TOY)
   perceptual.from_torch(tensors, TOY, learned=False)
 

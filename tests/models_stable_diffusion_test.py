@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen3d.models import porting, pretrained
 from gen3d.models import stable_diffusion as sd
+from gen3d.weights import hub, port
 
 TINY = sd.UNetSize(side=8, in_channels=4, out_channels=4, channels=(8, 16),
                    blocks=(1, 1), attention=(True, False), heads=(2, 2),
@@ -81,11 +81,11 @@ def test_full_size_names_and_shapes_are_those_of_diffusers(
   model = folders.on_meta(lambda: folders.diffusers().UNet2DConditionModel(
       **folders.STABLE_DIFFUSION[family]))
   model.save_config(tmp_path)
-  size = sd.unet_size(pretrained.Folder(
-      tmp_path, pretrained.read_config(tmp_path), {}))
-  like = pretrained.shapes(sd.UNet(size, sd.PARTS), sd.inputs(size),
+  size = sd.unet_size(hub.Folder(
+      tmp_path, hub.read_config(tmp_path), {}))
+  like = hub.shapes(sd.UNet(size, sd.PARTS), sd.inputs(size),
                            jnp.float32)
-  ours = folders.expected_names(like, pretrained.sources(like))
+  ours = folders.expected_names(like, hub.sources(like))
   assert ours == folders.names_and_shapes(model)
   count = sum(np.prod(shape) for shape in ours.values())
   np.testing.assert_allclose(count / 1e6, millions, atol=.1)
@@ -156,7 +156,7 @@ def test_an_image_or_text_that_does_not_fit_gets_a_sentence(tiny):
 
 def write_config(path, **changes):
   (path / 'config.json').write_text(json.dumps(PLAIN | changes))
-  return pretrained.Folder(path, pretrained.read_config(path), {})
+  return hub.Folder(path, hub.read_config(path), {})
 
 
 def test_a_size_is_read_from_the_config(tmp_path):
@@ -191,7 +191,7 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path):
   tensors['surplus'] = tensors['conv_in.bias'].clone()
   tensors[shape] = tensors[shape][:, :3].contiguous()
   save_file(tensors, tmp_path / 'diffusion_pytorch_model.safetensors')
-  with pytest.raises(porting.PortingError) as error:
+  with pytest.raises(port.PortingError) as error:
     sd.load_unet(tmp_path)
   for words in (f'1 missing: {gone}', '1 unused: surplus',
                 f'1 mis-shaped: {shape} [32, 3, 3, 3]'):

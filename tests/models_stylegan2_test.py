@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen3d.models import porting, stylegan2
+from gen3d.models import stylegan2
+from gen3d.weights import port
 
 BINOMIAL = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 OFFICIAL = {'resolution': 256, 'base': 32_768, 'most': 512}
@@ -201,14 +202,14 @@ def test_export_gives_official_names_and_comes_back():
   x, label = jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 25))
   variables = judge.init(jax.random.key(0), x, label)
   sources = stylegan2.sources(variables)
-  tensors = porting.unport(variables, sources)
+  tensors = port.unport(variables, sources)
   assert tensors['b8.fromrgb.weight'].shape == (4, 3, 1, 1)
   assert tensors['b4.conv.weight'].shape == (4, 5, 3, 3)
   # Flattened channels first: feature (c, h, w) is column c * 16 + h * 4 + w.
   np.testing.assert_array_equal(
       tensors['b4.fc.weight'][:, 2 * 16 + 3 * 4 + 1],
       variables['params']['b4']['fc']['weight'][(3 * 4 + 1) * 4 + 2])
-  back = porting.port(tensors, sources, variables)
+  back = port.port(tensors, sources, variables)
   jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gen3d.models import porting, pretrained, t5
+from gen3d.models import t5
+from gen3d.weights import hub, port
 
 SMALL = t5.T5Size(vocab=60, layers=3, width=32, heads=4, head_dim=6,
                   ff_width=40)
@@ -79,12 +80,12 @@ def test_full_size_names_and_shapes_are_those_of_transformers(tmp_path):
   config = transformers.T5Config(**folders.T5_XXL)
   config.architectures = ['T5EncoderModel']
   config.save_pretrained(tmp_path)
-  size = t5.t5_size(pretrained.Folder(
-      tmp_path, pretrained.read_config(tmp_path), {}))
+  size = t5.t5_size(hub.Folder(
+      tmp_path, hub.read_config(tmp_path), {}))
   assert size == t5.XXL
   model = folders.on_meta(lambda: transformers.T5EncoderModel(config))
   theirs = folders.names_and_shapes(model)
-  like = pretrained.shapes(t5.T5Encoder(size), t5.inputs(), jnp.bfloat16)
+  like = hub.shapes(t5.T5Encoder(size), t5.inputs(), jnp.bfloat16)
   # One table of embeddings, under two names.
   assert theirs.pop('encoder.embed_tokens.weight') == (32128, 4096)
   assert folders.expected_names(like, t5.encoder_sources(size)) == theirs
@@ -99,7 +100,7 @@ def test_a_config_of_another_network_is_refused(tmp_path, changes, words):
   config = {'architectures': ['T5EncoderModel'], **folders.T5_XXL, **changes}
   config = {k: v for k, v in config.items() if v is not None}
   with pytest.raises(ValueError, match=words):
-    t5.t5_size(pretrained.Folder(tmp_path, config, {}))
+    t5.t5_size(hub.Folder(tmp_path, config, {}))
 
 
 @pytest.mark.parity
@@ -111,7 +112,7 @@ def test_from_torch_lists_what_does_not_fit(peer):
   del tensors[gone]
   tensors['surplus.weight'] = np.zeros(3)
   tensors[shape] = np.zeros((5, 6, 7))
-  with pytest.raises(porting.PortingError) as error:
+  with pytest.raises(port.PortingError) as error:
     t5.from_torch(tensors, SMALL)
   for words in (f'1 missing: {gone}', '1 unused: surplus.weight',
                 f'1 mis-shaped: {shape} [5, 6, 7]'):

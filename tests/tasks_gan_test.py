@@ -10,9 +10,10 @@ from PIL import Image
 
 from configs import eg3d as config_file
 from configs import stylegan2 as plain_file
-from gen3d.data import images
+from gen3d.data.images import dataset
+from gen3d.gan import networks as gan_networks
 from gen3d.ops import cameras
-from gen3d.tasks import adversaries, gan
+from gen3d.tasks import gan
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +59,7 @@ def test_drawn_cameras_are_mirrored_with_the_images(config, source):
   mirrored.batch = 16
   batch = next(gan.batches(0, 0, config=mirrored, source=source))
   known = {label.tobytes() for label in source.labels}
-  twins = {images.mirror_label(label).tobytes() for label in source.labels}
+  twins = {dataset.mirror_label(label).tobytes() for label in source.labels}
   drawn = [x.tobytes() for x in batch['drawn'].reshape(-1, 25)]
   share = np.mean([x in twins for x in drawn])
   assert set(drawn) <= known | twins and 0.2 < share < 0.8
@@ -146,7 +147,7 @@ def test_a_generator_of_images_needs_no_cameras(config, source):
   batch = next(task.batches(0, 0))
   assert batch['label'].shape == (4, 0) and batch['grid'].shape == (4, 0)
   networks = gan.build(plain, 0)
-  variables = adversaries.new_generator(networks, jax.random.key(0))
+  variables = gan_networks.new_generator(networks, jax.random.key(0))
   sheet = gan.viewer(plain, networks, source)(variables, 0)
   assert sheet.shape == (4 * 10 - 2, 8 * 10 - 2, 3)
   assert not np.array_equal(sheet[:8, :8], sheet[:8, 10:18])
@@ -154,7 +155,7 @@ def test_a_generator_of_images_needs_no_cameras(config, source):
 
 def test_reports_tell_made_from_real(config, source):
   networks = gan.build(config)
-  variables = adversaries.new_generator(networks, jax.random.key(0))
+  variables = gan_networks.new_generator(networks, jax.random.key(0))
   measure = gan.meter(config, networks, source)
   found = measure(variables, 8)
   assert found['frechet_clip/generated'] > found['frechet_clip/real_halves'] > 0

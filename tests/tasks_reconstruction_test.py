@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from configs import nerf, triplanes
-from gen3d.data import posed
+from gen3d.data.captures import posed
 from gen3d.engine import loop, sharding
 from gen3d.io import meshes
 from gen3d.ops import cameras
-from gen3d.tasks import reconstruction, showing
+from gen3d.render import finished
+from gen3d.tasks import reconstruction
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -176,7 +177,7 @@ def test_a_run_is_shown_again_without_its_photographs(tmp_path):
   stored['data']['path'] = '/nowhere'
   (workdir / 'config.json').write_text(json.dumps(stored))
   shown = reconstruction.load_shown(workdir)
-  film = showing.viewer(shown.scene, 8, shown.modes)(shown.params, shown.path)
+  film = finished.viewer(shown.scene, 8, shown.modes)(shown.params, shown.path)
   assert film.shape == (8, 8, 24, 3)
   done = command('gen3d.export', f'--workdir={workdir}', '--size=20',
                  '--resolution=12', f'--out={tmp_path / "again"}')

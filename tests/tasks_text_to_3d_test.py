@@ -12,7 +12,8 @@ from configs import dreamfusion as configs
 from gen3d.diffusion import noise
 from gen3d.engine import sharding
 from gen3d.ops import cameras
-from gen3d.tasks import showing, text_to_3d
+from gen3d.render import finished
+from gen3d.tasks import text_to_3d
 
 SCHEDULE = noise.cosine_schedule()
 
@@ -132,8 +133,8 @@ def test_viewer_puts_the_modes_side_by_side():
   config = _config()
   scene = text_to_3d.make_scene(config)
   params = scene.init(jax.random.key(0))
-  film = showing.viewer(scene, 8)(
-      params, showing.turntable(3, dict(config.orbit)))
+  film = finished.viewer(scene, 8)(
+      params, finished.turntable(3, dict(config.orbit)))
   assert film.shape == (3, 8, 24, 3) and film.dtype == np.uint8
 
 

@@ -9,12 +9,14 @@ import optax
 import pytest
 
 from configs import text_to_image as config_file
-from gen3d.data import captions, shapes
+from gen3d import assets
+from gen3d.data.shapes import captions
+from gen3d.data.shapes import world as shapes_world
 from gen3d.diffusion import noise, teachers
-from gen3d.engine import checkpoints
+from gen3d.engine import release
 from gen3d.models import unet
 from gen3d.ops import cameras
-from gen3d.tasks import shipping, text_to_image
+from gen3d.tasks import text_to_image
 
 
 @pytest.fixture(scope='module')
@@ -61,7 +63,7 @@ def test_the_loss_of_the_right_answer_is_zero_and_of_silence_is_one():
 
 def test_training_again_from_given_weights_starts_there(
     config, task, state, tmp_path):
-  path, _ = checkpoints.save_asset(
+  path, _ = assets.save(
       tmp_path / 'w.safetensors', state.params, {'config': config.to_dict()})
   again = config.copy_and_resolve_references()
   again.start_from = str(path)
@@ -71,7 +73,7 @@ def test_training_again_from_given_weights_starts_there(
 
 def test_parts_of_given_weights_may_begin_anew(
     config, task, state, tmp_path):
-  path, _ = checkpoints.save_asset(
+  path, _ = assets.save(
       tmp_path / 'w.safetensors', state.params, {'config': config.to_dict()})
   again = config.copy_and_resolve_references()
   again.update({'start_from': str(path), 'start_parts': ('unet',)})
@@ -90,8 +92,8 @@ def test_a_network_may_say_the_picture_instead_of_v(config):
   spoken.model.prediction = 'x'
   model = text_to_image._model(spoken)
   params = jax.jit(model.init, static_argnums=1)(
-      jax.random.key(0), captions.LENGTH)
-  text = model.embed(params, *captions.tokenizer().encode(['a red car']))
+      jax.random.key(0), assets.CAPTION_LENGTH)
+  text = model.embed(params, *assets.tokenizer().encode(['a red car']))
   x_t, t = jax.random.normal(jax.random.key(1), (1, 16, 16, 3)), jnp.array([.4])
   eps = jax.jit(model.denoise)(params, x_t, t, text)
   # A fresh network ends in zeros: it says that the picture is grey.
@@ -116,7 +118,7 @@ def test_the_best_sketch_is_the_mean_of_what_is_told():
 
 def test_the_mean_background_is_the_one_that_sketches_are_taught_on():
   keys = jax.random.split(jax.random.key(0), 2000)
-  drawn = jax.vmap(lambda key: shapes.sample_background(key, 4))(keys)
+  drawn = jax.vmap(lambda key: shapes_world.sample_background(key, 4))(keys)
   np.testing.assert_allclose(drawn.mean(0), 0.5, atol=0.03)
 
 
@@ -124,7 +126,7 @@ def test_some_patches_of_a_sketch_are_those_of_the_whole(config, state):
   model = text_to_image._model(config)
   params = jax.tree.map(lambda x: x + .05, state.params)
   text = model.embed(
-      params, *captions.tokenizer().encode(['a red car', 'a cyan mug']))
+      params, *assets.tokenizer().encode(['a red car', 'a cyan mug']))
   labels = cameras.to_label(cameras.orbit(
       jnp.array([30., 80.]), 10.0, 1.6, 1.3))
   whole = unet.space_to_depth(model.look(params, text, labels)['sketch'], 2)
@@ -169,7 +171,7 @@ def test_a_sketch_is_of_a_known_camera_only(config, state):
   model = text_to_image._model(config)
   params = jax.tree.map(lambda x: x + .05, state.params)
   text = model.embed(
-      params, *captions.tokenizer().encode(['a red car', 'a red car']))
+      params, *assets.tokenizer().encode(['a red car', 'a red car']))
   assert jnp.abs(text['sketch']).max() == 0
   label = cameras.to_label(cameras.orbit(30.0, 10.0, 1.6, 1.3))
   seen = model.look(params, text, jnp.stack([label, 0 * label]))['sketch']
@@ -203,7 +205,7 @@ def test_reading_is_judged_by_what_captions_say():
 def test_a_small_encoder_learns_which_colour_is_whose(config):
   # Bags of words are equal; only their order differs.
   pair = ['a green tree with brown trunk', 'a brown tree with green trunk']
-  tokens, mask = captions.tokenizer().encode(pair)
+  tokens, mask = assets.tokenizer().encode(pair)
   task = text_to_image.make(config)
   state = task.init(jax.random.key(0))
   model = text_to_image._model(config)
@@ -228,16 +230,16 @@ def test_a_small_encoder_learns_which_colour_is_whose(config):
 
 def test_the_record_tells_of_what_went_before(
     config, task, state, tmp_path):
-  path, _ = checkpoints.save_asset(
+  path, _ = assets.save(
       tmp_path / 'w.safetensors', state.params,
       {'config': {'batch': 1}, 'images_seen': 100, 'hours': 1.5})
   again = config.copy_and_resolve_references()
   again.start_from = str(path)
   later = state.replace(step=jnp.array(5))
   for stage in (1, 2):
-    path, _ = shipping.ship(
-        text_to_image.ASSET, again, later, tmp_path / f'stage{stage}')
-    _, record = checkpoints.load_asset(path)
+    path, _ = release.ship(
+        assets.TEXT_TO_IMAGE, again, later, tmp_path / f'stage{stage}')
+    _, record = assets.load(path)
     assert record['images_seen'] == 100 + stage * 5 * config.batch
     assert record['hours'] == 1.5
     assert len(record['earlier']) == stage
@@ -325,7 +327,7 @@ def test_samples_do_not_depend_on_how_many_are_asked_for(task, state, config):
 def test_the_shipped_teacher_speaks_eps_and_hears_words():
   teacher = text_to_image.teacher()
   text = teacher.embed(['a red car', ''])
-  assert text['states'].shape[:2] == (2, captions.LENGTH)
+  assert text['states'].shape[:2] == (2, assets.CAPTION_LENGTH)
   image = jnp.full((2, 32, 32, 3), 0.5)
   weights = teacher.load()
   x = teacher.encode(weights, image, jax.random.key(0))

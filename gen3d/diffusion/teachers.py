@@ -3,11 +3,10 @@
 A teacher is one record: what it takes (`encode`), what it says (`denoise`)
 and how it hears (`embed`). Its weights are an argument of `denoise`, so that
 they travel as data and are never compiled into a program. Here is the record
-and the models that gen3d trains; gen3d/diffusion/open_models.py has those that
+and the models that gen3d trains; gen3d/diffusion/pretrained.py has those that
 others have published.
 """
 
-import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,9 +17,6 @@ from gen3d.choices import check
 from gen3d.diffusion import noise
 from gen3d.models import light_field, t5, unet
 from gen3d.ops import cameras
-
-ASSET = (pathlib.Path(__file__).parents[1] / 'assets'
-         / 'text_to_image_shapes.safetensors')
 
 
 def _as_it_was(weights, text, labels):

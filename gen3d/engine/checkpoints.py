@@ -1,25 +1,22 @@
-"""Checkpoints of a run (Orbax) and shipped weights (safetensors).
+"""Checkpoints of a run, written by Orbax.
 
-Both carry a SHA-256 of what they hold, so that damage is noticed when they are
-read and not as a strange result later.
+Each carries a SHA-256 of its content, so that damage is reported when it is
+read instead of showing as a wrong result later.
 """
 
 import hashlib
 import json
-import os
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors
-import safetensors.numpy
 from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gen3d import files
 from gen3d.engine import sharding
 from gen3d.engine.state import copy, to_save
 
@@ -147,104 +144,10 @@ def load_config(workdir):
         f'There is no run in {workdir}: it has no config.json; give the '
         '--workdir that gen3d.train was given.')
   try:
-    return ml_collections.ConfigDict(_tuples(json.loads(path.read_text())))
+    return ml_collections.ConfigDict(files.to_tuples(json.loads(path.read_text())))
   except ValueError as error:
     raise ValueError(f'{path} is damaged, so the run cannot be read.'
                      ) from error
-
-
-def save_asset(path, tree, record, dtype='float32'):
-  """Writes weights that ship: one safetensors file and a json beside it.
-
-  Args:
-    path: where to, ending in .safetensors.
-    tree: nested dict of arrays; tensors are named 'a/b/c'.
-    record: dict for the json: how the weights came to be. Their sha256 and
-      number are added.
-    dtype: 'float32' or 'float16', of the floating tensors on disk.
-
-  Returns:
-    The two paths.
-  """
-  path = pathlib.Path(path)
-  tensors = {name: _stored(x, dtype) for name, x in _flatten(tree).items()}
-  content = safetensors.numpy.save(tensors)
-  record = {**record, 'dtype': dtype,
-            'parameters': int(sum(x.size for x in tensors.values())),
-            'sha256': hashlib.sha256(content).hexdigest()}
-  path.parent.mkdir(parents=True, exist_ok=True)
-  beside = path.with_suffix('.json')
-  write_whole(path, content)
-  text = json.dumps(record, indent=2, default=float) + '\n'
-  write_whole(beside, text.encode())
-  return path, beside
-
-
-def load_asset(path):
-  """Reads what `save_asset` wrote; returns (nested dict of arrays, record).
-
-  Floating tensors come as float32, the record's config with tuples.
-
-  Raises:
-    ValueError: where the file is missing or not what its json says.
-  """
-  path = pathlib.Path(path)
-  beside = path.with_suffix('.json')
-  for file in (path, beside):
-    if not file.is_file():
-      raise ValueError(f'The weights file {file} is missing; get it again.')
-  content = path.read_bytes()
-  try:
-    record = _tuples(json.loads(beside.read_text()))
-    wanted = record['sha256']
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f'{beside} is damaged; get it again.') from error
-  if hashlib.sha256(content).hexdigest() != wanted:
-    raise ValueError(
-        f'The weights file {path} is truncated or damaged: its SHA-256 is not '
-        f'the one in {beside.name}; get it again.')
-  tree = {}
-  for name, x in safetensors.numpy.load(content).items():
-    *parents, last = name.split('/')
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    floating = np.issubdtype(x.dtype, np.floating)
-    node[last] = x.astype(np.float32) if floating else x
-  return tree, record
-
-
-def write_whole(path, content):
-  """Writes bytes to a file that is then there whole or not at all."""
-  path = pathlib.Path(path)
-  partial = path.with_name(path.name + '.part')
-  partial.write_bytes(content)
-  os.replace(partial, path)
-
-
-def _tuples(node):
-  """JSON has no tuples, and configs have no lists."""
-  if isinstance(node, dict):
-    return {key: _tuples(value) for key, value in node.items()}
-  return tuple(map(_tuples, node)) if isinstance(node, list) else node
-
-
-def _stored(x, dtype):
-  x = np.asarray(x)
-  floating = jnp.issubdtype(x.dtype, jnp.floating)
-  return np.asarray(x.astype(dtype) if floating else x, order='C')
-
-
-def _flatten(tree, prefix=''):
-  flat = {}
-  for name, node in tree.items():
-    if '/' in name:
-      raise ValueError(f"The tensor name {name!r} contains a '/'.")
-    if hasattr(node, 'items'):
-      flat.update(_flatten(node, f'{prefix}{name}/'))
-    else:
-      flat[prefix + name] = node
-  return flat
 
 
 def _digest(tree):

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gen3d import files
 from gen3d.engine import sharding
-from gen3d.engine.checkpoints import Checkpoints, latest, write_whole
+from gen3d.engine.checkpoints import Checkpoints, latest
 from gen3d.engine.report import Report
 
 # What a run may change when it is resumed: how long, and how often it tells.
@@ -110,7 +111,7 @@ def _claim(config, workdir):
       pass
     if jax.process_index() == 0:
       content = json.loads(config.to_json_best_effort())
-      write_whole(workdir / 'config.json',
+      files.write_bytes(workdir / 'config.json',
                   (json.dumps(content, indent=2) + '\n').encode())
   except OSError as error:
     raise ValueError(f'The workdir {workdir} cannot be written '
@@ -208,7 +209,7 @@ def _finish(task, config, workdir, state):
     if before['step'] == int(state.step):
       return state, before['files']
   files = [str(file) for file in task.finish(state, str(workdir)) or ()]
-  write_whole(marker, json.dumps(
+  files.write_bytes(marker, json.dumps(
       {'step': int(state.step), 'files': files}).encode())
   return state, files
 

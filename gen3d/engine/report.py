@@ -14,7 +14,7 @@ import tensorboardX
 import tqdm
 from PIL import Image
 
-from gen3d.engine.checkpoints import write_whole
+from gen3d import files
 
 _PLAIN_SECONDS = 30.
 _PAUSE_SECONDS = 600.
@@ -171,4 +171,4 @@ def _drop_after(path, step):
         kept.append(line + '\n')
     except (ValueError, KeyError):
       continue
-  write_whole(path, ''.join(kept).encode())
+  files.write_bytes(path, ''.join(kept).encode())

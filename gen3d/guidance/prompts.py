@@ -7,7 +7,7 @@ leading axis, are the table from which each view picks its row.
 import jax
 import jax.numpy as jnp
 
-# The words that data/shapes.py puts under its pictures.
+# The words that data/shapes/world.py puts under its pictures.
 VIEWS = ('front view', 'side view', 'back view', 'overhead view')
 FRONT, SIDE, BACK, OVERHEAD = range(4)
 

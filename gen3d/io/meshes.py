@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 import trimesh
 
-from gen3d.io import files
+from gen3d import files
 from gen3d.ops import mesh as ops_mesh
 
 SUFFIXES = ('.glb', '.ply', '.obj')
@@ -39,7 +39,7 @@ def save(path, mesh):
     shape.visual = trimesh.visual.ColorVisuals(
         shape, vertex_colors=np.round(255 * colours).astype(np.uint8))
     data = shape.export(file_type=suffix[1:])
-  with files.replacing(path) as temporary:
+  with files.atomic_write(path) as temporary:
     if isinstance(data, str):
       temporary.write_text(data)
     else:

@@ -7,7 +7,7 @@ import tempfile
 import imageio_ffmpeg
 import numpy as np
 
-from gen3d.io import files
+from gen3d import files
 
 
 def save(path, frames, fps=30):
@@ -37,7 +37,7 @@ def save(path, frames, fps=30):
       '-r', str(fps), '-i', '-', '-c:v', 'libx264', '-pix_fmt', 'yuv420p',
       # The index first, so that a browser starts before the end is there.
       '-crf', '18', '-movflags', '+faststart']
-  with files.replacing(path) as temporary, tempfile.TemporaryFile() as said:
+  with files.atomic_write(path) as temporary, tempfile.TemporaryFile() as said:
     # Not imageio_ffmpeg.write_frames, whose fork may deadlock beside JAX.
     with subprocess.Popen([*command, str(temporary)], stdin=subprocess.PIPE,
                           stdout=subprocess.DEVNULL, stderr=said) as encoder:

@@ -13,14 +13,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen3d.models import pretrained
 from gen3d.models.stable_diffusion import (
-    ResidualBlock,
-    attend,
-    conv,
-    double,
-    group_norm,
+  ResidualBlock,
+  attend,
+  conv,
+  double,
+  group_norm,
 )
+from gen3d.weights import hub
 
 EPSILON = 1e-6
 LOG_VARIANCE = -30.0, 20.0  # Bounds.
@@ -107,9 +107,9 @@ def load(path, dtype=jnp.float32, variant='', remat=False):
   Raises:
     ValueError: the folder does not fit; says how.
   """
-  folder = pretrained.read(path, variant)
+  folder = hub.read(path, variant)
   network = Autoencoder(autoencoder_size(folder), dtype, remat)
-  return network, pretrained.fill(
+  return network, hub.fill(
       network, inputs(network.size), folder.tensors.renamed(_new_name), dtype)
 
 
@@ -124,10 +124,10 @@ def autoencoder_size(folder):
   Raises:
     ValueError: the config is for another network.
   """
-  pretrained.expect_class(folder, ('AutoencoderKL',), 'autoencoder')
+  hub.expect_class(folder, ('AutoencoderKL',), 'autoencoder')
   config = folder.config
   channels = tuple(config.get('block_out_channels', (64,)))
-  pretrained.expect(folder, {
+  hub.expect(folder, {
       'down_block_types': (['DownEncoderBlock2D'] * len(channels),),
       'up_block_types': (['UpDecoderBlock2D'] * len(channels),),
       'act_fn': ('silu', 'swish'), 'in_channels': (3,), 'out_channels': (3,),

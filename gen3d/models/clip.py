@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.models import porting, pretrained
+from gen3d.weights import hub, port
 
 EPSILON = 1e-5
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -231,7 +231,7 @@ def load(path, dtype=jnp.float32, variant=''):
   Raises:
     ValueError: the folder does not fit; says how.
   """
-  folder = pretrained.read(path, variant)
+  folder = hub.read(path, variant)
   size = clip_size(folder)
   return CLIP(size, dtype), from_torch(folder.tensors, size, dtype)
 
@@ -242,14 +242,14 @@ def load_text(path, dtype=jnp.float32, variant=''):
   Arguments, what is returned, (TextTower, {'params'}), and errors are as
   `load`'s.
   """
-  folder = pretrained.read(path, variant)
+  folder = hub.read(path, variant)
   size = text_size(folder)
   tower = TextTower(size, dtype)
-  like = pretrained.shapes(tower, text_inputs(size), dtype)
+  like = hub.shapes(tower, text_inputs(size), dtype)
   # transformers 5 leaves out the name of the tower, the published files, from
   # before it, do not.
   whole = lambda name: f'text_model.{name.removeprefix("text_model.")}'
-  return tower, {'params': porting.port(
+  return tower, {'params': port.port(
       folder.tensors.renamed(whole), text_sources(size), like,
       ignored=('*.position_ids',))}
 
@@ -260,13 +260,13 @@ def clip_size(folder):
   Raises:
     ValueError: the config is for another network.
   """
-  pretrained.expect_class(folder, ('CLIPModel',), 'clip')
+  hub.expect_class(folder, ('CLIPModel',), 'clip')
   config = folder.config
   # Where old files have both, the second holds.
   text, image = ({**(config.get(f'{kind}_config') or {}),
                   **(config.get(f'{kind}_config_dict') or {})}
                  for kind in ('text', 'vision'))
-  pretrained.expect(folder._replace(config=image), {'num_channels': (3,)})
+  hub.expect(folder._replace(config=image), {'num_channels': (3,)})
   width = image.get('hidden_size', 768)
   image = ImageSize(
       image.get('image_size', 224), image.get('patch_size', 32), width,
@@ -283,7 +283,7 @@ def text_size(folder):
   Raises:
     ValueError: the config is for another network.
   """
-  pretrained.expect_class(folder, ('CLIPTextModel',), 'clip')
+  hub.expect_class(folder, ('CLIPTextModel',), 'clip')
   return _text_size(folder, folder.config)
 
 
@@ -293,9 +293,9 @@ def from_torch(tensors, size, dtype=jnp.float32):
   Raises:
     porting.PortingError: names or shapes do not match; all are listed.
   """
-  return {'params': porting.port(
+  return {'params': port.port(
       tensors, sources(size),
-      pretrained.shapes(CLIP(size), inputs(size), dtype),
+      hub.shapes(CLIP(size), inputs(size), dtype),
       ignored=('*.position_ids',))}
 
 
@@ -303,15 +303,15 @@ def sources(size):
   """`sources` (see porting) of a CLIP, for CLIPModel's names."""
   vision = 'vision_model.embeddings'
   return {
-      'log_scale': ('logit_scale', porting.keep),
+      'log_scale': ('logit_scale', port.keep),
       'image_projection/kernel': ('visual_projection.weight',
-                                  porting.linear),
-      'text_projection/kernel': ('text_projection.weight', porting.linear),
-      'image/class_token': (f'{vision}.class_embedding', porting.keep),
+                                  port.linear),
+      'text_projection/kernel': ('text_projection.weight', port.linear),
+      'image/class_token': (f'{vision}.class_embedding', port.keep),
       'image/positions': (f'{vision}.position_embedding.weight',
-                          porting.keep),
+                          port.keep),
       'image/patches/kernel': (f'{vision}.patch_embedding.weight',
-                               porting.conv),
+                               port.conv),
       # The missing e is in the published names.
       **_norm_sources('image/norm_before', 'vision_model.pre_layrnorm'),
       **_norm_sources('image/norm_after', 'vision_model.post_layernorm'),
@@ -340,9 +340,9 @@ def text_sources(size, prefix=''):
             for path, source in blocks.items()}
   return {
       f'{prefix}embed/embedding': (f'{embeddings}.token_embedding.weight',
-                                   porting.keep),
+                                   port.keep),
       f'{prefix}positions': (f'{embeddings}.position_embedding.weight',
-                             porting.keep),
+                             port.keep),
       **_norm_sources(f'{prefix}norm', 'text_model.final_layer_norm'),
       **blocks,
   }
@@ -363,7 +363,7 @@ def _text_size(folder, config):
 def _activation(folder, config, width, inner):
   """A tower's activation, when all else about its MLPs is as it must be."""
   config = {'intermediate_size': inner, **config}
-  pretrained.expect(folder._replace(config=config), {
+  hub.expect(folder._replace(config=config), {
       'hidden_act': ('quick_gelu', 'gelu'), 'layer_norm_eps': (EPSILON,),
       'intermediate_size': (4 * width,)})
   return {'quick_gelu': quick_gelu, 'gelu': gelu}[
@@ -422,8 +422,8 @@ def _norm(dtype, name):
 
 
 def _norm_sources(ours, theirs):
-  return {f'{ours}/scale': (f'{theirs}.weight', porting.keep),
-          f'{ours}/bias': (f'{theirs}.bias', porting.keep)}
+  return {f'{ours}/scale': (f'{theirs}.weight', port.keep),
+          f'{ours}/bias': (f'{theirs}.bias', port.keep)}
 
 
 def _block_sources(ours, theirs, layers):
@@ -439,7 +439,7 @@ def _block_sources(ours, theirs, layers):
                          ('out', 'self_attn.out_proj'),
                          ('up', 'mlp.fc1'), ('down', 'mlp.fc2')):
       sources[f'{block}/{name}/kernel'] = (f'{layer}.{origin}.weight',
-                                           porting.linear)
+                                           port.linear)
       sources[f'{block}/{name}/bias'] = (f'{layer}.{origin}.bias',
-                                         porting.keep)
+                                         port.keep)
   return sources

@@ -16,18 +16,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen3d.models import pretrained
 from gen3d.models.stable_diffusion import (
-    Parts,
-    UNet,
-    UNetSize,
-    attend,
-    double,
-    fill,
-    group_norm,
-    per_level,
-    shared_size,
+  Parts,
+  UNet,
+  UNetSize,
+  attend,
+  double,
+  fill,
+  group_norm,
+  per_level,
+  shared_size,
 )
+from gen3d.weights import hub
 
 
 class TextAndPixelAttention(nn.Module):
@@ -88,7 +88,7 @@ def load_unet(path, dtype=jnp.float32, variant='', **options):
   stable_diffusion.load_unet. The first three channels of the prediction are
   the noise.
   """
-  folder = pretrained.read(path, variant)
+  folder = hub.read(path, variant)
   network = UNet(unet_size(folder), PARTS, dtype, **options)
   return network, fill(network, folder, dtype)
 
@@ -106,7 +106,7 @@ def unet_size(folder):
   config = {'act_fn': 'silu', 'resnet_time_scale_shift': 'default',
             'addition_embed_type': None, 'cross_attention_norm': None,
             'encoder_hid_dim_type': 'text_proj', **config}
-  pretrained.expect(folder._replace(config=config), {
+  hub.expect(folder._replace(config=config), {
       'act_fn': ('gelu',), 'resnet_time_scale_shift': ('scale_shift',),
       'addition_embed_type': ('text',),
       'cross_attention_norm': ('group_norm',),

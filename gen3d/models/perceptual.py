@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from gen3d.models import porting, weight_files
+from gen3d.weights import port, torch_files
 
 # Of ImageNet. LPIPS' scaling layer, for images in [-1, 1], says the same.
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -164,7 +164,7 @@ def load(*paths, backbone=VGG16, learned=True):
   tensors = {}
   for path in paths:
     found = {re.sub(r'^net\.slice\d\.', 'features.', name): tensor
-             for name, tensor in weight_files.read(path).items()}
+             for name, tensor in torch_files.read(path).items()}
     twice = sorted(set(found) & set(tensors))
     if twice:
       raise ValueError(f'{path} holds {twice[0]}, which a file before it holds '
@@ -172,9 +172,9 @@ def load(*paths, backbone=VGG16, learned=True):
     tensors |= found
   try:
     return Perceptual(from_torch(tensors, backbone, learned), backbone)
-  except porting.PortingError as error:
+  except port.PortingError as error:
     names = ' and '.join(map(str, paths))
-    raise porting.PortingError(
+    raise port.PortingError(
         f'For {backbone.name} from {names or "no file"}: {error}') from None
 
 
@@ -189,20 +189,20 @@ def from_torch(tensors, backbone=VGG16, learned=True):
   sources = {f'features/{conv.index}/{ours}': (
       f'features.{conv.index}.{theirs}', layout)
       for stage in backbone.stages for conv in stage.convs
-      for ours, theirs, layout in (('kernel', 'weight', porting.conv),
-                                   ('bias', 'bias', porting.keep))}
+      for ours, theirs, layout in (('kernel', 'weight', port.conv),
+                                   ('bias', 'bias', port.keep))}
   linear = {f'lin{i}': f'lin{i}.model.1.weight'
             for i in range(len(backbone.stages))}
-  sources |= {ours: (name, porting.conv) for ours, name in linear.items()}
+  sources |= {ours: (name, port.conv) for ours, name in linear.items()}
   if not learned:
     tensors = dict(tensors) | {
         name: np.ones((1, like[ours].shape[2], 1, 1))
         for ours, name in linear.items()}
-  params = porting.port(tensors, sources, like, _IGNORED)
+  params = port.port(tensors, sources, like, _IGNORED)
   negative = [name for ours, name in linear.items() if jnp.any(
       params[ours] < 0)]
   if negative:
-    raise porting.PortingError(
+    raise port.PortingError(
         f'{negative[0]} has negative weights, which are none of LPIPS\'s.')
   return params
 

@@ -17,8 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen3d.models import pretrained
 from gen3d.models.unet import time_features
+from gen3d.weights import hub
 
 # Keys of diffusers' config that neither family makes use of.
 _UNUSED = ('center_input_sample', 'only_cross_attention',
@@ -340,14 +340,14 @@ def load_unet(path, dtype=jnp.float32, variant='', **options):
   Raises:
     ValueError: the folder does not fit; says how.
   """
-  folder = pretrained.read(path, variant)
+  folder = hub.read(path, variant)
   network = UNet(unet_size(folder), PARTS, dtype, **options)
   return network, fill(network, folder, dtype)
 
 
 def fill(network, folder, dtype):
   """{'params'} of a UNet from its pretrained.Folder."""
-  return pretrained.fill(network, inputs(network.size), folder.tensors, dtype)
+  return hub.fill(network, inputs(network.size), folder.tensors, dtype)
 
 
 def inputs(size):
@@ -366,7 +366,7 @@ def unet_size(folder):
   size = shared_size(folder, 'CrossAttn', ('CrossAttnDownBlock2D',
                                            'DownBlock2D'),
                      'stable_diffusion')
-  pretrained.expect(folder, {
+  hub.expect(folder, {
       'act_fn': ('silu', 'swish'), 'resnet_time_scale_shift': ('default',),
       'addition_embed_type': (None,), 'encoder_hid_dim': (None,),
       'encoder_hid_dim_type': (None,), 'cross_attention_norm': (None,),
@@ -392,7 +392,7 @@ def shared_size(folder, mark, down_types, reader):
   Raises:
     ValueError: the config is for another network.
   """
-  pretrained.expect_class(folder, ('UNet2DConditionModel',), reader)
+  hub.expect_class(folder, ('UNet2DConditionModel',), reader)
   config, file = folder.config, folder.path / 'config.json'
   down = config.get('down_block_types') or ()
   unknown = sorted(set(down) - set(down_types))
@@ -404,7 +404,7 @@ def shared_size(folder, mark, down_types, reader):
   # Both families go up as they came down.
   up = [name.replace('Down', 'Up') for name in reversed(down)]
   middle = f'UNetMidBlock2D{mark}'
-  pretrained.expect(folder, {
+  hub.expect(folder, {
       'up_block_types': (up,), 'mid_block_type': (middle,),
       'time_embedding_type': ('positional',), 'flip_sin_to_cos': (True,),
       'freq_shift': (0,), 'downsample_padding': (1,), 'conv_in_kernel': (3,),

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen3d.choices import check
-from gen3d.models import porting
 from gen3d.ops import images, linear
+from gen3d.weights import port
 
 NOISE = ('random', 'const', 'none')
 
@@ -441,7 +441,7 @@ def sources(like):
     like: the variables of a generator or a discriminator, StyleGAN2's or
       EG3D's: {'params': ..., 'buffers': ...} of arrays or shapes.
   """
-  return porting.by_path(like, {'b4.fc.weight': FlattenedWeight(4)})
+  return port.by_path(like, {'b4.fc.weight': FlattenedWeight(4)})
 
 
 # Official buffers that are the same in every network, and statistics of the

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.models import porting, pretrained
+from gen3d.weights import hub, port
 
 EPSILON = 1e-6
 BUCKETS = 32
@@ -107,7 +107,7 @@ def load(path, dtype=jnp.float32, variant=''):
   Raises:
     ValueError: the folder does not fit; says how.
   """
-  folder = pretrained.read(path, variant)
+  folder = hub.read(path, variant)
   size = t5_size(folder)
   tensors = folder.tensors
   if 'shared.weight' not in tensors:  # Either name of the table may be kept.
@@ -122,12 +122,12 @@ def t5_size(folder):
   Raises:
     ValueError: the config is for another network, T5 before v1.1 among them.
   """
-  pretrained.expect_class(
+  hub.expect_class(
       folder, ('T5EncoderModel', 'T5ForConditionalGeneration', 'T5Model'),
       't5')
   # What the first T5 does is also what a config means that does not tell.
   config = {'feed_forward_proj': 'relu', **folder.config}
-  pretrained.expect(folder._replace(config=config), {
+  hub.expect(folder._replace(config=config), {
       'feed_forward_proj': ('gated-gelu',),
       'relative_attention_num_buckets': (BUCKETS,),
       'relative_attention_max_distance': (MAX_DISTANCE,),
@@ -153,36 +153,36 @@ def from_torch(tensors, size, dtype=jnp.float32):
   Raises:
     porting.PortingError: names or shapes do not match; all are listed.
   """
-  return {'params': porting.port(
+  return {'params': port.port(
       tensors, encoder_sources(size),
-      pretrained.shapes(T5Encoder(size), inputs(), dtype),
+      hub.shapes(T5Encoder(size), inputs(), dtype),
       ignored=('encoder.embed_tokens.weight', 'decoder.*', 'lm_head.*'))}
 
 
 def encoder_sources(size):
   """`sources` (see porting) of a T5Encoder."""
   sources = {
-      'embed/embedding': ('shared.weight', porting.keep),
-      'norm/scale': ('encoder.final_layer_norm.weight', porting.keep),
+      'embed/embedding': ('shared.weight', port.keep),
+      'norm/scale': ('encoder.final_layer_norm.weight', port.keep),
   }
   first = 'encoder.block.0.layer.0.SelfAttention'
   sources['position_bias'] = (
-      f'{first}.relative_attention_bias.weight', porting.keep)
+      f'{first}.relative_attention_bias.weight', port.keep)
   for i in range(size.layers):
     attention = f'encoder.block.{i}.layer.0'
     feed_forward = f'encoder.block.{i}.layer.1'
     for ours, theirs, layout in (
-        ('attention_norm/scale', f'{attention}.layer_norm', porting.keep),
-        ('query/kernel', f'{attention}.SelfAttention.q', porting.linear),
-        ('key/kernel', f'{attention}.SelfAttention.k', porting.linear),
-        ('value/kernel', f'{attention}.SelfAttention.v', porting.linear),
-        ('out/kernel', f'{attention}.SelfAttention.o', porting.linear),
-        ('ff_norm/scale', f'{feed_forward}.layer_norm', porting.keep),
+        ('attention_norm/scale', f'{attention}.layer_norm', port.keep),
+        ('query/kernel', f'{attention}.SelfAttention.q', port.linear),
+        ('key/kernel', f'{attention}.SelfAttention.k', port.linear),
+        ('value/kernel', f'{attention}.SelfAttention.v', port.linear),
+        ('out/kernel', f'{attention}.SelfAttention.o', port.linear),
+        ('ff_norm/scale', f'{feed_forward}.layer_norm', port.keep),
         ('gate/kernel', f'{feed_forward}.DenseReluDense.wi_0',
-         porting.linear),
-        ('up/kernel', f'{feed_forward}.DenseReluDense.wi_1', porting.linear),
+         port.linear),
+        ('up/kernel', f'{feed_forward}.DenseReluDense.wi_1', port.linear),
         ('down/kernel', f'{feed_forward}.DenseReluDense.wo',
-         porting.linear)):
+         port.linear)):
       sources[f'block_{i}/{ours}'] = (f'{theirs}.weight', layout)
   return sources
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 TASKS = {
     'text_to_image': 'gen3d.tasks.text_to_image',
     'text_to_3d': 'gen3d.tasks.text_to_3d',
-    'image_text': 'gen3d.tasks.image_text',
+    'image_text': 'gen3d.tasks.clip',
     'gan': 'gen3d.tasks.gan',
     'reconstruction': 'gen3d.tasks.reconstruction',
 }

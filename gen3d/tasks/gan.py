@@ -1,6 +1,6 @@
 """Adversarial training on images: EG3D with their cameras, or StyleGAN2.
 
-What a step does is in tasks/gan_step.py, the networks in tasks/adversaries.py;
+What a step does is in gan/step.py, the networks in gan/networks.py;
 here are the data, the reports and what is left in the end.
 """
 
@@ -11,15 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d import assets
 from gen3d.choices import pick
-from gen3d.data import captions, images, shapes
-from gen3d.engine import checkpoints, sharding
+from gen3d.data.images import dataset
+from gen3d.data.shapes import captions
+from gen3d.data.shapes import world as shapes_world
+from gen3d.engine import sharding
 from gen3d.engine import state as states
-from gen3d.io import pictures
+from gen3d.engine.release import ship
+from gen3d.gan import inference
+from gen3d.gan import networks as gan_networks
+from gen3d.gan import step as gan_step
+from gen3d.io import images as image_io
 from gen3d.metrics import distribution
+from gen3d.models import clip_pair
 from gen3d.ops import cameras
-from gen3d.tasks import Task, adversaries, gan_step, image_text, objects
-from gen3d.tasks.shipping import ship
+from gen3d.tasks import Task
 
 WORLD = 'shapes:'  # before the categories, in place of a file
 
@@ -63,7 +70,7 @@ def make(config):
 
   def finish(state, workdir):
     scalars, _ = report(state, None)
-    path = objects.ASSETS / f'{config.networks}_{config.name}.safetensors'
+    path = assets.FOLDER / f'{config.networks}_{config.name}.safetensors'
     opponent = state.replace(ema=state.params['discriminator'])
     return [
         *ship(path, config, state, workdir, evaluation=scalars,
@@ -125,7 +132,7 @@ def begin_with(state, path):
   """
   found, shapes_of = {}, functools.partial(jax.tree.map, np.shape)
   for name, file in (('generator', path), ('discriminator', opponent_of(path))):
-    found[name], _ = checkpoints.load_asset(file)
+    found[name], _ = assets.load(file)
     if shapes_of(found[name]) != shapes_of(state.params[name]):
       raise ValueError(f'{file} is of another {name} than the config '
                        'describes; start from one with the same `model`.')
@@ -137,12 +144,12 @@ def begin_with(state, path):
 def opponent_of(path):
   """Where the discriminator is that trained with a generator."""
   path = pathlib.Path(path)
-  return path.with_stem(path.stem + objects.OPPONENT)
+  return path.with_stem(path.stem + inference.OPPONENT)
 
 
 def build(config, label_width=25):
   """The Adversaries of a config."""
-  return pick('kind of networks', adversaries.BUILDERS, config.networks)(
+  return pick('kind of networks', gan_networks.BUILDERS, config.networks)(
       config.model, config.resolution, label_width)
 
 
@@ -160,9 +167,9 @@ def open_data(data):
     raise ValueError('There are no images: give --config.data.path, a zip or '
                      'folder in EG3D\'s format.')
   if is_world(data):
-    return shapes.posed(world_of(data), data.count, data.size)
-  source = images.open_images(data.path)
-  images.check(source)
+    return shapes_world.posed(world_of(data), data.count, data.size)
+  source = dataset.open_images(data.path)
+  dataset.check(source)
   return source
 
 
@@ -180,14 +187,14 @@ def world_of(data):
   chosen = tuple(data.path.removeprefix(WORLD).split(','))
   for category in chosen:
     pick('category', dict.fromkeys(captions.CATEGORIES), category)
-  return shapes.World(chosen, dict(data.camera))
+  return shapes_world.World(chosen, dict(data.camera))
 
 
 def batches(seed, first_step, *, config, source):
   """Training batches as gan_step.step takes them; see tasks.Task."""
   labels, count = source.labels, config.batch
   schedule = gan_step.Schedule(**config.schedule)
-  feed = images.batches(
+  feed = dataset.batches(
       source, count, seed, first_step, mirror=config.data.mirror,
       rows=sharding.rows(count))
   for step, batch in enumerate(feed, first_step):
@@ -195,7 +202,7 @@ def batches(seed, first_step, *, config, source):
     drawn = labels[rng.integers(len(labels), size=(count, 3))]
     if config.data.mirror and labels.shape[1]:
       flips = rng.random((count, 3, 1)) < 0.5
-      drawn = np.where(flips, images.mirror_label(drawn), drawn)
+      drawn = np.where(flips, dataset.mirror_label(drawn), drawn)
     size = size_at(config, step)
     yield {**batch, 'drawn': drawn, 'grid': np.zeros((count, size), np.uint8),
            'due': gan_step.due(step, count, schedule,
@@ -248,10 +255,10 @@ def viewer(config, networks, source):
   """
   if config.networks == 'eg3d':
     camera = typical(source.labels)
-    return lambda variables, size: objects.sheet(
-        objects.trained(config, variables, camera, size), range(8))
+    return lambda variables, size: inference.sheet(
+        inference.trained(config, variables, camera, size), range(8))
   draw, labels = sampler(networks, 0), source.labels[np.zeros(32, int)]
-  return lambda variables, size: pictures.tile(
+  return lambda variables, size: image_io.tile(
       draw(variables, labels), columns=8)
 
 
@@ -285,7 +292,7 @@ def meter(config, networks, source):
   count = config.distance_count
   rows = np.random.default_rng(0).permutation(len(source.names))[:2 * count]
   draw = functools.cache(functools.partial(sampler, networks))
-  judge = functools.cache(image_text.load)
+  judge = functools.cache(clip_pair.load)
 
   @functools.cache
   def real():
@@ -319,7 +326,7 @@ def sampler(networks, size, batch=16, seed=0):
     key = jax.random.fold_in(jax.random.key(seed), index[0])
     z = jax.random.normal(key, (len(label), networks.z_width))
     fakes, _ = networks.generate(
-        variables, adversaries.Latents(
+        variables, gan_networks.Latents(
             key, jnp.arange(len(label)), z, label, label), size)
     return fakes['image']
 

@@ -15,15 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.data import captures, posed, studio
+from gen3d import files
+from gen3d.data import synthetic
+from gen3d.data.captures import posed, records
 from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
-from gen3d.io import files, pictures
+from gen3d.io import images as image_io
 from gen3d.metrics import image as image_metrics
 from gen3d.models import perceptual
 from gen3d.ops import cameras
+from gen3d.render import finished
 from gen3d.scenes import View, radiance
-from gen3d.tasks import Task, showing
+from gen3d.tasks import Task
 
 SHOWN = ('color', 'depth', 'normal')
 RESULTS = 'test.json'
@@ -41,7 +44,7 @@ def make(config):
   test = in_frame(test, frame.to_world)
   scene = radiance.make(config.scene, frame)
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
-  look = showing.viewer(scene, test.images.shape[1:3], ('color', 'depth'),
+  look = finished.viewer(scene, test.images.shape[1:3], ('color', 'depth'),
                         None)
   measure = partial(judge, look=look, test=test,
                     network=config.lpips and perceptual.load(config.lpips))
@@ -54,12 +57,12 @@ def make(config):
     folder = pathlib.Path(workdir) / 'test'
     folder.mkdir(exist_ok=True)
     for name, image in zip(test.names, images):
-      pictures.save(folder / f'{pathlib.PurePath(name).stem}.png', image)
-    with files.replacing(pathlib.Path(workdir) / RESULTS) as temporary:
+      image_io.save(folder / f'{pathlib.PurePath(name).stem}.png', image)
+    with files.atomic_write(pathlib.Path(workdir) / RESULTS) as temporary:
       temporary.write_text(json.dumps(scalars, indent=2))
     seen = shown(scene, state.params, config)
     return [pathlib.Path(workdir) / RESULTS, folder,
-            *showing.export(seen, workdir, **seen.defaults)]
+            *finished.export(seen, workdir, **seen.defaults)]
 
   return Task(
       init=lambda key: states.create(jax.jit(scene.init)(key), optimizer),
@@ -86,7 +89,7 @@ def open_data(data, split):
         'capture, or --config.data.path="shapes:a red car".')
   if data.path.startswith('shapes:'):
     count = data.count if split == 'train' else max(2, data.count // 4)
-    return studio.photographs(
+    return synthetic.photographs(
         data.path.removeprefix('shapes:'), split, count, data.size)
   return posed.open_posed(data.path, split, format=data.format,
                           factor=data.factor)
@@ -117,7 +120,7 @@ def load_shown(workdir, step=None):
 def shown(scene, params, config):
   """The showing.Shown of a scene with trained parameters."""
   frame = params['frame']
-  return showing.Shown(
+  return finished.Shown(
       scene, params, frame.path, SHOWN, frame.to_world,
       {k: v for k, v in config.export.items() if k != 'frames'})
 
@@ -141,7 +144,7 @@ def to_unit_frame(train, frames):
 def in_frame(photographs, to_world):
   """A posed.Posed with its cameras and bounds taken from the world's frame."""
   scale = to_world[0, 0]
-  c2w = captures.carry(np.linalg.inv(to_world), np.asarray(
+  c2w = records.carry(np.linalg.inv(to_world), np.asarray(
       photographs.camera.c2w, np.float64)).astype(np.float32)
   corners = (np.asarray(photographs.box) - to_world[:3, 3]) / scale
   return photographs._replace(
@@ -158,7 +161,7 @@ def path(photographs, frames):
   """
   c2w = np.asarray(photographs.camera.c2w, np.float64)
   ahead = c2w[:, :3, 3] - c2w[:, :3, 2] * photographs.far / 2
-  target = captures.closest_point(c2w)
+  target = records.closest_point(c2w)
   target = np.mean(ahead, axis=0) if target is None else target
   azimuth, elevation, distance = (np.asarray(x) for x in cameras.angles(
       jnp.asarray(c2w[:, :3, 3] - target)))
@@ -264,5 +267,5 @@ def _evaluate(state, key, *, measure, rows, test):
   del key
   scalars, images = measure(state.params, rows)
   truth = np.round(255 * posed.over(test.images[rows], 1.0)).astype(np.uint8)
-  return scalars, {'test': pictures.tile(
+  return scalars, {'test': image_io.tile(
       np.concatenate([truth, images], axis=2), 1)}

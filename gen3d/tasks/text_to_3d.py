@@ -15,13 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen3d.choices import check, pick
+from gen3d.diffusion import open_teachers
 from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
 from gen3d.guidance import prompts, score
-from gen3d.io import pictures
+from gen3d.io import images as image_io
 from gen3d.ops import cameras
+from gen3d.render import finished
 from gen3d.scenes import dreamfusion
-from gen3d.tasks import Task, open_teachers, showing, text_to_image
+from gen3d.tasks import Task, text_to_image
 
 SCENES = {'dreamfusion': dreamfusion.make}
 COEFFICIENTS = {'sds': score.sds, 'csd': score.csd}
@@ -53,8 +55,8 @@ def make(config, teacher=None):
                        _text_of_view, text_of=text_of, look=teacher.look)),
       batches=partial(_batches, views=config.views),
       evaluate=partial(
-          _evaluate, path=showing.turntable(4, dict(config.orbit)),
-          view=showing.viewer(scene, 96, ('color', 'normal'))),
+          _evaluate, path=finished.turntable(4, dict(config.orbit)),
+          view=finished.viewer(scene, 96, ('color', 'normal'))),
       finish=lambda state, workdir: _finish(
           shown(scene, state.params['scene'], config), workdir))
 
@@ -112,10 +114,10 @@ def load_shown(workdir, step=None):
 def shown(scene, params, config):
   """The showing.Shown of a run's scene."""
   defaults = {k: v for k, v in config.export.items() if k != 'frames'}
-  return showing.Shown(
-      scene, params, showing.turntable(
+  return finished.Shown(
+      scene, params, finished.turntable(
           config.export.frames, dict(config.orbit)),
-      showing.SHOWN, np.eye(4), defaults)
+      finished.SHOWN, np.eye(4), defaults)
 
 
 def _coefficients(config):
@@ -232,11 +234,11 @@ def _batches(seed, first_step, *, views):
 
 
 def _finish(shown, workdir):
-  return showing.export(shown, workdir, **shown.defaults)
+  return finished.export(shown, workdir, **shown.defaults)
 
 
 def _evaluate(state, key, *, view, path):
   """A sheet of four sides, each in colour and as normals."""
   del key
   film = view(state.params['scene'], path)
-  return {}, {'preview': pictures.tile(film, 2)}
+  return {}, {'preview': image_io.tile(film, 2)}

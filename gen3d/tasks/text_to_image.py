@@ -24,18 +24,20 @@ import optax
 from absl import logging
 from flax import traverse_util
 
+from gen3d import assets
 from gen3d.choices import check
-from gen3d.data import captions, shapes
+from gen3d.data.shapes import captions
+from gen3d.data.shapes import world as shapes_world
 from gen3d.diffusion import noise, samplers, teachers
-from gen3d.engine import checkpoints, optim, sharding
+from gen3d.engine import optim, sharding
 from gen3d.engine import state as states
-from gen3d.io import pictures
+from gen3d.engine.release import ship
+from gen3d.io import images as image_io
 from gen3d.models import unet
 from gen3d.ops import cameras
-from gen3d.tasks import Task, showing
-from gen3d.tasks.shipping import ship
+from gen3d.render import finished
+from gen3d.tasks import Task
 
-ASSET = teachers.ASSET
 PROMPTS = ('a red chair', 'a yellow duck', 'a blue car with red wheels',
            'a green tree with brown trunk', 'a white rabbit, front view',
            'a pink house with purple roof', 'an orange cat, side view',
@@ -52,9 +54,9 @@ def make(config):
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
 
   def init(key):
-    params = jax.jit(lambda key: model.init(key, captions.LENGTH))(key)
+    params = jax.jit(lambda key: model.init(key, assets.CAPTION_LENGTH))(key)
     if config.start_from:
-      earlier, _ = checkpoints.load_asset(config.start_from)
+      earlier, _ = assets.load(config.start_from)
       for part in config.start_parts:
         check(f'part of {config.start_from} (start_parts)', earlier, part)
       params = _with(params, {part: earlier[part]
@@ -68,7 +70,7 @@ def make(config):
 
   def finish(state, workdir):
     ema = {part: x for part, x in state.ema.items() if part != 'reader'}
-    return ship(ASSET, config, state.replace(ema=ema), workdir)
+    return ship(assets.TEXT_TO_IMAGE, config, state.replace(ema=ema), workdir)
 
   return Task(
       init=init,
@@ -83,17 +85,17 @@ def make(config):
       finish=finish)
 
 
-def load(path=ASSET):
+def load(path=assets.TEXT_TO_IMAGE):
   """The shipped model as (PixelModel, params, record).
 
   Raises:
     ValueError: the asset is missing or damaged.
   """
-  params, record = checkpoints.load_asset(path)
+  params, record = assets.load(path)
   return _model(record['config']), params, record
 
 
-def teacher(path=ASSET):
+def teacher(path=assets.TEXT_TO_IMAGE):
   """The shipped model (or that at `path`) as a teachers.Teacher."""
   model, params, _ = load(path)
   return teachers.pixel_teacher(model, params, _tokenize)
@@ -109,23 +111,23 @@ def _tokenize(prompts):
   advice = captions.advice(prompts)
   if advice:
     logging.warning(advice)
-  return captions.tokenizer().encode(prompts)
+  return assets.tokenizer().encode(prompts)
 
 
 def _model(config):
-  return teachers.pixel_model(config['model'], captions.tokenizer().vocab_size)
+  return teachers.pixel_model(config['model'], assets.tokenizer().vocab_size)
 
 
 def batches(seed, first_step, *, config):
   """Training batches, each a pure function of (seed, step): an iterator."""
-  views, specs = shapes.load_views(
+  views, specs = shapes_world.load_views(
       config.data_seed, 'train', config.views, config.model.size)
-  words = shapes.view_words(views.camera)
-  encode = captions.tokenizer().encode
+  words = shapes_world.view_words(views.camera)
+  encode = assets.tokenizer().encode
   for step in itertools.count(first_step):
     rng = np.random.default_rng((seed, step))
     rows = rng.integers(len(specs), size=config.batch)
-    textureless = rng.random(config.batch) < shapes.TEXTURELESS
+    textureless = rng.random(config.batch) < shapes_world.TEXTURELESS
     texts = [captions.caption(rng, specs[row], words[row], not white)
              for row, white in zip(rows, textureless)]
     dropped = rng.random(config.batch) < config.drop_caption
@@ -157,7 +159,7 @@ def train_step(state, batch, key, *, model, optimizer, ema_decay, most,
 
   def draw(key, view, textureless):
     key_image, key_noise, key_patches = jax.random.split(key, 3)
-    images = [2 * shapes.sample_image(key_image, view, textureless, *where) - 1
+    images = [2 * shapes_world.sample_image(key_image, view, textureless, *where) - 1
               for where in ((), (0.5,))]
     return *images, jax.random.normal(key_noise, images[0].shape), (
         jax.random.randint(key_patches, (patches,), 0, model.patches))
@@ -259,17 +261,17 @@ def reading_loss(reader, text, meaning):
 
 def evaluate(state, key, *, config, model):
   """Loss on held-out pictures and a grid of samples, with averaged weights."""
-  views, specs = shapes.load_views(
+  views, specs = shapes_world.load_views(
       config.data_seed, 'seen', config.held_out, config.model.size)
-  words = shapes.view_words(views.camera)
+  words = shapes_world.view_words(views.camera)
   rng = np.random.default_rng(config.data_seed)
-  tokens, mask = captions.tokenizer().encode(
+  tokens, mask = assets.tokenizer().encode(
       [captions.caption(rng, spec, word) for spec, word in zip(specs, words)])
   losses = _held_out_losses(state.ema, views, tokens, mask, model=model)
   prompts = list(PROMPTS[:config.grid])
   images = sample(key, model, state.ema, prompts, scale=config.guidance_scale,
                   steps=config.sampler_steps)
-  return losses, {'samples': pictures.tile(
+  return losses, {'samples': image_io.tile(
       images, columns=8, labels=prompts)}
 
 
@@ -278,7 +280,7 @@ def _held_out_losses(params, views, tokens, mask, *, model):
   """Mean v losses by name, of cameras that are not told and that are."""
   count = len(tokens)
   keys = jax.random.split(jax.random.key(0), count)
-  draw = lambda *where: 2 * jax.vmap(lambda key, view: shapes.sample_image(
+  draw = lambda *where: 2 * jax.vmap(lambda key, view: shapes_world.sample_image(
       key, view, 0.0, *where))(keys, views) - 1
   x, on_grey = draw(), draw(0.5)
   eps = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys)
@@ -308,10 +310,10 @@ def around(prompts, count, elevation=20.0):
   and named in the prompts.
   """
   # In the middle of what the model has seen.
-  path = showing.turntable(count, {'elevation': elevation} | {
-      name: np.mean(shapes.CAMERA[name]) for name in ('distance', 'focal')})
+  path = finished.turntable(count, {'elevation': elevation} | {
+      name: np.mean(shapes_world.CAMERA[name]) for name in ('distance', 'focal')})
   return ([f'{prompt}, {view} view' for prompt in prompts
-           for view in shapes.view_words(path)],
+           for view in shapes_world.view_words(path)],
           np.tile(cameras.to_label(path), (len(prompts), 1)))
 
 

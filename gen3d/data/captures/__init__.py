@@ -1,0 +1,1 @@
+"""Photographs with known cameras: layouts, lenses, poses."""

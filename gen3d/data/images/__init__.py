@@ -1,0 +1,1 @@
+"""Image collections for GANs, with or without cameras."""

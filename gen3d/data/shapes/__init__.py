@@ -1,0 +1,1 @@
+"""The shapes world: captioned objects whose geometry is known."""

@@ -1,0 +1,1 @@
+"""3-D GANs: networks, the adversarial step, inference and inversion."""

