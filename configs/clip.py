@@ -23,7 +23,7 @@ def get_config(variant='shapes'):
   config.held_out = 512
 
   # Model: 0.08 GFLOP a pair forward, 1.1 M parameters. Pictures are made
-  # smaller for it: half of the work, and shapes and colours stay plain.
+  # smaller for it: half of the work, and shapes and colors stay plain.
   config.image = {'resolution': 48, 'patch': 8, 'width': 128, 'layers': 4,
                   'heads': 4}
   config.text = {'width': 96, 'layers': 2, 'heads': 3}

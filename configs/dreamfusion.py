@@ -79,7 +79,7 @@ def paper():
           # use the negative prompt stands in for the empty one.
           'perp_neg': {'weight': 0.0, 'away_from': 'views'},
           'options': {'weighting': 'sigma_squared', 'time_min': 0.02,
-                      'time_max': 0.98, 'colour_share': 1.0,
+                      'time_max': 0.98, 'color_share': 1.0,
                       'draws': 1, 'steps': 1,
                       'clip': 0.0, 'rescale': 0.0,
                       # SDI's is 10, -7.5, 0.3; no steps: noise is drawn.
@@ -97,7 +97,7 @@ def paper():
           'blob': {'name': 'dreamfusion', 'strength': 5.0, 'width': 0.2},
           'normals': 'analytic', 'epsilon': 0.01,
           'background_mlp': {'degree': 4, 'width': 64, 'layers': 3},
-          # How often it is not the learned one, and how far from grey then.
+          # How often it is not the learned one, and how far from gray then.
           'random_background': 0.0, 'background_spread': 1.0,
           'camera': {
               'azimuth': (-180.0, 180.0), 'elevation': (-10.0, 90.0),
@@ -125,8 +125,8 @@ def shapes(steps=300):
   """The shapes world on a CPU, in `steps`."""
   # Until `formed` almost all is noise, where the teacher says what words and
   # camera mean on average, the sketch of its light field, and a fog in front
-  # of the same grey takes on its colours. Guided, or in front of any other
-  # colour, the fog would be gone before it had them.
+  # of the same gray takes on its colors. Guided, or in front of any other
+  # color, the fog would be gone before it had them.
   formed, clear, solid = steps // 4, 7 * steps // 20, 3 * steps // 5
   late = 7 * steps // 10
   config = paper()
@@ -145,7 +145,7 @@ def shapes(steps=300):
       # takes brightness as it is, and its smallest bias becomes a drift.
       'time_max': ((formed, 0.99), (clear, 0.93), (solid, 0.9), (steps, 0.97)),
       # Guidance is what makes a thin part solid, but it darkens all.
-      'colour_share': 0.25,
+      'color_share': 0.25,
       'draws': 4})
   scene = config.scene
   scene.samples, scene.chunk = 48, 4096
@@ -159,7 +159,7 @@ def shapes(steps=300):
       'name': 'magic3d', 'strength': 1.0, 'radius': 0.35})
   scene.normals, scene.epsilon = 'surface', 0.02
   scene.background_mlp.layers = 2
-  # A background that is learned would hide a fog of its own colour.
+  # A background that is learned would hide a fog of its own color.
   scene.random_background = 1.0
   # As the pictures were taken on which the teacher was trained.
   scene.camera.distance, scene.camera.focal = (1.4, 1.8), (1.1, 1.5)
@@ -179,7 +179,7 @@ def shapes(steps=300):
       'name': 'adam', 'learning_rate': 3e-2, 'schedule': 'cosine',
       'b1': 0.9, 'b2': 0.99, 'eps': 1e-15})
   # What all places share learns slower than what each has for itself: else all
-  # of the fog takes the colour of the largest part and is taken away for it.
+  # of the fog takes the color of the largest part and is taken away for it.
   config.optimizer.rates = {'hidden': 0.1, 'out': 0.1, 'background': 0.03}
   config.orbit.distance, config.orbit.focal = 1.85, 1.3
   config.export.resolution, config.export.frames = 128, 48

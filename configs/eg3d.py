@@ -28,7 +28,7 @@ Variants:
   python -m gen3d.train --config=configs/eg3d.py:cars128 \
     --config.data.path=cars_128.zip --workdir=runs/shapenet
 
-`steps`, `blur_images` and `ema_images` are for batches of 32; officially the
+`steps`, `blur_fade_images` and `ema_images` are for batches of 32; officially the
 last two are proportional to the batch. `render_size` is ((images seen, rays a
 side), ...), joined by lines and cut to multiples of `render_bucket`.
 `start_from` is a generator's .safetensors, its discriminator's beside it. It
@@ -36,8 +36,8 @@ also goes on where checkpoints are gone:
 
   python -m gen3d.train --config=configs/eg3d.py --workdir=runs/more_cars \
     --config.start_from=gen3d/assets/eg3d_shapes.safetensors \
-    --config.render_size='((0, 32),)' --config.schedule.blur_images=0 \
-    --config.schedule.swap_images=0 --config.schedule.ema_ramp=0
+    --config.render_size='((0, 32),)' --config.schedule.blur_fade_images=0 \
+    --config.schedule.pose_swap_fade_images=0 --config.schedule.ema_ramp=0
 """
 
 import ml_collections
@@ -72,29 +72,29 @@ def ffhq512():
       'resolution': 512,
       'data': {'path': '', 'mirror': True},
       'model': {
-          'z_width': 512,
-          'synthesis': {'resolution': 256, 'base': 32_768, 'most': 512},
+          'z_dim': 512,
+          'synthesis': {'resolution': 256, 'channel_base': 32_768, 'channel_max': 512},
           'mapping': {'width': 512, 'layers': 2},
           'features': 32,
-          'rendering': {'samples': 48, 'importance': 48, 'start': 2.25,
-                        'end': 3.3, 'box': 1.0, 'chunk': 4096},
-          'upscaling': {'size': 128, 'features': (256, 128),  # 8XDC
+          'rendering': {'samples_coarse': 48, 'samples_fine': 48, 'ray_start': 2.25,
+                        'ray_end': 3.3, 'box_warp': 1.0, 'chunk': 4096},
+          'super_resolution': {'size': 128, 'features': (256, 128),  # 8XDC
                         'up': (True, True)},
-          'upscaling_clamp': 256.0, 'upscaling_half': True,
-          'condition': 1.0,  # of the mapping network on the camera; 0: none
+          'super_resolution_clamp': 256.0, 'super_resolution_half': True,
+          'pose_conditioning': 1.0,  # of the mapping network on the camera; 0: none
           'density_weight': 0.25,
-          'discriminator': {'base': 32_768, 'most': 512, 'group': 4,
-                            'half': 4, 'clamp': 256.0}},
+          'discriminator': {'channel_base': 32_768, 'channel_max': 512, 'mbstd_group': 4,
+                            'num_half_res': 4, 'clamp': 256.0}},
       'schedule': {
-          'r1': 1.0, 'r1_every': 16, 'regularize_every': 4,
-          'swap': 0.5, 'swap_images': 1_000_000,
-          'blur': 10.0, 'blur_images': 200_000,
+          'r1_gamma': 1.0, 'd_reg_interval': 16, 'g_reg_interval': 4,
+          'pose_swap_prob': 0.5, 'pose_swap_fade_images': 1_000_000,
+          'blur_init_sigma': 10.0, 'blur_fade_images': 200_000,
           'ema_images': 10_000, 'ema_ramp': 0.05,
-          'mix': 0.0,  # EG3D does not mix styles
+          'style_mixing_prob': 0.0,  # EG3D does not mix styles
           # Mean sign of the discriminator on reals that is wanted; 0 is for
           # no augmentation.
-          'augment_target': 0.0, 'augment_every': 4,
-          'augment_images': 500_000},
+          'ada_target': 0.0, 'ada_interval': 4,
+          'ada_images': 500_000},
       'generator_rate': 2.5e-3, 'discriminator_rate': 2e-3,
       'render_size': ((0, 64), (1_000_000, 64)), 'render_bucket': 16,
       'distance_count': 0,  # the shipped CLIP pair knows no faces
@@ -112,7 +112,7 @@ def ffhq512_128():
   config.render_size = ((0, 64), (1_000_000, 128))
   # What only a beginning needs.
   config.schedule.update(
-      {'blur_images': 0, 'swap_images': 0, 'ema_ramp': 0.0})
+      {'blur_fade_images': 0, 'pose_swap_fade_images': 0, 'ema_ramp': 0.0})
   return config
 
 
@@ -121,8 +121,8 @@ def afhq512():
   config = ffhq512_128()
   config.name, config.steps = 'afhq512', 25_000_000 // config.batch
   config.schedule.update({
-      'r1': 5.0, 'swap': 0.8, 'augment_target': 0.6,
-      'augment_images': 100_000})
+      'r1_gamma': 5.0, 'pose_swap_prob': 0.8, 'ada_target': 0.6,
+      'ada_images': 100_000})
   return config
 
 
@@ -132,12 +132,12 @@ def cars128():
   config.name, config.resolution = 'cars128', 128
   config.data.mirror = False
   config.model.rendering = ml_collections.ConfigDict({
-      'samples': 64, 'importance': 64, 'start': 0.1, 'end': 2.6, 'box': 1.6,
-      'white': True, 'chunk': 4096})
-  config.model.upscaling.update(  # 2X
+      'samples_coarse': 64, 'samples_fine': 64, 'ray_start': 0.1, 'ray_end': 2.6, 'box_warp': 1.6,
+      'white_background': True, 'chunk': 4096})
+  config.model.super_resolution.update(  # 2X
       {'size': 64, 'features': (128, 64), 'up': (False, True)})
-  config.model.condition = 0.0
-  config.schedule.r1 = 0.3
+  config.model.pose_conditioning = 0.0
+  config.schedule.r1_gamma = 0.3
   return config
 
 
@@ -154,25 +154,25 @@ def shapes():
           'distance': (1.7, 1.7), 'focal': (1.35, 1.35),
           'jitter_position': 0.0, 'jitter_target': 0.0, 'jitter_up': 0.0}})
   model = config.model
-  model.z_width = 64
+  model.z_dim = 64
   model.synthesis = ml_collections.ConfigDict(
-      {'resolution': 64, 'base': 1024, 'most': 64})
+      {'resolution': 64, 'channel_base': 1024, 'channel_max': 64})
   model.mapping = ml_collections.ConfigDict({'width': 64, 'layers': 2})
   model.features = 16
   # Samples that miss a surface now and then are noise at every outline, which
   # the discriminator knows and the generator cannot help: 12 and 12 between
   # fixed distances had three times that of these.
   model.rendering = ml_collections.ConfigDict({
-      'samples': 24, 'importance': 12, 'start': 'auto', 'box': 1.1,
-      'white': True})
-  model.upscaling.update(
+      'samples_coarse': 24, 'samples_fine': 12, 'ray_start': 'auto', 'box_warp': 1.1,
+      'white_background': True})
+  model.super_resolution.update(
       {'size': 32, 'features': (32, 32), 'up': (False, True)})
-  model.upscaling_clamp, model.upscaling_half = 0.0, False
-  model.condition = 0.0
+  model.super_resolution_clamp, model.super_resolution_half = 0.0, False
+  model.pose_conditioning = 0.0
   model.discriminator = ml_collections.ConfigDict(
-      {'base': 1024, 'most': 64, 'group': 4, 'mapping_layers': 2})
+      {'channel_base': 1024, 'channel_max': 64, 'mbstd_group': 4, 'mapping_layers': 2})
   config.schedule.update({
-      'r1': 0.1, 'swap_images': 50_000, 'blur': 2.0, 'blur_images': 8_000,
+      'r1_gamma': 0.1, 'pose_swap_fade_images': 50_000, 'blur_init_sigma': 2.0, 'blur_fade_images': 8_000,
       'ema_images': 5_000})
   config.render_size = ((0, 24), (100_000, 24), (100_001, 32))
   config.render_bucket = 8
@@ -187,16 +187,16 @@ def cpu128():
   config.name, config.resolution, config.batch = 'cpu128', 128, 4
   config.data.update({'count': 64, 'size': 128})
   model = config.model
-  model.z_width, model.features, model.condition = 512, 32, 1.0
-  model.synthesis.update({'resolution': 256, 'base': 4096, 'most': 64})
+  model.z_dim, model.features, model.pose_conditioning = 512, 32, 1.0
+  model.synthesis.update({'resolution': 256, 'channel_base': 4096, 'channel_max': 64})
   model.mapping.width = 512
   model.rendering = ml_collections.ConfigDict({
-      **model.rendering, 'samples': 48, 'importance': 48, 'start': 1.1,
-      'end': 2.3})
-  model.upscaling.update({'size': 64, 'features': (128, 64)})
+      **model.rendering, 'samples_coarse': 48, 'samples_fine': 48, 'ray_start': 1.1,
+      'ray_end': 2.3})
+  model.super_resolution.update({'size': 64, 'features': (128, 64)})
   model.discriminator.update(
-      {'base': 4096, 'most': 64, 'mapping_layers': 8,
-       'group': 2})  # Two images on each of two cores.
+      {'channel_base': 4096, 'channel_max': 64, 'mapping_layers': 8,
+       'mbstd_group': 2})  # Two images on each of two cores.
   config.render_size = ((0, 32), (1, 32))
   return config
 
@@ -207,16 +207,16 @@ def tiny():
   config.resolution, config.batch, config.steps = 16, 4, 2
   config.data.update({'count': 16, 'size': 16})
   model = config.model
-  model.z_width, model.features = 6, 4
+  model.z_dim, model.features = 6, 4
   model.synthesis = ml_collections.ConfigDict(
-      {'resolution': 8, 'base': 64, 'most': 8})
+      {'resolution': 8, 'channel_base': 64, 'channel_max': 8})
   model.mapping.update({'width': 8, 'layers': 1})
-  model.rendering.update({'samples': 4, 'importance': 4})
-  model.upscaling.update({'size': 8, 'features': (8, 4)})
+  model.rendering.update({'samples_coarse': 4, 'samples_fine': 4})
+  model.super_resolution.update({'size': 8, 'features': (8, 4)})
   model.discriminator = ml_collections.ConfigDict(
-      {'base': 64, 'most': 8, 'group': 1, 'mapping_layers': 1})
+      {'channel_base': 64, 'channel_max': 8, 'mbstd_group': 1, 'mapping_layers': 1})
   # All phases in every step: one program until the rendering grows.
-  config.schedule.update({'r1_every': 1, 'regularize_every': 1})
+  config.schedule.update({'d_reg_interval': 1, 'g_reg_interval': 1})
   config.render_size, config.render_bucket = ((0, 4), (8, 8)), 4
   config.distance_count = 8
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2

@@ -14,7 +14,7 @@ Variants:
     --config.data.path=nerf_synthetic/lego --workdir=runs/lego
 
 Captures that look one way (LLFF) or have no end (NeRF++) are looked at evenly
-in disparity, and contracted, where the paper has normalised device coordinates:
+in disparity, and contracted, where the paper has normalized device coordinates:
   --config.scene.extent=range --config.scene.spacing=disparity \
   --config.scene.contract=True
 

@@ -10,7 +10,7 @@ Variants:
 
   python -m gen3d.train --config=configs/stylegan2.py --workdir=runs/cars2d
   python -m gen3d.train --config=configs/stylegan2.py:paper256 \
-    --config.data.path=FFHQ_256.zip --config.schedule.augment_target=0.6 \
+    --config.data.path=FFHQ_256.zip --config.schedule.ada_target=0.6 \
     --workdir=runs/ffhq256
 
 The official runs of 25 million images took 8 V100 two days (256 x 256) to
@@ -50,20 +50,20 @@ def config_f():
       'conditional': False,  # on the images' labels
       'data': {'path': '', 'mirror': True},
       'model': {
-          'z_width': 512,
-          'synthesis': {'base': 32_768, 'most': 512, 'half': 4,
+          'z_dim': 512,
+          'synthesis': {'channel_base': 32_768, 'channel_max': 512, 'num_half_res': 4,
                         'clamp': 256.0},
           'mapping': {'width': 512, 'layers': 8},
           'path_weight': 2.0, 'path_shrink': 2,
-          'discriminator': {'base': 32_768, 'most': 512, 'group': 4,
-                            'half': 4, 'clamp': 256.0}},
+          'discriminator': {'channel_base': 32_768, 'channel_max': 512, 'mbstd_group': 4,
+                            'num_half_res': 4, 'clamp': 256.0}},
       'schedule': {
-          'r1': 10.0, 'r1_every': 16, 'regularize_every': 4, 'mix': 0.9,
-          'swap': 0.0, 'swap_images': 0, 'blur': 0.0, 'blur_images': 0,
+          'r1_gamma': 10.0, 'd_reg_interval': 16, 'g_reg_interval': 4, 'style_mixing_prob': 0.9,
+          'pose_swap_prob': 0.0, 'pose_swap_fade_images': 0, 'blur_init_sigma': 0.0, 'blur_fade_images': 0,
           'ema_images': 10_000, 'ema_ramp': 0.0,
           # 0.6 is the ADA paper's; 0 for no augmentation.
-          'augment_target': 0.0, 'augment_every': 4,
-          'augment_images': 500_000},
+          'ada_target': 0.0, 'ada_interval': 4,
+          'ada_images': 500_000},
       'generator_rate': 2e-3, 'discriminator_rate': 2e-3,
       'distance_count': 0,  # the shipped CLIP pair knows no faces
       'log_every': 50, 'eval_every': 6250, 'checkpoint_every': 1250,
@@ -76,7 +76,7 @@ def paper1024():
   """The ADA paper's at 1024 x 1024."""
   config = config_f()
   config.name = 'paper1024'
-  config.schedule.r1 = 2.0
+  config.schedule.r1_gamma = 2.0
   return config
 
 
@@ -85,8 +85,8 @@ def paper512():
   config = paper1024()
   config.name, config.resolution = 'paper512', 512
   config.batch, config.steps = 64, 25_000_000 // 64
-  config.schedule.r1, config.schedule.ema_images = 0.5, 20_000
-  config.model.discriminator.group = 8
+  config.schedule.r1_gamma, config.schedule.ema_images = 0.5, 20_000
+  config.model.discriminator.mbstd_group = 8
   config.generator_rate = config.discriminator_rate = 2.5e-3
   return config
 
@@ -95,8 +95,8 @@ def paper256():
   """The ADA paper's at 256 x 256."""
   config = paper512()
   config.name, config.resolution = 'paper256', 256
-  config.schedule.r1 = 1.0
-  config.model.synthesis.base = config.model.discriminator.base = 16_384
+  config.schedule.r1_gamma = 1.0
+  config.model.synthesis.channel_base = config.model.discriminator.channel_base = 16_384
   return config
 
 
@@ -112,14 +112,14 @@ def shapes():
           'distance': (1.7, 1.7), 'focal': (1.35, 1.35),
           'jitter_position': 0.0, 'jitter_target': 0.0, 'jitter_up': 0.0}})
   model = config.model
-  model.z_width = 64
-  model.synthesis = ml_collections.ConfigDict({'base': 2048, 'most': 96})
+  model.z_dim = 64
+  model.synthesis = ml_collections.ConfigDict({'channel_base': 2048, 'channel_max': 96})
   model.mapping = ml_collections.ConfigDict({'width': 64, 'layers': 2})
   model.discriminator = ml_collections.ConfigDict(
-      {'base': 2048, 'most': 96, 'group': 4})
+      {'channel_base': 2048, 'channel_max': 96, 'mbstd_group': 4})
   config.schedule.update({
-      'r1': 0.3, 'ema_images': 5_000, 'ema_ramp': 0.05,
-      'augment_target': 0.6, 'augment_images': 100_000})
+      'r1_gamma': 0.3, 'ema_images': 5_000, 'ema_ramp': 0.05,
+      'ada_target': 0.6, 'ada_images': 100_000})
   config.distance_count = 1000
   config.log_every, config.eval_every, config.checkpoint_every = 20, 1000, 500
   return config
@@ -131,14 +131,14 @@ def tiny():
   config.resolution, config.batch, config.steps = 8, 4, 2
   config.data.update({'count': 16, 'size': 8})
   model = config.model
-  model.z_width = 6
-  model.synthesis = ml_collections.ConfigDict({'base': 64, 'most': 8})
+  model.z_dim = 6
+  model.synthesis = ml_collections.ConfigDict({'channel_base': 64, 'channel_max': 8})
   model.mapping.update({'width': 8, 'layers': 1})
   model.discriminator = ml_collections.ConfigDict(
-      {'base': 64, 'most': 8, 'group': 1})
+      {'channel_base': 64, 'channel_max': 8, 'mbstd_group': 1})
   # All phases in every step: one program.
   config.schedule.update(
-      {'r1_every': 1, 'regularize_every': 1, 'augment_every': 1})
+      {'d_reg_interval': 1, 'g_reg_interval': 1, 'ada_interval': 1})
   config.distance_count = 8
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
   return config

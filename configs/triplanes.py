@@ -49,7 +49,7 @@ def hybrid(variant, encode):
     field.depth, field.width, field.view_width = 2, 64, 32
     config.batch = 1024
   if variant == 'blender':
-    # What is between a ray and its colour is computed again on the way back:
+    # What is between a ray and its color is computed again on the way back:
     # less than a third of Mip-NeRF's memory, and still six times its speed.
     config.scene.chunk = 1024
   config.steps = {'blender': 30_000, 'quick': 3000}.get(variant, config.steps)

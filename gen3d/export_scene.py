@@ -8,7 +8,7 @@ python -m gen3d.export_scene --capture=/data/garden --out=/tmp/garden
 python -m gen3d.export_scene --images=FFHQ_512.zip --out=/tmp/faces
 
 The mesh may be of any format that trimesh opens, with a texture, vertex
-colours or none. It is scaled into a ball of radius 1; the cameras are at a
+colors or none. It is scaled into a ball of radius 1; the cameras are at a
 distance of 4. Beside the scene map.png shows the cameras and the box that
 reconstruction will take, test.png the test pictures. With --capture there is
 only the map, of a capture that is there already; with --images that of what a
@@ -59,7 +59,7 @@ def main():
     print(out / 'map.png')
     return
   if _CAPTION.value:
-    surfaces = synthetic.of_caption(_CAPTION.value)
+    surfaces = synthetic.surface_from_caption(_CAPTION.value)
   else:
     surfaces = surface_files.load(_MESH.value, _UP.value)
   synthetic.write_blender(
@@ -69,7 +69,7 @@ def main():
   scene = posed.open_posed(out, 'test')
   image_io.save(out / 'map.png', posed.map_of_posed(posed.open_posed(out)))
   image_io.save(out / 'test.png', image_io.tile(
-      posed.over(scene.images, 1.0), 5))
+      posed.composite_over(scene.images, 1.0), 5))
   print(out)
 
 

@@ -7,8 +7,8 @@ python -m gen3d.export_shapes --config=configs/eg3d.py --split=seen --count=8 \
   --out=/tmp/cars
 
 dataset.json has EG3D's labels ([file, 25 numbers]: the 4 x 4 camera-to-world
-matrix with x right, y down, z forward, then the 3 x 3 normalised intrinsics)
-and, beside them, captions and what each object is. --sheet writes one labelled
+matrix with x right, y down, z forward, then the 3 x 3 normalized intrinsics)
+and, beside them, captions and what each object is. --sheet writes one labeled
 picture with an object of every category instead. With the --config of a GAN
 the pictures are like those that it learns from: its categories and cameras,
 one light, a white background; those of the splits seen and unseen are new to

@@ -8,9 +8,9 @@ python -m gen3d.generate --network=ffhq512-128.pkl --seeds=0-7 \
   --truncation=0.7 --out=/tmp/faces
 
 The first samples a text-to-image model, the shipped one if no other is named:
-a labelled grid; --sides=8 shows each prompt from that many. The last takes a
+a labeled grid; --sides=8 shows each prompt from that many. The last takes a
 3-D GAN, one that gen3d trained (.safetensors) or an official EG3D pickle, and
-writes a sheet of views, a turntable and coloured meshes for each seed; with
+writes a sheet of views, a turntable and colored meshes for each seed; with
 --interpolate a film from seed to seed as well.
 """
 

@@ -17,9 +17,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Fewer layers and one program: nearly all of the time is for compiling.
 TINY = ('--config=configs/eg3d.py:tiny', '--config.resolution=8',
         '--config.data.size=8', '--config.model.synthesis.resolution=4',
-        '--config.model.upscaling.size=4',
-        '--config.model.rendering.importance=0',
-        '--config.schedule.regularize_every=0', '--config.schedule.r1_every=0')
+        '--config.model.super_resolution.size=4',
+        '--config.model.rendering.samples_fine=0',
+        '--config.schedule.g_reg_interval=0', '--config.schedule.d_reg_interval=0')
 SIZES = {'task': 'gan', 'devices': 2, 'platform': 'cpu', 'image': 8,
          'batch': 4, 'rays a side': 8, 'samples a ray': [4, 0]}
 PLANNED = ('parameters', 'bytes of parameters', 'planned peak of a chip in GB')
@@ -102,7 +102,7 @@ def test_a_step_on_average_is_made_of_its_phases():
   times = {(): 1.0, ('regularize',): 1.8, ('regularize', 'r1'): 2.1}
   found = dict(speed.phases(config, lambda due: times[tuple(due)]))
   want = {'generator and discriminator phase': 1.0,
-          'regularisation, every 4th step': 0.8, 'R1, every 16th step': 0.3,
+          'regularization, every 4th step': 0.8, 'R1, every 16th step': 0.3,
           'training step on average': 1.0 + 0.8 / 4 + 0.3 / 16}
   assert found == pytest.approx(want) and list(found) == list(want)
 
@@ -111,13 +111,13 @@ def test_phases_that_a_gan_does_not_have_are_not_told():
   config = eg3d.get_config('shapes')
   config.model.density_weight = 0.0
   assert speed.lazy_phases(config) == {'r1': 16}
-  config.schedule.r1_every = 0
+  config.schedule.d_reg_interval = 0
   assert speed.lazy_phases(config) == {}
 
 
 @pytest.mark.parametrize('apart', [True, False])
 def test_phases_are_due_as_in_training(apart):
-  schedule = gan_step.Schedule(r1=1.0, r1_every=6, regularize_every=4)
+  schedule = gan_step.Schedule(r1_gamma=1.0, d_reg_interval=6, g_reg_interval=4)
   due = lambda step: gan_step.due(step, 3, schedule, apart)
   for step, phases in ((1, ()), (4, ('regularize',)), (6, ('r1',)),
                        (12, ('regularize', 'r1'))):

@@ -169,7 +169,7 @@ def write_pipeline(path, unet, autoencoder, text_encoder):
     sources = (clip.text_sources(size[part]) if part == 'text_encoder'
                else hub.sources(params))
     tensors = {name: np.ascontiguousarray(x, np.float16) for name, x in
-               port.unport(params, sources).items()}
+               port.to_torch(params, sources).items()}
     (path / part).mkdir(exist_ok=True)
     (path / part / 'config.json').write_text(json.dumps(configs[part]))
     safetensors.save_file(tensors, path / part / 'model.safetensors')

@@ -31,7 +31,7 @@ def _refused(result, *words):
   return True
 
 
-def test_generate_writes_a_labelled_grid(tmp_path):
+def test_generate_writes_a_labeled_grid(tmp_path):
   config = config_file.get_config('tiny')
   state = text_to_image.make(config).init(jax.random.key(0))
   weights, _ = assets.save(

@@ -1,4 +1,4 @@
-"""Caption files: normalised as published, refused in one sentence."""
+"""Caption files: normalized as published, refused in one sentence."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def write(path, content):
   return file
 
 
-def test_captions_are_normalised_at_their_ends_only(tmp_path):
+def test_captions_are_normalized_at_their_ends_only(tmp_path):
   file = write(tmp_path, '\ufeffA ZEBRA, eating.  Grass ON it \n'
                'a tv connected to an ipad .\r\n a cup., ,\nlast')
   assert caption_files.read(file) == [

@@ -22,7 +22,7 @@ def test_colmap_models_have_their_parameters_in_order(
   write_colmap_txt(tmp_path, around(), points, f'{model} 40 30 {parameters}')
   lens = colmap.read(tmp_path / 'sparse' / '0').shots[0].lens
   np.testing.assert_allclose(lens.focal, (44 / 40, 44 / 30))
-  np.testing.assert_allclose(lens.centre, (0.5, 0.5))
+  np.testing.assert_allclose(lens.center, (0.5, 0.5))
   assert lens.distortion == distortion
 
 
@@ -77,7 +77,7 @@ def test_files_that_colmap_wrote_project_points_as_colmap_does(tmp_path, end):
     for x, y, number in zip(observed[::3], observed[1::3], observed[2::3]):
       if number != '-1':
         a, b, depth = shot.w2c[:3] @ [*places[int(number)], 1]
-        seen = shot.lens.centre + shot.lens.focal * lenses.distort(
+        seen = shot.lens.center + shot.lens.focal * lenses.distort(
             np.array([a, b]) / depth, shot.lens.distortion)
         np.testing.assert_allclose(
             seen * shot.size, [float(x), float(y)], atol=1e-6)

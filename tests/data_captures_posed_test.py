@@ -57,7 +57,7 @@ def test_rays_of_every_layout_hit_the_points(tmp_path, layout, rig):
   lengths = {}
   for split in ('train', 'test'):
     found = posed.open_posed(tmp_path, split)
-    # The colour of a picture tells whose it is: names, poses and pixels go
+    # The color of a picture tells whose it is: names, poses and pixels go
     # together, and every eighth is a test picture.
     index = np.round(found.images[:, 0, 0, 0] / 10).astype(int)
     assert list(index) == sorted(
@@ -84,8 +84,8 @@ def test_all_layouts_are_one_scene_up_to_a_similarity(tmp_path):
     (tmp_path / layout).mkdir()
     write(tmp_path / layout, c2w, points)
     found = posed.open_posed(tmp_path / layout)
-    centres = found.camera.c2w[:, :3, 3].astype(np.float64)
-    between = np.linalg.norm(centres[:, None] - centres, axis=-1)
+    centers = found.camera.c2w[:, :3, 3].astype(np.float64)
+    between = np.linalg.norm(centers[:, None] - centers, axis=-1)
     looks = found.camera.c2w[:, :3, 2] @ found.camera.c2w[:, :3, 2].T
     shapes.append((between / between.max(), looks,
                    found.camera.intrinsics))
@@ -176,15 +176,15 @@ def test_resizing_keeps_rays_and_averages_areas(tmp_path):
   assert found.images.shape == (3, HEIGHT // 2, WIDTH // 2, 4)
   np.testing.assert_allclose(
       found.camera.intrinsics, whole.camera.intrinsics, rtol=1e-6)
-  # A pixel of the small picture is a block of the large one; colours count
+  # A pixel of the small picture is a block of the large one; colors count
   # by their alpha.
   assert found.has_alpha
   blocks = whole.images.astype(float).reshape(3, 15, 2, 20, 2, 4)
   alpha = blocks[..., 3:].mean((2, 4))
-  colour = (blocks[..., :3] * blocks[..., 3:]).mean((2, 4)) / alpha
+  color = (blocks[..., :3] * blocks[..., 3:]).mean((2, 4)) / alpha
   np.testing.assert_allclose(found.images[..., 3:], alpha, atol=1)
-  np.testing.assert_allclose(found.images[..., :3], colour, atol=6)
-  assert np.mean(abs(found.images[..., :3] - colour)) < 1
+  np.testing.assert_allclose(found.images[..., :3], color, atol=6)
+  assert np.mean(abs(found.images[..., :3] - color)) < 1
 
 
 def test_folders_of_reduced_pictures_are_taken(tmp_path):
@@ -207,7 +207,7 @@ def test_straightened_pictures_show_points_where_the_pinhole_sees_them(
   side = 200
   write_dialect(tmp_path, c2w, 200.0, w=side, h=side, cx=104.0, cy=97.0,
                 fl_y=210.0, k1=k1, k2=k2, p1=p1, p2=p2)
-  # A picture whose colour is its own image coordinate, so that one can read
+  # A picture whose color is its own image coordinate, so that one can read
   # off where a pixel came from.
   ramp = (np.arange(side) + 0.5) / side * 255
   x, y = np.meshgrid(ramp, ramp)

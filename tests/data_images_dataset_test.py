@@ -52,7 +52,7 @@ def enormous():
 
 
 def content(labels=None, size=8):
-  """{file name: bytes} of a small collection; image i is of colour i."""
+  """{file name: bytes} of a small collection; image i is of color i."""
   labels = camera_labels() if labels is None else labels
   names = [f'00000/img{i:08d}.png' for i in range(COUNT)]
   files = {name: png(np.full((size, size, 3), 10 * i, np.uint8))
@@ -85,10 +85,10 @@ def test_folder_and_zip_read_alike(tmp_path, pack):
   assert found.size == 8 and len(found.names) == COUNT
   np.testing.assert_allclose(found.labels, camera_labels(), atol=1e-6)
   batch = next(dataset.batches(found, COUNT, seed=0))
-  colours = batch['image'][:, 0, 0, 0] // 10
-  assert sorted(colours) == list(range(COUNT))
+  colors = batch['image'][:, 0, 0, 0] // 10
+  assert sorted(colors) == list(range(COUNT))
   np.testing.assert_allclose(
-      batch['label'], camera_labels()[colours], atol=1e-6)
+      batch['label'], camera_labels()[colors], atol=1e-6)
   dataset.check(found)
 
 
@@ -111,10 +111,10 @@ def test_batches_resume_anywhere_and_cover_every_epoch(tmp_path):
   for a, b in zip(whole[4:], later):
     for name in a:
       np.testing.assert_array_equal(a[name], b[name])
-  colours = np.concatenate([b['image'][:, 0, 0, 0] // 10 for b in whole])
-  for epoch in colours.reshape(-1, COUNT):
+  colors = np.concatenate([b['image'][:, 0, 0, 0] // 10 for b in whole])
+  for epoch in colors.reshape(-1, COUNT):
     assert sorted(epoch) == list(range(COUNT))
-  assert list(colours[:COUNT]) != list(colours[COUNT:2 * COUNT])
+  assert list(colors[:COUNT]) != list(colors[COUNT:2 * COUNT])
 
 
 def test_a_mirrored_image_comes_with_the_camera_that_sees_it(tmp_path):
@@ -135,15 +135,15 @@ def test_a_mirrored_image_comes_with_the_camera_that_sees_it(tmp_path):
   sees_mirrored_places(plain['label'])
 
 
-def off_centre():
+def off_center():
   """Labels of cameras with a principal point aside and skewed pixels."""
   labels = camera_labels().copy()
   labels[:, 17], labels[:, 18] = .02, .4
   return labels
 
 
-def test_an_image_that_is_off_centre_is_mirrored_with_its_camera():
-  labels = off_centre()
+def test_an_image_that_is_off_center_is_mirrored_with_its_camera():
+  labels = off_center()
   mirrored = dataset.mirror_label(labels)
   assert mirrored.dtype == np.float32
   np.testing.assert_allclose(mirrored[:, 17], -.02, atol=1e-7)
@@ -165,7 +165,7 @@ def sees_mirrored_places(labels):
   np.testing.assert_allclose(depth_again, depth, atol=1e-5)
 
 
-@pytest.mark.parametrize('labels', [camera_labels(), off_centre()])
+@pytest.mark.parametrize('labels', [camera_labels(), off_center()])
 def test_a_mirrored_label_renders_the_mirrored_scene(labels):
   # The mirror image of a ball is the ball at the mirrored place.
   balls = [((.35, .1, 0.), .3, (.9, .1, .1)),
@@ -422,7 +422,7 @@ def test_other_places_are_refused(tmp_path, name):
     assert words in readme
 
 
-def test_transparent_and_grey_images_become_colour(tmp_path):
+def test_transparent_and_grey_images_become_color(tmp_path):
   files = content()
   files['00000/img00000000.png'] = png(np.full((8, 8), 7, np.uint8))
   files['00000/img00000001.png'] = png(np.full((8, 8, 4), 9, np.uint8))

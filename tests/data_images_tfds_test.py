@@ -59,7 +59,7 @@ def labels():
 
 
 def faces():
-  """Example i is of colour i."""
+  """Example i is of color i."""
   return [{'image': png(np.full((8, 8, 3), 10 * i, np.uint8)), 'label': label}
           for i, label in enumerate(labels())]
 
@@ -72,12 +72,12 @@ def test_images_and_cameras_are_read(folder):
   dataset.check(found)
   batch = next(dataset.batches(found, COUNT, seed=0))
   assert batch['image'].shape == (COUNT, 8, 8, 3)
-  colours = batch['image'][:, 0, 0, 0] // 10
-  assert sorted(colours) == list(range(COUNT))
-  np.testing.assert_array_equal(batch['label'], labels()[colours])
+  colors = batch['image'][:, 0, 0, 0] // 10
+  assert sorted(colors) == list(range(COUNT))
+  np.testing.assert_array_equal(batch['label'], labels()[colors])
 
 
-@pytest.mark.parametrize('path, colours', [
+@pytest.mark.parametrize('path, colors', [
     ('tiny_faces:test', [0, 1]),
     ('tiny_faces:train[:3]', [0, 1, 2]),
     ('tiny_faces:train[50%:]', [2, 3]),
@@ -87,12 +87,12 @@ def test_images_and_cameras_are_read(folder):
     ('tiny_faces:1.0.0:test', [0, 1]),
     ('tiny_faces:1.0.0:train[1:3]', [1, 2]),
 ])
-def test_version_and_split_are_told_apart(folder, path, colours):
+def test_version_and_split_are_told_apart(folder, path, colors):
   build(folder, train=faces(), test=faces()[:2])
   found = dataset.open_images(f'tfds:{path}')
   assert [found.pixels(i)[0, 0, 0] // 10
-          for i in range(len(found.names))] == colours
-  np.testing.assert_array_equal(found.labels, labels()[colours])
+          for i in range(len(found.names))] == colors
+  np.testing.assert_array_equal(found.labels, labels()[colors])
 
 
 @pytest.mark.parametrize('path, said', [
@@ -139,7 +139,7 @@ def test_arrays_and_grey_images_without_cameras_are_read(folder):
   dataset.check(found)
 
 
-def test_grey_and_transparent_images_become_colour(folder):
+def test_grey_and_transparent_images_become_color(folder):
   examples = faces()
   examples[1]['image'] = png(np.full((8, 8), 7, np.uint8))
   examples[2]['image'] = png(np.full((8, 8, 4), 9, np.uint8))

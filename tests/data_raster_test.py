@@ -1,4 +1,4 @@
-"""The rasteriser against rays that are cast one by one, and known shapes."""
+"""The rasterizer against rays that are cast one by one, and known shapes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +44,7 @@ def test_faces_and_weights_are_those_of_rays_cast_one_by_one(place, spread):
   c2w, k = camera(azimuth=0.0, elevation=0.0, distance=2.5, focal=0.6)
   k = k @ np.array([[1, 0, 0.06], [0, 1.3, -0.04], [0, 0, 1]])
   height, width = 11, 14
-  owner, weights, depth = raster.rasterise(c2w, k, height, width, corners)
+  owner, weights, depth = raster.rasterize(c2w, k, height, width, corners)
   origin, directions = pixel_rays(c2w, k, height, width)
   for i in range(height):
     for j in range(width):
@@ -75,7 +75,7 @@ def test_large_and_small_faces_meet_without_gaps():
   faces = np.concatenate([np.stack(t, -1).reshape(-1, 3)
                           for t in ((a, b, c), (a, c, d))])
   c2w, k = camera(azimuth=10.0, elevation=5.0)
-  owner, weights, _ = raster.rasterise(c2w, k, 60, 60, grid[faces])
+  owner, weights, _ = raster.rasterize(c2w, k, 60, 60, grid[faces])
   assert np.all(owner >= 0)
   np.testing.assert_allclose(weights.sum(-1), 1)
   assert weights.min() >= 0
@@ -102,18 +102,18 @@ def test_a_sphere_is_where_and_how_bright_it_should_be():
       ..., None] * directions
   shade = ambient + (1 - ambient) * np.maximum(
       points @ light / np.linalg.norm(light), 0)
-  colours = (0.5 + 0.5 * points) * shade[..., None] * hit[..., None]
+  colors = (0.5 + 0.5 * points) * shade[..., None] * hit[..., None]
   block = lambda x: x.reshape(size, 4, size, 4, -1).mean((1, 3))
-  alpha, colours = block(hit.astype(float)), block(colours)
+  alpha, colors = block(hit.astype(float)), block(colors)
   assert np.abs(image[..., 3] / 255 - alpha[..., 0]).max() < 0.13
   assert np.abs(image[..., 3] / 255 - alpha[..., 0]).mean() < 2e-3
   assert 0.03 < np.mean((alpha > 0) & (alpha < 1)) < 0.1
   full = alpha[..., 0] == 1
   # An icosphere is a little inside the sphere; the rest is rounding.
-  np.testing.assert_allclose(image[full][:, :3] / 255, colours[full],
+  np.testing.assert_allclose(image[full][:, :3] / 255, colors[full],
                              atol=0.02)
   partly = (alpha[..., 0] > 0.3) & ~full
-  straight = colours[partly] / alpha[partly]
+  straight = colors[partly] / alpha[partly]
   assert np.abs(image[partly][:, :3] / 255 - straight).mean() < 0.02
 
 
@@ -176,7 +176,7 @@ def test_several_materials_hide_one_another():
   near = quad(red)._replace(vertices=quad(red).vertices * 0.5 + [0, 0, 1.0])
   plain = quad(None)._replace(
       vertices=quad(None).vertices * 3 - [0, 0, 1.0],
-      colours=np.tile([[0, 0, 1.0]], (4, 1)))
+      colors=np.tile([[0, 0, 1.0]], (4, 1)))
   image = raster.render(
       raster.gather((plain, near, quad(green))), *camera(0.0, 0.0), 31, 31,
       samples=1, ambient=1.0)

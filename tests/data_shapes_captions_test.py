@@ -36,11 +36,11 @@ def test_an_untrue_caption_is_told():
       captions.parse('a red car with red wheels'), spec)
 
 
-def test_colours_can_be_left_out():
+def test_colors_can_be_left_out():
   rng = np.random.default_rng(1)
   spec = captions.Spec('house', 'pink', 'cyan')
   for _ in range(100):
-    text = captions.caption(rng, spec, 'front', colours=False)
+    text = captions.caption(rng, spec, 'front', colors=False)
     assert 'pink' not in text and 'cyan' not in text
 
 
@@ -48,7 +48,7 @@ def test_the_splits_share_no_pair_and_about_a_tenth_is_unseen():
   seen, unseen = (set(captions.pairs(s)) for s in ('seen', 'unseen'))
   assert not seen & unseen
   assert set(captions.pairs('train')) == seen
-  total = len(captions.CATEGORIES) * len(captions.COLOURS)
+  total = len(captions.CATEGORIES) * len(captions.COLORS)
   assert len(seen | unseen) == total
   assert 0.05 < len(unseen) / total < 0.15
   rng = np.random.default_rng(2)
@@ -61,7 +61,7 @@ def test_the_splits_share_no_pair_and_about_a_tenth_is_unseen():
 
 def test_the_world_is_as_large_as_promised():
   assert len(captions.CATEGORIES) >= 24
-  assert len(captions.COLOURS) >= 11
+  assert len(captions.COLORS) >= 11
   kinds = {noun.kind for noun in captions.NOUNS.values()}
   assert kinds >= {'furniture', 'vehicle', 'tool', 'food', 'toy', 'plant',
                    'animal', 'building'}

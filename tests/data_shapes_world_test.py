@@ -96,18 +96,18 @@ def test_sphere_tracing_meets_an_analytic_sphere():
   np.testing.assert_allclose(normals, expected, atol=1e-2)
 
 
-def test_a_union_is_the_nearest_part_with_its_colour():
+def test_a_union_is_the_nearest_part_with_its_color():
   parts = jnp.float32([primitives.ball((-.3, 0, 0), .2, (1, 0, 0)),
                        primitives.ball((.3, 0, 0), .2, (0, 0, 1))])
   points = jnp.array([[-.3, .2, 0.], [.3, -.2, 0], [0, 0, 0]])
   np.testing.assert_allclose(
       primitives.sdf(parts, points), [0, 0, .1], atol=1e-5)
   np.testing.assert_array_equal(
-      primitives.colour(parts, points)[:2], [[1, 0, 0], [0, 0, 1]])
+      primitives.color(parts, points)[:2], [[1, 0, 0], [0, 0, 1]])
 
 
 @pytest.mark.parametrize('category', captions.CATEGORIES)
-def test_every_category_fits_its_ball_and_shows_both_colours(category):
+def test_every_category_fits_its_ball_and_shows_both_colors(category):
   rng = np.random.default_rng(4)
   spec = captions.Spec(category, 'red', 'blue')
   for _ in range(3):
@@ -120,9 +120,9 @@ def test_every_category_fits_its_ball_and_shows_both_colours(category):
     radius = np.linalg.norm(points, axis=-1)
     assert not (distance[radius > 0.7] < 0).any()
     assert (distance < 0).mean() > 0.003
-    colours = built.parts[:, primitives.PART['colour']]
+    colors = built.parts[:, primitives.PART['color']]
     for wanted in ('red', 'blue'):
-      gap = np.abs(colours - captions.COLOURS[wanted]).max(-1)
+      gap = np.abs(colors - captions.COLORS[wanted]).max(-1)
       assert gap.min() <= 0.05
 
 
@@ -154,13 +154,13 @@ def test_composing_is_lambert_over_the_background():
   view = jax.tree.map(lambda x: x[0], views)
   ambient = shading.Light(jnp.zeros(3), 1.0, 0.0, jnp.zeros(()))
   background = jnp.full((24, 24, 3), .25)
-  image = np.asarray(shapes_world.compose(view, ambient, background))
+  image = np.asarray(shapes_world.shade_and_composite(view, ambient, background))
   covered = view.coverage[..., None] / 255
   np.testing.assert_allclose(
       image, covered * view.albedo / 255 + (1 - covered) * .25, atol=1e-6)
   lit = shading.Light(
       view.camera.c2w[:3, 3], 0.0, 1.0, jnp.ones(()))
-  white = np.asarray(shapes_world.compose(view, lit, jnp.zeros((24, 24, 3))))
+  white = np.asarray(shapes_world.shade_and_composite(view, lit, jnp.zeros((24, 24, 3))))
   assert np.ptp(white, axis=-1).max() < 1e-6 and white.max() > .7
 
 

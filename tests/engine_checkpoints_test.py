@@ -21,7 +21,7 @@ def make_state(step=3, fill=1.):
 
 
 def save(workdir, *steps):
-  mesh = sharding.chips()
+  mesh = sharding.device_mesh()
   saver = checkpoints.Checkpoints(workdir)
   for step in steps:
     saver.save(sharding.replicate(make_state(step, float(step)), mesh))
@@ -39,7 +39,7 @@ def test_a_state_comes_back_and_the_teacher_is_not_in_it(tmp_path):
 
 
 def test_a_save_is_not_touched_by_the_step_after_it(tmp_path):
-  mesh = sharding.chips()
+  mesh = sharding.device_mesh()
   saver = checkpoints.Checkpoints(tmp_path)
   state = sharding.replicate(make_state(), mesh)
   add = sharding.pmap(

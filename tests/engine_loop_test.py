@@ -56,7 +56,7 @@ def test_a_killed_run_resumes_bit_identically(tmp_path):
   resumed = int(process.stderr.split('from step ')[1].split()[0])
   assert 0 < resumed < 60
   with np.load(tmp_path / 'out.npz') as out:
-    killed = {key: out[key] for key in out.files if key != 'chips'}
+    killed = {key: out[key] for key in out.files if key != 'devices'}
   same(run(tmp_path / 'whole', **{**overrides, 'pause': 0.}), killed)
   told = [json.loads(line)['step'] for line in
           (tmp_path / 'run' / 'scalars.jsonl').read_text().splitlines()]

@@ -39,8 +39,8 @@ def test_the_result_does_not_depend_on_the_spreading(tmp_path, with_devices):
   one = np.load(tmp_path / 'one.npz')
   for name, chips in (('eight', 8), ('pair0', 4), ('pair1', 4)):
     other = np.load(tmp_path / f'{name}.npz')
-    assert (one['chips'], other['chips']) == (1, chips)
-    for key in set(one.files) - {'chips'}:
+    assert (one['devices'], other['devices']) == (1, chips)
+    for key in set(one.files) - {'devices'}:
       np.testing.assert_allclose(
           other[key], one[key], rtol=2e-4, atol=2e-6, err_msg=f'{name} {key}')
   lines = (tmp_path / 'pair' / 'scalars.jsonl').read_text().splitlines()
@@ -57,7 +57,7 @@ def test_work_is_spread_by_one_program(count, rows):
     return {'y': work['x'] * shared, 'first': work['x'][:1].repeat(
         len(work['x']), axis=0)}
 
-  run = sharding.spread(scaled, rows)
+  run = sharding.map_over_devices(scaled, rows)
   x = np.arange(2.0 * count, dtype=np.float32).reshape(count, 2)
   for _ in range(2):
     found = run(np.float32(3), {'x': x})
@@ -69,12 +69,12 @@ def test_work_is_spread_by_one_program(count, rows):
 
 
 def test_each_chip_gets_its_rows_and_the_state_stays_replicated():
-  mesh = sharding.chips()
+  mesh = sharding.device_mesh()
   n = 2 * mesh.size
 
   def step(state, batch, key):
-    chip = jax.lax.axis_index('chips')
-    total = jax.lax.psum(batch['x'].sum(), 'chips')
+    chip = jax.lax.axis_index('devices')
+    total = jax.lax.psum(batch['x'].sum(), 'devices')
     state = state.replace(step=state.step + 1, params=state.params + total)
     return state, {'first': batch['x'][0], 'chip': chip,
                    'draw': jax.random.uniform(key)}
@@ -93,11 +93,11 @@ def test_each_chip_gets_its_rows_and_the_state_stays_replicated():
       metrics['draw'],
       jax.random.uniform(jax.random.fold_in(jax.random.key(3), 0)), rtol=1e-6)
   np.testing.assert_array_equal(frozen['w'], 1)  # Not donated.
-  assert sharding.local(state).params.devices() == {jax.devices()[0]}
+  assert sharding.unreplicate(state).params.devices() == {jax.devices()[0]}
 
 
 def test_replicate_leaves_the_callers_arrays_alive():
-  mesh = sharding.chips()
+  mesh = sharding.device_mesh()
   mine = jax.numpy.arange(4.)
   theirs = sharding.replicate(mine, mesh)
   jax.jit(lambda x: x + 1, donate_argnums=0)(theirs).block_until_ready()
@@ -106,21 +106,21 @@ def test_replicate_leaves_the_callers_arrays_alive():
 
 @pytest.mark.parametrize('batch', [np.ones([3, 2]), np.ones([])])
 def test_a_batch_that_does_not_divide_says_so(batch):
-  mesh = sharding.chips()
+  mesh = sharding.device_mesh()
   assert mesh.size == 2  # conftest.py
   with pytest.raises(ValueError, match='cannot be divided over 2 chips'):
     sharding.to_devices({'x': batch}, mesh)
 
 
 def test_chips_that_get_too_few_examples_are_counted():
-  mesh, batch = sharding.chips(), {'x': np.ones([4, 2])}
+  mesh, batch = sharding.device_mesh(), {'x': np.ones([4, 2])}
   sharding.check_divides(batch, mesh, least=2)
   with pytest.raises(ValueError, match='on 2 chips leaves fewer than the 3'):
     sharding.check_divides(batch, mesh, least=3)
 
 
 def test_metrics_that_are_no_scalars_are_named():
-  mesh = sharding.chips()
+  mesh = sharding.device_mesh()
   state = sharding.replicate(TrainState(np.int32(0), (), ()), mesh)
   step = sharding.pmap(lambda s, b, k: (s, {'loss': b}), mesh)
   with pytest.raises(ValueError, match="'loss' has shape"):
@@ -128,7 +128,7 @@ def test_metrics_that_are_no_scalars_are_named():
 
 
 def test_prefetch_keeps_the_order_and_passes_errors_on():
-  mesh = sharding.chips()
+  mesh = sharding.device_mesh()
 
   def batches():
     for i in range(5):
@@ -159,8 +159,8 @@ def test_an_unwritable_cache_is_told_and_left_out(
 def test_the_default_is_one_device_per_core_and_the_users_number_stays():
   program = ('from gen3d.engine import sharding; import jax\n'
              'sharding.use_all_cores()\n'
-             'print(jax.device_count(), sharding.chips(3).size,'
-             ' sharding.chips(4, 2).size, sharding.chips(2, 2).size)')
+             'print(jax.device_count(), sharding.device_mesh(3).size,'
+             ' sharding.device_mesh(4, 2).size, sharding.device_mesh(2, 2).size)')
   env = {**os.environ, 'PYTHONPATH': str(TESTS.parent)}
   env.pop('XLA_FLAGS')
   for flags, want in (({}, None), ({'XLA_FLAGS': os.environ['XLA_FLAGS']}, 2)):
@@ -179,7 +179,7 @@ def test_memory_is_kept_unless_the_user_says_otherwise():
       'import resource\n'
       'import numpy as np\n'
       'from gen3d.engine import sharding\n'
-      'kept = sharding.keep_memory()\n'
+      'kept = sharding.tune_malloc()\n'
       'def faults():\n'
       '  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
       'np.ones(2**25).sum()\n'

@@ -13,16 +13,16 @@ from gen3d.gan import networks as gan_networks
 from gen3d.metrics import shape as shape_metrics
 from gen3d.tasks import gan
 
-CELLS = shape_metrics.cell_centres(1.0, 24)
+CELLS = shape_metrics.cell_centers(1.0, 24)
 
 
 def ball(radius, height=0.0):
   rng = np.random.default_rng(0)
   way = rng.normal(size=(2000, 3))
-  centre = np.array([0.0, height, 0.0])
-  surface = radius * way / np.linalg.norm(way, axis=1, keepdims=True) + centre
+  center = np.array([0.0, height, 0.0])
+  surface = radius * way / np.linalg.norm(way, axis=1, keepdims=True) + center
   return gan_evaluation.Shape(
-      np.linalg.norm(CELLS - centre, axis=1) < radius, surface)
+      np.linalg.norm(CELLS - center, axis=1) < radius, surface)
 
 
 def test_each_is_held_against_the_one_that_it_is_most_like():
@@ -36,7 +36,7 @@ def test_each_is_held_against_the_one_that_it_is_most_like():
   found = gan_evaluation.closeness(
       [ball(0.58), ball(0.61), ball(0.95)], filled, surface)
   assert asked == [1, 1, 3] and found.count == 3 and found.distinct == 2
-  # Of balls around one centre: the ratio of the volumes.
+  # Of balls around one center: the ratio of the volumes.
   expected = np.mean([(.58 / .6) ** 3, (.6 / .61) ** 3, (.9 / .95) ** 3])
   np.testing.assert_allclose(found.iou, expected, atol=.04)
   assert found.f_score > .95

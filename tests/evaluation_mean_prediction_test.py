@@ -18,7 +18,7 @@ def test_a_mean_picture_is_the_mean_of_pictures():
   images = []
   for key in keys:
     spec = captions.Spec(
-        'mug', mean_prediction.COLOUR, rng.choice(list(captions.COLOURS)))
+        'mug', mean_prediction.COLOR, rng.choice(list(captions.COLORS)))
     parts = categories.build(spec, rng.uniform).parts
     view = shapes_world.trace(parts, cameras.orbit(30.0, 20.0, 1.6, 1.3), 12)
     images.append(shapes_world.sample_image(key, view, 0.0, 0.5))

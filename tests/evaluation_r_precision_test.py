@@ -101,7 +101,7 @@ def test_a_published_pair_retrieves_what_transformers_does(clip_path):
   model = transformers.CLIPModel.from_pretrained(clip_path).eval()
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (40, 24, 24, 3)) // 64 * 64 / np.float32(255)
-  images *= rng.random((40, 1, 1, 3)) > 0.4  # of different colours
+  images *= rng.random((40, 1, 1, 3)) > 0.4  # of different colors
   images = np.float32(np.round(255 * images) / 255)
   expected = expected_shares(model, images, CAPTIONS)
   assert np.sum(expected > 0) >= 2  # or the example tells nothing
@@ -123,7 +123,7 @@ def test_the_command_renders_judges_and_skips_what_is_done(
   assert done.returncode == 0, done.stderr
   heading, _, row = done.stdout.splitlines()
   name = clip_path.name
-  assert heading == f'| method | {name}, colour | {name}, geometry | n |'
+  assert heading == f'| method | {name}, color | {name}, geometry | n |'
 
   # The same by transformers alone, of the same pictures.
   model = transformers.CLIPModel.from_pretrained(clip_path).eval()
@@ -206,7 +206,7 @@ def test_the_shipped_pair_gives_the_numbers_of_the_table_of_objects(
   cells = [f'{100 * np.mean(c):.1f} +- {100 * np.std(c) / 2**.5:.1f}'
            for c in columns]
   assert text.splitlines() == [
-      '| method | shapes pair, colour | shapes pair, geometry | n |',
+      '| method | shapes pair, color | shapes pair, geometry | n |',
       '|---|---|---|---|',
       f'| dreamfusion, sds, shapes | {" | ".join(cells)} | 2 |']
 
@@ -229,8 +229,8 @@ def test_the_table_has_a_row_for_each_method():
       r_precision.Score('sds', 'a', shares((0.5, 0.5), (0.0, 1.0))),
       r_precision.Score('sds', 'b', shares((1.0, 0.5), (0.0, 0.0)))]
   assert r_precision.table(scores, ['CLIP B/32', 'CLIP L/14']).splitlines() == [
-      '| method | CLIP B/32, colour | CLIP B/32, geometry | '
-      'CLIP L/14, colour | CLIP L/14, geometry | n |',
+      '| method | CLIP B/32, color | CLIP B/32, geometry | '
+      'CLIP L/14, color | CLIP L/14, geometry | n |',
       '|---|---|---|---|---|---|',
       '| csd | 100.0 +- 0.0 | 0.0 +- 0.0 | 100.0 +- 0.0 | 100.0 +- 0.0 | 1 |',
       '| sds | 75.0 +- 17.7 | 50.0 +- 0.0 | 0.0 +- 0.0 | 50.0 +- 35.4 | 2 |']

@@ -65,9 +65,9 @@ def test_the_table_has_ratios_to_mip_nerf(runs):
 def test_the_plot_is_a_picture(runs, tmp_path):
   representations.plot(runs, 'a scene', tmp_path / 'plot.png')
   pixels = np.asarray(Image.open(tmp_path / 'plot.png').convert('RGB'))
-  # Two lines, in the first two colours of matplotlib's cycle.
-  for colour in ((31, 119, 180), (255, 127, 14)):
-    assert (np.abs(pixels.astype(int) - colour).max(-1) < 3).sum() > 100
+  # Two lines, in the first two colors of matplotlib's cycle.
+  for color in ((31, 119, 180), (255, 127, 14)):
+    assert (np.abs(pixels.astype(int) - color).max(-1) < 3).sum() > 100
 
 
 def test_what_is_missing_is_said(tmp_path):

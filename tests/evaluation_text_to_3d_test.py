@@ -19,7 +19,7 @@ def _mesh_of(category, scale=1.0, shift=(0.0, 0.0, 0.0)):
   """The category's typical object as a mesh, moved."""
   typical = categories.build(
       captions.Spec(category, 'red', 'blue'), lambda lo, hi: (lo + hi) / 2)
-  cells = shape_metrics.cell_centres(0.75, 96)
+  cells = shape_metrics.cell_centers(0.75, 96)
   sdf = jax.jit(functools.partial(primitives.sdf, typical.parts))
   density = np.exp(-10 * np.asarray(sdf(cells))).reshape(96, 96, 96)
   vertices, faces = mesh_ops.isosurface(
@@ -76,7 +76,7 @@ def test_a_mesh_that_was_made_again_is_judged_again(tmp_path, monkeypatch):
   monkeypatch.setattr(
       text_to_3d_evaluation, '_judge_run', lambda judge, folder: text_to_3d_evaluation.Verdict(
           'a red car', 'seen', next(rates), 0.0, 0.0, 0.0))
-  judged = lambda **kw: text_to_3d_evaluation.judge_runs(None, tmp_path, **kw)[0].colour
+  judged = lambda **kw: text_to_3d_evaluation.judge_runs(None, tmp_path, **kw)[0].color
   assert judged() == 0.1
   assert judged() == 0.1
   later = (run / 'evaluation.json').stat().st_mtime + 1

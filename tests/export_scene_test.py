@@ -18,7 +18,7 @@ from gen3d.io import meshes, surfaces
 from gen3d.ops import cameras
 from gen3d.ops.mesh import Mesh
 
-COLOURS = np.array([[255, 0, 0, 255], [0, 128, 0, 255], [0, 0, 64, 255],
+COLORS = np.array([[255, 0, 0, 255], [0, 128, 0, 255], [0, 0, 64, 255],
                     [255, 255, 255, 255]], np.uint8)
 
 
@@ -35,22 +35,22 @@ def run(*flags):
 
 
 @pytest.mark.parametrize('suffix', ['.ply', '.obj'])
-def test_vertex_colours_are_read_as_they_are(tmp_path, suffix):
+def test_vertex_colors_are_read_as_they_are(tmp_path, suffix):
   mesh = tetrahedron()
-  mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=COLOURS)
+  mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=COLORS)
   mesh.export(tmp_path / f'a{suffix}')
   found, = surfaces.load(tmp_path / f'a{suffix}')
   np.testing.assert_allclose(found.vertices, mesh.vertices)
-  np.testing.assert_allclose(found.colours, COLOURS[:, :3] / 255, atol=1e-6)
+  np.testing.assert_allclose(found.colors, COLORS[:, :3] / 255, atol=1e-6)
   assert found.texture is None
 
 
-def test_colours_of_our_own_glb_come_back_as_display_values(tmp_path):
-  colours = np.array([[0.1, 0.5, 0.9]] * 4, np.float32)
+def test_colors_of_our_own_glb_come_back_as_display_values(tmp_path):
+  colors = np.array([[0.1, 0.5, 0.9]] * 4, np.float32)
   mesh = tetrahedron()
-  meshes.save(tmp_path / 'a.glb', Mesh(mesh.vertices, mesh.faces, colours))
+  meshes.save(tmp_path / 'a.glb', Mesh(mesh.vertices, mesh.faces, colors))
   found, = surfaces.load(tmp_path / 'a.glb')
-  np.testing.assert_allclose(found.colours, colours, atol=1e-3)
+  np.testing.assert_allclose(found.colors, colors, atol=1e-3)
 
 
 def test_textures_of_obj_and_glb_and_nodes_that_are_moved(tmp_path):
@@ -74,20 +74,20 @@ def test_textures_of_obj_and_glb_and_nodes_that_are_moved(tmp_path):
   np.testing.assert_allclose(moved.vertices, mesh.vertices + [1, 2, 3])
   for found in (moved, plain):
     np.testing.assert_array_equal(found.texture, pixels)
-    np.testing.assert_allclose(found.colours, 1)
+    np.testing.assert_allclose(found.colors, 1)
     np.testing.assert_allclose(found.uv, uv, atol=1e-6)
 
 
-def test_face_colours_and_no_colours(tmp_path):
+def test_face_colors_and_no_colors(tmp_path):
   mesh = tetrahedron()
   mesh.export(tmp_path / 'grey.stl')
   grey, = surfaces.load(tmp_path / 'grey.stl')
-  np.testing.assert_allclose(grey.colours, 0.7, atol=0.01)
-  mesh.visual = trimesh.visual.ColorVisuals(mesh, face_colors=COLOURS)
+  np.testing.assert_allclose(grey.colors, 0.7, atol=0.01)
+  mesh.visual = trimesh.visual.ColorVisuals(mesh, face_colors=COLORS)
   mesh.export(tmp_path / 'a.ply')
   found, = surfaces.load(tmp_path / 'a.ply')
   np.testing.assert_allclose(
-      found.colours[found.faces][:, 1], COLOURS[:, :3] / 255)
+      found.colors[found.faces][:, 1], COLORS[:, :3] / 255)
 
 
 @pytest.mark.parametrize('name, content, said', [
@@ -122,20 +122,20 @@ def test_cameras_of_all_splits_see_the_ball_and_differ():
     assert np.min(apart + 9 * np.eye(len(apart))) > 0.2
 
 
-def test_the_object_of_a_caption_has_its_parts_colours():
-  surface, = synthetic.of_caption('a red mushroom with white stem', 48)
+def test_the_object_of_a_caption_has_its_parts_colors():
+  surface, = synthetic.surface_from_caption('a red mushroom with white stem', 48)
   for name in ('red', 'white'):
-    near = np.abs(surface.colours - captions.COLOURS[name]).max(-1) < 0.05
+    near = np.abs(surface.colors - captions.COLORS[name]).max(-1) < 0.05
     assert near.mean() > 0.1
   height = lambda name: np.mean(surface.vertices[np.abs(
-      surface.colours - captions.COLOURS[name]).max(-1) < 0.05, 1])
+      surface.colors - captions.COLORS[name]).max(-1) < 0.05, 1])
   assert height('red') > height('white') + 0.1
   a, b, c = surface.vertices[surface.faces.T]
   flat = np.cross(b - a, c - a)
   agree = np.sum(flat * surface.normals[surface.faces[:, 0]], -1) > 0
   assert agree.mean() > 0.95
   with pytest.raises(ValueError, match='No object of the shapes world'):
-    synthetic.of_caption('a zebra')
+    synthetic.surface_from_caption('a zebra')
 
 
 def test_a_mesh_becomes_a_scene_that_the_loader_reads(tmp_path):
@@ -198,7 +198,7 @@ def test_a_mesh_with_z_up_is_turned(tmp_path):
 
 def test_a_map_of_a_capture_that_is_there(tmp_path):
   scene = tmp_path / 'scene'
-  synthetic.write_blender(scene, synthetic.of_caption('a cyan mug', 24), train=3,
+  synthetic.write_blender(scene, synthetic.surface_from_caption('a cyan mug', 24), train=3,
                        test=1, size=16)
   done = run(f'--capture={scene}', f'--out={tmp_path}/map')
   assert done.returncode == 0, done.stderr[-2000:]

@@ -111,33 +111,33 @@ def test_files_of_a_solid_cube(network, tmp_path):
   shape = trimesh.load_mesh(tmp_path / 'seed0000.ply')
   assert shape.is_watertight
   # World units: density is everywhere within the cube of side `box`.
-  side = network.generator.rendering.box
+  side = network.generator.rendering.box_warp
   np.testing.assert_allclose(shape.extents, side, rtol=0.1)
 
 
 class Blob:
-  """In place of a generator: a ball off the centre, coloured by place."""
-  rendering = eg3d.Rendering(box=1.2)
-  CENTRE, RADIUS = (0.2, -0.1, 0.05), 0.25
+  """In place of a generator: a ball off the center, colored by place."""
+  rendering = eg3d.RenderingConfig(box_warp=1.2)
+  CENTER, RADIUS = (0.2, -0.1, 0.05), 0.25
 
   def apply(self, variables, *args, method):
     if method == 'planes':
       return jnp.zeros(())
     _, points = args
-    distance = jnp.linalg.norm(points - jnp.array(self.CENTRE), axis=-1)
+    distance = jnp.linalg.norm(points - jnp.array(self.CENTER), axis=-1)
     return jnp.clip(4000 * (self.RADIUS - distance), -50, 50), points + 0.5
 
 
 @pytest.mark.parametrize('suffix', ['.glb', '.ply'])
-def test_meshes_are_where_and_as_coloured_as_the_field(tmp_path, suffix):
+def test_meshes_are_where_and_as_colored_as_the_field(tmp_path, suffix):
   shape = inference.mesher(
       inference.Network(Blob(), {}, 4, 8, CAMERA), 40)(jnp.zeros((1, 4)))
   meshes.save(tmp_path / f'a{suffix}', shape)
   found = meshes.load(tmp_path / f'a{suffix}')
   low, high = found.vertices.min(0), found.vertices.max(0)
-  np.testing.assert_allclose((low + high) / 2, Blob.CENTRE, atol=0.02)
+  np.testing.assert_allclose((low + high) / 2, Blob.CENTER, atol=0.02)
   np.testing.assert_allclose(high - low, 2 * Blob.RADIUS, rtol=0.05)
-  np.testing.assert_allclose(found.colours, found.vertices + 0.5, atol=0.06)
+  np.testing.assert_allclose(found.colors, found.vertices + 0.5, atol=0.06)
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_rows_are_views_then_the_raw_image_and_depth_of_the_first(network):
 def test_cameras_go_around_or_to_and_fro():
   np.testing.assert_allclose(inference.azimuths(CAMERA, 4), [0, 90, 180, 270])
   np.testing.assert_allclose(
-      inference.azimuths({**CAMERA, 'sway': 20.0}, 4), [0, 20, 0, -20],
+      inference.azimuths({**CAMERA, 'yaw_range': 20.0}, 4), [0, 20, 0, -20],
       atol=1e-6)
 
 

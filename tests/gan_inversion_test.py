@@ -204,7 +204,7 @@ def test_correlation_against_loops():
 
 def test_w_has_its_mean_and_deviation(network):
   mean, deviation = inversion.statistics(network, count=50, seed=3)
-  z = jax.random.normal(jax.random.key(3), (50, network.z_width))
+  z = jax.random.normal(jax.random.key(3), (50, network.z_dim))
   w = np.stack([inference.ws_of(network, one)[0] for one in z[:50]])
   np.testing.assert_allclose(mean, w.mean(0), atol=1e-5)
   np.testing.assert_allclose(
@@ -376,10 +376,10 @@ def test_pictures_that_do_not_fit(network, tmp_path):
 def with_background(network, white):
   generator = network.generator
   return network._replace(generator=generator.clone(
-      rendering=generator.rendering._replace(white=white)))
+      rendering=generator.rendering._replace(white_background=white)))
 
 
-@pytest.mark.parametrize('white', [True, False])
+@pytest.mark.parametrize('white_background', [True, False])
 def test_what_is_transparent_shows_the_networks_background(
     network, tmp_path, white):
   behind = 1 if white else -1

@@ -12,24 +12,24 @@ from gen3d.gan import step as gan_step
 from gen3d.ops import cameras, images
 
 RESOLUTION = 8  # what takes time is the compiler, and it takes it by layers
-SMALL = {'base': 64, 'most': 8}
-JUDGE = {**SMALL, 'group': 1, 'mapping_layers': 1}
+SMALL = {'channel_base': 64, 'channel_max': 8}
+JUDGE = {**SMALL, 'mbstd_group': 1, 'mapping_layers': 1}
 EG3D = ml_collections.ConfigDict({
-    'z_width': 6, 'synthesis': {**SMALL, 'resolution': 8},
+    'z_dim': 6, 'synthesis': {**SMALL, 'resolution': 8},
     'mapping': {'width': 8, 'layers': 1},
-    'rendering': {'samples': 4, 'importance': 4},
-    'upscaling': {'size': 4, 'features': [8, 4], 'up': [False, True]},
-    'features': 4, 'condition': 1.0, 'upscaling_clamp': 0.0,
-    'upscaling_half': False,
+    'rendering': {'samples_coarse': 4, 'samples_fine': 4},
+    'super_resolution': {'size': 4, 'features': [8, 4], 'up': [False, True]},
+    'features': 4, 'pose_conditioning': 1.0, 'super_resolution_clamp': 0.0,
+    'super_resolution_half': False,
     'discriminator': JUDGE, 'density_weight': 0.25})
 STYLEGAN2 = ml_collections.ConfigDict({
-    'z_width': 6, 'synthesis': SMALL, 'mapping': {'width': 8, 'layers': 1},
+    'z_dim': 6, 'synthesis': SMALL, 'mapping': {'width': 8, 'layers': 1},
     'discriminator': JUDGE, 'path_weight': 2.0, 'path_shrink': 2})
 SCHEDULE = gan_step.Schedule(
-    r1=1.0, r1_every=2, regularize_every=2, swap_images=8, blur_images=8,
-    ema_images=8, mix=0.5,
+    r1_gamma=1.0, d_reg_interval=2, g_reg_interval=2, pose_swap_fade_images=8, blur_fade_images=8,
+    ema_images=8, style_mixing_prob=0.5,
     # No discriminator is so unsure: the probability rises by .1 a step.
-    augment_target=-2.0, augment_every=1, augment_images=80)
+    ada_target=-2.0, ada_interval=1, ada_images=80)
 
 
 def labels(count, seed=0):
@@ -43,15 +43,15 @@ def make_batch(count=8, size=4, step=0, apart=False):
   shape = count, RESOLUTION, RESOLUTION, 3
   return {'image': rng.integers(255, size=shape, dtype=np.uint8),
           'label': labels(count, step),
-          'drawn': labels(3 * count, step + 50).reshape(count, 3, 25),
+          'sampled_cameras': labels(3 * count, step + 50).reshape(count, 3, 25),
           'index': np.arange(count, dtype=np.int32),
           'grid': np.zeros((count, size), np.uint8),
           'due': gan_step.due(step, count, SCHEDULE, apart)}
 
 
 def optimizers():
-  return {'generator': gan_step.lazy_adam(1e-3, SCHEDULE.regularize_every),
-          'discriminator': gan_step.lazy_adam(1e-3, SCHEDULE.r1_every)}
+  return {'generator': gan_step.lazy_adam(1e-3, SCHEDULE.g_reg_interval),
+          'discriminator': gan_step.lazy_adam(1e-3, SCHEDULE.d_reg_interval)}
 
 
 class Run:
@@ -61,7 +61,7 @@ class Run:
     self.mesh = mesh
     self._step = sharding.pmap(
         lambda state, batch, key: gan_step.step(
-            state, batch, key, adversaries=networks, optimizers=optimizers(),
+            state, batch, key, networks=networks, optimizers=optimizers(),
             schedule=SCHEDULE), self.mesh)
     self._start = jax.jit(lambda key: gan_step.create(
         key, networks, optimizers()))
@@ -79,14 +79,14 @@ class Run:
 
 
 def fetch(state):
-  return jax.device_get(sharding.local(state))
+  return jax.device_get(sharding.unreplicate(state))
 
 
 @pytest.fixture(scope='module', params=['eg3d', 'stylegan2'])
 def run(request):
   config = {'eg3d': EG3D, 'stylegan2': STYLEGAN2}[request.param]
   return Run(gan_networks.BUILDERS[request.param](config, RESOLUTION, 25),
-             sharding.chips(len(make_batch()['index'])))
+             sharding.device_mesh(len(make_batch()['index'])))
 
 
 def test_every_phase_moves_its_network(run):
@@ -129,7 +129,7 @@ def compare_spreadings():
   networks, ends = gan_networks.eg3d(EG3D, RESOLUTION, 25), []
   for devices in (1, 8):
     run = Run(networks, jax.make_mesh(
-        (devices,), ('chips',), devices=jax.devices()[:devices]))
+        (devices,), ('devices',), devices=jax.devices()[:devices]))
     state, metrics = run.step(run.start(), make_batch(8), 1)
     losses = {name: x for name, x in metrics.items() if 'loss/' in name}
     ends.append((losses, np.concatenate([
@@ -164,7 +164,7 @@ def test_the_average_follows_the_generator(run):
 
 
 def test_lazy_rates_are_the_official_ones():
-  # lr 0.0025 with 4 and 0.002 with 16 steps between regularisations.
+  # lr 0.0025 with 4 and 0.002 with 16 steps between regularizations.
   grads = {'x': jnp.ones(1)}
   for rate, every, expected in ((.0025, 4, .002), (.002, 16, .0018824)):
     optimizer = gan_step.lazy_adam(rate, every)
@@ -178,10 +178,10 @@ def test_the_camera_that_is_told_is_another_ones_as_often_as_said():
   draw = lambda swap: gan_step._latents(
       jax.random.key(0), batch, 1, swap, 0.0, 4)
   told = lambda swap: float(np.mean(np.all(
-      draw(swap).told == batch['drawn'][:, 1], axis=1)))
+      draw(swap).mapping_camera == batch['sampled_cameras'][:, 1], axis=1)))
   assert told(0.0) == 1 and told(1.0) == 0 and .4 < told(.5) < .6
-  np.testing.assert_array_equal(draw(1.0).label, batch['drawn'][:, 1])
-  np.testing.assert_array_equal(draw(1.0).told, batch['drawn'][:, 2])
+  np.testing.assert_array_equal(draw(1.0).label, batch['sampled_cameras'][:, 1])
+  np.testing.assert_array_equal(draw(1.0).mapping_camera, batch['sampled_cameras'][:, 2])
   assert abs(float(draw(.5).z.std()) - 1) < .05
 
 
@@ -189,15 +189,15 @@ def test_styles_are_mixed_from_any_layer_on_as_often_as_said():
   batch = jax.tree.map(jnp.asarray, make_batch(512))
   draw = lambda mix: gan_step._latents(
       jax.random.key(0), batch, 1, 0.0, mix, 4)
-  assert draw(0.0).other is None
+  assert draw(0.0).z_mix is None
   latents = draw(0.9)
   np.testing.assert_array_equal(latents.z, draw(0.0).z)
-  assert not np.any(latents.z == latents.other)
+  assert not np.any(latents.z == latents.z_mix)
   # Each layer tells whose it is.
   to_ws = lambda z, told: jnp.repeat(z[:, None], 5, axis=1)
   ws = gan_networks.mixed(to_ws, latents)
   own = np.all(ws == latents.z[:, None], axis=2)
-  assert np.all(own | np.all(ws == latents.other[:, None], axis=2))
+  assert np.all(own | np.all(ws == latents.z_mix[:, None], axis=2))
   assert own[:, 0].all() and np.all(own[:, 1:] <= own[:, :-1])
   shares = np.bincount(own.sum(1), minlength=6) / 512
   np.testing.assert_allclose(shares, [0, *[.9 / 4] * 4, .1], atol=.06)

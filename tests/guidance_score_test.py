@@ -90,30 +90,30 @@ def test_weighed_as_an_image_it_is_the_way_to_the_clean_one():
 
 
 @pytest.mark.parametrize('coefficients', [score.sds(5.0), score.csd(5.0)])
-def test_colours_follow_a_share_of_the_guidance(coefficients):
-  colour, key, share = _images(), jax.random.key(4), ((0, 1.0), (10, 0.3))
+def test_colors_follow_a_share_of_the_guidance(coefficients):
+  color, key, share = _images(), jax.random.key(4), ((0, 1.0), (10, 0.3))
   # No linear encoder, since that of a latent model is none.
   teacher = SimpleNamespace(**{
       **vars(TEACHER), 'encode': lambda weights, images, key: images**2})
 
   def gradients(coefficients, share, step):
     guidance = score.make(
-        teacher, coefficients, time_min=0.6, time_max=0.6, colour_share=share)
+        teacher, coefficients, time_min=0.6, time_max=0.6, color_share=share)
 
-    def loss(opacity, colour):
+    def loss(opacity, color):
       return guidance.loss(
-          {}, teacher.weights, key, opacity * colour, _text(len(colour)), step,
-          jax.lax.stop_gradient(opacity) * colour)[0]
-    return jax.grad(loss, (0, 1))(jnp.full((2, 1, 1, 1), 0.5), colour)
+          {}, teacher.weights, key, opacity * color, _text(len(color)), step,
+          jax.lax.stop_gradient(opacity) * color)[0]
+    return jax.grad(loss, (0, 1))(jnp.full((2, 1, 1, 1), 0.5), color)
 
   guided, alone = (gradients(c, 1.0, 0) for c in (
       coefficients, score.sds(1.0)))
   assert np.abs(guided[1] - alone[1]).max() > 0.1
   for step, part in ((0, 1.0), (5, 0.65), (10, 0.3)):
-    opacity, colours = gradients(coefficients, share, step)
+    opacity, colors = gradients(coefficients, share, step)
     np.testing.assert_allclose(opacity, guided[0], rtol=1e-5)
     np.testing.assert_allclose(
-        colours, part * guided[1] + (1 - part) * alone[1], atol=1e-5)
+        colors, part * guided[1] + (1 - part) * alone[1], atol=1e-5)
 
 
 def test_many_draws_have_the_same_mean_and_less_noise():

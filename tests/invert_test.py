@@ -65,7 +65,7 @@ def test_a_picture_becomes_an_object(tmp_path):
   for name in ('mesh.glb', 'mesh.ply'):
     shape = trimesh.load_mesh(out / name)
     np.testing.assert_allclose(
-        shape.extents, network.generator.rendering.box, rtol=0.1)
+        shape.extents, network.generator.rendering.box_warp, rtol=0.1)
 
 
 @pytest.mark.parametrize('flags, sentence', [

@@ -42,7 +42,7 @@ def accessor(tree, buffer, index):
 
 
 @pytest.mark.parametrize('suffix', meshes.SUFFIXES)
-def test_round_trip_keeps_axes_orientation_and_colours(
+def test_round_trip_keeps_axes_orientation_and_colors(
     tmp_path, ball, suffix):
   path = tmp_path / 'new' / f'ball{suffix}'
   meshes.save(path, ball)
@@ -50,21 +50,21 @@ def test_round_trip_keeps_axes_orientation_and_colours(
   np.testing.assert_allclose(back.vertices, ball.vertices, atol=1e-6)
   np.testing.assert_array_equal(back.faces, ball.faces)
   np.testing.assert_allclose(
-      back.colours, ball.colours, atol=1e-5 if suffix == '.glb' else 0.003)
+      back.colors, ball.colors, atol=1e-5 if suffix == '.glb' else 0.003)
   shape = trimesh.load(path, force='mesh', process=False)
   assert shape.is_watertight and shape.volume > 0
   assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_glb_has_linear_colours_matte_material_and_unit_normals(
+def test_glb_has_linear_colors_matte_material_and_unit_normals(
     tmp_path, ball):
   meshes.save(tmp_path / 'ball.glb', ball)
   tree, buffer = gltf(tmp_path / 'ball.glb')
   primitive, = tree['meshes'][0]['primitives']
   assert set(primitive['attributes']) == {'POSITION', 'NORMAL', 'COLOR_0'}
-  colours = accessor(tree, buffer, primitive['attributes']['COLOR_0'])
+  colors = accessor(tree, buffer, primitive['attributes']['COLOR_0'])
   np.testing.assert_allclose(
-      colours, meshes.to_linear(ball.colours), atol=1e-6)
+      colors, meshes.to_linear(ball.colors), atol=1e-6)
   normals = accessor(tree, buffer, primitive['attributes']['NORMAL'])
   np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-5)
   assert (np.sum(normals * ball.vertices, -1) > 0).all()

@@ -10,7 +10,7 @@ from gen3d.io import video
 
 @pytest.mark.parametrize('height, width', [(32, 48), (31, 33)])
 def test_video_round_trip(tmp_path, height, width):
-  """Frames in order, colours in place, odd sizes made even."""
+  """Frames in order, colors in place, odd sizes made even."""
   frames = np.zeros((8, height, width, 3), np.uint8)
   frames[:, :, width // 2:, 0] = 200
   frames[..., 2] = 30 * np.arange(8)[:, None, None]
@@ -86,10 +86,10 @@ def test_tiles_are_row_by_row_with_labels_beneath():
     y, x = i // 3 * 22, i % 3 * 32
     assert (sheet[y:y + 20, x:x + 30] == round(255 * i / 10)).all()
   assert (sheet[22:, 64:] == 255).all()
-  labelled = image_io.tile(images, 3, ['one', 'two three four five', '', '',
+  labeled = image_io.tile(images, 3, ['one', 'two three four five', '', '',
                                        'six'])
-  assert labelled.shape[0] > 42 and labelled.shape[1] == 94
-  assert (labelled[20:36, :30] < 128).any()
-  assert (labelled[20:36, 64:] == 255).all()
+  assert labeled.shape[0] > 42 and labeled.shape[1] == 94
+  assert (labeled[20:36, :30] < 128).any()
+  assert (labeled[20:36, 64:] == 255).all()
   with pytest.raises(ValueError, match='5 images cannot have 1 labels'):
     image_io.tile(images, 3, ['one'])

@@ -7,12 +7,12 @@ import trimesh
 from gen3d.metrics import shape
 
 
-def ball(radius, centre=(0.0, 0.0, 0.0)):
-  return lambda x: np.linalg.norm(x - np.array(centre), axis=-1) < radius
+def ball(radius, center=(0.0, 0.0, 0.0)):
+  return lambda x: np.linalg.norm(x - np.array(center), axis=-1) < radius
 
 
-def box(half, centre=(0.0, 0.0, 0.0)):
-  return lambda x: np.all(np.abs(x - np.array(centre)) < half, axis=-1)
+def box(half, center=(0.0, 0.0, 0.0)):
+  return lambda x: np.all(np.abs(x - np.array(center)) < half, axis=-1)
 
 
 def test_iou_of_balls_is_that_of_the_formulas():
@@ -62,14 +62,14 @@ def test_a_solid_lies_over_what_is_hollow():
 @pytest.mark.filterwarnings('error')
 def test_a_shape_may_be_one_cell_thick():
   plate = box(np.array([0.4, 0.012, 0.3]), (0.0, 0.01, 0.0))
-  points = shape.cell_centres(1.0, 96)
+  points = shape.cell_centers(1.0, 96)
   assert len(np.unique(points[plate(points)][:, 1])) == 1
   assert 0 < shape.best_scale_iou(plate, box(0.3), 1.0).iou < 0.5
 
 
 def test_different_shapes_stay_different():
   """The IoU of a ball and a cube at the best scale, by a fine search."""
-  points = shape.cell_centres(0.6, 72)
+  points = shape.cell_centers(0.6, 72)
   cube = box(0.4)(points)
   best = max(np.sum(cube & b) / np.sum(cube | b) for b in
              (ball(r)(points) for r in np.linspace(0.42, 0.54, 13)))

@@ -1,7 +1,7 @@
 """EG3D against loops, published counts and, where it is at hand, the original.
 
 Reference values of the official code are not part of this repository (their
-licence is non-commercial): give their folder as $GEN3D_REFERENCE.
+license is non-commercial): give their folder as $GEN3D_REFERENCE.
 """
 
 import functools
@@ -29,10 +29,10 @@ def count(tree):
 
 
 def small(**rendering):
-  rendering = {'samples': 6, 'importance': 6, 'chunk': 0, **rendering}
+  rendering = {'samples_coarse': 6, 'samples_fine': 6, 'chunk': 0, **rendering}
   return eg3d.Generator(
-      {'resolution': 16, 'base': 64, 'most': 8}, {'width': 16, 'layers': 1},
-      eg3d.Rendering(**rendering), eg3d.Upscaling(8, (8, 4), (False, True)),
+      {'resolution': 16, 'channel_base': 64, 'channel_max': 8}, {'width': 16, 'layers': 1},
+      eg3d.RenderingConfig(**rendering), eg3d.SuperResolutionConfig(8, (8, 4), (False, True)),
       features=4)
 
 
@@ -77,12 +77,12 @@ def slow_march(field, origin, direction, near, far, coarse, fine, white):
   value = np.concatenate([value, value2])[order]
   w = weights_of(t, sigma)
   middle = (t[1:] + t[:-1]) / 2
-  colour = np.sum(w[:, None] * (value[1:] + value[:-1]) / 2, axis=0)
-  return (2 * (colour + white * (1 - w.sum())) - 1,
+  color = np.sum(w[:, None] * (value[1:] + value[:-1]) / 2, axis=0)
+  return (2 * (color + white * (1 - w.sum())) - 1,
           np.sum(w * middle) / w.sum(), w.sum())
 
 
-@pytest.mark.parametrize('white', [False, True])
+@pytest.mark.parametrize('white_background', [False, True])
 def test_march_is_the_two_pass_renderer(white):
   rng = np.random.default_rng(0)
   origins = rng.normal(size=(5, 3)).astype(np.float32)
@@ -98,7 +98,7 @@ def test_march_is_the_two_pass_renderer(white):
   found = eg3d.march(
       field, cameras.Rays(jnp.array(origins), jnp.array(directions), ones),
       ones, 3 * ones, eg3d.Draws(jnp.array(coarse), jnp.array(fine)),
-      eg3d.Rendering(8, 6, white=white))
+      eg3d.RenderingConfig(8, 6, white_background=white))
   for i in range(5):
     expected = slow_march(
         functools.partial(field, xp=np), origins[i], directions[i], 1., 3.,
@@ -111,7 +111,7 @@ def test_march_is_the_two_pass_renderer(white):
 def test_too_few_samples_are_refused(samples, importance):
   with pytest.raises(ValueError, match=f'A ray has {samples} samples'):
     eg3d.march(None, None, None, None, None,
-               eg3d.Rendering(samples, importance))
+               eg3d.RenderingConfig(samples, importance))
 
 
 def test_disparity_is_even_in_inverse_distance():
@@ -124,7 +124,7 @@ def test_automatic_bounds_are_those_of_the_cube():
   rays = cameras.Rays(
       jnp.array([[0., 0., 3.], [.2, 0., 4.], [0., 5., 3.]]),
       jnp.array([[0., 0., -1.]] * 3), jnp.ones((3, 1)))
-  near, far = eg3d.bounds(rays, eg3d.Rendering(start='auto', box=2.0))
+  near, far = eg3d.bounds(rays, eg3d.RenderingConfig(ray_start='auto', box_warp=2.0))
   np.testing.assert_allclose(near[:, 0], [2, 3, 2], atol=1e-6)
   np.testing.assert_allclose(far[:, 0], [4, 5, 3], atol=1e-6)
 
@@ -133,12 +133,12 @@ def test_automatic_bounds_are_those_of_the_cube():
 def test_a_query_is_the_decoder_of_the_mean_of_three_planes(axes):
   generator = small()
   generator = generator.clone(
-      rendering=generator.rendering._replace(axes=axes, box=1.6))
+      rendering=generator.rendering._replace(axes=axes, box_warp=1.6))
   variables, _, _ = start(generator)
   rng = np.random.default_rng(0)
   size, count = 8, generator.features
   planes = rng.normal(size=(1, size, size, 3, count)).astype(np.float32)
-  # At texels' centres: columns go with the first axis, rows with the second.
+  # At texels' centers: columns go with the first axis, rows with the second.
   place = rng.integers(size, size=(20, 3))
   x, y, z = place.T
   third = {'xy_xz_yz': planes[0, z, y, 2], 'eg3d_legacy': planes[0, x, z, 2]}
@@ -173,7 +173,7 @@ def test_chunks_change_nothing_but_memory():
 
 
 def test_the_pose_that_is_told_is_scaled():
-  told, deaf = small(), small().clone(condition=0.0)
+  told, deaf = small(), small().clone(pose_conditioning=0.0)
   variables, z, _ = start(told)
   ws = lambda g, label: g.apply(variables, z, label, method='map')
   assert not np.allclose(ws(told, LABEL), ws(told, LABEL[::-1]))
@@ -194,19 +194,19 @@ def test_planes_are_channels_plane_by_plane():
 @pytest.mark.parametrize('name, parameters', [
     ('8XDC', 1_649_578), ('8X', 574_954), ('4X', 574_954), ('2X', 574_954)])
 def test_published_sizes_of_super_resolution(name, parameters):
-  network = eg3d.SuperResolution(eg3d.UPSCALING[name])
-  size = eg3d.UPSCALING[name].size
+  network = eg3d.SuperResolution(eg3d.SUPER_RESOLUTIONS[name])
+  size = eg3d.SUPER_RESOLUTIONS[name].size
   out, shapes = jax.eval_shape(lambda: network.init_with_output(
       jax.random.key(0), jnp.zeros((1, size, size, 32)), jnp.zeros((1, 512))))
   assert count(shapes['params']) == parameters
-  assert out.shape == (1, size * 2 ** sum(eg3d.UPSCALING[name].up)) + (
-      size * 2 ** sum(eg3d.UPSCALING[name].up), 3)
+  assert out.shape == (1, size * 2 ** sum(eg3d.SUPER_RESOLUTIONS[name].up)) + (
+      size * 2 ** sum(eg3d.SUPER_RESOLUTIONS[name].up), 3)
 
 
 def test_names_are_those_of_the_published_generator():
   generator = eg3d.Generator(
-      {'resolution': 256}, {'layers': 2}, eg3d.Rendering(),
-      eg3d.UPSCALING['8XDC'])
+      {'resolution': 256}, {'layers': 2}, eg3d.RenderingConfig(),
+      eg3d.SUPER_RESOLUTIONS['8XDC'])
   draws = eg3d.draw(None, 1, 64, generator.rendering)
   label, z = jnp.zeros((1, 25)), jnp.zeros((1, 512))
   shapes = jax.eval_shape(lambda: generator.init(
@@ -230,7 +230,7 @@ def test_names_are_those_of_the_published_generator():
 
 def test_the_discriminator_sees_both_images():
   image = jnp.ones((1, 16, 16, 3))
-  seen = eg3d.both(image, jnp.zeros((1, 4, 4, 3)))
+  seen = eg3d.dual_image(image, jnp.zeros((1, 4, 4, 3)))
   np.testing.assert_array_equal(seen[..., :3], image)
   np.testing.assert_array_equal(seen[..., 3:], 0)
 
@@ -251,7 +251,7 @@ def golden(reference):
 def ported(golden, letter, like):
   tensors = {name[2:]: value for name, value in golden.items()
              if name.startswith(f'{letter}.')}
-  return port.port(tensors, stylegan2.sources(like), like,
+  return port.to_flax(tensors, stylegan2.sources(like), like,
                       ignored=stylegan2.NOT_OURS)
 
 
@@ -270,9 +270,9 @@ def test_official_networks_have_the_names_that_we_write(reference):
 
 def test_every_stage_is_the_official_one(golden):
   generator = eg3d.Generator(
-      {'resolution': 256, 'base': 1024, 'most': 16},
-      {'width': 512, 'layers': 2}, eg3d.Rendering(12, 12, axes='eg3d_legacy'),
-      eg3d.UPSCALING['2X'], upscaling_clamp=256)
+      {'resolution': 256, 'channel_base': 1024, 'channel_max': 16},
+      {'width': 512, 'layers': 2}, eg3d.RenderingConfig(12, 12, axes='eg3d_legacy'),
+      eg3d.SUPER_RESOLUTIONS['2X'], super_resolution_clamp=256)
   z, c = jnp.array(golden['z']), jnp.array(golden['c'])
   draws = eg3d.Draws(jnp.array(golden['u.coarse_u'][..., 0]),
                      jnp.array(golden['u.fine_u']).reshape(2, 256, 12))
@@ -302,13 +302,13 @@ def test_every_stage_is_the_official_one(golden):
   made = render('render', planes, ws)
   near(first(made.image_raw), golden['image_raw'])
   near(first(made.image), golden['image'])
-  density, colour = call('query', planes, jnp.array(golden['pts']))
+  density, color = call('query', planes, jnp.array(golden['pts']))
   near(density, golden['pts_sigma'][..., 0])
-  near(colour, golden['pts_rgb'])
+  near(color, golden['pts_rgb'])
 
   judge = stylegan2.Discriminator(
-      128, labelled=True, base=1024, most=16, group=2, clamp=256)
-  pair = eg3d.both(made.image, made.image_raw)
+      128, labeled=True, channel_base=1024, channel_max=16, mbstd_group=2, clamp=256)
+  pair = eg3d.dual_image(made.image, made.image_raw)
   variables = ported(golden, 'D', jax.eval_shape(
       lambda: judge.init(jax.random.key(0), pair, c)))
   near(judge.apply(variables, pair, c), golden['logits'][:, 0])

@@ -110,10 +110,10 @@ def test_background_depends_on_the_direction():
   module = fields.Background(width=8)
   directions = jnp.array([[0.0, 0, 1], [0, 0, -1]])
   params = module.init(jax.random.key(0), directions)
-  colours = module.apply(params, directions)
-  assert colours.shape == (2, 3)
-  assert np.all((colours > 0) & (colours < 1))
-  assert np.abs(colours[0] - colours[1]).max() > 1e-3
+  colors = module.apply(params, directions)
+  assert colors.shape == (2, 3)
+  assert np.all((colors > 0) & (colors < 1))
+  assert np.abs(colors[0] - colors[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize('encode, more, published', [
@@ -140,10 +140,10 @@ def test_radiance_goes_by_the_direction_and_density_does_not():
       fields.Frequencies(4), depth=3, width=16, skip=2,
       activation=fields.shifted_softplus, view_width=8, padding=0.1)
   params = field.init(jax.random.key(0), samples, samples.mean)
-  density, colour = field.apply(params, samples, samples.mean)
+  density, color = field.apply(params, samples, samples.mean)
   again, other = field.apply(params, samples, -samples.mean)
   np.testing.assert_array_equal(density, again)
-  assert np.abs(colour - other).max() > 1e-3
+  assert np.abs(color - other).max() > 1e-3
   assert np.all(density > 0)
   # The encoding is put in again after the second layer.
   assert params['params']['layer_2']['kernel'].shape == (16 + 27, 16)

@@ -23,10 +23,10 @@ OPTIONS = {
     'c_gen_conditioning_zero': False, 'clamp_mode': 'softplus',
     'avg_camera_radius': 2.7, 'avg_camera_pivot': [0, 0, .2]}
 NETWORK = eg3d.Generator(
-    {'resolution': 256, 'base': 256, 'most': 8, 'clamp': None},
+    {'resolution': 256, 'channel_base': 256, 'channel_max': 8, 'clamp': None},
     {'width': 16, 'layers': 2},
-    eg3d.Rendering(4, 4, axes='eg3d_legacy'), eg3d.UPSCALING['2X'],
-    upscaling_clamp=256)
+    eg3d.RenderingConfig(4, 4, axes='eg3d_legacy'), eg3d.SUPER_RESOLUTIONS['2X'],
+    super_resolution_clamp=256)
 
 
 @pytest.fixture(scope='module')
@@ -50,10 +50,10 @@ def pickled(path, variables, axes=LEGACY, options=(), drop=(), extra=(),
   children = {'renderer': persistent(
       'ImportanceRenderer', _parameters={}, _buffers={}, _modules={},
       **({} if axes is None else {'plane_axes': tensor(axes)}))}
-  upscaling = {n.partition('.')[2]: weights.pop(n) for n in list(weights)
+  super_resolution = {n.partition('.')[2]: weights.pop(n) for n in list(weights)
                if n.startswith('superresolution.')}
   children['superresolution'] = module(
-      rename.get('upscaling', 'SuperresolutionHybrid2X'), upscaling)
+      rename.get('super_resolution', 'SuperresolutionHybrid2X'), super_resolution)
   generator = module(
       rename.get('generator', 'TriPlaneGenerator'), weights,
       children=children, z_dim=8, c_dim=25, w_dim=16, img_resolution=128,
@@ -68,7 +68,7 @@ def pickled(path, variables, axes=LEGACY, options=(), drop=(), extra=(),
 def test_a_generator_comes_back_from_its_pickle(tmp_path, variables):
   loaded = nvidia.load(pickled(tmp_path / 'n.pkl', variables))
   assert loaded.network == NETWORK
-  assert (loaded.z_width, loaded.label_width) == (8, 25)
+  assert (loaded.z_dim, loaded.label_width) == (8, 25)
   assert loaded.rendering_resolution == 64
   assert loaded.orbit == {'radius': 2.7, 'pivot': [0, 0, .2]}
   jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
@@ -121,9 +121,9 @@ def test_official_networks_are_seen_as_by_the_official_viewers(
       pickled(tmp_path / 'n.pkl', variables, options=options)).camera
   face, car = look(), look(white_back=True, avg_camera_radius=1.7,
                            avg_camera_pivot=[0, 0, 0])
-  assert face == {'elevation': 0, 'focal': 4.2647, 'sway': 20, 'distance': 2.7,
+  assert face == {'elevation': 0, 'focal': 4.2647, 'yaw_range': 20, 'distance': 2.7,
                   'pivot': (0, 0, .2)}
-  assert car == {'elevation': 0, 'focal': 1.7074, 'sway': None,
+  assert car == {'elevation': 0, 'focal': 1.7074, 'yaw_range': None,
                  'distance': 1.7, 'pivot': (0, 0, 0)}
 
 
@@ -135,7 +135,7 @@ def test_tuned_official_weights_are_found_by_their_pickle(tmp_path, variables):
       tmp_path / 'tuned.safetensors', nvidia.tensors(tuned),
       {'official': {'path': str(path), 'sha256': digest}})
   found = inference.load(file)
-  assert found.generator == NETWORK and found.z_width == 8
+  assert found.generator == NETWORK and found.z_dim == 8
   jax.tree.map(np.testing.assert_array_equal, found.variables, tuned)
   path.write_bytes(b'other')
   with pytest.raises(ValueError, match='tuned from another .*n.pkl'):
@@ -149,9 +149,9 @@ def test_options_of_old_and_new_files(tmp_path, variables):
   load = lambda **options: nvidia.load(pickled(
       tmp_path / 'n.pkl', variables, options=options)).network
   assert load(c_gen_conditioning_zero=True).condition == 0
-  assert load(ray_start='auto', ray_end='auto').rendering.start == 'auto'
-  assert load(white_back=True).rendering.white
-  assert not load(sr_antialias=False).upscaling.antialias
+  assert load(ray_start='auto', ray_end='auto').rendering.ray_start == 'auto'
+  assert load(white_back=True).rendering.white_background
+  assert not load(sr_antialias=False).super_resolution.antialias
   for option, said in (
       ({'clamp_mode': 'relu'}, "n.pkl maps density by 'relu'"),
       ({'superresolution_noise_mode': 'random'}, 'n.pkl has noise in')):
@@ -168,7 +168,7 @@ def test_options_of_old_and_new_files(tmp_path, variables):
      r'n\.pkl: .*1 mis-shaped: decoder\.net\.0\.bias \[3\]'),
     ({'without': ['ray_start', 'box_warp']},
      r"n\.pkl says nothing of \['ray_start', 'box_warp'\]"),
-    ({'upscaling': 'SuperresolutionHybrid9X'}, "super-resolution '.*9X'"),
+    ({'super_resolution': 'SuperresolutionHybrid9X'}, "super-resolution '.*9X'"),
     ({'generator': 'Generator3'}, "holds a 'Generator3'"),
     ({'axes': LEGACY[[1, 0, 2]]}, 'planes with the axes')])
 def test_what_does_not_fit_is_named(tmp_path, variables, change, said):
@@ -180,11 +180,11 @@ def test_what_does_not_fit_is_named(tmp_path, variables, change, said):
 @pytest.mark.parametrize('layout', ['ada', 'flat', 'by layers'])
 def test_plain_stylegan2_and_discriminators(tmp_path, layout):
   generator = stylegan2.Generator(
-      {'resolution': 16, 'image_channels': 3, 'base': 64, 'most': 8,
+      {'resolution': 16, 'image_channels': 3, 'channel_base': 64, 'channel_max': 8,
        'clamp': 256},
-      {'width': 8, 'layers': 2, 'labelled': False, 'latent': True})
+      {'width': 8, 'layers': 2, 'labeled': False, 'latent': True})
   judge = stylegan2.Discriminator(
-      16, True, base=64, most=8, group=2, mapping_layers=1, clamp=256)
+      16, True, channel_base=64, channel_max=8, mbstd_group=2, mapping_layers=1, clamp=256)
   key, label = jax.random.key(0), jnp.zeros((2, 25))
   mine = jax.jit(generator.init)(key, jnp.zeros((1, 6)), None)
   judged = jax.jit(judge.init)(key, jnp.zeros((2, 16, 16, 6)), label)

@@ -9,7 +9,7 @@ from gen3d.models import stylegan2
 from gen3d.weights import port
 
 BINOMIAL = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
-OFFICIAL = {'resolution': 256, 'base': 32_768, 'most': 512}
+OFFICIAL = {'resolution': 256, 'channel_base': 32_768, 'channel_max': 512}
 
 
 def count(tree):
@@ -88,7 +88,7 @@ def test_deviation_is_shared_by_strided_groups():
 
 
 def test_truncation_pulls_the_first_layers_towards_the_mean():
-  mapping = stylegan2.Mapping(8, 2, layers_fed=4)
+  mapping = stylegan2.Mapping(8, 2, num_ws=4)
   z = jax.random.normal(jax.random.key(0), (3, 5))
   variables = mapping.init(jax.random.key(1), z, None)
   average = jnp.arange(8.)
@@ -105,12 +105,12 @@ def test_truncation_pulls_the_first_layers_towards_the_mean():
 def test_published_numbers_of_parameters():
   label, z = jnp.zeros((1, 25)), jnp.zeros((1, 512))
   generator = stylegan2.Generator(
-      {**OFFICIAL, 'image_channels': 96}, {'layers': 2, 'labelled': True})
+      {**OFFICIAL, 'image_channels': 96}, {'layers': 2, 'labeled': True})
   shapes = jax.eval_shape(lambda: generator.init(
       jax.random.key(0), z, label))
   assert count(shapes['params']['synthesis']) == 28_207_533
   assert count(shapes['params']['mapping']) == 800_768
-  judge = stylegan2.Discriminator(512, labelled=True)
+  judge = stylegan2.Discriminator(512, labeled=True)
   shapes = jax.eval_shape(lambda: judge.init(
       jax.random.key(0), jnp.zeros((4, 512, 512, 6)), label))
   assert count(shapes) == 31_359_744
@@ -119,7 +119,7 @@ def test_published_numbers_of_parameters():
 
 
 def test_noise_is_drawn_kept_or_left_out():
-  synthesis = stylegan2.Synthesis(8, base=32, most=4)
+  synthesis = stylegan2.Synthesis(8, channel_base=32, channel_max=4)
   ws = jax.random.normal(jax.random.key(0), (2, 4, 6))
   variables = synthesis.init(jax.random.key(1), ws)
   loud = jax.tree_util.tree_map_with_path(
@@ -155,7 +155,7 @@ def test_to_rgb_scales_its_style_and_does_not_demodulate():
     (2, {'b8/conv1', 'b8/torgb'}), (3, {'b8/torgb'})])
 def test_each_to_rgb_shares_its_w_with_the_next_blocks_first_layer(
     slot, moved):
-  synthesis = stylegan2.Synthesis(8, base=32, most=4)
+  synthesis = stylegan2.Synthesis(8, channel_base=32, channel_max=4)
   ws = jax.random.normal(jax.random.key(1), (1, 4, 3))
   variables = synthesis.init(jax.random.key(0), ws, 'const')
 
@@ -189,7 +189,7 @@ def test_half_precision_lasts_through_a_block():
 
 def test_half_precision_is_near():
   judge = lambda half: stylegan2.Discriminator(
-      16, base=128, most=16, half=half)
+      16, channel_base=128, channel_max=16, half=half)
   x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
   variables = judge(0).init(jax.random.key(1), x)
   full, half = (judge(n).apply(variables, x) for n in (0, 2))
@@ -198,18 +198,18 @@ def test_half_precision_is_near():
 
 
 def test_export_gives_official_names_and_comes_back():
-  judge = stylegan2.Discriminator(8, labelled=True, base=32, most=4)
+  judge = stylegan2.Discriminator(8, labeled=True, channel_base=32, channel_max=4)
   x, label = jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 25))
   variables = judge.init(jax.random.key(0), x, label)
   sources = stylegan2.sources(variables)
-  tensors = port.unport(variables, sources)
+  tensors = port.to_torch(variables, sources)
   assert tensors['b8.fromrgb.weight'].shape == (4, 3, 1, 1)
   assert tensors['b4.conv.weight'].shape == (4, 5, 3, 3)
   # Flattened channels first: feature (c, h, w) is column c * 16 + h * 4 + w.
   np.testing.assert_array_equal(
       tensors['b4.fc.weight'][:, 2 * 16 + 3 * 4 + 1],
       variables['params']['b4']['fc']['weight'][(3 * 4 + 1) * 4 + 2])
-  back = port.port(tensors, sources, variables)
+  back = port.to_flax(tensors, sources, variables)
   jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 

@@ -1,4 +1,4 @@
-"""Augmentation against scipy.ndimage and hand-written colours."""
+"""Augmentation against scipy.ndimage and hand-written colors."""
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ def test_changes_come_in_the_papers_order():
     ({'brightness': 0.2, 'contrast': 2, 'luma': 1},
      lambda x: 2 * (x + 0.2) - 4 * (x + 0.2).mean(-1, keepdims=True))],
     ids=lambda x: '-'.join(x) if isinstance(x, dict) else '')
-def test_colours_against_numpy(draws, reference):
+def test_colors_against_numpy(draws, reference):
   x = smooth()
   np.testing.assert_allclose(changed(x, **draws), reference(x), atol=2e-6)
 

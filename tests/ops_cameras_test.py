@@ -63,7 +63,7 @@ def test_rays_hit_the_pixels_that_their_points_project_to():
     assert np.all(depth > 0)
 
 
-def test_radius_at_the_centre_is_a_pixels():
+def test_radius_at_the_center_is_a_pixels():
   rays = cameras.rays(cameras.orbit(0.0, 0.0, 2.0, 1.0), 65, 65)
   np.testing.assert_allclose(
       rays.radii[32, 32, 0], (1 / 65) * 2 / np.sqrt(12), rtol=1e-5)

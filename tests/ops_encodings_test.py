@@ -128,7 +128,7 @@ def _gradients(lookup, table, points, stride):
 def test_triplanes_gradients_against_finite_differences(reduce, outside):
   rng = np.random.default_rng(4)
   planes = jnp.asarray(rng.normal(size=(3, 4, 4, 2)), jnp.float32)
-  # Away from texel centres, where the slope jumps.
+  # Away from texel centers, where the slope jumps.
   points = jnp.asarray([[0.1, -0.35, 0.6], [-0.6, 0.4, 0.13]], jnp.float32)
   lookup = partial(encodings.triplanes, reduce=reduce, outside=outside)
   said, found = _gradients(lookup, planes, points, 3)

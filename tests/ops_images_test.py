@@ -91,26 +91,26 @@ def test_fit_is_clips_own_preparation(height, width, size):
                 noise((height, width, 3)) // 128 * 255):  # edges overshoot
     expected = theirs(Image.fromarray(image), return_tensors='np')
     expected = expected['pixel_values'][0].transpose(1, 2, 0)
-    level = 255 * np.array(std)  # of normalised values to grey levels
-    fitted = np.asarray(images.fit(image, size))
+    level = 255 * np.array(std)  # of normalized values to grey levels
+    fitted = np.asarray(images.clip_preprocess(image, size))
     assert fitted.dtype == np.uint8 and fitted.std() > 20
     off = (fitted / 255 - mean) / std - expected
     assert np.abs(off * level).max() < 1e-3
     # Floats keep what rounding takes away, twice half a level at the most,
     # the first of which the second pass can enlarge a little.
-    fitted = np.asarray(images.fit(np.float32(image / 255), size))
+    fitted = np.asarray(images.clip_preprocess(np.float32(image / 255), size))
     off = np.abs(((fitted - mean) / std - expected) * level)
     assert off.max() < 1.15 and np.mean(off > 1) < 1e-3
 
 
 def test_fit_takes_batches_and_lets_gradients_through():
   batch = noise((2, 3, 30, 20, 3))
-  fitted = images.fit(batch, 12)
+  fitted = images.clip_preprocess(batch, 12)
   assert fitted.shape == (2, 3, 12, 12, 3)
-  np.testing.assert_array_equal(fitted[1, 2], images.fit(batch[1, 2], 12))
+  np.testing.assert_array_equal(fitted[1, 2], images.clip_preprocess(batch[1, 2], 12))
   gray = jnp.full((30, 20, 3), 0.4)
-  np.testing.assert_allclose(images.fit(gray, 12), 0.4, rtol=1e-6)
-  slope = jax.grad(lambda x: jnp.sum(images.fit(x, 12)))(gray)
+  np.testing.assert_allclose(images.clip_preprocess(gray, 12), 0.4, rtol=1e-6)
+  slope = jax.grad(lambda x: jnp.sum(images.clip_preprocess(x, 12)))(gray)
   # What is cut off at both ends has no part; the sum of the rest is 144.
   np.testing.assert_allclose(jnp.sum(slope), 3 * 144, rtol=1e-5)
   assert float(jnp.abs(slope[0]).max()) == 0

@@ -22,12 +22,12 @@ def test_orientation_is_of_normals_that_face_away():
 def test_opacity_and_entropy():
   o = jnp.array([0.0, 0.3, 1.0])
   np.testing.assert_allclose(
-      losses.opacity(o), np.sqrt(np.array([0.01, 0.1, 1.01])), rtol=1e-6)
+      losses.sparsity(o), np.sqrt(np.array([0.01, 0.1, 1.01])), rtol=1e-6)
   p = 0.3
   np.testing.assert_allclose(
       losses.entropy(jnp.array(p)),
       -p * np.log(p) - (1 - p) * np.log(1 - p), rtol=1e-5)
-  for f in (losses.opacity, losses.entropy):
+  for f in (losses.sparsity, losses.entropy):
     assert np.all(np.isfinite(jax.vmap(jax.grad(f))(o)))
   assert float(losses.entropy(o)[1]) > 50 * float(losses.entropy(o)[2])
 
@@ -56,7 +56,7 @@ def test_roughness_against_a_loop():
           expected[y, x] += 0.5 * total[y, x] * total[v, u] * np.sum(
               (normals[y, x] - normals[v, u])**2)
   np.testing.assert_allclose(
-      losses.roughness(jnp.asarray(normals), jnp.asarray(total)), expected,
+      losses.normal_smoothness(jnp.asarray(normals), jnp.asarray(total)), expected,
       rtol=1e-5)
 
 

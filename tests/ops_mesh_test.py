@@ -13,14 +13,14 @@ def solid(distance, density=60.0, width=0.02):
   """A query whose density falls from `density` to 0 across distance 0."""
   @jax.jit
   def query(points):
-    colours = jnp.clip(points + 0.5, 0.0, 1.0)
-    return density * jax.nn.sigmoid(-distance(points) / width), colours
+    colors = jnp.clip(points + 0.5, 0.0, 1.0)
+    return density * jax.nn.sigmoid(-distance(points) / width), colors
   return query
 
 
-def sphere(centre, radius):
-  centre = jnp.array(centre)
-  return lambda x: jnp.linalg.norm(x - centre, axis=-1) - radius
+def sphere(center, radius):
+  center = jnp.array(center)
+  return lambda x: jnp.linalg.norm(x - center, axis=-1) - radius
 
 
 def union(*distances):
@@ -35,17 +35,17 @@ def check_topology(result):
   return shape
 
 
-def test_sphere_has_its_radius_place_colours_and_topology():
-  centre = np.array([0.2, -0.1, 0.3])
-  result = mesh.extract(solid(sphere(centre, 0.4)), 1.0, 64)
+def test_sphere_has_its_radius_place_colors_and_topology():
+  center = np.array([0.2, -0.1, 0.3])
+  result = mesh.extract(solid(sphere(center, 0.4)), 1.0, 64)
   shape = check_topology(result)
-  radii = np.linalg.norm(result.vertices - centre, axis=-1)
+  radii = np.linalg.norm(result.vertices - center, axis=-1)
   # Tangent rays see the soft rim along a chord, so the edge lies outside 0.4.
   assert np.abs(radii - radii.mean()).max() < 0.005
   assert 0.40 < radii.mean() < 0.47
   assert shape.euler_number == 2
   np.testing.assert_allclose(
-      result.colours, np.clip(result.vertices + 0.5, 0, 1), atol=0.02)
+      result.colors, np.clip(result.vertices + 0.5, 0, 1), atol=0.02)
 
 
 def test_axes_are_not_mixed_up():
@@ -104,7 +104,7 @@ def test_threshold_agrees_with_what_the_renderer_shows(density, width):
   query = solid(sphere([0.0, 0.0, 0.0], 0.5), density, width)
   grid, _, spacing = mesh.sample_grid(
       query, np.array([[-1.0] * 3, [1.0] * 3]), 64)
-  level = mesh.threshold_from(grid, spacing)
+  level = mesh.auto_threshold(grid, spacing)
   steps = np.linspace(-1, 1, 4001)
 
   def profile(offset):

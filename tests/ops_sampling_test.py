@@ -95,11 +95,11 @@ def test_widen_is_mip_nerfs_blur():
   expected = [0.5 * (max(padded[i], padded[i + 1])
                      + max(padded[i + 1], padded[i + 2])) + 0.01
               for i in range(4)]
-  np.testing.assert_allclose(sampling.widen(jnp.asarray(w)), expected,
+  np.testing.assert_allclose(sampling.blur_weights(jnp.asarray(w)), expected,
                              rtol=1e-6)
 
 
 def test_merge_sorts():
   np.testing.assert_array_equal(
-      sampling.merge(jnp.array([0.0, 2.0]), jnp.array([1.0, 3.0])),
+      sampling.sort_union(jnp.array([0.0, 2.0]), jnp.array([1.0, 3.0])),
       [0.0, 1.0, 2.0, 3.0])

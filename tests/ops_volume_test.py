@@ -7,31 +7,31 @@ import numpy as np
 from gen3d.ops import cameras, encodings, volume
 
 
-def test_weights_and_colours_agree_with_a_loop():
+def test_weights_and_colors_agree_with_a_loop():
   rng = np.random.default_rng(0)
   density = rng.exponential(2.0, size=(5, 7))
   edges = np.sort(rng.uniform(1, 3, size=(5, 8)), axis=-1)
-  colours = rng.random((5, 7, 3))
+  colors = rng.random((5, 7, 3))
   background = rng.random((5, 3))
-  weights = volume.weigh(jnp.asarray(density), jnp.asarray(edges))
-  image = volume.composite(weights, jnp.asarray(colours),
+  weights = volume.alpha_weights(jnp.asarray(density), jnp.asarray(edges))
+  image = volume.composite(weights, jnp.asarray(colors),
                            jnp.asarray(background))
   for ray in range(5):
-    light, colour = 1.0, np.zeros(3)
+    light, color = 1.0, np.zeros(3)
     for i in range(7):
       alpha = 1 - np.exp(-density[ray, i] * (edges[ray, i + 1]
                                              - edges[ray, i]))
       np.testing.assert_allclose(weights[ray, i], light * alpha, atol=1e-6)
-      colour += light * alpha * colours[ray, i]
+      color += light * alpha * colors[ray, i]
       light *= 1 - alpha
     np.testing.assert_allclose(
-        image[ray], colour + light * background[ray], atol=1e-6)
+        image[ray], color + light * background[ray], atol=1e-6)
 
 
 def test_constant_density_has_beers_law_and_its_mean_depth():
   sigma, near, far = 1.7, 2.0, 5.0
   edges = jnp.linspace(near, far, 2001)
-  weights = volume.weigh(jnp.full(2000, sigma), edges)
+  weights = volume.alpha_weights(jnp.full(2000, sigma), edges)
   length = far - near
   opacity = 1 - np.exp(-sigma * length)
   np.testing.assert_allclose(weights.sum(), opacity, rtol=1e-5)
@@ -43,7 +43,7 @@ def test_constant_density_has_beers_law_and_its_mean_depth():
 
 def test_gradient_of_constant_density():
   edges = jnp.linspace(0.0, 2.0, 33)
-  opacity = lambda sigma: volume.weigh(jnp.full(32, sigma), edges).sum()
+  opacity = lambda sigma: volume.alpha_weights(jnp.full(32, sigma), edges).sum()
   np.testing.assert_allclose(jax.grad(opacity)(0.9), 2 * np.exp(-1.8),
                              rtol=1e-5)
 
@@ -51,9 +51,9 @@ def test_gradient_of_constant_density():
 def test_gradient_is_finite_behind_a_wall_and_where_all_is_empty():
   edges = jnp.linspace(0.0, 1.0, 5)
   for density in (jnp.array([1e6, 1e6, 0.0, 5.0]), jnp.zeros(4)):
-    depth = lambda d: volume.expected_depth(volume.weigh(d, edges), edges)
+    depth = lambda d: volume.expected_depth(volume.alpha_weights(d, edges), edges)
     assert np.all(np.isfinite(jax.grad(depth)(density)))
-  assert float(volume.weigh(jnp.array([1e6, 0, 0, 0.0]), edges)[0]) == 1.0
+  assert float(volume.alpha_weights(jnp.array([1e6, 0, 0, 0.0]), edges)[0]) == 1.0
 
 
 def test_march_asks_the_field_at_the_frustums():
@@ -71,7 +71,7 @@ def test_march_asks_the_field_at_the_frustums():
   np.testing.assert_allclose(
       march.values[..., 2, 3:], rays.directions, rtol=1e-6)
   np.testing.assert_array_equal(
-      march.weights, volume.weigh(march.density, edges))
+      march.weights, volume.alpha_weights(march.density, edges))
   points = volume.march(field, rays, edges, encodings.midpoints)
   np.testing.assert_allclose(
       points.samples.mean[..., 0, :], rays.origins + 2.2 * rays.directions,

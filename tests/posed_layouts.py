@@ -55,7 +55,7 @@ def ahead():
 
 
 def points_in_front(c2w, depths=(1.4, 2.6)):
-  """(points [N, K, 3], pixels [N, K, 2] (column, row)) of pixel centres."""
+  """(points [N, K, 3], pixels [N, K, 2] (column, row)) of pixel centers."""
   rng = np.random.default_rng(1)
   pixels = np.stack([rng.integers(WIDTH, size=(len(c2w), 7)),
                      rng.integers(HEIGHT, size=(len(c2w), 7))], -1)
@@ -67,10 +67,10 @@ def points_in_front(c2w, depths=(1.4, 2.6)):
 
 
 def picture(path, index, size=(WIDTH, HEIGHT), alpha=None):
-  """A picture of one colour that tells its index."""
+  """A picture of one color that tells its index."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  colour = (10 * index, 200, 7) + (() if alpha is None else (alpha,))
-  Image.new('RGB' if alpha is None else 'RGBA', size, colour).save(path)
+  color = (10 * index, 200, 7) + (() if alpha is None else (alpha,))
+  Image.new('RGB' if alpha is None else 'RGBA', size, color).save(path)
 
 
 def numbers(path, array):

@@ -82,7 +82,7 @@ def test_gradients_are_finite_and_reach_everything(kind):
 
 
 @pytest.mark.parametrize('kind', dreamfusion.NORMALS)
-def test_colours_are_the_image_that_opacity_has_no_say_in(kind):
+def test_colors_are_the_image_that_opacity_has_no_say_in(kind):
   scene = dreamfusion.make(_config(normals=kind, samples=12))
   params = jax.jit(scene.init)(jax.random.key(0))
 
@@ -92,14 +92,14 @@ def test_colours_are_the_image_that_opacity_has_no_say_in(kind):
 
   grad = jax.jit(jax.grad(total, has_aux=True), static_argnums=(1, 2))
   for light in ((1.0, 0.0, 0.0), (0.3, 0.6, 0.0), (0.3, 0.6, 1.0)):
-    slope, seen = grad(params, light, 'colours')
+    slope, seen = grad(params, light, 'colors')
     behind = (1 - seen.opacity[..., None]) * jnp.array([0.2, 0.4, 0.6])
-    np.testing.assert_allclose(seen.colours, seen.image - behind, atol=1e-5)
+    np.testing.assert_allclose(seen.colors, seen.image - behind, atol=1e-5)
   # Lit from everywhere no normal counts, and density has no other way in.
   bias = lambda name: grad(params, (1.0, 0.0, 0.0), name)[0][
       'field']['params']['out']['bias']
-  assert bias('colours')[0] == 0 and bias('image')[0] != 0
-  np.testing.assert_array_less(0.01, np.abs(bias('colours')[1:]))
+  assert bias('colors')[0] == 0 and bias('image')[0] != 0
+  np.testing.assert_array_less(0.01, np.abs(bias('colors')[1:]))
 
 
 def test_light_and_background():
@@ -187,7 +187,7 @@ def test_views_follow_the_papers_schedule():
   assert np.all(late.learned == 1)
 
 
-def test_backgrounds_spread_from_grey_to_all_colours():
+def test_backgrounds_spread_from_grey_to_all_colors():
   config = _config(size=2)
   config.random_background = 1.0
   with config.ignore_type():

@@ -56,11 +56,11 @@ def test_which_looks_are_judged_and_which_network_answers():
   view = _view()
   scene, params = _scene()
   seen = scene.render(params, None, view)
-  assert {'coarse', 'fine'} <= set(params) and len(seen.aux['colours']) == 2
-  np.testing.assert_array_equal(seen.aux['colours'][1], seen.image)
+  assert {'coarse', 'fine'} <= set(params) and len(seen.aux['colors']) == 2
+  np.testing.assert_array_equal(seen.aux['colors'][1], seen.image)
   one, shared = _scene(**{'coarse.separate': False, 'coarse.loss': 0.0})
   assert 'coarse' not in shared
-  assert len(one.render(shared, None, view).aux['colours']) == 1
+  assert len(one.render(shared, None, view).aux['colors']) == 1
 
   def pull(params):
     return jnp.sum(scene.render(params, None, view).image)

@@ -33,7 +33,7 @@ def first_state(task):
 
 @functools.cache
 def compiled(step, chips):
-  mesh = jax.make_mesh((chips,), ('chips',), devices=jax.devices()[:chips],
+  mesh = jax.make_mesh((chips,), ('devices',), devices=jax.devices()[:chips],
                        axis_types=(jax.sharding.AxisType.Auto,))
   return sharding.pmap(step, mesh), mesh
 
@@ -43,7 +43,7 @@ def after_a_step(task, state, batch, chips):
   state, metrics = step(
       sharding.replicate(state, mesh), sharding.to_devices(batch, mesh),
       sharding.replicate(jax.random.key(1), mesh))
-  return sharding.local(state), {k: float(v) for k, v in metrics.items()}
+  return sharding.unreplicate(state), {k: float(v) for k, v in metrics.items()}
 
 
 def test_a_step_does_not_depend_on_the_spreading(task, first_state):
@@ -81,14 +81,14 @@ def test_batches_are_functions_of_seed_and_step(task):
   other = next(task.batches(4, 1))
   assert any((a != b).any() for a, b in zip(jax.tree.leaves(second),
                                             jax.tree.leaves(other)))
-  # Nothing false is said, and of white pictures no colour is a fact.
+  # Nothing false is said, and of white pictures no color is a fact.
   assert clip_task.fits(second['said'], second['facts']).all()
 
 
 def test_what_a_caption_states():
   said = clip_task.stated('a photo of a red car with blue wheels, side view')
-  names = [captions.CATEGORIES, list(captions.COLOURS),
-           list(captions.COLOURS), captions.VIEWS]
+  names = [captions.CATEGORIES, list(captions.COLORS),
+           list(captions.COLORS), captions.VIEWS]
   assert [n[i] for n, i in zip(names, said)] == ['car', 'red', 'blue', 'side']
   truth = said.copy()
   for text, expected in (
@@ -129,9 +129,9 @@ def test_r_precision_tells_a_knowing_judge_from_others():
   # Among 64 captions of 26 categories there is nearly always one's own.
   assert 0.02 < rates[1]['64'].rate < 0.2
   assert rates[2]['64'].rate == 0
-  # Of white pictures no colour is asked.
-  no_colours = Knowing(facts, (1, 0, 0, 1))
-  white = clip_task.r_precision(no_colours, images, own, textureless=True)
+  # Of white pictures no color is asked.
+  no_colors = Knowing(facts, (1, 0, 0, 1))
+  white = clip_task.r_precision(no_colors, images, own, textureless=True)
   assert white['64'].rate == white['all'].rate == 1
   assert rates[0]['64'].n == 150
 

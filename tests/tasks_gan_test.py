@@ -48,8 +48,8 @@ def test_batches_begin_anywhere_and_draw_other_examples(config, source):
   jax.tree.map(np.testing.assert_array_equal, first[2], later)
   known = {label.tobytes() for label in source.labels}
   for batch in first:
-    assert batch['drawn'].shape == (4, 3, 25)
-    assert {x.tobytes() for x in batch['drawn'].reshape(12, 25)} <= known
+    assert batch['sampled_cameras'].shape == (4, 3, 25)
+    assert {x.tobytes() for x in batch['sampled_cameras'].reshape(12, 25)} <= known
   assert [batch['grid'].shape[1] for batch in first] == [4, 4, 8]
 
 
@@ -60,7 +60,7 @@ def test_drawn_cameras_are_mirrored_with_the_images(config, source):
   batch = next(gan.batches(0, 0, config=mirrored, source=source))
   known = {label.tobytes() for label in source.labels}
   twins = {dataset.mirror_label(label).tobytes() for label in source.labels}
-  drawn = [x.tobytes() for x in batch['drawn'].reshape(-1, 25)]
+  drawn = [x.tobytes() for x in batch['sampled_cameras'].reshape(-1, 25)]
   share = np.mean([x in twins for x in drawn])
   assert set(drawn) <= known | twins and 0.2 < share < 0.8
 
@@ -77,8 +77,8 @@ def test_the_rendering_grows_in_buckets(seen, size):
     ({'batch': 0}, r'--config\.batch is 0; it must be at least 1'),
     ({'data.count': 0}, r'data\.count is 0'),
     ({'data.count': 3}, 'has 3 images, too few to measure'),
-    ({'schedule.r1_every': -1}, 'r1_every is -1; it must be at least 0'),
-    ({'schedule.augment_every': 0}, 'augment_every is 0'),
+    ({'schedule.d_reg_interval': -1}, 'd_reg_interval is -1; it must be at least 0'),
+    ({'schedule.ada_interval': 0}, 'ada_interval is 0'),
     ({'render_bucket': 0}, 'render_bucket is 0'),
     ({'render_size': (0, 32)}, 'write pairs'),
     ({'render_size': ((0, 2),)}, r'at least render_bucket \(4\)'),
@@ -94,7 +94,7 @@ def test_numbers_that_no_training_is_made_of(config, change, sentence):
 def test_each_chip_gets_the_images_that_are_compared(config):
   config = config.copy_and_resolve_references()
   assert gan.make(config).least == 1
-  config.model.discriminator.group = 4
+  config.model.discriminator.mbstd_group = 4
   assert gan.make(config).least == 4
   config.batch = 2
   assert gan.make(config).least == 2
@@ -130,15 +130,15 @@ def test_images_of_another_size_or_without_cameras(config, tmp_path):
 
 
 def test_the_typical_camera_is_in_the_middle_of_the_data(source):
-  typical = gan.typical(source.labels)
+  median_camera = gan.median_camera(source.labels)
   known = cameras.angles(source.labels[:, [3, 7, 11]])[1]
-  np.testing.assert_allclose(typical['elevation'], np.median(known), rtol=1e-4)
+  np.testing.assert_allclose(median_camera['elevation'], np.median(known), rtol=1e-4)
   np.testing.assert_allclose(
-      [typical['distance'], typical['focal']], [1.7, 1.35], rtol=1e-4)
-  assert typical['sway'] is None
+      [median_camera['distance'], median_camera['focal']], [1.7, 1.35], rtol=1e-4)
+  assert median_camera['yaw_range'] is None
   before = np.asarray(cameras.to_label(cameras.orbit(
       np.linspace(-30, 30, 201), 0.0, 1.7, 1.35)))
-  np.testing.assert_allclose(gan.typical(before)['sway'], 28.5, atol=0.3)
+  np.testing.assert_allclose(gan.median_camera(before)['yaw_range'], 28.5, atol=0.3)
 
 
 def test_a_generator_of_images_needs_no_cameras(config, source):
@@ -148,7 +148,7 @@ def test_a_generator_of_images_needs_no_cameras(config, source):
   assert batch['label'].shape == (4, 0) and batch['grid'].shape == (4, 0)
   networks = gan.build(plain, 0)
   variables = gan_networks.new_generator(networks, jax.random.key(0))
-  sheet = gan.viewer(plain, networks, source)(variables, 0)
+  sheet = gan.sample_sheet_fn(plain, networks, source)(variables, 0)
   assert sheet.shape == (4 * 10 - 2, 8 * 10 - 2, 3)
   assert not np.array_equal(sheet[:8, :8], sheet[:8, 10:18])
 
@@ -156,7 +156,7 @@ def test_a_generator_of_images_needs_no_cameras(config, source):
 def test_reports_tell_made_from_real(config, source):
   networks = gan.build(config)
   variables = gan_networks.new_generator(networks, jax.random.key(0))
-  measure = gan.meter(config, networks, source)
+  measure = gan.frechet_distance_fn(config, networks, source)
   found = measure(variables, 8)
   assert found['frechet_clip/generated'] > found['frechet_clip/real_halves'] > 0
   assert measure(variables, 8) == found

@@ -79,7 +79,7 @@ def test_batches_are_pixels_of_the_pictures_and_pure():
     which = np.argmax(np.all(
         batch['camera'].c2w[:, None] == train.camera.c2w, axis=(2, 3)), 1)
     np.testing.assert_array_equal(
-        batch['colour'], train.images[which, row, column])
+        batch['color'], train.images[which, row, column])
     low, high = limits
     assert np.all((column >= 8 * low) & (column < 8 * high))
     assert np.all((row >= np.floor(6 * low)) & (row < np.ceil(6 * high)))
@@ -92,15 +92,15 @@ def test_batches_are_pixels_of_the_pictures_and_pure():
 def _train(config, devices, steps):
   task = reconstruction.make(config)
   mesh = jax.make_mesh(
-      (devices,), ('chips',), devices=jax.devices()[:devices],
+      (devices,), ('devices',), devices=jax.devices()[:devices],
       axis_types=(jax.sharding.AxisType.Auto,))
-  state = loop.place(task.init(jax.random.key(0)), mesh)
+  state = loop.replicate_state(task.init(jax.random.key(0)), mesh)
   step = sharding.pmap(task.step, mesh)
   key = sharding.replicate(jax.random.key(1), mesh)
   for batch, _ in zip(task.batches(0, 0), range(steps)):
     state, metrics = step(state, sharding.to_devices(batch, mesh), key)
     jax.block_until_ready(metrics)
-  return task, sharding.local(state), jax.device_get(metrics)
+  return task, sharding.unreplicate(state), jax.device_get(metrics)
 
 
 def compare_spreadings():
@@ -162,7 +162,7 @@ def test_a_finished_run_leaves_its_files_in_the_captures_world(
   mesh = meshes.load(tmp_path / 'mesh.ply')
   # It fills most of the unit cube, which is ten units wide here.
   assert 5 < np.ptp(mesh.vertices, axis=0).max() < 10
-  red = mesh.colours[:, 0] - mesh.colours[:, 2]
+  red = mesh.colors[:, 0] - mesh.colors[:, 2]
   assert np.mean(red > 0.2) > 0.4
 
 

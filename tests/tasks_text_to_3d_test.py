@@ -19,7 +19,7 @@ SCHEDULE = noise.cosine_schedule()
 
 
 def _denoise(weights, x_t, t, text):
-  """The ideal denoiser of flat images whose colour is the text's."""
+  """The ideal denoiser of flat images whose color is the text's."""
   alpha = SCHEDULE.alpha(t)[:, None, None, None]
   sigma = SCHEDULE.sigma(t)[:, None, None, None]
   mean = text['states'][:, 0, None, None] * weights
@@ -28,9 +28,9 @@ def _denoise(weights, x_t, t, text):
 
 def _embed(prompts):
   """Green wherever there is a prompt, grey without; see the view in blue."""
-  colours = np.array([[-1.0, 0.8, -0.2 * len(p) % 1] if p else [0.0, 0, 0]
+  colors = np.array([[-1.0, 0.8, -0.2 * len(p) % 1] if p else [0.0, 0, 0]
                       for p in prompts], np.float32)
-  return {'states': jnp.asarray(colours)[:, None],
+  return {'states': jnp.asarray(colors)[:, None],
           'mask': jnp.ones((len(prompts), 1))}
 
 
@@ -53,14 +53,14 @@ def _config(views=2, steps=4):
 def _run(config, devices, steps, teacher=TEACHER):
   """Parameters and metrics after `steps` on the first `devices`."""
   task = text_to_3d.make(config, teacher)
-  mesh = jax.make_mesh((devices,), ('chips',), devices=jax.devices()[:devices])
+  mesh = jax.make_mesh((devices,), ('devices',), devices=jax.devices()[:devices])
   state = sharding.replicate(task.init(jax.random.key(0)), mesh)
   step = sharding.pmap(task.step, mesh)
   for _, batch in zip(range(steps), task.batches(0, 0)):
     state, metrics = step(
         state, sharding.to_devices(batch, mesh),
         sharding.replicate(jax.random.key(1), mesh))
-  return task, sharding.local(state), jax.device_get(metrics)
+  return task, sharding.unreplicate(state), jax.device_get(metrics)
 
 
 def compare_spreadings():
@@ -88,7 +88,7 @@ def test_eight_chips_equal_one(on_eight_devices):
   assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_an_object_takes_the_teachers_colour_and_is_exported(tmp_path):
+def test_an_object_takes_the_teachers_color_and_is_exported(tmp_path):
   config = _config(steps=60)
   config.scene.random_background = 1.0
   task, state, metrics = _run(config, 1, steps=60)
@@ -149,7 +149,7 @@ def test_texts_are_heard_before_the_teacher_is_read():
 
 
 def test_negatives_are_led_away_from():
-  # Without its negative, only what the toy hears as a colour could differ.
+  # Without its negative, only what the toy hears as a color could differ.
   moved = []
   for changes in ({}, {'negative_prompt': 'a green thing'},
                   {'guidance.perp_neg.weight': 1.0},

@@ -149,7 +149,7 @@ def _moved_by(lessons, config, params):
   # What is zero at the start would hide the rest of the network.
   params = jax.tree.map(lambda x: x + .02, params)
   state = task.init(jax.random.key(0)).replace(params=params)
-  new, losses = jax.pmap(task.step, 'chips')(
+  new, losses = jax.pmap(task.step, 'devices')(
       one(state), one(next(task.batches(0, 0))), one(jax.random.key(1)))
   moved = jax.tree.map(lambda a, b: jnp.abs(a - b[0]).max(),
                        params, new.params)
@@ -185,7 +185,7 @@ def test_a_sketch_is_of_a_known_camera_only(config, state):
 
 def test_reading_is_judged_by_what_captions_say():
   meaning = captions.meaning(['a red car with blue wheels', 'the cat', ''])
-  names = list(captions.COLOURS)
+  names = list(captions.COLORS)
   assert meaning.tolist() == [
       [1 + captions.CATEGORIES.index('car'), 1 + names.index('red'),
        1 + names.index('blue')],
@@ -202,7 +202,7 @@ def test_reading_is_judged_by_what_captions_say():
   assert loss(knows) < 1e-6
 
 
-def test_a_small_encoder_learns_which_colour_is_whose(config):
+def test_a_small_encoder_learns_which_color_is_whose(config):
   # Bags of words are equal; only their order differs.
   pair = ['a green tree with brown trunk', 'a brown tree with green trunk']
   tokens, mask = assets.tokenizer().encode(pair)
@@ -237,7 +237,7 @@ def test_the_record_tells_of_what_went_before(
   again.start_from = str(path)
   later = state.replace(step=jnp.array(5))
   for stage in (1, 2):
-    path, _ = release.ship(
+    path, _ = release.save_release(
         assets.TEXT_TO_IMAGE, again, later, tmp_path / f'stage{stage}')
     _, record = assets.load(path)
     assert record['images_seen'] == 100 + stage * 5 * config.batch
@@ -343,7 +343,7 @@ def test_the_shipped_teacher_speaks_eps_and_hears_words():
   assert jnp.abs(told[0] - told[1]).max() > 1e-3
 
 
-def test_the_shipped_teacher_hears_which_colour_is_whose():
+def test_the_shipped_teacher_hears_which_color_is_whose():
   teacher = text_to_image.teacher()
   text = teacher.embed(['a green tree with brown trunk, side view',
                         'a brown tree with green trunk, side view',

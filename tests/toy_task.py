@@ -38,7 +38,7 @@ def make(config):
   def step(state, batch, key):
     loss, grads = jax.value_and_grad(loss_fn)(
         state.params, state.frozen, batch, key)
-    grads = jax.lax.pmean(grads, 'chips')
+    grads = jax.lax.pmean(grads, 'devices')
     poison = jnp.where(state.step + 1 == config.nan_at, jnp.nan, 0.)
     grads = jax.tree.map(lambda g: g + poison, grads)
     state = optim.apply_gradients(state, grads, optimizer, ema_decay=.99)

@@ -322,7 +322,7 @@ def test_a_dead_id_is_explained_without_asking_the_hub(fake_hub):
 
 
 @pytest.mark.parametrize('kind, words', [
-    ('GatedRepoError', 'accept its licence.*hf auth login'),
+    ('GatedRepoError', 'accept its license.*hf auth login'),
     ('RevisionNotFoundError', "no revision 'v9'"),
     ('RepositoryNotFoundError', 'neither a folder here nor a model'),
     ('LocalEntryNotFoundError', 'cannot be reached'),

@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 import tokenizers
 
-from gen3d import files
+from gen3d import files, legacy
 
 FOLDER = pathlib.Path(__file__).parent
 TEXT_TO_IMAGE = FOLDER / 'text_to_image_shapes.safetensors'
@@ -67,7 +67,9 @@ def load(path):
   try:
     record = files.to_tuples(json.loads(beside.read_text()))
     wanted = record['sha256']
-  except (ValueError, KeyError, TypeError) as error:
+    if 'config' in record:
+      record['config'] = legacy.upgrade(record['config'])
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f'{beside} is damaged; get it again.') from error
   if hashlib.sha256(content).hexdigest() != wanted:
     raise ValueError(

@@ -18,7 +18,7 @@ def normalize(caption):
 
 
 def read(path):
-  """The normalised captions of a file, in its order.
+  """The normalized captions of a file, in its order.
 
   Raises:
     ValueError: the file is missing, empty or no UTF-8 text, or a line is

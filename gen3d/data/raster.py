@@ -1,4 +1,4 @@
-"""Pictures of surfaces by an independent rasteriser, in NumPy.
+"""Pictures of surfaces by an independent rasterizer, in NumPy.
 
 It makes pictures with known cameras for reconstruction and stands apart from
 what it is to test: it shares nothing with the volume renderer. Depths are
@@ -25,7 +25,7 @@ class Triangles(NamedTuple):
   """The faces of all surfaces of an object, corner by corner."""
   corners: Any   # [F, 3, 3]
   normals: Any   # [F, 3, 3]
-  colours: Any   # [F, 3, 3]
+  colors: Any   # [F, 3, 3]
   uv: Any        # [F, 3, 2]
   texture: Any   # int [F], which of `pyramids`; -1 for none
   pyramids: Any  # tuple of tuples of float32 [H, W, 3] in [0, 1], halved
@@ -39,7 +39,7 @@ def gather(surfaces):
     textured = surface.texture is not None
     pieces.append((
         surface.vertices[faces], surface.normals[faces],
-        surface.colours[faces],
+        surface.colors[faces],
         surface.uv[faces] if textured else np.zeros((*faces.shape, 2)),
         np.full(len(faces), len(pyramids) if textured else -1)))
     if textured:
@@ -47,12 +47,12 @@ def gather(surfaces):
   return Triangles(*map(np.concatenate, zip(*pieces)), tuple(pyramids))
 
 
-def rasterise(c2w, intrinsics, height, width, corners):
-  """What is seen at every pixel's centre.
+def rasterize(c2w, intrinsics, height, width, corners):
+  """What is seen at every pixel's center.
 
   Args:
     c2w: [4, 4], OpenGL axes.
-    intrinsics: [3, 3], normalised.
+    intrinsics: [3, 3], normalized.
     height, width: of the picture.
     corners: [F, 3, 3] of triangles, world.
 
@@ -94,23 +94,23 @@ def render(triangles, c2w, intrinsics, height, width, *, samples=3,
 
   Each pixel is the mean of `samples` squared points; textures are read from
   the level at which a texel is about as large as the distance of two points.
-  The light is far away and fixed in the world, so that a point has one colour
+  The light is far away and fixed in the world, so that a point has one color
   from everywhere, which is what a radiance field without views can be.
 
   Args:
     triangles: Triangles.
-    c2w, intrinsics: the camera, as for `rasterise`.
+    c2w, intrinsics: the camera, as for `rasterize`.
     height, width: of the picture.
     samples: points a side of a pixel.
-    ambient: share of light that comes from everywhere; 1 shows the colours.
+    ambient: share of light that comes from everywhere; 1 shows the colors.
     light: direction [3] that the rest comes from.
   """
-  owner, weights, _ = rasterise(
+  owner, weights, _ = rasterize(
       c2w, intrinsics, samples * height, samples * width, triangles.corners)
   seen = owner >= 0
   faces, weights = owner[seen], weights[seen]
   mix = lambda corners: np.einsum('pk,pkc->pc', weights, corners[faces])
-  colours = mix(triangles.colours)
+  colors = mix(triangles.colors)
   levels = _levels(triangles, c2w, intrinsics, samples * height,
                    samples * width)[faces]
   uv, texture = mix(triangles.uv), triangles.texture[faces]
@@ -118,11 +118,11 @@ def render(triangles, c2w, intrinsics, height, width, *, samples=3,
     for level, image in enumerate(pyramid):
       here = (texture == number) & (
           np.minimum(levels, len(pyramid) - 1) == level)
-      colours[here] *= _look_up(image, uv[here])
+      colors[here] *= _look_up(image, uv[here])
   shade = _lambert(triangles, c2w, faces, mix(triangles.normals), light)
-  colours *= ambient + (1 - ambient) * shade[:, None]
+  colors *= ambient + (1 - ambient) * shade[:, None]
   full = np.zeros((*seen.shape, 4))
-  full[seen] = np.concatenate([colours, np.ones((len(faces), 1))], -1)
+  full[seen] = np.concatenate([colors, np.ones((len(faces), 1))], -1)
   mean = full.reshape(height, samples, width, samples, 4).mean((1, 3))
   mean[..., :3] /= np.maximum(mean[..., 3:], 1e-9)
   return np.round(255 * np.clip(mean, 0, 1)).astype(np.uint8)
@@ -140,7 +140,7 @@ def _lambert(triangles, c2w, faces, normals, light):
 
 
 def _bounds(local, intrinsics, height, width):
-  """First and last (column, row) [F, 2] whose centres a face may cover."""
+  """First and last (column, row) [F, 2] whose centers a face may cover."""
   last = np.array([width, height]) - 1
   ahead = local[..., 2].min(1) > 1e-9
   flat = local[ahead] @ intrinsics.T
@@ -172,7 +172,7 @@ def _by_size(low, high):
 
 
 def _at(edges, columns, rows):
-  """e: three arrays [...] of faces at pixels' centres; edges [..., 3, 3].
+  """e: three arrays [...] of faces at pixels' centers; edges [..., 3, 3].
 
   Apart, since a trailing axis of three is slow.
   """
@@ -228,7 +228,7 @@ def _levels(triangles, c2w, intrinsics, height, width):
 
 
 def _look_up(image, uv):
-  """Bilinear colours [P, 3] at uv [P, 2]; the image is repeated."""
+  """Bilinear colors [P, 3] at uv [P, 2]; the image is repeated."""
   height, width = image.shape[:2]
   x, y = uv[:, 0] * width - 0.5, (1 - uv[:, 1]) * height - 0.5
   x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)

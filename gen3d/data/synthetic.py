@@ -26,15 +26,15 @@ from gen3d.ops.surfaces import Surface, fit
 RADIUS = 1.0    # of the ball that holds the object
 DISTANCE = 4.0  # of the cameras, as in NeRF's Blender scenes
 _MARGIN = 1.05  # how much wider than the ball the cameras see
-_GOLDEN = 180 * (3 - 5 ** 0.5)  # degrees between neighbours of the spiral
+_GOLDEN = 180 * (3 - 5 ** 0.5)  # degrees between neighbors of the spiral
 
 
-def of_caption(text, resolution=160):
+def surface_from_caption(text, resolution=160):
   """The typical object of the shapes world that a caption names.
 
   The true surface, by marching cubes of the known distance: the vertices have
-  the colour of the part that they lie on and the distance's gradient as
-  normal. Colours that the caption does not say are white and gray.
+  the color of the part that they lie on and the distance's gradient as
+  normal. Colors that the caption does not say are white and gray.
 
   Args:
     text: such as 'a red car with blue wheels'.
@@ -53,7 +53,7 @@ def of_caption(text, resolution=160):
   def query(points):
     # As a density that is 1 on the surface: what ops.mesh expects.
     return (jnp.exp(-10 * primitives.sdf(parts, points)),
-            primitives.colour(parts, points))
+            primitives.color(parts, points))
 
   density, origin, spacing = mesh.sample_grid(
       query, np.outer([-bound, bound], np.ones(3)), resolution)
@@ -61,10 +61,10 @@ def of_caption(text, resolution=160):
   points = jnp.asarray(vertices, jnp.float32)
   normals = jax.jit(functools.partial(shapes_world.normals, parts))(points)
   return Surface(vertices, faces, np.asarray(normals, np.float64),
-                 np.asarray(primitives.colour(parts, points), np.float64)),
+                 np.asarray(primitives.color(parts, points), np.float64)),
 
 
-def photographs(text, split, count, size):
+def render_views(text, split, count, size):
   """Pictures of that object in memory, by sphere tracing, without any file.
 
   Args:
@@ -89,10 +89,10 @@ def photographs(text, split, count, size):
   @jax.jit
   def look(camera):
     view = shapes_world.trace(parts, camera, size)
-    # Straight alpha: a pixel's colour is the object's alone.
+    # Straight alpha: a pixel's color is the object's alone.
     whole = view._replace(coverage=jnp.full_like(view.coverage, 255))
-    colours = jnp.round(255 * shapes_world.compose(whole, light, 0.0))
-    return jnp.concatenate([colours.astype(jnp.uint8),
+    colors = jnp.round(255 * shapes_world.shade_and_composite(whole, light, 0.0))
+    return jnp.concatenate([colors.astype(jnp.uint8),
                             view.coverage[..., None]], axis=-1)
 
   camera = cameras.Camera(c2w.astype(np.float32),
@@ -169,7 +169,7 @@ def write_blender(out, surfaces, *, train=100, test=25, size=200, lowest=0.0,
 
 
 def _typical(text):
-  """(Spec, parts) of the typical object; unsaid colours are white and gray."""
+  """(Spec, parts) of the typical object; unsaid colors are white and gray."""
   spec = captions.parse(text)
   spec = spec._replace(main=spec.main or 'white', second=spec.second or 'gray')
   return spec, categories.build(

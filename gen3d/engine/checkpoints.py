@@ -16,7 +16,7 @@ from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gen3d import files
+from gen3d import files, legacy
 from gen3d.engine import sharding
 from gen3d.engine.state import copy, to_save
 
@@ -48,7 +48,7 @@ class Checkpoints:
     # A copy: the next step reuses the state's own buffers.
     tree = copy(to_save(state))
     meta = {'sha256': _digest(tree)}
-    self._manager.save(int(sharding.local(state.step)), args=ocp.args.Composite(
+    self._manager.save(int(sharding.unreplicate(state.step)), args=ocp.args.Composite(
         state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
 
   def restore(self, state, mesh, step=None):
@@ -56,7 +56,7 @@ class Checkpoints:
 
     Args:
       state: TrainState of the right shapes, such as a task's init makes.
-      mesh: from sharding.chips; the result is replicated over it.
+      mesh: from sharding.device_mesh; the result is replicated over it.
       step: which checkpoint; None: the newest.
 
     Raises:
@@ -125,9 +125,9 @@ def load(workdir, state, step=None):
     raise FileNotFoundError(f'There is no checkpoint in {workdir}.')
   checkpoints = Checkpoints(workdir, read_only=True)
   try:
-    mesh = jax.make_mesh((1,), (sharding.CHIPS,), devices=jax.devices()[:1],
+    mesh = jax.make_mesh((1,), (sharding.AXIS,), devices=jax.devices()[:1],
                          axis_types=(jax.sharding.AxisType.Auto,))
-    return sharding.local(checkpoints.restore(state, mesh, step))
+    return sharding.unreplicate(checkpoints.restore(state, mesh, step))
   finally:
     checkpoints.close()
 
@@ -144,15 +144,16 @@ def load_config(workdir):
         f'There is no run in {workdir}: it has no config.json; give the '
         '--workdir that gen3d.train was given.')
   try:
-    return ml_collections.ConfigDict(files.to_tuples(json.loads(path.read_text())))
-  except ValueError as error:
+    content = files.to_tuples(json.loads(path.read_text()))
+    return ml_collections.ConfigDict(legacy.upgrade(content))
+  except (ValueError, AttributeError) as error:
     raise ValueError(f'{path} is damaged, so the run cannot be read.'
                      ) from error
 
 
 def _digest(tree):
   digest = hashlib.sha256()
-  leaves, _ = jax.tree_util.tree_flatten_with_path(sharding.local(tree))
+  leaves, _ = jax.tree_util.tree_flatten_with_path(sharding.unreplicate(tree))
   for path, leaf in leaves:
     x = np.asarray(leaf)
     digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode())

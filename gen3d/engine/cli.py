@@ -35,7 +35,7 @@ def run(main):
       if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells a lot.
       sharding.use_all_cores()
-      sharding.keep_memory()
+      sharding.tune_malloc()
       sharding.cache_compilations()
       sharding.initialize_distributed()
       main()

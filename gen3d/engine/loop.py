@@ -66,12 +66,12 @@ def run(task, config, workdir):
   try:
     state = task.init(keys[0])
     state = (checkpoints.restore(state, mesh) if start
-             else place(state, mesh))
+             else replicate_state(state, mesh))
     if start < config.steps:
       state = _train(task, config, workdir, checkpoints, mesh, state, batches,
                      keys)
     checkpoints.wait()
-    return _finish(task, config, workdir, sharding.local(state))
+    return _finish(task, config, workdir, sharding.unreplicate(state))
   finally:
     checkpoints.close()
 
@@ -123,7 +123,7 @@ def _claim(config, workdir):
 def _feed(task, config, start):
   """Returns the mesh and the batches on it, from that of step `start`."""
   if start >= config.steps:
-    return sharding.chips(), iter(())
+    return sharding.device_mesh(), iter(())
   # Some data take minutes to be made: a word, but only where it is needed.
   patience = threading.Timer(5., print, ['Preparing the first batch.'],
                              {'file': sys.stderr, 'flush': True})
@@ -134,12 +134,12 @@ def _feed(task, config, start):
     first = next(batches)
   finally:
     patience.cancel()
-  mesh = sharding.chips(np.shape(jax.tree.leaves(first)[0])[0], task.least)
-  sharding.check_divides(first, mesh, task.least)
+  mesh = sharding.device_mesh(np.shape(jax.tree.leaves(first)[0])[0], task.min_per_device)
+  sharding.check_divides(first, mesh, task.min_per_device)
   return mesh, sharding.prefetch(itertools.chain([first], batches), mesh)
 
 
-def place(state, mesh):
+def replicate_state(state, mesh):
   """Replicates a new state; frozen weights are not donated, nor copied."""
   frozen = sharding.replicate(state.frozen, mesh, share=True)
   state = sharding.replicate(state.replace(frozen=None), mesh)
@@ -148,8 +148,8 @@ def place(state, mesh):
 
 def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
   """Returns the state of config.steps, of which a save is under way."""
-  start = int(sharding.local(state.step))
-  step = sharding.pmap(_watched(task.step), mesh, task.frugal)
+  start = int(sharding.unreplicate(state.step))
+  step = sharding.pmap(_watched(task.step), mesh, task.minimize_memory)
   run_key = sharding.replicate(keys[1], mesh)
   report = Report(
       workdir, start, config.steps, config.get('progress', ()),
@@ -170,7 +170,7 @@ def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
       if _due(done, config.eval_every, config.steps):
         watch.drain()
         scalars, images = task.evaluate(
-            sharding.local(state), jax.random.fold_in(keys[2], done))
+            sharding.unreplicate(state), jax.random.fold_in(keys[2], done))
         report.scalars(done, {k: float(v) for k, v in scalars.items()})
         report.images(done, images)
       stop, overdue = _agree(done % config.log_every == 0, signals.received,
@@ -260,7 +260,7 @@ class _Watch:
     while len(self._pending) > left:
       step, metrics = self._pending.pop(0)
       values = {name: float(x) for name, x in
-                jax.device_get(sharding.local(metrics)).items()}
+                jax.device_get(sharding.unreplicate(metrics)).items()}
       finite = values.pop(_FINITE) == 1.
       bad = [f'{name} is {x}' for name, x in values.items()
              if not np.isfinite(x)]

@@ -77,7 +77,7 @@ def make_optimizer(config, steps=0):
       with adam; not on biases and gains, that is on parameters of fewer than
       two axes), `clip` (largest global norm of the gradient) and `rates`
       (what the learning rate of all parameters below a name is multiplied
-      by, where it is not 1). Muon steps along the orthogonalised
+      by, where it is not 1). Muon steps along the orthogonalized
       momentum of each kernel, flattened to [inputs, outputs] and scaled to
       AdamW's step (2502.16982), so that AdamW's learning rates serve; what
       is not a kernel has AdamW with Nesterov's momentum.

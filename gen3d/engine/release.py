@@ -6,7 +6,7 @@ from gen3d import assets
 from gen3d.engine import report
 
 
-def ship(asset, config, state, workdir, **more):
+def save_release(asset, config, state, workdir, **more):
   """Writes the averaged weights into the workdir, named as the asset.
 
   Args:
@@ -24,12 +24,12 @@ def ship(asset, config, state, workdir, **more):
             'images_seen': steps * config.batch,
             **report.provenance(workdir), **more}
   if config.get('start_from'):
-    record = _after(record, config.start_from)
+    record = _merge_history(record, config.start_from)
   return assets.save(
       pathlib.Path(workdir) / asset.name, state.ema, record, 'float16')
 
 
-def _after(record, start_from):
+def _merge_history(record, start_from):
   """The record of a training that began with another one's weights.
 
   Pictures and hours are counted together; how the earlier ones were trained

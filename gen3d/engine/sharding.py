@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from gen3d.engine.state import copy
 
-CHIPS = 'chips'
+AXIS = 'devices'
 
 
 def use_all_cores():
@@ -40,7 +40,7 @@ def use_all_cores():
     jax.config.update('jax_num_cpu_devices', _cores())
 
 
-def keep_memory():
+def tune_malloc():
   """Lets the process keep the memory that a step frees, for the next step.
 
   XLA's temporaries on the CPU are megabytes each; glibc gives such blocks
@@ -107,39 +107,39 @@ def initialize_distributed():
     jax.distributed.initialize()
 
 
-def chips(batch_size=None, least=1):
-  """Returns the Mesh over all devices of all processes, axis 'chips'.
+def device_mesh(batch_size=None, min_per_device=1):
+  """Returns the Mesh over all devices of all processes, axis 'devices'.
 
   Args:
     batch_size: where given and the devices are the CPU's cores as taken by
       `use_all_cores`, as many of them as divide it: nobody asked for six.
-    least: examples that each of these must get.
+    min_per_device: examples that each of these must get.
   """
   devices = jax.devices()
   by_default = (devices[0].platform == 'cpu' and jax.process_count() == 1
                 and jax.config.jax_num_cpu_devices > 0)
   if batch_size and by_default:
     count = max(n for n in range(1, len(devices) + 1)
-                if n == 1 or batch_size % n == 0 and batch_size // n >= least)
+                if n == 1 or batch_size % n == 0 and batch_size // n >= min_per_device)
     devices = devices[:count]
   return _mesh(devices)
 
 
 def _mesh(devices):
-  return jax.make_mesh((len(devices),), (CHIPS,), devices=devices,
+  return jax.make_mesh((len(devices),), (AXIS,), devices=devices,
                        axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def pmap(step, mesh, frugal=False):
+def pmap(step, mesh, minimize_memory=False):
   """Returns a train step compiled for all chips of the mesh.
 
   Args:
     step: (state, batch, key) -> (state, metrics), written for one chip: it
       sees its share of the batch, averages its gradients by
-      `jax.lax.pmean(grads, 'chips')` after differentiation, and leaves the
+      `jax.lax.pmean(grads, 'devices')` after differentiation, and leaves the
       same state on every chip. Metrics are scalars and are averaged here.
-    mesh: from `chips`.
-    frugal: whether XLA orders operations on a CPU by the memory that they
+    mesh: from `device_mesh`.
+    minimize_memory: whether XLA orders operations on a CPU by the memory that they
       need, not so that many could be done at once. It halves a GAN's, and
       with it the time for pages; it nearly doubles Mip-NeRF's.
 
@@ -158,16 +158,16 @@ def pmap(step, mesh, frugal=False):
       if np.shape(value):
         raise ValueError(f'Metric {name!r} has shape {np.shape(value)}; '
                          f'metrics are scalars.')
-    metrics = {name: jax.lax.pmean(jnp.float32(value), CHIPS)
+    metrics = {name: jax.lax.pmean(jnp.float32(value), AXIS)
                for name, value in metrics.items()}
     return state.replace(frozen=None), metrics
 
   # Without check_vma, gradients stay those of the chip, as the step expects.
   mapped = jax.jit(
-      jax.shard_map(per_chip, mesh=mesh, in_specs=(P(), P(), P(CHIPS), P()),
+      jax.shard_map(per_chip, mesh=mesh, in_specs=(P(), P(), P(AXIS), P()),
                     out_specs=(P(), P()), check_vma=False),
       donate_argnums=0,
-      compiler_options=_memory_first() if frugal else None)
+      compiler_options=_memory_first() if minimize_memory else None)
 
   def over_chips(state, batch, key):
     frozen = state.frozen
@@ -179,7 +179,7 @@ def pmap(step, mesh, frugal=False):
   return over_chips
 
 
-def spread(function, rows=None, progress=None):
+def map_over_devices(function, rows=None, progress=None):
   """Divides work over this process's devices, as one program.
 
   Calls of one jitted function on several devices would be compiled for each
@@ -201,7 +201,7 @@ def spread(function, rows=None, progress=None):
   def program(count):
     mesh = _mesh(jax.local_devices()[:count])
     return NamedSharding(mesh, P()), jax.jit(jax.shard_map(
-        function, mesh=mesh, in_specs=(P(), P(CHIPS)), out_specs=P(CHIPS),
+        function, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS),
         check_vma=False))
 
   def run(shared, work):
@@ -249,7 +249,7 @@ def replicate(tree, mesh, share=False):
 
   Args:
     tree: pytree of arrays.
-    mesh: from `chips`.
+    mesh: from `device_mesh`.
     share: whether the result may share memory with `tree`, which then dies
       with it where a step donates it: right for what is never donated.
   """
@@ -270,7 +270,7 @@ def replicate(tree, mesh, share=False):
   return jax.tree.map(send, tree)
 
 
-def local(tree):
+def unreplicate(tree):
   """Returns a replicated pytree as arrays on one device of this process."""
   return jax.tree.map(
       lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)
@@ -282,12 +282,12 @@ def to_devices(batch, mesh):
   Args:
     batch: pytree of NumPy arrays [n, ...] of which each process sends the
       rows of its own chips: those of `rows` matter only.
-    mesh: from `chips`.
+    mesh: from `device_mesh`.
 
   Raises:
     ValueError: where n is not a multiple of the number of chips.
   """
-  sharding = NamedSharding(mesh, P(CHIPS))
+  sharding = NamedSharding(mesh, P(AXIS))
   check_divides(batch, mesh)
 
   def send(x):
@@ -302,24 +302,24 @@ def rows(count):
   """Which of a batch's `count` rows this process sends; None for all."""
   if jax.process_count() == 1 or count % jax.device_count():
     return None  # What cannot be divided is refused later, in a sentence.
-  parts = NamedSharding(chips(), P(CHIPS)).addressable_devices_indices_map(
+  parts = NamedSharding(device_mesh(), P(AXIS)).addressable_devices_indices_map(
       (count,))
   return np.sort(np.concatenate(
       [np.arange(count)[index] for index in parts.values()]))
 
 
-def check_divides(batch, mesh, least=1):
-  """Raises ValueError where chips do not get alike, or not `least` examples."""
+def check_divides(batch, mesh, min_per_device=1):
+  """Raises ValueError where chips do not get alike, or not `min_per_device` examples."""
   for x in jax.tree.leaves(batch):
     if np.ndim(x) == 0 or np.shape(x)[0] % mesh.size:
       size = f'of {np.shape(x)[0]}' if np.ndim(x) else 'without leading axis'
       raise ValueError(
           f'A batch {size} cannot be divided over {mesh.size} chips; choose a '
           f'batch that is a multiple of {mesh.size}, or fewer devices.')
-    if np.shape(x)[0] // mesh.size < least:
+    if np.shape(x)[0] // mesh.size < min_per_device:
       raise ValueError(
           f'A batch of {np.shape(x)[0]} on {mesh.size} chips leaves fewer '
-          f'than the {least} examples on each that are looked at together (of '
+          f'than the {min_per_device} examples on each that are looked at together (of '
           'a GAN, model.discriminator.group); choose a larger batch, fewer '
           'devices, or fewer together.')
 

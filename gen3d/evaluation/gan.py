@@ -74,7 +74,7 @@ def distances(path):
   network, config = inference.load_trained(path)
   source = gan.open_data(config.data)
   networks = gan.build(config, source.labels.shape[1])
-  measure = gan.meter(config, networks, source)
+  measure = gan.frechet_distance_fn(config, networks, source)
   start = gan_networks.new_generator(networks, jax.random.key(config.seed))
   found = measure(network.variables, network.size)
   return {'untrained': measure(start, network.size)['frechet_clip/generated'],
@@ -105,10 +105,10 @@ def geometry(path, count=64, truths=1000):
     raise ValueError(f'{path} has learned from {config.data.path}, of which no '
                      'true shapes are known.')
   world = gan.world_of(config.data)
-  bound = network.generator.rendering.box / 2
+  bound = network.generator.rendering.box_warp / 2
   known = [shapes_world.example(0, 'train', i, world).object for i in range(truths)]
   others = [shapes_world.example(0, 'seen', i, world).object for i in range(count)]
-  cells = shape_metrics.cell_centres(bound, CELLS)
+  cells = shape_metrics.cell_centers(bound, CELLS)
   filled = np.stack([_distance(x.parts, cells) < 0 for x in tqdm.tqdm(
       known, 'true shapes', disable=None)])
   surface = functools.cache(lambda i: _true_surface(known[i]))
@@ -127,7 +127,7 @@ def named(path, count=64):
   """How often the shipped CLIP pair finds in a picture what it should show.
 
   That is a category that the generator has learned from, among all of the
-  shapes world's, without colours.
+  shapes world's, without colors.
 
   Args:
     path: as objects.load_trained takes it.

@@ -20,18 +20,18 @@ from gen3d.io import images as image_io
 from gen3d.ops import cameras
 from gen3d.tasks import text_to_image
 
-COLOUR = 'orange'
+COLOR = 'orange'
 SIDES = 4
 TIME = 0.99
 DRAWS = 16  # of objects, and of noise
 
 
 def compare(weights=assets.TEXT_TO_IMAGE, draws=DRAWS):
-  """Means and beliefs of one coloured thing of each category.
+  """Means and beliefs of one colored thing of each category.
 
   Args:
     weights: of a text-to-image model.
-    draws: objects of a mean, each in a light of its own, over grey; and
+    draws: objects of a mean, each in a light of its own, over gray; and
       noises of a belief.
 
   Returns:
@@ -39,7 +39,7 @@ def compare(weights=assets.TEXT_TO_IMAGE, draws=DRAWS):
     about [0, 1].
   """
   model, params, _ = text_to_image.load(weights)
-  prompts = [captions.plain(captions.Spec(category, COLOUR, ''))
+  prompts = [captions.plain(captions.Spec(category, COLOR, ''))
              for category in captions.CATEGORIES]
   texts, labels = text_to_image.around(prompts, SIDES)
   means = np.stack([_mean_pictures(category, labels[:SIDES], model.size, draws)
@@ -53,7 +53,7 @@ def compare(weights=assets.TEXT_TO_IMAGE, draws=DRAWS):
 
 
 def relative_errors(means, beliefs):
-  """Squared error by category [N], 1 for a teacher that believes in grey."""
+  """Squared error by category [N], 1 for a teacher that believes in gray."""
   axes = (1, 2, 3, 4)
   return ((beliefs - means) ** 2).mean(axes) / ((means - 0.5) ** 2).mean(axes)
 
@@ -75,10 +75,10 @@ def report(weights, out=None):
 
 
 def _mean_pictures(category, labels, size, draws):
-  """[SIDES, H, W, 3]: over sizes, second colours and lights."""
+  """[SIDES, H, W, 3]: over sizes, second colors and lights."""
   rng = np.random.default_rng(captions.CATEGORIES.index(category))
   parts = [categories.build(captions.Spec(
-      category, COLOUR, rng.choice(list(captions.COLOURS))), rng.uniform).parts
+      category, COLOR, rng.choice(list(captions.COLORS))), rng.uniform).parts
            for _ in range(draws)]
   return np.asarray(_mean_of_each(
       np.stack(parts), jax.random.split(jax.random.key(0), draws),

@@ -1,7 +1,7 @@
 """CLIP R-Precision of a folder of finished runs, as the papers report it.
 
 An *examiner* is a column of the table: it looks at one object's views, in
-colour or textureless (the papers' "geometry"), and says in what share of them
+color or textureless (the papers' "geometry"), and says in what share of them
 it retrieves the prompt. The published CLIPs retrieve it from a file of
 captions by the protocol of metrics.text, before white; the shipped pair, from
 captions of the shapes world, as in `evaluation`. A *method* is a row: the
@@ -36,7 +36,7 @@ from gen3d.weights import hub
 REPORT = 'r_precision.json'
 NAMES = {clip.B32: 'CLIP B/32', clip.B16: 'CLIP B/16', clip.L14: 'CLIP L/14'}
 WHITE = 1.0
-HEADINGS = {'color': 'colour', 'textureless': 'geometry'}
+HEADINGS = {'color': 'color', 'textureless': 'geometry'}
 
 
 class Examiner(NamedTuple):
@@ -46,7 +46,7 @@ class Examiner(NamedTuple):
     name: heading of its columns.
     identity: string that differs where its answers may.
     size: S, pixels a side of what it looks at.
-    background: grey level behind the object.
+    background: gray level behind the object.
     share: (images [V, S, S, 3] in [0, 1], prompt, textureless) -> float.
   """
   name: str
@@ -62,7 +62,7 @@ class Score(NamedTuple):
   Attributes:
     method: of the run.
     prompt: of the run.
-    shares: float [J, 2], of its views in colour and textureless.
+    shares: float [J, 2], of its views in color and textureless.
   """
   method: str
   prompt: str
@@ -119,7 +119,7 @@ def check_prompts(folders, captions, where):
 
   Args:
     folders: of the runs.
-    captions: normalised, see data.caption_files.
+    captions: normalized, see data.caption_files.
     where: their file, for the message.
   """
   prompts = [(checkpoints.load_config(folder).prompt, folder)
@@ -148,7 +148,7 @@ def published(names, captions):
 
   Args:
     names: folders or hub ids.
-    captions: list of M normalised captions.
+    captions: list of M normalized captions.
 
   Raises:
     ValueError: one of them is no CLIP with a tokenizer; all are looked at
@@ -206,7 +206,7 @@ def _pair(network, params, tokenize):
   encode_tokens = jax.jit(functools.partial(clip.text_features, network))
   return clip_pair.ClipPair(
       lambda images: np.asarray(encode_images(
-          params, image_ops.fit(jnp.asarray(images), side))),
+          params, image_ops.clip_preprocess(jnp.asarray(images), side))),
       lambda texts: np.asarray(encode_tokens(params, tokenize(texts)[0])))
 
 

@@ -18,7 +18,7 @@ from gen3d.ops import cameras
 from gen3d.scenes import View, radiance
 from gen3d.tasks import gan
 
-_LAZY = {'regularize': 'regularisation', 'r1': 'R1'}  # As batches name them.
+_LAZY = {'regularize': 'regularization', 'r1': 'R1'}  # As batches name them.
 
 
 def _gan_sizes(config):
@@ -26,7 +26,7 @@ def _gan_sizes(config):
   if 'render_size' in config:
     rendering = gan_networks.eg3d_generator(config.model).rendering
     sizes |= {'rays a side': gan.size_at(config, 0),
-              'samples a ray': (rendering.samples, rendering.importance)}
+              'samples a ray': (rendering.samples_coarse, rendering.samples_fine)}
   return sizes
 
 
@@ -77,9 +77,9 @@ def lazy_phases(config):
   Without those that it does not have.
   """
   schedule = config.schedule
-  every = {'r1': schedule.r1_every}
+  every = {'r1': schedule.d_reg_interval}
   if gan.build(config).regularize:
-    every = {'regularize': schedule.regularize_every, **every}
+    every = {'regularize': schedule.g_reg_interval, **every}
   return {phase: steps for phase, steps in every.items() if steps}
 
 
@@ -114,13 +114,13 @@ class Step:
   """A training step that can be repeated, though it gives its state away."""
 
   def __init__(self, task, state, mesh):
-    self._step = sharding.pmap(task.step, mesh, task.frugal)
+    self._step = sharding.pmap(task.step, mesh, task.minimize_memory)
     self._state, self._mesh = state, mesh
     self._key = sharding.replicate(jax.random.key(1), mesh)
 
   def params(self):
     """What has been trained, on one device; gone with the next step."""
-    return sharding.local(self._state.params)
+    return sharding.unreplicate(self._state.params)
 
   def planned_gigabytes(self, batch):
     """What the compiler plans for a step on one chip, arguments included."""
@@ -193,13 +193,13 @@ def parts(config, variables):
   rendering, size = generator.rendering, gan.size_at(config, 0)
   made, judged = variables['generator'], variables['discriminator']
   count = config.batch
-  distance = (1.5 * rendering.box if rendering.start == 'auto'
-              else (rendering.start + rendering.end) / 2)
+  distance = (1.5 * rendering.box_warp if rendering.ray_start == 'auto'
+              else (rendering.ray_start + rendering.ray_end) / 2)
   label = jnp.tile(cameras.to_label(
       cameras.orbit(20.0, 10.0, distance, 1.35)), (count, 1))
   latents = gan_networks.Latents(
       jax.random.key(1), jnp.arange(count),
-      jnp.ones((count, networks.z_width)), label, label)
+      jnp.ones((count, networks.z_dim)), label, label)
   draws = eg3d.draw(jax.random.key(2), count, size, rendering)
   planes = jnp.zeros((count, *2 * (config.model.synthesis.resolution,), 3,
                       generator.features))
@@ -221,7 +221,7 @@ def parts(config, variables):
       'generator forward': (generated, made, latents),
       'rendering forward': (rendered, made, planes, draws),
       'rendering forward and backward': (pulled, made, planes, draws),
-      'discriminator forward': (networks.judge, judged, fakes, label)}
+      'discriminator forward': (networks.discriminate, judged, fakes, label)}
   # Arguments: what is closed over, the compiler works out itself if it can.
   return {name: functools.partial(jax.jit(part), *arguments)
           for name, (part, *arguments) in parts.items()}

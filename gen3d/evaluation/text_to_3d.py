@@ -33,7 +33,7 @@ PROTOCOL = text_metrics.DREAMFUSION
 SIZE = 64  # of the pictures that the shipped judge sees
 SHOWN_FROM = 30.0  # azimuth of the picture of all runs
 MODES = ('color', 'textureless')
-BACKGROUND = 0.8  # grey, on which every colour can be told
+BACKGROUND = 0.8  # gray, on which every color can be told
 REPORT = 'evaluation.json'
 MESH = 'mesh.ply'  # as showing.export leaves it
 POINTS = 10_000  # on each surface, for the F-score
@@ -43,8 +43,8 @@ THRESHOLD = 0.05 * 2 * categories.RADIUS  # 5 % of the largest object's size
 class Verdict(NamedTuple):
   """What is known of one finished run."""
   prompt: str
-  split: str          # 'seen' or 'unseen' pair of category and colour
-  colour: float       # share of views whose caption the judge finds
+  split: str          # 'seen' or 'unseen' pair of category and color
+  color: float       # share of views whose caption the judge finds
   textureless: float  # the same without texture
   iou: float          # with the category's typical object, at the best scale
   f_score: float      # of surfaces, threshold 5 % of the largest object's size
@@ -140,7 +140,7 @@ def table(verdicts):
   row = lambda name, split, v: (
       f'| {name} | {split} | {percent(v[0])} | {percent(v[1])} | '
       f'{v[2]:.2f} | {v[3]:.2f} |')
-  lines = ['| prompt | pair | colour | textureless | IoU | F-score |',
+  lines = ['| prompt | pair | color | textureless | IoU | F-score |',
            '|---|---|---|---|---|---|']
   lines += [row(v.prompt, v.split, v[2:]) for v in verdicts]
   for split in ('seen', 'unseen', None):
@@ -182,11 +182,11 @@ def _judge_run(judge, folder):
   split = 'unseen' if said.main and captions.unseen(
       said.category, said.main) else 'seen'
   seen = views(config, params, PROTOCOL, SIZE, BACKGROUND)
-  colour, textureless = (
+  color, textureless = (
       found(judge, seen[mode], config.prompt, mode == 'textureless')
       for mode in MODES)
   iou, f_score = geometry(meshes.load(folder / MESH), said)
-  return Verdict(config.prompt, split, colour, textureless, iou, f_score)
+  return Verdict(config.prompt, split, color, textureless, iou, f_score)
 
 
 def found(judge, images, prompt, textureless):
@@ -216,7 +216,7 @@ def views(config, params, protocol, size, background):
     params: of its scene.
     protocol: metrics.text.Protocol, of V views.
     size: S, pixels a side.
-    background: grey level behind the object.
+    background: gray level behind the object.
 
   Returns:
     {mode of MODES: [V, S, S, 3] in [0, 1], in steps of 1 / 255}.
@@ -270,7 +270,7 @@ def true_surface(sdf, resolution=128):
     sdf: points [N, 3] -> signed distances [N].
     resolution: of the grid on which the surface is looked for.
   """
-  cells = shape_metrics.cell_centres(1.5 * categories.RADIUS, resolution)
+  cells = shape_metrics.cell_centers(1.5 * categories.RADIUS, resolution)
   # As a density that is 1 on the surface: what `isosurface` expects.
   density = np.exp(-10 * np.asarray(sdf(cells))).reshape((resolution,) * 3)
   vertices, faces = mesh_ops.isosurface(

@@ -40,14 +40,14 @@ class Network(NamedTuple):
   Attributes:
     generator: eg3d.Generator.
     variables: {'params', 'buffers'}.
-    z_width: of the latent.
+    z_dim: of the latent.
     size: rays a side.
-    camera: {'elevation', 'distance', 'focal', 'pivot', 'sway'}; distance from
+    camera: {'elevation', 'distance', 'focal', 'pivot', 'yaw_range'}; distance from
       the world's origin, the pivot is what it looks at. See `azimuths`.
   """
   generator: eg3d.Generator
   variables: Any
-  z_width: int
+  z_dim: int
   size: int
   camera: dict
 
@@ -122,7 +122,7 @@ def _ours(path, variables, record):
 def trained(config, variables, camera, size):
   """The Network of a config of tasks/gan.py and what it has trained."""
   return Network(gan_networks.eg3d_generator(config.model), variables,
-                 config.model.z_width, size, camera)
+                 config.model.z_dim, size, camera)
 
 
 def _official(path):
@@ -131,11 +131,11 @@ def _official(path):
     raise ValueError(_FLAT.format(path))
   # Of the official viewers: faces are seen from afar and from before, cars
   # from near and all around.
-  cars = loaded.network.rendering.white
-  focal, sway = (1.7074, None) if cars else (4.2647, 20.0)
-  return Network(loaded.network, loaded.variables, loaded.z_width,
+  cars = loaded.network.rendering.white_background
+  focal, yaw_range = (1.7074, None) if cars else (4.2647, 20.0)
+  return Network(loaded.network, loaded.variables, loaded.z_dim,
                  loaded.rendering_resolution, {
-                     'elevation': 0.0, 'focal': focal, 'sway': sway,
+                     'elevation': 0.0, 'focal': focal, 'yaw_range': yaw_range,
                      'distance': loaded.orbit.get('radius') or 2.7,
                      'pivot': tuple(loaded.orbit.get('pivot') or (0, 0, 0))})
 
@@ -181,13 +181,13 @@ def label(camera, azimuth):
 def azimuths(camera, count):
   """Where a camera goes [count], in degrees: around, or to and fro.
 
-  To and fro, `sway` degrees to either side of the front, where the object is
+  To and fro, `yaw_range` degrees to either side of the front, where the object is
   known from there only.
   """
   share = np.arange(count) / count
-  if not camera.get('sway'):
+  if not camera.get('yaw_range'):
     return 360.0 * share
-  return camera['sway'] * np.sin(2 * np.pi * share)
+  return camera['yaw_range'] * np.sin(2 * np.pi * share)
 
 
 def parse_seeds(text):
@@ -213,7 +213,7 @@ def parse_seeds(text):
 
 def latent(network, seed):
   """z [Z] of an object."""
-  return jax.random.normal(jax.random.key(seed), (network.z_width,))
+  return jax.random.normal(jax.random.key(seed), (network.z_dim,))
 
 
 def ws_of(network, z, psi=1.0, cutoff=None):
@@ -246,7 +246,7 @@ def painter(network, panels=PANELS):
     return jnp.round(255 * jnp.clip(
         side_by_side / 2 + 0.5, 0, 1)).astype(jnp.uint8)[None]
 
-  around = sharding.spread(look, rows=1)
+  around = sharding.map_over_devices(look, rows=1)
   return lambda ws, labels: around(
       (network.variables, planes_of(network.variables, ws), ws), labels)
 
@@ -265,7 +265,7 @@ def _closeness(made):
 
 
 def mesher(network, resolution=128):
-  """A compiled ws [L, D] -> Mesh, in world units, coloured as the raw image.
+  """A compiled ws [L, D] -> Mesh, in world units, colored as the raw image.
 
   `resolution` is that of the grid.
   """
@@ -283,7 +283,7 @@ def mesher(network, resolution=128):
     planes = planes_of(network.variables, ws)
     return mesh.extract(
         functools.partial(query, network.variables, planes),
-        generator.rendering.box / 2, resolution)
+        generator.rendering.box_warp / 2, resolution)
 
   return surface
 

@@ -4,7 +4,7 @@ First the projector of StyleGAN2 (1912.04958, appendix D): the w, or one for
 each layer (w+), and the noise whose image from this camera is like the
 picture. Then pivotal tuning (2106.05744): at that w the generator's weights
 are moved until the image is the picture's; without the paper's locality
-regularisation, which its published program leaves off for single pictures too.
+regularization, which its published program leaves off for single pictures too.
 
 Vocabulary. A `target` is a picture [R, R, 3] in [-1, 1] and the label [25] of
 its camera. A `measure` embeds images so that squared distances are perceptual
@@ -75,7 +75,8 @@ def read_target(network, path, label):
   Raises:
     ValueError: it cannot be read, or is not square.
   """
-  behind = 'white' if network.generator.rendering.white else 'black'
+  white = network.generator.rendering.white_background
+  behind = 'white' if white else 'black'
   try:
     with Image.open(path) as image:
       image = _flat(ImageOps.exif_transpose(image), behind)
@@ -168,10 +169,10 @@ def supplied_measure(*paths):
 
 def image_size(network):
   """Pixels a side of what an objects.Network makes."""
-  upscaling = network.generator.upscaling
-  size = (upscaling.size if upscaling.shrink
-          else max(upscaling.size, network.size))
-  return size * 2 ** sum(upscaling.up)
+  super_resolution = network.generator.super_resolution
+  size = (super_resolution.size if super_resolution.shrink
+          else max(super_resolution.size, network.size))
+  return size * 2 ** sum(super_resolution.up)
 
 
 def paint(network, variables, ws, label):
@@ -198,7 +199,7 @@ def statistics(network, count=10_000, seed=0):
     return network.generator.apply(
         variables, z, jnp.broadcast_to(told, (len(z), 25)), method='map')[:, 0]
 
-  z = jax.random.normal(jax.random.key(seed), (count, network.z_width))
+  z = jax.random.normal(jax.random.key(seed), (count, network.z_dim))
   w = map_all(network.variables, z)
   mean = jnp.mean(w, axis=0)
   return mean, jnp.sqrt(jnp.mean(jnp.sum((w - mean) ** 2, axis=1)))
@@ -221,7 +222,7 @@ def project(network, target, measure, *, steps=1000, plus=False, seed=0):
   """
   mean, deviation = statistics(network)
   layers = network.generator.apply(
-      network.variables, method=lambda g: g.backbone.layers_fed)
+      network.variables, method=lambda g: g.backbone.num_ws)
 
   # What another picture or number of steps changes is an argument, so that
   # the program that is compiled for one network serves them all.
@@ -306,7 +307,7 @@ def ramp(t):
 def correlation(noise):
   """How much of a picture is in a noise [H, H] (1912.04958, appendix D).
 
-  Squared means of the products with its neighbours, on scales down to 8.
+  Squared means of the products with its neighbors, on scales down to 8.
   """
   total = 0.0
   while True:
@@ -391,12 +392,12 @@ def export(name, network, target, measure, out, *, steps, tuning_steps, plus,
 
 
 def _flat(image, behind):
-  """An image of whatever kind as RGB, before a colour where transparent."""
+  """An image of whatever kind as RGB, before a color where transparent."""
   if image.mode.startswith('I'):  # 16 bits, which Pillow would cut off at 255.
-    grey = np.asarray(image)
-    if grey.min() < 0 or grey.max() > 65535:
+    gray = np.asarray(image)
+    if gray.min() < 0 or gray.max() > 65535:
       raise ValueError('it has more than 16 bits')
-    image = Image.fromarray(np.round(grey / 257).astype(np.uint8))
+    image = Image.fromarray(np.round(gray / 257).astype(np.uint8))
   elif image.mode == 'F':
     raise ValueError('which of its numbers is white is not known')
   if image.has_transparency_data:

@@ -19,28 +19,28 @@ from gen3d.ops import images
 MEAN_RATE = {'eg3d': 0.002, 'stylegan2': 0.005}
 
 
-class Adversaries(NamedTuple):
+class GANNetworks(NamedTuple):
   """Two networks as functions of their variables {'params', 'buffers'}.
 
   Attributes:
     init: key -> {'generator': variables, 'discriminator': variables}.
     generate: (variables, latents, size) -> (fakes, w [N, D]); `size` is the
       resolution of rendering, w what the mapping network made of z.
-    prepare: (images [N, R, R, 3], size) -> reals.
-    judge: (variables, fakes or reals, label) -> logits [N].
+    prepare_reals: (images [N, R, R, 3], size) -> reals.
+    discriminate: (variables, fakes or reals, label) -> logits [N].
     regularize: (variables, latents, memory) -> (loss, memory), or None;
       `memory` is a number that is kept between steps.
-    average: (generator's variables, w [N, D]) -> variables with the mean of
-      w brought forward; axis 'chips' is there.
-    z_width: of the latent.
+    update_w_avg: (generator's variables, w [N, D]) -> variables with the mean of
+      w brought forward; axis 'devices' is there.
+    z_dim: of the latent.
   """
   init: Callable
   generate: Callable
-  prepare: Callable
-  judge: Callable
+  prepare_reals: Callable
+  discriminate: Callable
   regularize: Any
-  average: Callable
-  z_width: int
+  update_w_avg: Callable
+  z_dim: int
 
 
 class Latents(NamedTuple):
@@ -48,10 +48,10 @@ class Latents(NamedTuple):
   key: Any    # of noise and of where rays are sampled, the same on all chips
   index: Any  # [N] numbers of the examples, with which it is folded
   z: Any      # [N, Z]
-  told: Any   # [N, L]
+  mapping_camera: Any   # [N, L]
   label: Any  # [N, L]
-  other: Any = None     # [N, Z] of the later layers where styles are mixed
-  crossing: Any = None  # [N] in [0, 1], where those begin: 1 is past the last
+  z_mix: Any = None     # [N, Z] of the later layers where styles are mixed
+  mix_cutoff: Any = None  # [N] in [0, 1], where those begin: 1 is past the last
 
 
 def new_generator(networks, key):
@@ -63,9 +63,9 @@ def eg3d(config, resolution, label_width):
   """EG3D's generator and dual discriminator.
 
   Args:
-    config: ConfigDict with `z_width`, `synthesis`, `mapping`, `rendering`,
-      `upscaling`, `features`, `condition`, `discriminator`, `density_weight`,
-      `upscaling_clamp` (0: none) and `upscaling_half`.
+    config: ConfigDict with `z_dim`, `synthesis`, `mapping`, `rendering`,
+      `super_resolution`, `features`, `pose_conditioning`, `discriminator`, `density_weight`,
+      `super_resolution_clamp` (0: none) and `super_resolution_half`.
     resolution: of the images.
     label_width: 25; EG3D needs cameras.
 
@@ -77,21 +77,21 @@ def eg3d(config, resolution, label_width):
     raise ValueError('EG3D learns from images with cameras, and these have '
                      'none; give a dataset.json with labels of 25 numbers.')
   generator = eg3d_generator(config)
-  upscaling = generator.upscaling
-  made = upscaling.size * 2 ** sum(upscaling.up)
+  super_resolution = generator.super_resolution
+  made = super_resolution.size * 2 ** sum(super_resolution.up)
   if made != resolution:
     raise ValueError(f'The super-resolution makes images of {made} pixels, but '
-                     f'the data have {resolution}; change model.upscaling.')
-  judge = stylegan2_model.Discriminator(
-      resolution, labelled=True, **config.discriminator)
+                     f'the data have {resolution}; change model.super_resolution.')
+  discriminator = stylegan2_model.Discriminator(
+      resolution, labeled=True, **config.discriminator)
   apply = functools.partial(_apply, generator)
 
   def init(key):
     keys = jax.random.split(key)
-    z, label = jnp.zeros((1, config.z_width)), jnp.zeros((1, 25))
+    z, label = jnp.zeros((1, config.z_dim)), jnp.zeros((1, 25))
     draws = eg3d_model.draw(None, 1, 4, generator.rendering)
     return {'generator': generator.init(keys[0], z, label, label, 4, draws),
-            'discriminator': judge.init(
+            'discriminator': discriminator.init(
                 keys[1], jnp.zeros((1, resolution, resolution, 6)), label)}
 
   def planes_of(variables, latents):
@@ -116,42 +116,42 @@ def eg3d(config, resolution, label_width):
         keys)
     return config.density_weight * variation, memory
 
-  return Adversaries(
+  return GANNetworks(
       init=init, generate=generate,
-      prepare=lambda x, size: {'image': x, 'raw': images.resize(x, size)},
-      judge=lambda variables, x, label: judge.apply(
-          variables, eg3d_model.both(x['image'], x['raw']), label),
+      prepare_reals=lambda x, size: {'image': x, 'raw': images.resize(x, size)},
+      discriminate=lambda variables, x, label: discriminator.apply(
+          variables, eg3d_model.dual_image(x['image'], x['raw']), label),
       regularize=regularize if config.density_weight else None,
-      average=functools.partial(
+      update_w_avg=functools.partial(
           _follow, ('backbone', 'mapping'), MEAN_RATE['eg3d']),
-      z_width=config.z_width)
+      z_dim=config.z_dim)
 
 
 def eg3d_generator(config):
   """The eg3d.Generator of a config's `model`."""
   return eg3d_model.Generator(
       dict(config.synthesis), dict(config.mapping),
-      eg3d_model.Rendering(**config.rendering),
-      eg3d_model.Upscaling(**config.upscaling), config.features,
-      config.condition, upscaling_clamp=config.upscaling_clamp or None,
-      upscaling_half=config.upscaling_half)
+      eg3d_model.RenderingConfig(**config.rendering),
+      eg3d_model.SuperResolutionConfig(**config.super_resolution), config.features,
+      config.pose_conditioning, super_resolution_clamp=config.super_resolution_clamp or None,
+      super_resolution_half=config.super_resolution_half)
 
 
 def stylegan2(config, resolution, label_width):
   """A plain StyleGAN2 on images, with labels or without.
 
   Args:
-    config: ConfigDict with `z_width`, `synthesis`, `mapping`,
+    config: ConfigDict with `z_dim`, `synthesis`, `mapping`,
       `discriminator`, `path_weight` and `path_shrink`.
     resolution: of the images.
     label_width: 0 for no labels.
   """
-  labelled = label_width > 0
+  labeled = label_width > 0
   generator = stylegan2_model.Generator(
       {'resolution': resolution, **config.synthesis},
-      {'labelled': labelled, **config.mapping})
-  judge = stylegan2_model.Discriminator(
-      resolution, labelled=labelled, **config.discriminator)
+      {'labeled': labeled, **config.mapping})
+  discriminator = stylegan2_model.Discriminator(
+      resolution, labeled=labeled, **config.discriminator)
   apply = functools.partial(_apply, generator)
   paint = lambda variables, ws, key, index: apply(
       variables, ws, index, key=key,
@@ -164,8 +164,8 @@ def stylegan2(config, resolution, label_width):
     keys = jax.random.split(key)
     label = jnp.zeros((1, label_width))
     return {'generator': generator.init(
-                keys[0], jnp.zeros((1, config.z_width)), label),
-            'discriminator': judge.init(
+                keys[0], jnp.zeros((1, config.z_dim)), label),
+            'discriminator': discriminator.init(
                 keys[1], jnp.zeros((1, resolution, resolution, 3)), label)}
 
   def generate(variables, latents, size):
@@ -182,15 +182,15 @@ def stylegan2(config, resolution, label_width):
         keys_of(key_rest, index), memory)
     return config.path_weight * penalty, memory
 
-  return Adversaries(
+  return GANNetworks(
       init=init, generate=generate,
-      prepare=lambda x, size: {'image': x},
-      judge=lambda variables, x, label: judge.apply(
+      prepare_reals=lambda x, size: {'image': x},
+      discriminate=lambda variables, x, label: discriminator.apply(
           variables, x['image'], label),
       regularize=regularize if config.path_weight else None,
-      average=functools.partial(
+      update_w_avg=functools.partial(
           _follow, ('mapping',), MEAN_RATE['stylegan2']),
-      z_width=config.z_width)
+      z_dim=config.z_dim)
 
 
 def mixed(to_ws, latents):
@@ -202,14 +202,14 @@ def mixed(to_ws, latents):
     to_ws: (z [N, Z], told [N, L]) -> ws.
     latents: Latents.
   """
-  ws = to_ws(latents.z, latents.told)
-  if latents.other is None:
+  ws = to_ws(latents.z, latents.mapping_camera)
+  if latents.z_mix is None:
     return ws
   count = ws.shape[1]
-  first = 1 + jnp.floor(latents.crossing * (count - 1))
+  first = 1 + jnp.floor(latents.mix_cutoff * (count - 1))
   later = jnp.arange(count) >= first[:, None]
   return jnp.where(
-      later[..., None], to_ws(latents.other, latents.told), ws)
+      later[..., None], to_ws(latents.z_mix, latents.mapping_camera), ws)
 
 
 def keys_of(key, index):
@@ -224,7 +224,7 @@ def _apply(generator, variables, *args, method, key=None):
 
 def _follow(path, rate, variables, w):
   """Brings the buffer w_avg of the mapping network at `path` forward."""
-  mean = jax.lax.pmean(jnp.mean(jax.lax.stop_gradient(w), axis=0), 'chips')
+  mean = jax.lax.pmean(jnp.mean(jax.lax.stop_gradient(w), axis=0), 'devices')
 
   def change(buffers, path):
     if not path:

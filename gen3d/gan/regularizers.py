@@ -35,7 +35,7 @@ def path_length(images_of, ws, keys, mean, decay=0.01):
 
 
 def density_variation(density, keys, points=1000, spread=0.004):
-  """EG3D's regulariser: densities nearby are alike.
+  """EG3D's regularizer: densities nearby are alike.
 
   Mean absolute difference of raw density at random points of [-1, 1]^3 and
   at places beside them.

@@ -5,7 +5,7 @@ Vocabulary. A generator makes an image of a latent z as seen by a camera
 `fakes` and `reals` are what the discriminator sees, {name: [N, H, W, 3]}: an
 `image` and, where there is rendering, the image `raw` as rendered. A step has
 up to four phases, each with latents and an update of its own, as in the
-official code: generator, its regularisation every few steps, discriminator,
+official code: generator, its regularization every few steps, discriminator,
 R1 every few steps.
 
 What is drawn for an example comes from its number, on whichever chip it is.
@@ -32,46 +32,46 @@ class Schedule(NamedTuple):
   """The numbers of the training; images are counted over all chips.
 
   Attributes:
-    r1: weight gamma of the gradient penalty; half of it is applied.
-    r1_every, regularize_every: steps between those phases; their losses are
+    r1_gamma: weight gamma of the gradient penalty; half of it is applied.
+    d_reg_interval, g_reg_interval: steps between those phases; their losses are
       multiplied by it. 0 is for none.
-    swap: probability in the end that the mapping network is told another
-      image's camera; it comes down from 1 over `swap_images`.
-    blur: of all that the discriminator sees, in pixels at the start; it fades
-      over `blur_images`.
+    pose_swap_prob: probability in the end that the mapping network is told another
+      image's camera; it comes down from 1 over `pose_swap_fade_images`.
+    blur_init_sigma: of all that the discriminator sees, in pixels at the start; it fades
+      over `blur_fade_images`.
     ema_images: half-life of the generator's average, at most `ema_ramp` of
       the images seen; 0 is no such limit.
-    mix: probability that the later layers get another latent.
-    augment_target: what the mean sign of the discriminator's outputs on reals
+    style_mixing_prob: probability that the later layers get another latent.
+    ada_target: what the mean sign of the discriminator's outputs on reals
       is brought to by augmenting all that it sees (2006.06676); 0: never.
-    augment_every, augment_images: steps between adjustments of the
+    ada_interval, ada_images: steps between adjustments of the
       augmentation's probability, and images that it needs to go from 0 to 1.
   """
-  r1: float
-  r1_every: int = 16
-  regularize_every: int = 4
-  swap: float = 0.5
-  swap_images: int = 1_000_000
-  blur: float = 10.0
-  blur_images: int = 200_000
+  r1_gamma: float
+  d_reg_interval: int = 16
+  g_reg_interval: int = 4
+  pose_swap_prob: float = 0.5
+  pose_swap_fade_images: int = 1_000_000
+  blur_init_sigma: float = 10.0
+  blur_fade_images: int = 200_000
   ema_images: int = 10_000
   ema_ramp: float = 0.05
-  mix: float = 0.0
-  augment_target: float = 0.0
-  augment_every: int = 4
-  augment_images: int = 500_000
+  style_mixing_prob: float = 0.0
+  ada_target: float = 0.0
+  ada_interval: int = 4
+  ada_images: int = 500_000
 
 
-def create(key, adversaries, optimizers):
+def create(key, networks, optimizers):
   """The TrainState of step 0; its average is the generator's alone.
 
   `params` has 'generator' and 'discriminator' (variables), 'memory', and
   'augment': its probability and the sum of signs since it was last adjusted.
   """
-  networks = adversaries.init(key)
+  networks = networks.init(key)
   return TrainState(
       step=jnp.zeros([], jnp.int32),
-      params={**networks, 'memory': jnp.zeros(()),
+      params={**networks, 'pl_mean': jnp.zeros(()),
               'augment': {'p': jnp.zeros(()), 'signs': jnp.zeros(())}},
       opt_state={name: optimizer.init(networks[name]['params'])
                  for name, optimizer in optimizers.items()},
@@ -91,7 +91,7 @@ def due(step, count, schedule, apart=True):
       chooses by them; but within a lax.cond XLA's convolutions on the CPU are
       thirty times slower.
   """
-  every = {'regularize': schedule.regularize_every, 'r1': schedule.r1_every}
+  every = {'regularize': schedule.g_reg_interval, 'r1': schedule.d_reg_interval}
   now = {name: int(steps > 0 and step % steps == 0)
          for name, steps in every.items()}
   return {name: np.full((count, is_due if apart else 2), is_due, np.uint8)
@@ -140,7 +140,7 @@ def adjusted(memory, sign, step, *, target, every, change):
 
 class _Round(NamedTuple):
   """What the phases of one step share."""
-  adversaries: Any
+  networks: Any
   optimizers: Any
   schedule: Schedule
   size: int          # of rendering
@@ -151,31 +151,31 @@ class _Round(NamedTuple):
   due: dict          # see `due`
 
 
-def step(state, batch, key, *, adversaries, optimizers, schedule):
+def step(state, batch, key, *, networks, optimizers, schedule):
   """One step of all phases that are due; see tasks.Task.
 
   Args:
     state: from `create`.
-    batch: 'image' uint8 [N, R, R, 3], 'label' [N, L]; 'drawn' [N, 3, L],
+    batch: 'image' uint8 [N, R, R, 3], 'label' [N, L]; 'sampled_cameras' [N, 3, L],
       labels of other examples, one for each phase that generates; 'index'
       [N]; 'grid' [N, size], whose width says at which resolution to render:
       another one compiles another program; and 'due', see `due`.
     key: the step's.
-    adversaries: Adversaries.
+    networks: GANNetworks.
     optimizers: {'generator', 'discriminator'} of optax transformations.
     schedule: Schedule.
   """
-  shown = len(batch['index']) * jax.lax.axis_size('chips')
+  shown = len(batch['index']) * jax.lax.axis_size('devices')
   seen = state.step * shown
   size = batch['grid'].shape[1]
-  sigma = schedule.blur * _left(seen, schedule.blur_images)
-  blur = lambda x: images.blur(x, (sigma, schedule.blur))
-  swap = schedule.swap + (1 - schedule.swap) * _left(
-      seen, schedule.swap_images)
+  sigma = schedule.blur_init_sigma * _left(seen, schedule.blur_fade_images)
+  blur = lambda x: images.blur(x, (sigma, schedule.blur_init_sigma))
+  swap = schedule.pose_swap_prob + (1 - schedule.pose_swap_prob) * _left(
+      seen, schedule.pose_swap_fade_images)
   latents = tuple(
       _latents(jax.random.fold_in(key, phase), batch, phase, swap,
-               schedule.mix, adversaries.z_width) for phase in range(3))
-  reals = adversaries.prepare(batch['image'] / 127.5 - 1.0, size)
+               schedule.style_mixing_prob, networks.z_dim) for phase in range(3))
+  reals = networks.prepare_reals(batch['image'] / 127.5 - 1.0, size)
   # What is rendered is not blurred itself: the real it is held against is.
   reals = {name: x if name == 'image' else blur(x)
            for name, x in reals.items()}
@@ -183,12 +183,12 @@ def step(state, batch, key, *, adversaries, optimizers, schedule):
 
   def present(x, number):
     x = {**x, 'image': blur(x['image'])}
-    if not schedule.augment_target:
+    if not schedule.ada_target:
       return x
     return augmented(
         jax.random.fold_in(key, 3 + number), batch['index'], x, p)
 
-  this = _Round(adversaries, optimizers, schedule, size, present, latents,
+  this = _Round(networks, optimizers, schedule, size, present, latents,
                 reals, batch['label'], batch['due'])
   metrics = {}
   for phase in (_generator_phase, _regularizer_phase, _discriminator_phase,
@@ -205,14 +205,14 @@ def step(state, batch, key, *, adversaries, optimizers, schedule):
                          state.ema['params'], generator['params'])
   return (state.replace(step=state.step + 1,
                         ema={**generator, 'params': average}),
-          jax.lax.pmean(metrics, 'chips'))
+          jax.lax.pmean(metrics, 'devices'))
 
 
 def _generator_phase(state, this):
   def loss(variables, params):
-    fakes, _ = this.adversaries.generate(
+    fakes, _ = this.networks.generate(
         variables, this.latents[0], this.size)
-    logits = this.adversaries.judge(
+    logits = this.networks.discriminate(
         params['discriminator'], this.present(fakes, 0), this.latents[0].label)
     return jnp.mean(nn.softplus(-logits)), {}
 
@@ -221,19 +221,19 @@ def _generator_phase(state, this):
 
 
 def _regularizer_phase(state, this):
-  if not this.adversaries.regularize:
+  if not this.networks.regularize:
     return state, {}
-  every = this.schedule.regularize_every
+  every = this.schedule.g_reg_interval
 
   def loss(variables, params):
-    value, memory = this.adversaries.regularize(
-        variables, this.latents[1], params['memory'])
-    return value * every, {'memory': memory}
+    value, memory = this.networks.regularize(
+        variables, this.latents[1], params['pl_mean'])
+    return value * every, {'pl_mean': memory}
 
   def regularized(state):
     state, found = _update(this.optimizers, 'generator', loss, state)
-    memory = jax.lax.pmean(found['memory'], 'chips')
-    return (state.replace(params={**state.params, 'memory': memory}),
+    memory = jax.lax.pmean(found['pl_mean'], 'devices')
+    return (state.replace(params={**state.params, 'pl_mean': memory}),
             found['loss'] / every)
 
   state, value = _lazily(
@@ -242,22 +242,22 @@ def _regularizer_phase(state, this):
 
 
 def _discriminator_phase(state, this):
-  fakes, w = this.adversaries.generate(
+  fakes, w = this.networks.generate(
       state.params['generator'], this.latents[2], this.size)
   fakes = this.present(jax.lax.stop_gradient(fakes), 1)
   reals = this.present(this.reals, 2)
-  judge = this.adversaries.judge
+  discriminate = this.networks.discriminate
 
   def loss(variables, params):
     del params
-    fake = judge(variables, fakes, this.latents[2].label)
-    real = judge(variables, reals, this.label)
+    fake = discriminate(variables, fakes, this.latents[2].label)
+    real = discriminate(variables, reals, this.label)
     value = jnp.mean(nn.softplus(fake)) + jnp.mean(nn.softplus(-real))
     return value, {'fake': jnp.mean(fake), 'real': jnp.mean(real),
                    'sign': jnp.mean(jnp.sign(real))}
 
   state, found = _update(this.optimizers, 'discriminator', loss, state)
-  generator = this.adversaries.average(state.params['generator'], w)
+  generator = this.networks.update_w_avg(state.params['generator'], w)
   state = state.replace(params={**state.params, 'generator': generator})
   return state, {'loss/discriminator': found['loss'],
                  'logits/fake': found['fake'], 'logits/real': found['real'],
@@ -267,13 +267,13 @@ def _discriminator_phase(state, this):
 def _control_phase(state, this, sign):
   """The augmentation's probability follows the signs of the reals."""
   schedule = this.schedule
-  if not schedule.augment_target:
+  if not schedule.ada_target:
     return state, {}
-  shown = len(this.label) * jax.lax.axis_size('chips')
+  shown = len(this.label) * jax.lax.axis_size('devices')
   memory = adjusted(
-      state.params['augment'], jax.lax.pmean(sign, 'chips'), state.step,
-      target=schedule.augment_target, every=schedule.augment_every,
-      change=shown * schedule.augment_every / schedule.augment_images)
+      state.params['augment'], jax.lax.pmean(sign, 'devices'), state.step,
+      target=schedule.ada_target, every=schedule.ada_interval,
+      change=shown * schedule.ada_interval / schedule.ada_images)
   return (state.replace(params={**state.params, 'augment': memory}),
           {'augment/probability': memory['p']})
 
@@ -282,9 +282,9 @@ def _penalty_phase(state, this):
   def loss(variables, params):
     del params
     value = regularizers.r1_penalty(
-        lambda x: this.adversaries.judge(
+        lambda x: this.networks.discriminate(
             variables, this.present(x, 3), this.label), this.reals)
-    return 0.5 * this.schedule.r1 * this.schedule.r1_every * value, {
+    return 0.5 * this.schedule.r1_gamma * this.schedule.d_reg_interval * value, {
         'r1': value}
 
   def penalized(state):
@@ -292,7 +292,7 @@ def _penalty_phase(state, this):
     return state, found['r1']
 
   state, value = _lazily(
-      state, this.due['r1'], this.schedule.r1_every, penalized)
+      state, this.due['r1'], this.schedule.d_reg_interval, penalized)
   return state, {'loss/r1': value}
 
 
@@ -301,25 +301,25 @@ def _left(seen, images):
   return jnp.maximum(0, 1 - seen / images) if images else 0.0
 
 
-def _latents(key, batch, phase, swap, mix, z_width):
+def _latents(key, batch, phase, swap, mix, z_dim):
   """Latents of one phase; an example's own come from its index."""
   key_latent, key_image = jax.random.split(key)
   keys = keys_of(key_latent, batch['index'])
-  z = jax.vmap(lambda k: jax.random.normal(k, (z_width,)))(keys)
+  z = jax.vmap(lambda k: jax.random.normal(k, (z_dim,)))(keys)
   chance = jax.vmap(
       lambda k: jax.random.uniform(jax.random.fold_in(k, 1)))(keys)
-  drawn = batch['drawn']
+  drawn = batch['sampled_cameras']
   label, another = drawn[:, phase], drawn[:, (phase + 1) % drawn.shape[1]]
   told = jnp.where((chance < swap)[:, None], another, label)
   latents = Latents(key_image, batch['index'], z, told, label)
   if not mix:
     return latents
   other = jax.vmap(lambda k: jax.random.normal(
-      jax.random.fold_in(k, 2), (z_width,)))(keys)
+      jax.random.fold_in(k, 2), (z_dim,)))(keys)
   crossing, lot = jax.vmap(lambda k: jax.random.uniform(
       jax.random.fold_in(k, 3), (2,)))(keys).T
   return latents._replace(
-      other=other, crossing=jnp.where(lot < mix, crossing, 1.0))
+      z_mix=other, mix_cutoff=jnp.where(lot < mix, crossing, 1.0))
 
 
 def _update(optimizers, name, loss, state):
@@ -331,7 +331,7 @@ def _update(optimizers, name, loss, state):
 
   (value, found), grads = jax.value_and_grad(of_params, has_aux=True)(
       variables['params'])
-  grads = jax.lax.pmean(grads, 'chips')
+  grads = jax.lax.pmean(grads, 'devices')
   updates, opt_state = optimizers[name].update(
       grads, state.opt_state[name], variables['params'])
   variables = {**variables,

@@ -35,11 +35,11 @@ class Guidance(NamedTuple):
   """What judges an image against a text.
 
   Attributes:
-    init: key -> params; {} where nothing is learnt along.
-    loss: (params, frozen, key, images, text, step, colours) -> (loss,
+    init: key -> params; {} where nothing is learned along.
+    loss: (params, frozen, key, images, text, step, colors) -> (loss,
       metrics). `frozen` is the teacher's weights, `images` [B, H, W, 3] in
-      [0, 1], `colours` as many that have their gradient in the scene's
-      colours alone (scenes.Render; None where they follow all guidance),
+      [0, 1], `colors` as many that have their gradient in the scene's
+      colors alone (scenes.Render; None where they follow all guidance),
       `text` {'cond', 'null'}: embeddings with leading axis B, and where
       negatives count {'negative'} with leading axes B, K and {'weights'}
       [B, K] (those only whose coefficient is not zero; all of them for
@@ -107,7 +107,7 @@ def across(eps_n, eps_u, eps_c):
 
 
 def make(teacher, coefficients, *, weighting='sigma_squared',
-         time_min=0.02, time_max=0.98, colour_share=1.0, draws=1, steps=1,
+         time_min=0.02, time_max=0.98, color_share=1.0, draws=1, steps=1,
          clip=0.0, rescale=0.0, inversion=None):
   """The Guidance of a teacher by a fixed linear combination.
 
@@ -116,11 +116,11 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
     coefficients: Coefficients.
     weighting: w(t), a key of WEIGHTINGS.
     time_min, time_max: numbers or schedules; t is uniform between them.
-    colour_share: number or schedule. Colours and shading follow this share of
+    color_share: number or schedule. Colors and shading follow this share of
       the guidance, and for the rest the prompt's own prediction, g = eps_c -
       eps; opacity follows all of it. What the teacher says untold is a pale
       mean of everything there, so that guidance away from it makes parts
-      solid, and their colours darker and more garish than any picture's.
+      solid, and their colors darker and more garish than any picture's.
     draws: how many noises and times, the latter spread evenly, each image is
       judged by; g is their mean. Less noise where rendering, not the teacher,
       is what a step costs.
@@ -131,7 +131,7 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
     clip: where not zero, the image that g asks for, x - sigma / alpha g, is
       thresholded as Imagen does when it samples (2205.11487, section 2.3):
       its `clip` quantile of absolute values is scaled to 1. Keeps strong
-      guidance from asking for ever more colour.
+      guidance from asking for ever more color.
     rescale: how far the deviation of that image is brought back to that of
       the one that eps_c asks for (2305.08891, section 3.4), from 0 to 1.
     inversion: mapping with `steps`, `scale` and `fresh`. Where steps is not
@@ -142,30 +142,30 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
 
   Raises:
     ValueError: at an unknown weighting, or several steps with coefficients
-      that make no noise prediction, with a correction or a share of colours.
+      that make no noise prediction, with a correction or a share of colors.
   """
-  if steps > 1 and (clip or rescale or colour_share != 1.0
+  if steps > 1 and (clip or rescale or color_share != 1.0
                     or not _predicts(coefficients)):
     raise ValueError(
         f'{steps} steps of guidance need coefficients that sum to a noise '
-        'prediction (sds), colour_share 1, and neither clip nor rescale.')
+        'prediction (sds), color_share 1, and neither clip nor rescale.')
   weigh = pick('weighting', WEIGHTINGS, weighting)
   correct = partial(_correct, clip=clip, rescale=rescale)
   return Guidance(
       init=lambda key: {},
       loss=partial(_loss, teacher=teacher, coefficients=coefficients,
                    weigh=weigh, times=(time_min, time_max),
-                   colour_share=colour_share, draws=draws, steps=steps,
+                   color_share=color_share, draws=draws, steps=steps,
                    correct=correct if clip or rescale else None,
                    inversion=dict(inversion or {'steps': 0})))
 
 
-def _loss(params, frozen, key, images, text, step, colours=None, *, teacher,
-          coefficients, weigh, times, colour_share, draws, steps, correct,
+def _loss(params, frozen, key, images, text, step, colors=None, *, teacher,
+          coefficients, weigh, times, color_share, draws, steps, correct,
           inversion):
   """sum(stop_gradient(w g) x) / B, whose gradient in x is w g / B.
 
-  Plus one like it in the pixels of `colours`, of what their g is else.
+  Plus one like it in the pixels of `colors`, of what their g is else.
   """
   del params
   key_encode, key_t, key_eps = jax.random.split(key, 3)
@@ -201,11 +201,11 @@ def _loss(params, frozen, key, images, text, step, colours=None, *, teacher,
       (weigh(alpha, sigma) * g).reshape(len(x), draws, *x.shape[1:]), axis=1))
   g = mean(g)
   loss = jnp.sum(g * x) / len(x)
-  if colour_share != 1.0:
-    other = (1 - schedules.piecewise(step, colour_share)) * (
+  if color_share != 1.0:
+    other = (1 - schedules.piecewise(step, color_share)) * (
         mean(eps_cond - eps) - g)
     _, pull = jax.vjp(encode, jax.lax.stop_gradient(images))
-    loss += jnp.sum(jax.lax.stop_gradient(pull(other)[0]) * colours) / len(x)
+    loss += jnp.sum(jax.lax.stop_gradient(pull(other)[0]) * colors) / len(x)
   norm = jnp.sqrt(jnp.mean(jnp.sum(g**2, axis=tuple(range(1, g.ndim)))))
   return loss, {'sds/grad_norm': norm, 'sds/t': t.mean()}
 

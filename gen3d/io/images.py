@@ -1,4 +1,4 @@
-"""Pictures: PNG files and labelled sheets of them."""
+"""Pictures: PNG files and labeled sheets of them."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont

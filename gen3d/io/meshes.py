@@ -1,9 +1,9 @@
 """Mesh files: .glb, .ply and .obj.
 
 All are written in the world's own axes, which are glTF's: y up, front to +z.
-Colours in a Mesh are display values (sRGB). glTF 2.0 (section 3.7.2.1) says
+Colors in a Mesh are display values (sRGB). glTF 2.0 (section 3.7.2.1) says
 that COLOR_0 is linear, so a .glb gets them decoded; .ply and .obj have no
-rule, and viewers take their colours as display values, so they get them as
+rule, and viewers take their colors as display values, so they get them as
 they are (8 bits in .ply).
 """
 
@@ -28,16 +28,16 @@ def save(path, mesh):
   shape = trimesh.Trimesh(
       np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces),
       process=False)
-  colours = np.clip(np.asarray(mesh.colours), 0, 1)
+  colors = np.clip(np.asarray(mesh.colors), 0, 1)
   if suffix == '.glb':
     # Through an attribute of our own, renamed below: trimesh would round
-    # linear colours to 8 bits, too few for the dark ones.
-    shape.vertex_attributes['_COLOR'] = to_linear(colours).astype(np.float32)
+    # linear colors to 8 bits, too few for the dark ones.
+    shape.vertex_attributes['_COLOR'] = to_linear(colors).astype(np.float32)
     data = shape.export(file_type='glb', include_normals=True,
                         tree_postprocessor=_finish_gltf)
   else:
     shape.visual = trimesh.visual.ColorVisuals(
-        shape, vertex_colors=np.round(255 * colours).astype(np.uint8))
+        shape, vertex_colors=np.round(255 * colors).astype(np.uint8))
     data = shape.export(file_type=suffix[1:])
   with files.atomic_write(path) as temporary:
     if isinstance(data, str):
@@ -47,16 +47,16 @@ def save(path, mesh):
 
 
 def load(path):
-  """Inverse of `save`; .ply and .obj keep 8 bits of colour."""
+  """Inverse of `save`; .ply and .obj keep 8 bits of color."""
   suffix = _suffix(path)
   shape, = trimesh.load_scene(path, process=False).geometry.values()
   if suffix == '.glb':
-    colours = to_srgb(shape.visual.vertex_attributes['color'][:, :3])
+    colors = to_srgb(shape.visual.vertex_attributes['color'][:, :3])
   else:
-    colours = np.asarray(shape.visual.vertex_colors)[:, :3] / 255
+    colors = np.asarray(shape.visual.vertex_colors)[:, :3] / 255
   return ops_mesh.Mesh(np.asarray(shape.vertices, np.float32),
                        np.asarray(shape.faces, np.int32),
-                       colours.astype(np.float32))
+                       colors.astype(np.float32))
 
 
 def to_linear(srgb):
@@ -80,7 +80,7 @@ def _suffix(path):
 
 
 def _finish_gltf(tree):
-  """Names the colours and gives a matte material, in place.
+  """Names the colors and gives a matte material, in place.
 
   glTF's default is a metal, which viewers without surroundings show black.
   """

@@ -1,8 +1,8 @@
 """Any mesh file that trimesh opens, as surfaces that can be rendered.
 
-Read are: the faces of all nodes of a scene, vertex normals, and colours from
-a base colour texture and factor, vertex or face colours. Colours come as
-display values: glTF's factors and vertex colours are linear by its rules
+Read are: the faces of all nodes of a scene, vertex normals, and colors from
+a base color texture and factor, vertex or face colors. Colors come as
+display values: glTF's factors and vertex colors are linear by its rules
 (2.0, section 3.7.2.1 and 3.9.2) and are encoded, all others are taken as they
 are. Transparency, other maps and animation are left out.
 """
@@ -16,7 +16,7 @@ from gen3d.io.meshes import to_srgb
 from gen3d.ops.cameras import Z_UP
 from gen3d.ops.surfaces import Surface
 
-_PLAIN = 0.7  # the grey of what has no colour
+_PLAIN = 0.7  # the gray of what has no color
 
 
 def load(path, up='y'):
@@ -69,8 +69,8 @@ def _placed(surface, matrix):
 def _surface(part, linear):
   vertices = np.asarray(part.vertices, np.float64)
   faces, normals = np.asarray(part.faces), np.asarray(part.vertex_normals)
-  encode = to_srgb if linear else lambda colour: colour
-  grey = np.full((len(vertices), 3), _PLAIN)
+  encode = to_srgb if linear else lambda color: color
+  gray = np.full((len(vertices), 3), _PLAIN)
   visual = part.visual
   if visual.kind == 'face':
     corners = np.asarray(visual.face_colors)[:, :3] / 255
@@ -82,31 +82,31 @@ def _surface(part, linear):
     return Surface(vertices, faces, normals,
                    encode(_unit(visual.vertex_colors)))
   if visual.kind != 'texture':
-    return Surface(vertices, faces, normals, grey)
+    return Surface(vertices, faces, normals, gray)
   attributes = getattr(visual, 'vertex_attributes', {})
-  image, factor = _base_colour(visual.material)
+  image, factor = _base_color(visual.material)
   if 'color' in attributes:
     factor = factor * _unit(attributes['color'])
   if image is None or visual.uv is None:
-    return Surface(vertices, faces, normals, encode(grey * 0 + factor))
-  return Surface(vertices, faces, normals, encode(grey * 0 + factor),
+    return Surface(vertices, faces, normals, encode(gray * 0 + factor))
+  return Surface(vertices, faces, normals, encode(gray * 0 + factor),
                  np.asarray(visual.uv, np.float64),
                  np.asarray(image.convert('RGB')))
 
 
-def _base_colour(material):
+def _base_color(material):
   """(picture or None, factor [3]) of trimesh's material of either kind."""
   if isinstance(material, trimesh.visual.material.PBRMaterial):
     factor = material.baseColorFactor
     return (material.baseColorTexture,
             np.ones(3) if factor is None else _unit(factor))
   image = getattr(material, 'image', None)
-  # A picture replaces the diffuse colour, which exporters leave at a grey.
+  # A picture replaces the diffuse color, which exporters leave at a gray.
   return image, np.ones(3) if image else _unit(material.diffuse)
 
 
-def _unit(colours):
-  """RGB in [0, 1] of 8-bit or float colours, without alpha."""
-  colours = np.asarray(colours)
-  scale = 255 if colours.dtype.kind in 'ui' else 1
-  return colours[..., :3] / scale
+def _unit(colors):
+  """RGB in [0, 1] of 8-bit or float colors, without alpha."""
+  colors = np.asarray(colors)
+  scale = 255 if colors.dtype.kind in 'ui' else 1
+  return colors[..., :3] / scale

@@ -14,7 +14,7 @@ def save(path, frames, fps=30):
   """Writes a film of `fps` frames per second.
 
   Odd heights and widths grow by one repeated row or column: yuv420p stores
-  colour for 2x2 pixels.
+  color for 2x2 pixels.
 
   Args:
     path: file to be written.

@@ -39,7 +39,7 @@ def volumetric_iou(inside_a, inside_b, bound, resolution=64):
   Raises:
     ValueError: both shapes are empty.
   """
-  points = cell_centres(bound, resolution)
+  points = cell_centers(bound, resolution)
   a, b = np.asarray(inside_a(points)), np.asarray(inside_b(points))
   union = np.sum(a | b)
   if not union:
@@ -67,7 +67,7 @@ def best_scale_iou(inside, reference, bound, resolution=96, yaws=(0,)):
   Raises:
     ValueError: a shape is empty within the bound.
   """
-  points = cell_centres(bound, resolution)
+  points = cell_centers(bound, resolution)
   cell = 2 * bound / resolution
   # The reference is looked at off the lattice: where both lie on one, a shape
   # can shrink by half a cell without losing a point.
@@ -183,8 +183,8 @@ def inside_mesh(vertices, faces, bound, resolution=128):
   return inside
 
 
-def cell_centres(bound, resolution):
-  """Centres [resolution^3, 3] of the cells of the cube, z fastest."""
+def cell_centers(bound, resolution):
+  """Centers [resolution^3, 3] of the cells of the cube, z fastest."""
   line = (np.arange(resolution) + 0.5) * (2 * bound / resolution) - bound
   return np.stack(np.meshgrid(line, line, line, indexing='ij'), -1).reshape(
       -1, 3).astype(np.float32)
@@ -198,7 +198,7 @@ def _equal_volumes(cells, around, cell):
 
 
 def _equal_boxes(cells, around, cell):
-  """The same by volumes and centres of the boxes, a `cell` thick or more."""
+  """The same by volumes and centers of the boxes, a `cell` thick or more."""
   size = lambda x: np.prod(np.ptp(x, 0) + cell)
   scale = np.cbrt(size(around) / size(cells))
   middle = lambda x: 0.5 * (x.min(0) + x.max(0))

@@ -35,7 +35,7 @@ class AutoencoderSize(NamedTuple):
     blocks: residual blocks of each level of the encoder (one more in the
       decoder).
     latent: Z.
-    groups: of the normalisations.
+    groups: of the normalizations.
     scale: of the latents that the U-Net sees.
   """
   side: int

@@ -98,11 +98,11 @@ class CLIP(nn.Module):
     return self.encode_image(images), self.encode_text(tokens), self.scale()
 
   def encode_image(self, images):
-    """Images [B, R, R, 3] in [0, 1] -> features [B, E], not normalised."""
+    """Images [B, R, R, 3] in [0, 1] -> features [B, E], not normalized."""
     return self.image_projection(self.image(images)[:, 0])
 
   def encode_text(self, tokens):
-    """Tokens int32 [B, L] -> features [B, E], not normalised."""
+    """Tokens int32 [B, L] -> features [B, E], not normalized."""
     end = jnp.argmax(tokens == self.size.text.eot, axis=-1)
     states = self.text(tokens)
     return self.text_projection(
@@ -249,7 +249,7 @@ def load_text(path, dtype=jnp.float32, variant=''):
   # transformers 5 leaves out the name of the tower, the published files, from
   # before it, do not.
   whole = lambda name: f'text_model.{name.removeprefix("text_model.")}'
-  return tower, {'params': port.port(
+  return tower, {'params': port.to_flax(
       folder.tensors.renamed(whole), text_sources(size), like,
       ignored=('*.position_ids',))}
 
@@ -293,7 +293,7 @@ def from_torch(tensors, size, dtype=jnp.float32):
   Raises:
     porting.PortingError: names or shapes do not match; all are listed.
   """
-  return {'params': port.port(
+  return {'params': port.to_flax(
       tensors, sources(size),
       hub.shapes(CLIP(size), inputs(size), dtype),
       ignored=('*.position_ids',))}

@@ -28,32 +28,32 @@ class Generated(NamedTuple):
   opacity: Any    # [N, r, r] in [0, 1]
 
 
-class Rendering(NamedTuple):
+class RenderingConfig(NamedTuple):
   """How rays are looked along.
 
   Attributes:
-    samples, importance: of the first and second pass, for each ray.
-    start, end: distances between which to look, or 'auto': the cube's.
-    box: side of the cube that the planes span.
+    samples_coarse, samples_fine: of the first and second pass, for each ray.
+    ray_start, ray_end: distances between which to look, or 'auto': the cube's.
+    box_warp: side of the cube that the planes span.
     axes: key of encodings.AXES; 'eg3d_legacy' for released networks.
-    white: whether what lies behind is white rather than black.
+    white_background: whether what lies behind is white rather than black.
     disparity: whether the first pass is even in 1 / distance.
     chunk: rays at once, for each image; 0 for all. The memory of a training
       step is about chunk * (samples + importance) * (2 * 3 * 32 + 64 + 33)
       floats where chunks are recomputed on the way back.
   """
-  samples: int = 48
-  importance: int = 48
-  start: Any = 2.25
-  end: Any = 3.3
-  box: float = 1.0
+  samples_coarse: int = 48
+  samples_fine: int = 48
+  ray_start: Any = 2.25
+  ray_end: Any = 3.3
+  box_warp: float = 1.0
   axes: str = 'xy_xz_yz'
-  white: bool = False
+  white_background: bool = False
   disparity: bool = False
   chunk: int = 0
 
 
-class Upscaling(NamedTuple):
+class SuperResolutionConfig(NamedTuple):
   """A super-resolution network: two StyleGAN2 blocks on the features.
 
   Attributes:
@@ -71,12 +71,12 @@ class Upscaling(NamedTuple):
 
 
 # The official variants, by name.
-UPSCALING = {
-    '8XDC': Upscaling(128, (256, 128), (True, True)),
-    '8X': Upscaling(128, (128, 64), (True, True)),
-    '4X': Upscaling(128, (128, 64), (False, True), shrink=False),
-    '2X': Upscaling(64, (128, 64), (False, True)),
-    'Deepfp32': Upscaling(128, (128, 64), (False, True), shrink=False,
+SUPER_RESOLUTIONS = {
+    '8XDC': SuperResolutionConfig(128, (256, 128), (True, True)),
+    '8X': SuperResolutionConfig(128, (128, 64), (True, True)),
+    '4X': SuperResolutionConfig(128, (128, 64), (False, True), shrink=False),
+    '2X': SuperResolutionConfig(64, (128, 64), (False, True)),
+    'Deepfp32': SuperResolutionConfig(128, (128, 64), (False, True), shrink=False,
                           antialias=False),
 }
 
@@ -99,10 +99,10 @@ class Seen(NamedTuple):
 def draw(key, count, resolution, rendering):
   """Draws for `count` images; without a key the middle of every interval."""
   shapes = [(count, resolution ** 2, number)
-            for number in (rendering.samples, rendering.importance)]
+            for number in (rendering.samples_coarse, rendering.samples_fine)]
   if key is None:
-    fine = (jnp.arange(rendering.importance) + 0.5) / max(
-        rendering.importance, 1)
+    fine = (jnp.arange(rendering.samples_fine) + 0.5) / max(
+        rendering.samples_fine, 1)
     return Draws(jnp.full(shapes[0], 0.5), jnp.broadcast_to(fine, shapes[1]))
   return Draws(*map(jax.random.uniform, jax.random.split(key), shapes))
 
@@ -116,7 +116,7 @@ def march(field, rays, near, far, draws, rendering):
     rays: cameras.Rays [..., P].
     near, far: [..., P, 1].
     draws: Draws [..., P, .].
-    rendering: Rendering.
+    rendering: RenderingConfig.
 
   Returns:
     Seen [..., P].
@@ -124,10 +124,10 @@ def march(field, rays, near, far, draws, rendering):
   Raises:
     ValueError: a ray has too few samples for its passes.
   """
-  if rendering.samples < (4 if rendering.importance else 2):
+  if rendering.samples_coarse < (4 if rendering.samples_fine else 2):
     raise ValueError(
-        f'A ray has {rendering.samples} samples, but two passes need at least '
-        '4 in the first, and one pass 2; raise model.rendering.samples.')
+        f'A ray has {rendering.samples_coarse} samples, but two passes need at least '
+        '4 in the first, and one pass 2; raise model.rendering.samples_coarse.')
 
   def look(distances):
     points = (rays.origins[..., None, :]
@@ -135,11 +135,11 @@ def march(field, rays, near, far, draws, rendering):
     return distances, *field(points)
 
   seen = [look(_spread(near, far, draws.coarse, rendering.disparity))]
-  if rendering.importance:
-    weights = sampling.widen(_weigh(*seen[0][:2]))
+  if rendering.samples_fine:
+    weights = sampling.blur_weights(_weigh(*seen[0][:2]))
     # The first and last weight and the last midpoint stay unused: released
     # networks were trained so.
-    fine = sampling.at_quantiles(
+    fine = sampling.sample_pdf(
         _between(seen[0][0])[..., :-1], weights[..., 1:-1] + 1e-5, draws.fine)
     seen.append(look(fine))
   distances, density = (
@@ -150,13 +150,13 @@ def march(field, rays, near, far, draws, rendering):
                         for x in (distances, density))
   weights = _weigh(distances, density)
   opacity = jnp.sum(weights, axis=-1)
-  colour = _composite(weights, order, [values for _, _, values in seen])
-  if rendering.white:
-    colour += 1 - opacity[..., None]
+  color = _composite(weights, order, [values for _, _, values in seen])
+  if rendering.white_background:
+    color += 1 - opacity[..., None]
   depth = jnp.where(
       opacity > 0, jnp.sum(weights * _between(distances), axis=-1)
       / jnp.where(opacity > 0, opacity, 1.0), jnp.inf)
-  return Seen(2 * colour - 1, depth, opacity, distances[..., 0],
+  return Seen(2 * color - 1, depth, opacity, distances[..., 0],
               distances[..., -1])
 
 
@@ -182,7 +182,7 @@ def _composite(weights, order, values):
 
 def _weigh(distances, density):
   """Weights of the intervals between samples of raw density."""
-  return volume.weigh(nn.softplus(_between(density) - 1), distances)
+  return volume.alpha_weights(nn.softplus(_between(density) - 1), distances)
 
 
 def _between(x):
@@ -206,10 +206,10 @@ def bounds(rays, rendering):
   one image: officially of the batch, so that an image depends on the others.
   """
   like = rays.origins[..., :1]
-  if rendering.start != 'auto':
-    return (jnp.full_like(like, rendering.start),
-            jnp.full_like(like, rendering.end))
-  near, far, hit = sampling.intersect_box(rays, rendering.box / 2)
+  if rendering.ray_start != 'auto':
+    return (jnp.full_like(like, rendering.ray_start),
+            jnp.full_like(like, rendering.ray_end))
+  near, far, hit = sampling.intersect_box(rays, rendering.box_warp / 2)
   least = jnp.min(jnp.where(hit, near, jnp.inf))
   largest = jnp.max(jnp.where(hit, near, -jnp.inf))
   some = jnp.any(hit)
@@ -254,13 +254,13 @@ class Decoder(nn.Module):
     x = dense(1 + self.values, 'net.2')(x)
     density, values = jnp.split(
         x.reshape(*features.shape[:-1], 1 + self.values), [1], axis=-1)
-    # A sigmoid a little too wide, as Mip-NeRF: colours can saturate.
+    # A sigmoid a little too wide, as Mip-NeRF: colors can saturate.
     return density[..., 0], nn.sigmoid(values) * 1.002 - 0.001
 
 
 class SuperResolution(nn.Module):
   """Features [N, r, r, C], whose first three are the raw image, to images."""
-  shape: Upscaling
+  shape: SuperResolutionConfig
   clamp: Any = None
   half: bool = False
 
@@ -286,32 +286,32 @@ class Generator(nn.Module):
   Attributes:
     synthesis_config, mapping_config: keywords of stylegan2.Synthesis (without
       `image_channels`) and Mapping.
-    rendering: Rendering.
-    upscaling: Upscaling.
+    rendering: RenderingConfig.
+    super_resolution: SuperResolutionConfig.
     features: channels of a plane, and of what is rendered.
-    condition: what the mapping network's label is multiplied by; 0 for a
+    pose_conditioning: what the mapping network's label is multiplied by; 0 for a
       generator that is not told the pose.
     decoder_rate: learning-rate multiplier of the decoder.
-    upscaling_clamp: of the super-resolution's activations.
-    upscaling_half: whether it computes in bfloat16.
+    super_resolution_clamp: of the super-resolution's activations.
+    super_resolution_half: whether it computes in bfloat16.
   """
   synthesis_config: Any
   mapping_config: Any
-  rendering: Rendering
-  upscaling: Upscaling
+  rendering: RenderingConfig
+  super_resolution: SuperResolutionConfig
   features: int = 32
-  condition: float = 1.0
+  pose_conditioning: float = 1.0
   decoder_rate: float = 1.0
-  upscaling_clamp: Any = None
-  upscaling_half: bool = False
+  super_resolution_clamp: Any = None
+  super_resolution_half: bool = False
 
   def setup(self):
     self.backbone = stylegan2.Generator(
         {**self.synthesis_config, 'image_channels': 3 * self.features},
-        {**self.mapping_config, 'labelled': True})
+        {**self.mapping_config, 'labeled': True})
     self.decoder = Decoder(self.features, lr_mul=self.decoder_rate)
     self.superresolution = SuperResolution(
-        self.upscaling, self.upscaling_clamp, self.upscaling_half)
+        self.super_resolution, self.super_resolution_clamp, self.super_resolution_half)
 
   def __call__(self, z, label, camera_label, resolution, draws, *, psi=1.0,
                cutoff=None, noise='random'):
@@ -321,7 +321,7 @@ class Generator(nn.Module):
 
   def map(self, z, label, psi=1.0, cutoff=None):
     """ws [N, L, D]; `label` says from where the object is expected seen."""
-    return self.backbone.mapping(z, self.condition * label, psi, cutoff)
+    return self.backbone.mapping(z, self.pose_conditioning * label, psi, cutoff)
 
   def planes(self, ws, noise='random'):
     """Tri-planes [N, R, R, 3, F]."""
@@ -366,7 +366,7 @@ class Generator(nn.Module):
   def _field(self, decode, planes, points):
     """Raw density [N, ...] and values [N, ..., F] at points [N, ..., 3]."""
     return decode(encodings.triplanes(
-        planes, points * (2 / self.rendering.box), reduce='mean',
+        planes, points * (2 / self.rendering.box_warp), reduce='mean',
         outside='zero', axes=self.rendering.axes))
 
   def _decoder(self):
@@ -377,7 +377,7 @@ class Generator(nn.Module):
     return lambda features: decoder.apply(variables, features)
 
 
-def both(image, image_raw):
+def dual_image(image, image_raw):
   """What the dual discriminator sees: [N, R, R, 6], the raw image resized."""
   return jnp.concatenate(
       [image, images.resize(image_raw, image.shape[1])], axis=-1)

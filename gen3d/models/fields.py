@@ -91,7 +91,7 @@ class TriPlane(nn.Module):
 
 
 class RadianceField(nn.Module):
-  """Encoded samples -> MLP -> density; with the direction -> colour.
+  """Encoded samples -> MLP -> density; with the direction -> color.
 
   NeRF's network (2003.08934, figure 7) for any encoding: the density comes
   off the last layer; a linear bottleneck meets the encoded direction in one
@@ -103,7 +103,7 @@ class RadianceField(nn.Module):
     skip: the layer after which the encoding is put in again; 0 for never.
     activation: raw density [...] -> density.
     view_degree, view_width: of the directions' encoding and layer.
-    padding: how far beyond [0, 1] colours reach, so that neither end is
+    padding: how far beyond [0, 1] colors reach, so that neither end is
       infinitely far (Mip-NeRF's 0.001).
   """
   encode: Callable
@@ -130,9 +130,9 @@ class RadianceField(nn.Module):
         directions, self.view_degree)], axis=-1)
     x = jnp.concatenate([dense(self.width, 'bottleneck')(x), towards], -1)
     x = nn.relu(dense(self.view_width, 'view')(x))
-    colour = nn.sigmoid(dense(3, 'colour')(x))
+    color = nn.sigmoid(dense(3, 'color')(x))
     return (self.activation(raw),
-            colour * (1 + 2 * self.padding) - self.padding)
+            color * (1 + 2 * self.padding) - self.padding)
 
 
 def shifted_softplus(raw):
@@ -209,7 +209,7 @@ ENCODERS = {'frequencies': Frequencies, 'integrated': IntegratedFrequencies,
 
 
 class Background(nn.Module):
-  """Colour [..., 3] of what is infinitely far in a direction [..., 3]."""
+  """Color [..., 3] of what is infinitely far in a direction [..., 3]."""
   degree: int = 4
   width: int = 64
   layers: int = 2

@@ -25,7 +25,7 @@ class Loaded(NamedTuple):
   Attributes:
     network: eg3d.Generator, stylegan2.Generator or stylegan2.Discriminator.
     variables: {'params', 'buffers'}.
-    z_width: of the latent; 0 for a discriminator.
+    z_dim: of the latent; 0 for a discriminator.
     label_width: 0 where there is no label.
     rendering_resolution: that the generator was saved with; 0 in 2-D.
     orbit: {'radius', 'pivot'} of an EG3D's usual camera, as far as they are
@@ -33,7 +33,7 @@ class Loaded(NamedTuple):
   """
   network: Any
   variables: Any
-  z_width: int = 0
+  z_dim: int = 0
   label_width: int = 0
   rendering_resolution: int = 0
   orbit: Any = None
@@ -73,9 +73,9 @@ def load_discriminator(path):
   resolution = _told(path, module, 'img_resolution')
   network = stylegan2.Discriminator(
       resolution, label_width > 0,
-      base=module.get('channel_base', 32_768),
-      most=module.get('channel_max', 512),
-      group=module.get('epilogue_kwargs', {}).get('mbstd_group_size', 4),
+      channel_base=module.get('channel_base', 32_768),
+      channel_max=module.get('channel_max', 512),
+      mbstd_group=module.get('epilogue_kwargs', {}).get('mbstd_group_size', 4),
       mapping_layers=module.get('mapping_kwargs', {}).get('num_layers', 8),
       clamp=_clamp(module, module.get('conv_clamp', 256)))
   image = jnp.zeros(
@@ -93,7 +93,7 @@ def tensors(variables):
   whole state: np.savez(path, **tensors(variables)), for one, writes a file
   of them.
   """
-  found = port.unport(variables, stylegan2.sources(variables))
+  found = port.to_torch(variables, stylegan2.sources(variables))
   return found | dict.fromkeys(_filters(found), np.outer(
       images.BINOMIAL, images.BINOMIAL).astype(np.float32))
 
@@ -133,7 +133,7 @@ def _filters(names):
 
 def _eg3d(path, module):
   options = _told(path, module, 'rendering_kwargs')
-  upscaling = _upscaling(path, module, options)
+  super_resolution = _super_resolution(path, module, options)
   missing = [name for name in (
       'depth_resolution', 'depth_resolution_importance', 'ray_start',
       'ray_end', 'box_warp') if name not in options]
@@ -149,55 +149,55 @@ def _eg3d(path, module):
     raise pickles.PickleError(
         f'{path} has noise in its super-resolution, which is not known here.')
   network = eg3d.Generator(
-      {'resolution': 256, 'base': module.get('channel_base', 32_768),
-       'most': module.get('channel_max', 512),
+      {'resolution': 256, 'channel_base': module.get('channel_base', 32_768),
+       'channel_max': module.get('channel_max', 512),
        'clamp': _clamp(module.child('backbone') or module,
                        module.get('conv_clamp', 256))},
       {'width': _told(path, module, 'w_dim'),
        'layers': module.get('mapping_kwargs', {}).get('num_layers', 8)},
-      eg3d.Rendering(
+      eg3d.RenderingConfig(
           options['depth_resolution'],
           options['depth_resolution_importance'], options['ray_start'],
           options['ray_end'], options['box_warp'], _axes(path, module),
           options.get('white_back', False),
           options.get('disparity_space_sampling', False)),
-      upscaling,
+      super_resolution,
       # A file without the key was trained by a program that took 0 for it.
-      condition=0.0 if options.get('c_gen_conditioning_zero') else float(
+      pose_conditioning=0.0 if options.get('c_gen_conditioning_zero') else float(
           options.get('c_scale', 0)),
       decoder_rate=options.get('decoder_lr_mul', 1),
-      upscaling_clamp=_clamp(
+      super_resolution_clamp=_clamp(
           module.child('superresolution'),
           256 if module.get('sr_num_fp16_res', 0) else None))
-  z_width, label_width = (
+  z_dim, label_width = (
       _told(path, module, name) for name in ('z_dim', 'c_dim'))
-  z, label = jnp.zeros((1, z_width)), jnp.zeros((1, label_width))
+  z, label = jnp.zeros((1, z_dim)), jnp.zeros((1, label_width))
   draws = eg3d.draw(None, 1, 16, network.rendering)
   like = jax.eval_shape(lambda: network.init(
       jax.random.key(0), z, label, label, 16, draws))
   orbit = {short: options[name] for short, name in (
       ('radius', 'avg_camera_radius'), ('pivot', 'avg_camera_pivot'))
       if name in options}
-  return Loaded(network, _port(path, module, like), z_width, label_width,
+  return Loaded(network, _port(path, module, like), z_dim, label_width,
                 module.get('neural_rendering_resolution', 64), orbit)
 
 
 def _stylegan2(path, module):
   layers = module.get('mapping_kwargs', {}).get('num_layers', 8)
-  z_width = _told(path, module, 'z_dim')
+  z_dim = _told(path, module, 'z_dim')
   label_width = module.get('c_dim', 0)
   network = stylegan2.Generator(
       {'resolution': _told(path, module, 'img_resolution'),
        'image_channels': module.get('img_channels', 3),
-       'base': module.get('channel_base', 32_768),
-       'most': module.get('channel_max', 512),
+       'channel_base': module.get('channel_base', 32_768),
+       'channel_max': module.get('channel_max', 512),
        'clamp': _clamp(module, module.get('conv_clamp', 256))},
       {'width': _told(path, module, 'w_dim'), 'layers': layers,
-       'labelled': label_width > 0, 'latent': z_width > 0})
+       'labeled': label_width > 0, 'latent': z_dim > 0})
   like = jax.eval_shape(lambda: network.init(
-      jax.random.key(0), jnp.zeros((1, z_width)),
+      jax.random.key(0), jnp.zeros((1, z_dim)),
       jnp.zeros((1, label_width))))
-  return Loaded(network, _port(path, module, like), z_width, label_width)
+  return Loaded(network, _port(path, module, like), z_dim, label_width)
 
 
 def _told(path, module, name):
@@ -234,21 +234,21 @@ def _port(path, module, like):
 
 def _ported(path, found, like):
   try:
-    return port.port(found, stylegan2.sources(like), like,
+    return port.to_flax(found, stylegan2.sources(like), like,
                         ignored=stylegan2.NOT_OURS)
   except port.PortingError as error:
     raise port.PortingError(f'{path}: {error}') from None
 
 
-def _upscaling(path, module, options):
+def _super_resolution(path, module, options):
   child = module.child('superresolution')
   name = '' if child is None else child.class_name
   kind = name.removeprefix(_UPSCALING)
-  if kind not in eg3d.UPSCALING or not name.startswith(_UPSCALING):
+  if kind not in eg3d.SUPER_RESOLUTIONS or not name.startswith(_UPSCALING):
     raise pickles.PickleError(
         f'{path} has the super-resolution {name!r}; known here are '
-        f'{[_UPSCALING + kind for kind in eg3d.UPSCALING]}.')
-  usual = eg3d.UPSCALING[kind]
+        f'{[_UPSCALING + kind for kind in eg3d.SUPER_RESOLUTIONS]}.')
+  usual = eg3d.SUPER_RESOLUTIONS[kind]
   return usual._replace(
       antialias=usual.antialias and options.get('sr_antialias', True))
 

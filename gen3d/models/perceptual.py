@@ -15,10 +15,10 @@ The weights are not part of this project; you supply two files:
   ALEXNET alexnet-owt-7be5be79.pth), which torchvision downloads on
   `torchvision.models.vgg16(weights='IMAGENET1K_V1')` and keeps in PyTorch's
   hub cache, or timm's vgg16.tv_in1k, model.safetensors. torchvision is under
-  the BSD 3-clause licence; ImageNet itself is for non-commercial research, and
+  the BSD 3-clause license; ImageNet itself is for non-commercial research, and
   whether that reaches a network's weights is for you to judge.
 * LPIPS' linear layers, 7 KB: weights/v0.1/vgg.pth (or alex.pth) in the Python
-  package lpips, under the BSD 2-clause licence. v0.1 is what the literature
+  package lpips, under the BSD 2-clause license. v0.1 is what the literature
   reports; do not take v0.0, which was trained on images of another scale.
 
 So `load('vgg16-397923af.pth', 'vgg.pth')`; no PyTorch is needed, and nothing
@@ -198,7 +198,7 @@ def from_torch(tensors, backbone=VGG16, learned=True):
     tensors = dict(tensors) | {
         name: np.ones((1, like[ours].shape[2], 1, 1))
         for ours, name in linear.items()}
-  params = port.port(tensors, sources, like, _IGNORED)
+  params = port.to_flax(tensors, sources, like, _IGNORED)
   negative = [name for ours, name in linear.items() if jnp.any(
       params[ours] < 0)]
   if negative:

@@ -42,8 +42,8 @@ class UNetSize(NamedTuple):
     attention: whether each level has attention.
     heads: of each level's attention.
     states: D of the text's states.
-    groups: of the normalisations.
-    epsilon: of the normalisations.
+    groups: of the normalizations.
+    epsilon: of the normalizations.
     linear: transformers are entered and left by matrices (Stable Diffusion
       2), not by convolutions of one pixel: the same map, another shape.
     text_width: that states are projected to first (DeepFloyd IF).
@@ -296,7 +296,7 @@ def conv(channels, dtype, name, side=3, stride=1, padding=None):
 
 
 def group_norm(groups, epsilon, dtype, name):
-  """Group normalisation over [B, ..., C].
+  """Group normalization over [B, ..., C].
 
   The variance is that of the differences from the mean: trained networks have
   channels whose mean is far larger than their deviation.

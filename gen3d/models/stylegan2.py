@@ -44,9 +44,9 @@ def normalize_second_moment(x):
   return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-8)
 
 
-def channels(resolution, base=32_768, most=512):
+def channels(resolution, channel_base=32_768, channel_max=512):
   """How many channels the networks have at a resolution."""
-  return min(base // resolution, most)
+  return min(channel_base // resolution, channel_max)
 
 
 def resolutions(resolution):
@@ -190,7 +190,7 @@ class ToRGB(nn.Module):
 class SynthesisBlock(nn.Module):
   """Two layers at one resolution and their share of the image.
 
-  The first block (`constant` not zero) has a learnt [size, size, C] in place
+  The first block (`constant` not zero) has a learned [size, size, C] in place
   of an input and one layer only. `ws` has one w for each layer and one for
   ToRGB, which the next block's first layer uses again.
   """
@@ -227,15 +227,15 @@ class Synthesis(nn.Module):
   Attributes:
     resolution: R.
     image_channels: C.
-    base, most: of `channels`.
-    half: how many of the highest resolutions are computed in bfloat16.
+    channel_base, channel_max: of `channels`.
+    num_half_res: how many of the highest resolutions are computed in bfloat16.
     clamp: of all activations; official networks with half precision: 256.
   """
   resolution: int
   image_channels: int = 3
-  base: int = 32_768
-  most: int = 512
-  half: int = 0
+  channel_base: int = 32_768
+  channel_max: int = 512
+  num_half_res: int = 0
   clamp: Any = None
 
   @nn.compact
@@ -244,31 +244,31 @@ class Synthesis(nn.Module):
     sizes = resolutions(self.resolution)
     for i, size in enumerate(sizes):
       block = SynthesisBlock(
-          channels(size, self.base, self.most), self.image_channels,
+          channels(size, self.channel_base, self.channel_max), self.image_channels,
           constant=4 if i == 0 else 0, clamp=self.clamp,
-          dtype=_precision(i, len(sizes), self.half), name=f'b{size}')
+          dtype=_precision(i, len(sizes), self.num_half_res), name=f'b{size}')
       first = max(2 * i - 1, 0)
       x, image = block(x, image, ws[:, first:2 * i + 2], noise)
     return image
 
 
 class Mapping(nn.Module):
-  """z [N, Z] and a label [N, C] to w: [N, D], or `ws` [N, layers_fed, D].
+  """z [N, Z] and a label [N, C] to w: [N, D], or `ws` [N, num_ws, D].
 
   Attributes:
     width: D.
     layers: how many.
-    labelled: whether there is a label.
+    labeled: whether there is a label.
     latent: whether there is a z.
-    layers_fed: L, where ws are wanted; their running mean, towards which
+    num_ws: L, where ws are wanted; their running mean, towards which
       truncation pulls, is then the buffer `w_avg`.
     lr_mul: of the layers, whose learning rate is as much lower.
   """
   width: int = 512
   layers: int = 8
-  labelled: bool = False
+  labeled: bool = False
   latent: bool = True
-  layers_fed: int = 0
+  num_ws: int = 0
   lr_mul: float = 0.01
 
   @nn.compact
@@ -276,20 +276,20 @@ class Mapping(nn.Module):
     parts = []
     if self.latent:
       parts.append(normalize_second_moment(z))
-    if self.labelled:
+    if self.labeled:
       parts.append(normalize_second_moment(
           Dense(self.width, name='embed')(label)))
     x = jnp.concatenate(parts, axis=-1)
     for i in range(self.layers):
       x = Dense(self.width, 'lrelu', self.lr_mul, name=f'fc{i}')(x)
-    if not self.layers_fed:
+    if not self.num_ws:
       return x
     average = self.variable(
         'buffers', 'w_avg', jnp.zeros, (self.width,)).value
-    ws = jnp.repeat(x[:, None], self.layers_fed, axis=1)
+    ws = jnp.repeat(x[:, None], self.num_ws, axis=1)
     pulled = average + psi * (ws - average)
-    near = jnp.arange(self.layers_fed) < (
-        self.layers_fed if cutoff is None else cutoff)
+    near = jnp.arange(self.num_ws) < (
+        self.num_ws if cutoff is None else cutoff)
     # With psi = 1 nothing is pulled, not even by rounding.
     return jnp.where(near[:, None] & (psi != 1), pulled, ws)
 
@@ -305,10 +305,10 @@ class Generator(nn.Module):
 
   def setup(self):
     self.synthesis = Synthesis(**self.synthesis_config)
-    self.mapping = Mapping(**self.mapping_config, layers_fed=self.layers_fed)
+    self.mapping = Mapping(**self.mapping_config, num_ws=self.num_ws)
 
   @property
-  def layers_fed(self):
+  def num_ws(self):
     """L: one w for each layer and one for the last ToRGB."""
     return 2 * len(resolutions(self.synthesis_config['resolution']))
 
@@ -348,51 +348,51 @@ class Discriminator(nn.Module):
 
   Attributes:
     resolution: R.
-    labelled: whether there is a label.
-    base, most: of `channels`.
-    group: of the minibatch standard deviation.
+    labeled: whether there is a label.
+    channel_base, channel_max: of `channels`.
+    mbstd_group: of the minibatch standard deviation.
     mapping_layers: of the label's network.
-    half, clamp: as in Synthesis.
+    num_half_res, clamp: as in Synthesis.
   """
   resolution: int
-  labelled: bool = False
-  base: int = 32_768
-  most: int = 512
-  group: int = 4
+  labeled: bool = False
+  channel_base: int = 32_768
+  channel_max: int = 512
+  mbstd_group: int = 4
   mapping_layers: int = 8
-  half: int = 0
+  num_half_res: int = 0
   clamp: Any = None
 
   @nn.compact
   def __call__(self, x, label=None):
     sizes = resolutions(self.resolution)[::-1]
-    width = lambda size: channels(size, self.base, self.most)
+    width = lambda size: channels(size, self.channel_base, self.channel_max)
     for i, size in enumerate(sizes[:-1]):
       x = DiscriminatorBlock(
           width(size), width(size // 2), from_image=i == 0, clamp=self.clamp,
-          dtype=_precision(len(sizes) - 1 - i, len(sizes), self.half),
+          dtype=_precision(len(sizes) - 1 - i, len(sizes), self.num_half_res),
           name=f'b{size}')(x)
-    x = _Epilogue(width(4), self.group, self.clamp, self.labelled,
+    x = _Epilogue(width(4), self.mbstd_group, self.clamp, self.labeled,
                   name='b4')(x.astype(jnp.float32))
-    if not self.labelled:
+    if not self.labeled:
       return x[:, 0]
-    wanted = Mapping(width(4), self.mapping_layers, labelled=True,
+    wanted = Mapping(width(4), self.mapping_layers, labeled=True,
                      latent=False, name='mapping')(None, label)
     return jnp.sum(x * wanted, axis=-1) / np.sqrt(width(4))
 
 
 class _Epilogue(nn.Module):
   features: int
-  group: int
+  mbstd_group: int
   clamp: Any
-  labelled: bool
+  labeled: bool
 
   @nn.compact
   def __call__(self, x):
-    x = minibatch_deviation(x, self.group)
+    x = minibatch_deviation(x, self.mbstd_group)
     x = Conv(self.features, clamp=self.clamp, name='conv')(x)
     x = Dense(self.features, 'lrelu', name='fc')(x.reshape(len(x), -1))
-    return Dense(self.features if self.labelled else 1, name='out')(x)
+    return Dense(self.features if self.labeled else 1, name='out')(x)
 
 
 def minibatch_deviation(x, group):

@@ -4,7 +4,7 @@ Vocabulary. B captions of L tokens, D = width, H heads of K = head_dim,
 F = ff_width. There is no absolute position: a bias per head, looked up by the
 bucketed offset between key and query, is added to the attention's logits; its
 table is made in the first layer and shared by all. Queries are not divided by
-sqrt(K) (the initialisation takes care of it), norms subtract no mean and
+sqrt(K) (the initialization takes care of it), norms subtract no mean and
 nothing has a bias.
 """
 
@@ -153,7 +153,7 @@ def from_torch(tensors, size, dtype=jnp.float32):
   Raises:
     porting.PortingError: names or shapes do not match; all are listed.
   """
-  return {'params': port.port(
+  return {'params': port.to_flax(
       tensors, encoder_sources(size),
       hub.shapes(T5Encoder(size), inputs(), dtype),
       ignored=('encoder.embed_tokens.weight', 'decoder.*', 'lm_head.*'))}

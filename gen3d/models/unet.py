@@ -1,7 +1,7 @@
 """A text-conditioned diffusion U-Net, as in Imagen, at any size.
 
 Vocabulary: B images of H x W x C pixels, L text tokens of D numbers. Blocks
-are residual convolutions whose second normalisation is scaled and shifted by
+are residual convolutions whose second normalization is scaled and shifted by
 the time embedding and, where cameras are known, shifted by what each pixel's
 ray says (R features, as CAT3D has them at the input: 2405.10314); at chosen
 levels each is followed by attention in which

@@ -1,6 +1,6 @@
 """Augmentation that a discriminator cannot leak (ADA, 2006.06676, appendix B).
 
-The pipeline 'bgc' of the paper: pixel blits, geometry and colour, each applied
+The pipeline 'bgc' of the paper: pixel blits, geometry and color, each applied
 to an image with probability p, so that a discriminator that sees nothing else
 still tells whether the images themselves are real. All of it is differentiable
 in the images.
@@ -32,8 +32,8 @@ SYM6 = np.array([
     -0.048311742585633, 0.4910559419267466, 0.787641141030194,
     0.3379294217276218, -0.07263752278646252, -0.021060292512300564,
     0.04472490177066578, 0.0017677118642428036, -0.007800708325034148])
-# Its centre of mass: between the taps, for it is not quite symmetric.
-_CENTRE = float(np.arange(12) @ SYM6 / SYM6.sum())
+# Its center of mass: between the taps, for it is not quite symmetric.
+_CENTER = float(np.arange(12) @ SYM6 / SYM6.sum())
 _MARGIN = 6  # pixels mirrored around an image before it is doubled
 
 
@@ -97,10 +97,10 @@ def draw(key, p, size):
 
 def apply(x, draws):
   """Square images [N, H, H, 3] changed as Draws [N] say."""
-  # Accelerators would round places and colours to half precision.
+  # Accelerators would round places and colors to half precision.
   with jax.default_matmul_precision('highest'):
     x = warp(x, jax.vmap(geometry)(draws))
-    matrix = jax.vmap(colour)(draws)
+    matrix = jax.vmap(color)(draws)
     return jnp.einsum('nhwc,ndc->nhwd', x, matrix[..., :3]) + matrix[
         :, None, None, :, 3]
 
@@ -119,8 +119,8 @@ def geometry(draws):
           @ _rotation(-draws.turn) @ _translation(-draws.offset))
 
 
-def colour(draws):
-  """[3, 4]: what colours are multiplied by, and what is added to that."""
+def color(draws):
+  """[3, 4]: what colors are multiplied by, and what is added to that."""
   # Greys lie along this axis.
   axis = jnp.full((3,), 3 ** -0.5)
   along = jnp.outer(axis, axis)
@@ -140,7 +140,7 @@ def warp(x, matrix):
 
   Through images of twice the size, as the paper: doubled by SYM6, looked up
   linearly, halved by SYM6. The identity gives the image back. Beyond its
-  edges an image is mirrored, about the centres of its outermost pixels, as
+  edges an image is mirrored, about the centers of its outermost pixels, as
   often as need be.
 
   Args:
@@ -149,7 +149,7 @@ def warp(x, matrix):
   """
   size = x.shape[1]
   fine = _double(_double(x, 1), 2)
-  pixels = (jnp.arange(2 * size + len(SYM6) - 2) - _CENTRE) / 2
+  pixels = (jnp.arange(2 * size + len(SYM6) - 2) - _CENTER) / 2
   place = (pixels + 0.5) / size - 0.5
   places = jnp.stack([*jnp.meshgrid(place, place),
                       jnp.ones((len(place),) * 2)], axis=-1)
@@ -191,7 +191,7 @@ def _double(x, axis):
 
 def _index(pixel):
   """Where in the doubled axis a pixel is."""
-  return 2 * (pixel + _MARGIN) + _CENTRE - (len(SYM6) - 2)
+  return 2 * (pixel + _MARGIN) + _CENTER - (len(SYM6) - 2)
 
 
 def _halve(x, axis):

@@ -3,7 +3,7 @@
 Vocabulary. The world has y up; an object's front looks along +z and its left
 (the viewer's right) is +x, as in glTF. A camera looks along its own -z with x
 to the right and y up (OpenGL). `c2w` is the 4x4 camera-to-world matrix.
-Intrinsics are 3x3 and normalised: image coordinates run from (0, 0) at the
+Intrinsics are 3x3 and normalized: image coordinates run from (0, 0) at the
 top left corner to (1, 1) at the bottom right one, so they do not depend on
 the resolution. Angles are in degrees where a person writes them (azimuth,
 elevation, field of view). Azimuth 0 is the front, 90 is the +x side, 180 the
@@ -25,11 +25,11 @@ Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 class Camera(NamedTuple):
   """A pinhole camera, or a batch of them."""
   c2w: Any         # [..., 4, 4]
-  intrinsics: Any  # [..., 3, 3], normalised
+  intrinsics: Any  # [..., 3, 3], normalized
 
 
 class Rays(NamedTuple):
-  """Rays through pixel centres; `radii` is of their cones at distance 1."""
+  """Rays through pixel centers; `radii` is of their cones at distance 1."""
   origins: Any     # [..., 3]
   directions: Any  # [..., 3], unit
   radii: Any       # [..., 1], Mip-NeRF's: a pixel's width * 2 / sqrt(12)
@@ -79,7 +79,7 @@ def look_at(position, target, up):
 
 
 def pinhole(focal):
-  """Normalised intrinsics [..., 3, 3]; `focal` in image heights, square."""
+  """Normalized intrinsics [..., 3, 3]; `focal` in image heights, square."""
   focal = jnp.asarray(focal)
   zero, one = jnp.zeros_like(focal), jnp.ones_like(focal)
   half = one / 2
@@ -95,7 +95,7 @@ def focal_from_fov(degrees):
 
 
 def orbit(azimuth, elevation, distance, focal, target=(0.0, 0.0, 0.0)):
-  """A camera on a sphere that looks at its centre; scalars or batches."""
+  """A camera on a sphere that looks at its center; scalars or batches."""
   azimuth, elevation, distance, focal = jnp.broadcast_arrays(
       *map(jnp.float32, (azimuth, elevation, distance, focal)))
   position = spherical(azimuth, elevation, distance) + jnp.float32(target)
@@ -105,7 +105,7 @@ def orbit(azimuth, elevation, distance, focal, target=(0.0, 0.0, 0.0)):
 
 
 def rays(camera, height, width):
-  """Rays [..., H, W, .] through the pixel centres of `camera`."""
+  """Rays [..., H, W, .] through the pixel centers of `camera`."""
   y, x = jnp.meshgrid((jnp.arange(height) + 0.5) / height,
                       (jnp.arange(width) + 0.5) / width, indexing='ij')
   every = jax.tree.map(lambda a: a[..., None, None, :, :], camera)

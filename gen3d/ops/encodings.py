@@ -94,10 +94,10 @@ def triplanes(planes, points, *, reduce='sum', outside='clamp',
 
   Args:
     planes: [3, R, R, C], or those of N objects as a generator paints them,
-      [N, R, R, 3, C]; a texel's value sits at its centre, as in images.
+      [N, R, R, 3, C]; a texel's value sits at its center, as in images.
     points: [..., 3] in [-1, 1]; [N, ..., 3] where there are N objects.
     reduce: how the planes' features meet: 'sum', 'mean' or 'product'.
-    outside: beyond the outermost centres, 'clamp' goes on with their value,
+    outside: beyond the outermost centers, 'clamp' goes on with their value,
       'zero' fades to zero within one texel.
     axes: which axes a plane's columns and rows are; a key of AXES.
 
@@ -131,7 +131,7 @@ def voxels(grid, points, *, outside='clamp'):
 
   Args:
     grid: [R, R, R, C], indexed by z, y, x; a voxel's value sits at its
-      centre, as in `triplanes`.
+      center, as in `triplanes`.
     points: [..., 3] in [-1, 1].
     outside: as in `triplanes`.
 
@@ -203,7 +203,7 @@ def _cells(points, resolution, outside):
   if outside == 'clamp':
     place = jnp.clip(place, 0, resolution - 1)
   low = jnp.floor(place)
-  # Beyond the outermost centres the cell is theirs, and one corner or both
+  # Beyond the outermost centers the cell is theirs, and one corner or both
   # have no share in it.
   start = jnp.clip(low, 0, resolution - 2)
   part, beside = place - low, low - start

@@ -98,15 +98,15 @@ def blur(x, sigma):
 
 
 def resize(x, size, antialias=True):
-  """Bilinear [..., H, W, C] to [..., size, size, C], pixel centres aligned."""
+  """Bilinear [..., H, W, C] to [..., size, size, C], pixel centers aligned."""
   shape = (*x.shape[:-3], size, size, x.shape[-1])
   if x.shape == shape:
     return x
   return jax.image.resize(x, shape, 'linear', antialias=antialias)
 
 
-def fit(images, size):
-  """Shortest side to `size` by bicubic antialiasing, then the centre square.
+def clip_preprocess(images, size):
+  """Shortest side to `size` by bicubic antialiasing, then the center square.
 
   The preparation of CLIP's images, as PIL does it: along rows, then along
   columns, either result clipped. Integers are computed with as there, bit by
@@ -149,8 +149,8 @@ def cubic(before, after):
   Widened where pixels are merged; what lies beyond the edges has no part.
   """
   scale = before / after
-  centres = (np.arange(after)[:, None] + 0.5) * scale
-  x = np.abs(np.arange(before) + 0.5 - centres) / max(scale, 1.0)
+  centers = (np.arange(after)[:, None] + 0.5) * scale
+  x = np.abs(np.arange(before) + 0.5 - centers) / max(scale, 1.0)
   weights = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(
       x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0.0))
   return weights / weights.sum(1, keepdims=True)

@@ -22,7 +22,7 @@ def orientation(weights, normals, directions):
       jax.lax.stop_gradient(weights) * jnp.maximum(0.0, cosine)**2, axis=-1)
 
 
-def opacity(total):
+def sparsity(total):
   """sqrt(o^2 + 0.01) of a ray's opacity o [...]: empty space is preferred.
 
   DreamFusion, appendix: against filling the whole bounding volume.
@@ -55,8 +55,8 @@ def depth_variance(weights, edges):
   return jax.lax.stop_gradient(total[..., 0]) * spread
 
 
-def roughness(normals, total):
-  """How much the normals [H, W, 3] of neighbouring pixels differ, [H, W].
+def normal_smoothness(normals, total):
+  """How much the normals [H, W, 3] of neighboring pixels differ, [H, W].
 
   Half the squared difference from the pixels below and to the right, where
   both pixels have an opacity `total` [H, W]; no gradient goes to the latter.
@@ -74,11 +74,11 @@ def roughness(normals, total):
 # way back.
 @functools.partial(jax.checkpoint, static_argnums=1)
 def total_variation(grid, axes):
-  """Mean squared difference [] of neighbours in a grid of features.
+  """Mean squared difference [] of neighbors in a grid of features.
 
   Args:
     grid: any array.
-    axes: those along which neighbours are close in space.
+    axes: those along which neighbors are close in space.
   """
   return sum(jnp.mean(jnp.square(jnp.diff(grid, axis=axis)))
              for axis in axes) / len(axes)

@@ -21,15 +21,15 @@ class EmptyField(ValueError):
 
 
 class Mesh(NamedTuple):
-  """A coloured triangle mesh."""
+  """A colored triangle mesh."""
   vertices: Any  # [V, 3] float32, world
   faces: Any     # [F, 3] int32, counter-clockwise from outside
-  colours: Any   # [V, 3] float32 in [0, 1], as displayed (sRGB)
+  colors: Any   # [V, 3] float32 in [0, 1], as displayed (sRGB)
 
 
 def extract(query, bound, resolution=192, threshold='auto', chunk=2**16,
             share=1.0, smoothing=4):
-  """The surface of a density field, closed and coloured.
+  """The surface of a density field, closed and colored.
 
   A coarse grid over the whole bound finds the box that holds the object, a
   fine grid over that box gives the surface.
@@ -40,7 +40,7 @@ def extract(query, bound, resolution=192, threshold='auto', chunk=2**16,
     bound: half the side of the cube that holds the object, or its corners
       [2, 3].
     resolution: grid points along the longest side of the object's box.
-    threshold: the level, or 'auto' for `threshold_from`.
+    threshold: the level, or 'auto' for `auto_threshold`.
     chunk: points per query; bounds the memory.
     share: components with at least this share of the largest one's volume
       stay; 1.0 keeps the largest only.
@@ -64,13 +64,13 @@ def extract(query, bound, resolution=192, threshold='auto', chunk=2**16,
     density, origin, spacing = sample_grid(query, box, resolution, chunk)
   level = _level(density, spacing, threshold)
   vertices, faces = isosurface(density, level, origin, spacing)
-  vertices, faces = largest(vertices, faces, share)
+  vertices, faces = keep_components(vertices, faces, share)
   vertices = smooth(vertices, faces, smoothing)
-  # Albedo is learnt where the density is, not in the air around it.
+  # Albedo is learned where the density is, not in the air around it.
   inside = vertices - 0.5 * spacing * vertex_normals(vertices, faces)
-  colours = _in_chunks(lambda points: query(points)[1], inside, chunk)
+  colors = _in_chunks(lambda points: query(points)[1], inside, chunk)
   return Mesh(vertices.astype(np.float32), faces.astype(np.int32),
-              np.clip(colours, 0, 1).astype(np.float32))
+              np.clip(colors, 0, 1).astype(np.float32))
 
 
 def sample_grid(query, box, resolution, chunk=2**16):
@@ -94,7 +94,7 @@ def sample_grid(query, box, resolution, chunk=2**16):
   return density, origin, spacing
 
 
-def threshold_from(density, spacing):
+def auto_threshold(density, spacing):
   """The level at which the mesh looks like the volume rendering.
 
   A viewer sees the edge of a soft object where a ray's opacity
@@ -171,7 +171,7 @@ def isosurface(density, level, origin, spacing):
   return (vertices.astype(np.float64) - 1) * spacing + origin, faces
 
 
-def largest(vertices, faces, share=1.0):
+def keep_components(vertices, faces, share=1.0):
   """The outer surfaces whose volume is >= `share` of the largest one's.
 
   Surfaces of hollows, which enclose a negative volume, are dropped: nobody
@@ -208,7 +208,7 @@ def vertex_normals(vertices, faces):
 def smooth(vertices, faces, rounds, shrink=0.5, swell=-0.53):
   """Taubin's smoothing (SIGGRAPH 1995): Laplacian steps that keep volume.
 
-  A round moves every vertex towards the mean of its neighbours by `shrink`
+  A round moves every vertex towards the mean of its neighbors by `shrink`
   and then away from it by -`swell`, which removes the staircase and lets the
   shape be.
   """
@@ -225,7 +225,7 @@ def smooth(vertices, faces, rounds, shrink=0.5, swell=-0.53):
 
 def _level(density, spacing, threshold):
   if threshold == 'auto':
-    return threshold_from(density, spacing)
+    return auto_threshold(density, spacing)
   if not np.any(density > threshold):
     raise EmptyField(
         f'The field is empty at the threshold {threshold:g}: its largest '

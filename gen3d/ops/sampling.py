@@ -62,10 +62,10 @@ def importance(key, edges, weights, count):
   shape = (*edges.shape[:-1], count)
   offset = 0.5 if key is None else jax.random.uniform(key, shape)
   quantiles = jnp.broadcast_to((jnp.arange(count) + offset) / count, shape)
-  return at_quantiles(edges, weights + 1e-5 / weights.shape[-1], quantiles)
+  return sample_pdf(edges, weights + 1e-5 / weights.shape[-1], quantiles)
 
 
-def at_quantiles(edges, weights, quantiles):
+def sample_pdf(edges, weights, quantiles):
   """Distances [..., M] at `quantiles` [..., M] of a piecewise constant density.
 
   The inverse of its cumulative weights; no gradient goes through it.
@@ -83,7 +83,7 @@ def at_quantiles(edges, weights, quantiles):
   return start + fraction * (end - start)
 
 
-def widen(weights, padding=0.01):
+def blur_weights(weights, padding=0.01):
   """Weights made safe for resampling (Mip-NeRF, eq. 18): blurred, padded."""
   padded = jnp.concatenate(
       [weights[..., :1], weights, weights[..., -1:]], axis=-1)
@@ -91,7 +91,7 @@ def widen(weights, padding=0.01):
   return 0.5 * (pairs[..., :-1] + pairs[..., 1:]) + padding
 
 
-def merge(*distances):
+def sort_union(*distances):
   """All the distances [..., sum of N] of a ray in increasing order."""
   return jnp.sort(jnp.concatenate(distances, axis=-1), axis=-1)
 

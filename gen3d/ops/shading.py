@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gen3d.ops import cameras, encodings
 
 # Four directions whose outer products sum to a multiple of the identity: the
-# smallest stencil that gives a gradient centred on the point.
+# smallest stencil that gives a gradient centered on the point.
 TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0),
                (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 
@@ -24,7 +24,7 @@ class Light(NamedTuple):
 def lambertian(albedo, normals, points, light):
   """Diffuse shading [..., 3] (DreamFusion, section 3.1).
 
-  colour = rho * (l_d * max(0, n . (l - x) / |l - x|) + l_a), with rho = 1
+  color = rho * (l_d * max(0, n . (l - x) / |l - x|) + l_a), with rho = 1
   where the light says textureless.
 
   Args:
@@ -52,7 +52,7 @@ def sample_position(key, camera_position, norm=(0.8, 1.5)):
       key_norm, minval=norm[0], maxval=norm[1])
 
 
-def lamp_beside(camera, ambient, diffuse, textureless=0.0):
+def camera_light(camera, ambient, diffuse, textureless=0.0):
   """A Light to show things by: a little above and to the right of `camera`."""
   eye, right, up = (camera.c2w[:3, i] for i in (3, 0, 1))
   distance = jnp.linalg.norm(eye)

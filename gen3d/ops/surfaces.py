@@ -1,8 +1,8 @@
-"""Surfaces with looks: triangles with colours or a texture, from anywhere.
+"""Surfaces with looks: triangles with colors or a texture, from anywhere.
 
 A Surface is of one material; an object is a tuple of them. Unlike mesh.Mesh,
 which is what our own exporter makes, its faces may be open, turned either way,
-and textured. Colours are display values (sRGB) in [0, 1], as pictures are.
+and textured. Colors are display values (sRGB) in [0, 1], as pictures are.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ class Surface(NamedTuple):
   vertices: Any          # [V, 3]
   faces: Any             # int [F, 3]
   normals: Any           # [V, 3], unit; either side
-  colours: Any           # [V, 3]; multiplies the texture where there is one
+  colors: Any           # [V, 3]; multiplies the texture where there is one
   uv: Any = None         # [V, 2]: (0, 0) is the texture's bottom left corner
   texture: Any = None    # uint8 [H, W, 3], repeated beyond [0, 1]
 

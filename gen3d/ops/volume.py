@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gen3d.ops import encodings
 
 
-class March(NamedTuple):
+class RaySamples(NamedTuple):
   """What a field answered along rays."""
   samples: Any  # Gaussian [..., N, 3]
   edges: Any    # [..., N + 1]
@@ -39,10 +39,10 @@ def march(field, rays, edges, cast=encodings.conical_frustums):
   directions = jnp.broadcast_to(
       rays.directions[..., None, :], samples.mean.shape)
   density, values = field(samples, directions)
-  return March(samples, edges, density, values, weigh(density, edges))
+  return RaySamples(samples, edges, density, values, alpha_weights(density, edges))
 
 
-def weigh(density, edges):
+def alpha_weights(density, edges):
   """Weights [..., N] = T_i (1 - exp(-sigma_i delta_i)), NeRF's eq. 3."""
   thickness = density * jnp.diff(edges, axis=-1)
   # T as exp of one sum: a product of (1 - alpha) would round to zero early,

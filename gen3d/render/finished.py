@@ -93,5 +93,5 @@ def viewer(scene, size, modes=SHOWN, background=(1.0, 1.0, 1.0)):
     image = jnp.concatenate([images[mode] for mode in modes], axis=1)
     return jnp.round(255 * image).astype(jnp.uint8)
 
-  return sharding.spread(
+  return sharding.map_over_devices(
       lambda params, path: jax.lax.map(partial(look, params), path))

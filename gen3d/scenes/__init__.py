@@ -1,4 +1,4 @@
-"""What is optimised for one prompt or one capture: records of functions."""
+"""What is optimized for one prompt or one capture: records of functions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ class View(NamedTuple):
   camera: Any      # ops.cameras.Camera
   rays: Any        # ops.cameras.Rays, [H, W, ...]
   light: Any       # ops.shading.Light
-  background: Any  # [3] colour put behind the object, NaN-free; see `learned`
+  background: Any  # [3] color put behind the object, NaN-free; see `learned`
   learned: Any     # [] 1.0: the scene's own background, 0.0: `background`
 
 
@@ -21,13 +21,13 @@ class Render(NamedTuple):
   normals: Any     # [H, W, 3] expected unit normal, zero where empty
   albedo: Any      # [H, W, 3] in [0, 1], premultiplied by opacity
   aux: Any         # {name: array} for the scene's own penalties
-  # [H, W, 3] the image less its background as a function of the colours alone
+  # [H, W, 3] the image less its background as a function of the colors alone
   # (how opaque they are has no gradient), for score distillation.
-  colours: Any = None
+  colors: Any = None
 
 
 class Scene(NamedTuple):
-  """A thing that can be looked at and optimised.
+  """A thing that can be looked at and optimized.
 
   Attributes:
     init: key -> params.
@@ -39,7 +39,7 @@ class Scene(NamedTuple):
     show: (params, camera, size, modes, background) -> {mode: image [size,
       size, 3]} to show to people, without chance, lit from beside the camera.
       A mode is 'color', 'albedo', 'normal' or 'textureless'; `background` is
-      a colour [3] or None for the scene's own. Compile it with static size
+      a color [3] or None for the scene's own. Compile it with static size
       and modes.
     query: (params, points [N, 3]) -> (density [N], albedo [N, 3]); no density
       where `render` does not look.

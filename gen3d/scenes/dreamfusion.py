@@ -82,8 +82,8 @@ def make(config):
 def _sample_view(key, step, part=(0.0, 1.0), *, config):
   """A random View of DreamFusion's distribution; see Scene.
 
-  A background that is not learned has any colour where `background_spread` is
-  one, and grey where it is zero.
+  A background that is not learned has any color where `background_spread` is
+  one, and gray where it is zero.
   """
   keys = jax.random.split(key, 7)
   low, high = config.camera.azimuth
@@ -127,7 +127,7 @@ def _show(render, params, camera, size, modes, background=None):
     base = opacity if textureless else seen.albedo
     return behind + base * shading.lambertian(
         jnp.ones_like(points), normals, points,
-        shading.lamp_beside(camera, ambient, diffuse))
+        shading.camera_light(camera, ambient, diffuse))
 
   return {mode: jnp.clip(image(mode), 0.0, 1.0) for mode in modes}
 
@@ -143,14 +143,14 @@ def _render(params, key, view, *, field, background, intersect, config):
     edges = _focus(field, view.rays, edges, config)
   seen = volume.in_chunks(partial(_shade, field, view.light, config),
                           (view.rays, edges), config.chunk)
-  image = seen['colour'] + (1 - seen['opacity'][..., None]) * behind
+  image = seen['color'] + (1 - seen['opacity'][..., None]) * behind
   return Render(image, seen['opacity'], seen['depth'], seen['normals'],
                 seen['albedo'], {'orientation': seen['orientation'],
-                                 'spread': seen['spread']}, seen['colours'])
+                                 'spread': seen['spread']}, seen['colors'])
 
 
 def _shade(field, light, config, rays_and_edges):
-  """Colours (without background), depths and normals of rays [..., 3]."""
+  """Colors (without background), depths and normals of rays [..., 3]."""
   rays, edges = rays_and_edges
   if config.normals == 'surface':
     march = volume.march(field, rays, edges)
@@ -163,12 +163,12 @@ def _shade(field, light, config, rays_and_edges):
   march = volume.march(with_normals, rays, edges)
   albedo, normals = jnp.split(march.values, 2, axis=-1)
   march = march._replace(values=albedo)
-  colour = shading.lambertian(
+  color = shading.lambertian(
       albedo, normals, march.samples.mean, light)
   composite = partial(volume.composite, march.weights)
-  return _seen(march, colour=composite(colour), normals=composite(normals),
-               colours=volume.composite(
-                   jax.lax.stop_gradient(march.weights), colour),
+  return _seen(march, color=composite(color), normals=composite(normals),
+               colors=volume.composite(
+                   jax.lax.stop_gradient(march.weights), color),
                orientation=losses.orientation(
                    march.weights, normals, rays.directions))
 
@@ -187,8 +187,8 @@ def _shade_surface(field, light, config, rays, march):
   white = light.textureless
   values = (1 - white) * march.values + white
   lit = lambda weights: shade * volume.composite(weights, values)
-  return _seen(march, colour=lit(march.weights),
-               colours=lit(jax.lax.stop_gradient(march.weights)),
+  return _seen(march, color=lit(march.weights),
+               colors=lit(jax.lax.stop_gradient(march.weights)),
                normals=opacity[..., None] * normals,
                orientation=losses.orientation(
                    opacity[..., None], normals[..., None, :],
@@ -221,7 +221,7 @@ def _focus(field, rays, edges, config):
           jnp.arange(count) + 1, count - 1), axis)
       weights = jnp.repeat(jnp.maximum(weights, after), stride, axis)
     weights = weights[:edges.shape[0], :edges.shape[1]]
-  return sampling.importance(None, edges, sampling.widen(weights),
+  return sampling.importance(None, edges, sampling.blur_weights(weights),
                              config.importance.samples + 1)
 
 
@@ -248,10 +248,10 @@ def _penalties(params, render, step, *, config):
   """
   terms = {
       'orientation': render.aux['orientation'],
-      'opacity': losses.opacity(render.opacity),
+      'opacity': losses.sparsity(render.opacity),
       'entropy': losses.entropy(render.opacity),
       'spread': render.aux['spread'],
-      'roughness': losses.roughness(render.normals, render.opacity),
+      'roughness': losses.normal_smoothness(render.normals, render.opacity),
   }
   return {name: schedules.piecewise(step, weight)
           * jnp.sum(pick('penalty', terms, name))

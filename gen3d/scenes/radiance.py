@@ -24,7 +24,7 @@ BACKGROUNDS = ('white', 'black', 'random', 'learned')
 EXTENTS = ('box', 'range')
 MODES = ('color', 'depth', 'normal', 'textureless')
 SPACINGS = ('distance', 'disparity')
-# The axes of a parameter along which neighbours are close in space.
+# The axes of a parameter along which neighbors are close in space.
 _GRIDS = {'planes': (1, 2), 'grid': (0, 1, 2)}
 
 
@@ -42,10 +42,10 @@ class Frame(NamedTuple):
 
 
 def make(config, frame):
-  """The Scene of a config (configs/nerf.py and its neighbours: `scene`).
+  """The Scene of a config (configs/nerf.py and its neighbors: `scene`).
 
   Its `render` asks the view for rays [...], background and learned only and
-  wants a key for each ray, or None. `Render.aux['colours']` has what the
+  wants a key for each ray, or None. `Render.aux['colors']` has what the
   looks saw that the loss judges, the fine one last; there are no normals, and
   albedo is the light before the background.
 
@@ -94,11 +94,11 @@ def make(config, frame):
 
   def query(params, points):
     samples = encodings.Gaussian(points, jnp.zeros_like(points))
-    # A mesh has one colour from all sides: the mean of six directions.
+    # A mesh has one color from all sides: the mean of six directions.
     axes = jnp.concatenate([jnp.eye(3), -jnp.eye(3)])
-    density, colours = jax.vmap(lambda axis: ask(params, 'fine')(
+    density, colors = jax.vmap(lambda axis: ask(params, 'fine')(
         samples, jnp.broadcast_to(axis, points.shape)))(axes)
-    return density[0], jnp.mean(colours, axis=0)
+    return density[0], jnp.mean(colors, axis=0)
 
   return Scene(
       init=init, sample_view=None, render=render,
@@ -107,7 +107,7 @@ def make(config, frame):
 
 
 def backdrop(config, key, shape=()):
-  """The colour [*shape, 3] that is put behind the pictures and the scene."""
+  """The color [*shape, 3] that is put behind the pictures and the scene."""
   if config.background == 'random':
     return jax.random.uniform(key, (*shape, 3))
   return jnp.full((*shape, 3), float(config.background == 'white'))
@@ -138,11 +138,11 @@ def _look(answers, bounds, config, rays_keys_backdrop):
       fine, rays, _resample(keys, edges, march.weights, config.fine))
   light = volume.composite(march.weights, march.values)
   opacity = jnp.sum(march.weights, axis=-1)
-  colour = light + (1 - opacity[..., None]) * behind
-  judged = (first, colour) if config.coarse.loss else (colour,)
-  return Render(colour, opacity,
+  color = light + (1 - opacity[..., None]) * behind
+  judged = (first, color) if config.coarse.loss else (color,)
+  return Render(color, opacity,
                 volume.expected_depth(march.weights, march.edges), None,
-                light, {'colours': judged})
+                light, {'colors': judged})
 
 
 def _stratified(rays, keys, bounds, config):
@@ -161,7 +161,7 @@ def _resample(keys, edges, weights, config):
   """Edges [..., N + 1] where the first look saw something."""
   weights = jax.lax.stop_gradient(weights)
   if config.padding:
-    weights = sampling.widen(weights, config.padding)
+    weights = sampling.blur_weights(weights, config.padding)
   # So many distances beside the first ones, or so many intervals instead.
   count = config.samples if config.merge else config.samples + 1
 
@@ -170,7 +170,7 @@ def _resample(keys, edges, weights, config):
     return sampling.importance(key, edges, weights, count)
 
   found = _each_ray(find, keys, edges, weights)
-  return sampling.merge(edges, found) if config.merge else found
+  return sampling.sort_union(edges, found) if config.merge else found
 
 
 def _each_ray(function, keys, *arrays):
@@ -218,7 +218,7 @@ def _show(render, ask, config, params, camera, size, modes, background=None):
       return 0.5 * opacity * (found + 1) + behind
     return behind + opacity * shading.lambertian(
         jnp.ones_like(points), found, points,
-        shading.lamp_beside(camera, 0.2, 0.8))
+        shading.camera_light(camera, 0.2, 0.8))
 
   return {mode: jnp.clip(image(mode), 0.0, 1.0) for mode in modes}
 

@@ -1,7 +1,7 @@
 """What can be trained: one record, one file per kind of training.
 
 A task is made from a config by the `make` of its module; the engine's loop
-runs any of them. Per-chip code names the mapped axis 'chips'.
+runs any of them. Per-chip code names the mapped axis 'devices'.
 """
 
 from collections.abc import Callable
@@ -33,14 +33,14 @@ class Task(NamedTuple):
     evaluate: (state, key) -> (scalars, images): {name: float} and
       {name: uint8 [H, W, 3]}. Runs on the host's side, on one chip.
     finish: (state, workdir) -> list of the files that it wrote.
-    frugal: whether the step's program is ordered for memory's sake on a CPU;
+    minimize_memory: whether the step's program is ordered for memory's sake on a CPU;
       see sharding.pmap.
-    least: examples that a chip needs, where they are looked at together.
+    min_per_device: examples that a chip needs, where they are looked at together.
   """
   init: Callable
   step: Callable
   batches: Callable
   evaluate: Callable
   finish: Callable
-  frugal: bool = False
-  least: int = 1
+  minimize_memory: bool = False
+  min_per_device: int = 1

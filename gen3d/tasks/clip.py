@@ -5,7 +5,7 @@ drawn backgrounds, and on captions of them, and shares nothing with the
 diffusion model that it judges.
 
 Vocabulary. The `facts` of a picture, and those that a caption states, are
-four small integers: category, main colour, second colour, view; -1 where it
+four small integers: category, main color, second color, view; -1 where it
 cannot be seen or is not said. A caption is untrue of a picture when it states
 a fact that differs.
 """
@@ -23,15 +23,15 @@ from gen3d.data.shapes import captions
 from gen3d.data.shapes import world as shapes_world
 from gen3d.engine import optim
 from gen3d.engine import state as states
-from gen3d.engine.release import ship
+from gen3d.engine.release import save_release
 from gen3d.metrics import text as metrics_text
 from gen3d.models import clip, clip_pair
 from gen3d.tasks import Task
 
 DISTRACTORS = 64
 # White objects in training, more than in the world: their captions of any
-# colour have to be told apart from those of objects that are white. And how
-# many of them have captions that may name the colours.
+# color have to be told apart from those of objects that are white. And how
+# many of them have captions that may name the colors.
 TEXTURELESS, TEXTURELESS_NAMED = 0.2, 0.5
 
 
@@ -52,7 +52,7 @@ def make(config):
 
   def finish(state, workdir):
     scalars, _ = evaluate_state(state, None, config=config)
-    return ship(assets.CLIP, config, state, workdir, r_precision=scalars)
+    return save_release(assets.CLIP, config, state, workdir, r_precision=scalars)
 
   return Task(
       init=init,
@@ -75,7 +75,7 @@ def r_precision(judge, images, own, others=(), *, facts=None,
     facts: int [N, 4], what is true of the pictures, or None: what their
       captions say is all that is known of them.
     textureless: whether the pictures are white, so that no caption is untrue
-      of them by its colours.
+      of them by its colors.
     seed: int, of the distractors.
 
   Returns:
@@ -158,7 +158,7 @@ def held_out(split, count=512, *, textureless=False, seed=0, resolution=64):
   """Objects that no training has seen, as r_precision takes them.
 
   Args:
-    split: 'seen' or 'unseen' (pairs of category and colour).
+    split: 'seen' or 'unseen' (pairs of category and color).
     count: N.
     textureless: whether they are white.
     seed: of the world.
@@ -189,7 +189,7 @@ def _truths(views, specs):
 
 
 def _visible(truths, textureless):
-  """Facts [N, 4] without the colours of textureless pictures [N]."""
+  """Facts [N, 4] without the colors of textureless pictures [N]."""
   return np.where(textureless[:, None] & np.array([False, True, True, False]),
                   -1, truths).astype(np.int32)
 
@@ -204,8 +204,8 @@ def train_step(state, batch, key, *, model, optimizer, ema_decay):
   def loss_fn(params):
     image, text, scale = model.apply(params, images, batch['tokens'])
     image, text = clip.normalize(image), clip.normalize(text)
-    gather = lambda x: jax.lax.all_gather(x, 'chips', tiled=True)
-    here = jax.lax.axis_index('chips') * len(image) + jnp.arange(len(image))
+    gather = lambda x: jax.lax.all_gather(x, 'devices', tiled=True)
+    here = jax.lax.axis_index('devices') * len(image) + jnp.arange(len(image))
     said, facts = batch['said'], batch['facts']
     # What is true of a picture besides its own caption is no counterexample.
     loss_image, found_text = clip.contrastive_loss(
@@ -220,7 +220,7 @@ def train_step(state, batch, key, *, model, optimizer, ema_decay):
 
   (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
       state.params)
-  grads = jax.lax.pmean(grads, 'chips')
+  grads = jax.lax.pmean(grads, 'devices')
   state = optim.apply_gradients(state, grads, optimizer, ema_decay)
   return state, {'loss/contrastive': loss, **metrics}
 
@@ -237,7 +237,7 @@ def augmented(key, view, textureless, resolution):
    key_noise, key_exposure) = jax.random.split(key, 8)
   size = view.coverage.shape[0]
   light = shapes_world.sample_light(key_light, view.camera, textureless)
-  shaded = shapes_world.compose(view, light, jnp.zeros((size, size, 3)))
+  shaded = shapes_world.shade_and_composite(view, light, jnp.zeros((size, size, 3)))
   image = jnp.concatenate([shaded, view.coverage[..., None] / 255.0], -1)
   image = jnp.where(jax.random.bernoulli(key_mirror), image[:, ::-1], image)
   zoom = jax.random.uniform(key_zoom, minval=0.75, maxval=1.2)

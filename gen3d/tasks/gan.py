@@ -18,7 +18,7 @@ from gen3d.data.shapes import captions
 from gen3d.data.shapes import world as shapes_world
 from gen3d.engine import sharding
 from gen3d.engine import state as states
-from gen3d.engine.release import ship
+from gen3d.engine.release import save_release
 from gen3d.gan import inference
 from gen3d.gan import networks as gan_networks
 from gen3d.gan import step as gan_step
@@ -51,21 +51,21 @@ def make(config):
     source = source._replace(labels=source.labels[:, :0])
   networks = build(config, source.labels.shape[1])
   schedule = gan_step.Schedule(**config.schedule)
-  regularized = schedule.regularize_every if networks.regularize else 0
+  regularized = schedule.g_reg_interval if networks.regularize else 0
   optimizers = {
       'generator': gan_step.lazy_adam(config.generator_rate, regularized),
       'discriminator': gan_step.lazy_adam(
-          config.discriminator_rate, schedule.r1_every)}
+          config.discriminator_rate, schedule.d_reg_interval)}
 
   def init(key):
     state = jax.jit(functools.partial(
-        gan_step.create, adversaries=networks, optimizers=optimizers))(key)
+        gan_step.create, networks=networks, optimizers=optimizers))(key)
     return begin_with(state, config.start_from) if config.start_from else state
 
   report = functools.partial(
       evaluate, size_at=functools.partial(size_at, config),
-      show=viewer(config, networks, source),
-      measure=meter(config, networks, source) if config.distance_count
+      show=sample_sheet_fn(config, networks, source),
+      measure=frechet_distance_fn(config, networks, source) if config.distance_count
       else lambda variables, size: {})
 
   def finish(state, workdir):
@@ -73,20 +73,20 @@ def make(config):
     path = assets.FOLDER / f'{config.networks}_{config.name}.safetensors'
     opponent = state.replace(ema=state.params['discriminator'])
     return [
-        *ship(path, config, state, workdir, evaluation=scalars,
-              camera=typical(source.labels)),
-        *ship(opponent_of(path), config, opponent, workdir)]
+        *save_release(path, config, state, workdir, evaluation=scalars,
+              camera=median_camera(source.labels)),
+        *save_release(discriminator_path(path), config, opponent, workdir)]
 
   return Task(
       init=init,
-      step=functools.partial(gan_step.step, adversaries=networks,
+      step=functools.partial(gan_step.step, networks=networks,
                              optimizers=optimizers, schedule=schedule),
       batches=functools.partial(batches, config=config, source=source),
       evaluate=report,
       finish=finish,
-      frugal=True,
+      minimize_memory=True,
       # Of the minibatch standard deviation, which one image has none of.
-      least=min(config.model.discriminator.group, config.batch))
+      min_per_device=min(config.model.discriminator.mbstd_group, config.batch))
 
 
 def check(config):
@@ -95,9 +95,9 @@ def check(config):
   for name, value, least in (
       ('batch', config.batch, 1),
       ('data.count', config.data.get('count', 1), 1),
-      ('schedule.r1_every', schedule.r1_every, 0),
-      ('schedule.regularize_every', schedule.regularize_every, 0),
-      ('schedule.augment_every', schedule.augment_every, 1),
+      ('schedule.d_reg_interval', schedule.d_reg_interval, 0),
+      ('schedule.g_reg_interval', schedule.g_reg_interval, 0),
+      ('schedule.ada_interval', schedule.ada_interval, 1),
       ('render_bucket', config.get('render_bucket', 1), 1)):
     if value < least:
       raise ValueError(f'--config.{name} is {value}; it must be at least '
@@ -131,7 +131,7 @@ def begin_with(state, path):
     ValueError: one of the files is missing, damaged or of other networks.
   """
   found, shapes_of = {}, functools.partial(jax.tree.map, np.shape)
-  for name, file in (('generator', path), ('discriminator', opponent_of(path))):
+  for name, file in (('generator', path), ('discriminator', discriminator_path(path))):
     found[name], _ = assets.load(file)
     if shapes_of(found[name]) != shapes_of(state.params[name]):
       raise ValueError(f'{file} is of another {name} than the config '
@@ -141,14 +141,14 @@ def begin_with(state, path):
                        ema=states.copy(found['generator']))
 
 
-def opponent_of(path):
+def discriminator_path(path):
   """Where the discriminator is that trained with a generator."""
   path = pathlib.Path(path)
   return path.with_stem(path.stem + inference.OPPONENT)
 
 
 def build(config, label_width=25):
-  """The Adversaries of a config."""
+  """The GANNetworks of a config."""
   return pick('kind of networks', gan_networks.BUILDERS, config.networks)(
       config.model, config.resolution, label_width)
 
@@ -204,7 +204,7 @@ def batches(seed, first_step, *, config, source):
       flips = rng.random((count, 3, 1)) < 0.5
       drawn = np.where(flips, dataset.mirror_label(drawn), drawn)
     size = size_at(config, step)
-    yield {**batch, 'drawn': drawn, 'grid': np.zeros((count, size), np.uint8),
+    yield {**batch, 'sampled_cameras': drawn, 'grid': np.zeros((count, size), np.uint8),
            'due': gan_step.due(step, count, schedule,
                                apart=jax.default_backend() == 'cpu')}
 
@@ -237,24 +237,24 @@ def evaluate(state, key, *, size_at, show, measure):
     state: TrainState.
     key: not looked at: the same is shown every time.
     size_at: step -> at which resolution is rendered then.
-    show: a `viewer`.
-    measure: a `meter`, or says nothing. The Frechet distance is on the
+    show: a `sample_sheet_fn`.
+    measure: a `frechet_distance_fn`, or says nothing. The Frechet distance is on the
       features of the shipped CLIP pair, which knows the shapes world: not the
       literature's FID, and not to be compared with it. That of two halves of
       the real images is the floor.
   """
   del key
   size = size_at(int(state.step))
-  return measure(state.ema, size), {'samples': show(state.ema, size)}
+  return measure(state.ema, size), {'samples_coarse': show(state.ema, size)}
 
 
-def viewer(config, networks, source):
+def sample_sheet_fn(config, networks, source):
   """(variables, size) -> a sheet uint8 [H, W, 3] of what a generator makes.
 
   Objects from several sides, or images where there is nothing to go around.
   """
   if config.networks == 'eg3d':
-    camera = typical(source.labels)
+    camera = median_camera(source.labels)
     return lambda variables, size: inference.sheet(
         inference.trained(config, variables, camera, size), range(8))
   draw, labels = sampler(networks, 0), source.labels[np.zeros(32, int)]
@@ -267,26 +267,26 @@ def to_unit(image):
   return np.clip(np.asarray(image) / 2 + 0.5, 0, 1)
 
 
-def typical(labels):
+def median_camera(labels):
   """What cameras [N, 25] are like: see objects.Network.camera.
 
-  Medians, and how far they `sway` from the front, if not all around.
+  Medians, and how far they `yaw_range` from the front, if not all around.
   """
   if not labels.shape[1]:
     return None
   azimuth, elevation, distance = cameras.angles(
       jnp.asarray(labels[:, [3, 7, 11]]))
-  sway = float(jnp.percentile(jnp.abs(azimuth), 95))
+  yaw_range = float(jnp.percentile(jnp.abs(azimuth), 95))
   return {'elevation': float(jnp.median(elevation)),
           'distance': float(jnp.median(distance)),
           'focal': float(np.median(labels[:, 20])),
-          'sway': sway if sway < 120 else None}
+          'yaw_range': yaw_range if yaw_range < 120 else None}
 
 
-def meter(config, networks, source):
+def frechet_distance_fn(config, networks, source):
   """(variables, size) -> {'frechet_clip/...': number}: made and real halves.
 
-  Both against real images, which are looked at once, when the meter is first
+  Both against real images, which are looked at once, when the frechet_distance_fn is first
   read. `size` is at which the generator renders.
   """
   count = config.distance_count
@@ -316,7 +316,7 @@ def sampler(networks, size, batch=16, seed=0):
   """(variables, labels [N, L]) -> images [N, R, R, 3] in [0, 1], one for each.
 
   Args:
-    networks: Adversaries.
+    networks: GANNetworks.
     size: at which the neural rendering is done.
     batch: images at once, on each device.
     seed: of the latents; they are the same for every call.
@@ -324,12 +324,12 @@ def sampler(networks, size, batch=16, seed=0):
   def make(variables, rows):
     index, label = rows
     key = jax.random.fold_in(jax.random.key(seed), index[0])
-    z = jax.random.normal(key, (len(label), networks.z_width))
+    z = jax.random.normal(key, (len(label), networks.z_dim))
     fakes, _ = networks.generate(
         variables, gan_networks.Latents(
             key, jnp.arange(len(label)), z, label, label), size)
     return fakes['image']
 
-  over_devices = sharding.spread(make, batch, 'generating')
+  over_devices = sharding.map_over_devices(make, batch, 'generating')
   return lambda variables, labels: to_unit(
       over_devices(variables, (np.arange(len(labels)), labels)))

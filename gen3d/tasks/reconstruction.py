@@ -33,7 +33,7 @@ RESULTS = 'test.json'
 
 
 def make(config):
-  """The Task of configs/nerf.py and its neighbours.
+  """The Task of configs/nerf.py and its neighbors.
 
   Raises:
     ValueError: the capture cannot be read, or a name is not known.
@@ -89,7 +89,7 @@ def open_data(data, split):
         'capture, or --config.data.path="shapes:a red car".')
   if data.path.startswith('shapes:'):
     count = data.count if split == 'train' else max(2, data.count // 4)
-    return synthetic.photographs(
+    return synthetic.render_views(
         data.path.removeprefix('shapes:'), split, count, data.size)
   return posed.open_posed(data.path, split, format=data.format,
                           factor=data.factor)
@@ -144,7 +144,7 @@ def to_unit_frame(train, frames):
 def in_frame(photographs, to_world):
   """A posed.Posed with its cameras and bounds taken from the world's frame."""
   scale = to_world[0, 0]
-  c2w = records.carry(np.linalg.inv(to_world), np.asarray(
+  c2w = records.transform_poses(np.linalg.inv(to_world), np.asarray(
       photographs.camera.c2w, np.float64)).astype(np.float32)
   corners = (np.asarray(photographs.box) - to_world[:3, 3]) / scale
   return photographs._replace(
@@ -189,7 +189,7 @@ def batches(seed, first_step, *, train, size, crop):
 
   Yields:
     {'camera': Camera [size], 'pixel': float32 [size, 2] as rays_through takes
-    them, 'colour': uint8 [size, 4], 'index': int32 [size]}.
+    them, 'color': uint8 [size, 4], 'index': int32 [size]}.
   """
   count, height, width, _ = train.images.shape
   index = np.arange(size, dtype=np.int32)
@@ -203,7 +203,7 @@ def batches(seed, first_step, *, train, size, crop):
     c2w, intrinsics = train.camera
     yield {'camera': cameras.Camera(c2w[which], intrinsics[which]),
            'pixel': pixel.astype(np.float32),
-           'colour': train.images[which, row, column], 'index': index}
+           'color': train.images[which, row, column], 'index': index}
 
 
 def step(state, batch, key, *, scene, optimizer, config, height):
@@ -214,13 +214,13 @@ def step(state, batch, key, *, scene, optimizer, config, height):
   behind = jax.vmap(partial(radiance.backdrop, config))(
       fold(key_backdrop, batch['index']))
   rays = cameras.rays_through(batch['camera'], batch['pixel'], height)
-  truth = posed.over(batch['colour'], behind)
+  truth = posed.composite_over(batch['color'], behind)
   view = View(None, rays, None, behind, jnp.float32(1.0))
 
   def loss(params):
     render = scene.render(params, keys, view)
-    errors = [jnp.mean(jnp.square(colour - truth))
-              for colour in render.aux['colours']]
+    errors = [jnp.mean(jnp.square(color - truth))
+              for color in render.aux['colors']]
     penalties = scene.penalties(params, render, state.step)
     metrics = {f'loss/{name}': x for name, x in penalties.items()}
     metrics['loss/photometric'] = errors[-1]
@@ -228,7 +228,7 @@ def step(state, batch, key, *, scene, optimizer, config, height):
     return total + sum(penalties.values()), metrics
 
   grads, metrics = jax.grad(loss, has_aux=True)(state.params)
-  grads, metrics = jax.lax.pmean((grads, metrics), 'chips')
+  grads, metrics = jax.lax.pmean((grads, metrics), 'devices')
   metrics['psnr'] = -10 * jnp.log10(metrics['loss/photometric'])
   return optim.apply_gradients(state, grads, optimizer), metrics
 
@@ -239,7 +239,7 @@ def judge(params, rows, *, look, test, network):
   Args:
     params: of the scene.
     rows: [N] ints.
-    look: (params, cameras [N]) -> uint8 [N, H, 2 W, 3], colours beside depths.
+    look: (params, cameras [N]) -> uint8 [N, H, 2 W, 3], colors beside depths.
     test: posed.Posed in the unit frame.
     network: perceptual.Perceptual, or nothing.
 
@@ -251,7 +251,7 @@ def judge(params, rows, *, look, test, network):
   images = look(params, jax.tree.map(lambda x: x[rows], test.camera))
   sums = {}
   for row, image in zip(rows, images):
-    truth, made = posed.over(test.images[row], 1.0), image[:, :width] / 255.0
+    truth, made = posed.composite_over(test.images[row], 1.0), image[:, :width] / 255.0
     scores = {'test/psnr': image_metrics.psnr(truth, made)}
     if min(height, width) >= image_metrics.TAPS:
       scores['test/ssim'] = image_metrics.ssim(truth, made)
@@ -263,9 +263,9 @@ def judge(params, rows, *, look, test, network):
 
 
 def _evaluate(state, key, *, measure, rows, test):
-  """Scores on some test photographs, and a sheet: truth, colour, depth."""
+  """Scores on some test photographs, and a sheet: truth, color, depth."""
   del key
   scalars, images = measure(state.params, rows)
-  truth = np.round(255 * posed.over(test.images[rows], 1.0)).astype(np.uint8)
+  truth = np.round(255 * posed.composite_over(test.images[rows], 1.0)).astype(np.uint8)
   return scalars, {'test': image_io.tile(
       np.concatenate([truth, images], axis=2), 1)}

@@ -204,7 +204,7 @@ def _step(state, batch, key, *, scene, guidance, optimizer, views, text_of):
     return jnp.mean(losses), jax.tree.map(jnp.mean, metrics)
 
   grads, metrics = jax.grad(loss, has_aux=True)(state.params)
-  grads = jax.lax.pmean(grads, 'chips')
+  grads = jax.lax.pmean(grads, 'devices')
   return optim.apply_gradients(state, grads, optimizer), metrics
 
 
@@ -220,7 +220,7 @@ def _view_loss(params, frozen, key, index, step, *, scene, guidance, views,
   render = scene.render(params['scene'], key_render, view)
   loss, metrics = guidance.loss(
       params['guidance'], frozen['teacher'], key_guidance, render.image[None],
-      text_of(frozen, view.camera), step, render.colours[None])
+      text_of(frozen, view.camera), step, render.colors[None])
   penalties = scene.penalties(params['scene'], render, step)
   metrics |= {f'loss/{name}': value for name, value in penalties.items()}
   metrics['opacity'] = jnp.mean(render.opacity)
@@ -238,7 +238,7 @@ def _finish(shown, workdir):
 
 
 def _evaluate(state, key, *, view, path):
-  """A sheet of four sides, each in colour and as normals."""
+  """A sheet of four sides, each in color and as normals."""
   del key
   film = view(state.params['scene'], path)
   return {}, {'preview': image_io.tile(film, 2)}

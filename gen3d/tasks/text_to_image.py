@@ -31,7 +31,7 @@ from gen3d.data.shapes import world as shapes_world
 from gen3d.diffusion import noise, samplers, teachers
 from gen3d.engine import optim, sharding
 from gen3d.engine import state as states
-from gen3d.engine.release import ship
+from gen3d.engine.release import save_release
 from gen3d.io import images as image_io
 from gen3d.models import unet
 from gen3d.ops import cameras
@@ -64,13 +64,13 @@ def make(config):
     width = model.encoder.size.width
     params['reader'] = {
         'category': jnp.zeros((width, len(captions.CATEGORIES) + 1)),
-        'main': jnp.zeros((width, len(captions.COLOURS) + 1)),
-        'second': jnp.zeros((width, len(captions.COLOURS) + 1))}
+        'main': jnp.zeros((width, len(captions.COLORS) + 1)),
+        'second': jnp.zeros((width, len(captions.COLORS) + 1))}
     return states.create(params, optimizer, ema=True)
 
   def finish(state, workdir):
     ema = {part: x for part, x in state.ema.items() if part != 'reader'}
-    return ship(assets.TEXT_TO_IMAGE, config, state.replace(ema=ema), workdir)
+    return save_release(assets.TEXT_TO_IMAGE, config, state.replace(ema=ema), workdir)
 
   return Task(
       init=init,
@@ -152,7 +152,7 @@ def train_step(state, batch, key, *, model, optimizer, ema_decay, most,
   """
   key_time, key = jax.random.split(key)
   # Times spread evenly over the whole batch: less noise in the loss.
-  total = batch['index'].shape[0] * jax.lax.axis_size('chips')
+  total = batch['index'].shape[0] * jax.lax.axis_size('devices')
   even = (jax.random.uniform(key_time) + batch['index'] / total) % 1.0
   t = spread_times(even, model.schedule, most, late)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['index'])
@@ -184,7 +184,7 @@ def train_step(state, batch, key, *, model, optimizer, ema_decay, most,
         f'loss/{name}': loss for name, loss in losses.items()}
 
   grads, losses = jax.grad(loss_fn, has_aux=True)(state.params)
-  grads, losses = jax.lax.pmean((grads, losses), 'chips')
+  grads, losses = jax.lax.pmean((grads, losses), 'devices')
   return optim.apply_gradients(state, grads, optimizer, ema_decay), losses
 
 
@@ -357,4 +357,4 @@ def _sampler(schedule, denoise, decode, shape, bound, steps):
     images = decode(weights, x)
     return jnp.round(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
 
-  return sharding.spread(draw, shape[0], 'sampling')
+  return sharding.map_over_devices(draw, shape[0], 'sampling')

@@ -180,7 +180,7 @@ def load_tokenizer(path, vocab, length=77):
   """The function from texts to tokens of a folder `tokenizer`.
 
   Padding is what the folder says: Stable Diffusion 1 pads with its last token
-  and 2 with token 0, and either has learnt to see its own.
+  and 2 with token 0, and either has learned to see its own.
 
   Args:
     path: folder as transformers saves it.
@@ -271,7 +271,7 @@ def fill(network, inputs, tensors, dtype, ignored=()):
     porting.PortingError: lists what is missing, unused or of another shape.
   """
   like = shapes(network, inputs, dtype)
-  return {'params': port.port(tensors, sources(like), like, ignored)}
+  return {'params': port.to_flax(tensors, sources(like), like, ignored)}
 
 
 def shapes(network, inputs, dtype):
@@ -379,7 +379,7 @@ def _download(name, revision, patterns):
         name, revision=revision, allow_patterns=patterns))
   except errors.GatedRepoError as error:
     raise ValueError(
-        f'{name} is gated: accept its licence on its page on the hub with '
+        f'{name} is gated: accept its license on its page on the hub with '
         'your account, then log in here with `hf auth login` or set HF_TOKEN.'
     ) from error
   except errors.RevisionNotFoundError as error:

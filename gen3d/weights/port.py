@@ -1,7 +1,7 @@
 """From PyTorch-named tensors to Flax parameters, by name, strictly.
 
 A model's module lists its `sources`: {our path, joined by '/': (PyTorch name,
-change of layout)}. `port` fills a tree of our shapes from them and accepts no
+change of layout)}. `to_flax` fills a tree of our shapes from them and accepts no
 tensor that it cannot place.
 """
 
@@ -31,7 +31,7 @@ def conv(tensor):
   return tensor.transpose(2, 3, 1, 0)
 
 
-def port(tensors, sources, like, ignored=()):
+def to_flax(tensors, sources, like, ignored=()):
   """Parameters with the structure, shapes and types of `like`.
 
   Args:
@@ -94,8 +94,8 @@ def by_path(like, special=()):
   return sources
 
 
-def unport(params, sources):
-  """Inverse of `port`: {PyTorch name: NumPy array}.
+def to_torch(params, sources):
+  """Inverse of `to_flax`: {PyTorch name: NumPy array}.
 
   Raises:
     ValueError: at a change of layout that has no inverse here.

@@ -1,7 +1,7 @@
 """COLMAP's sparse models: cameras, images and points3D, .bin or .txt.
 
 What a model says, as it says it: poses are world-to-camera with OpenCV's
-axes, lenses are in pixels. The pixels' centres are at +0.5, as everywhere
+axes, lenses are in pixels. The pixels' centers are at +0.5, as everywhere
 here. Of the files only what reconstruction needs is read: the observations
 in images and the tracks in points3D are skipped.
 """

@@ -51,14 +51,14 @@ def read(path, format='auto', factor=1):
     raise ValueError(f'{path} is not a folder; give the one that holds the '
                      'capture.')
   if format == 'auto':
-    format = recognise(path)
+    format = recognize(path)
   capture = FORMATS[format].read(path, factor)
   for frame in capture.frames:
     records.check_frame(frame)
   return capture
 
 
-def recognise(path):
+def recognize(path):
   """The name of the first format whose files a folder has."""
   for name, layout in FORMATS.items():
     if layout.is_there(path):
@@ -151,7 +151,7 @@ def _blender_frame(file, split, common, frame):
     raise ValueError(f'{file}: {name} has a matrix or a lens that is not made '
                      'of numbers.') from error
   return Frame(name, _blender_file(file.parent, name), file, split,
-               records.carry(Z_UP, c2w), lens, size)
+               records.transform_poses(Z_UP, c2w), lens, size)
 
 
 def _blender_file(folder, name):
@@ -233,7 +233,7 @@ def _read_llff(path, factor):
         width, height, focal, focal, width / 2, height / 2)
     frames.append(Frame(picture.name, picture, file, _every_eighth(i), c2w[i],
                         _fixed(lens), (width, height)))
-  frames, align, scale = records.upright(frames, bounds.min())
+  frames, align, scale = records.normalize_poses(frames, bounds.min())
   return Capture(tuple(frames), align,
                  (scale * bounds.min(), scale * bounds.max()))
 
@@ -273,7 +273,7 @@ def _read_colmap(path, factor):
     frames.append(Frame(
         shot.name, by_stem.get(stem, images / shot.name), model.file,
         _every_eighth(i), c2w[i], _fixed(shot.lens), shot.size))
-  frames, align, scale = records.upright(frames, nearest)
+  frames, align, scale = records.normalize_poses(frames, nearest)
   points = model.points @ align[:3, :3].T + align[:3, 3]
   bounds = (0.9 * scale * nearest, 1.1 * scale * np.percentile(depths, 99.9)
             ) if len(depths) else None
@@ -290,7 +290,7 @@ def _depths(c2w, model):
     local = (points - pose[:3, 3]) @ pose[:3, :3]
     ahead = -local[:, 2] > 1e-9
     flat = local[ahead] / -local[ahead, 2:]
-    seen = shot.lens.centre + flat[:, :2] * [1, -1] * shot.lens.focal
+    seen = shot.lens.center + flat[:, :2] * [1, -1] * shot.lens.focal
     inside = np.all((seen > 0) & (seen < 1), axis=1)
     found.append(np.linalg.norm(local[ahead][inside], axis=1))
   return np.concatenate(found)
@@ -306,8 +306,8 @@ def _read_nsvf(path, factor):
   if not np.all(numbers[1] > numbers[0]):
     raise ValueError(f'{file}: the upper corner {numbers[1].tolist()} is not '
                      f'above the lower one {numbers[0].tolist()}.')
-  centre, half = numbers.mean(0), np.diff(numbers, axis=0)[0] / 2
-  box = centre + _NSVF_MARGIN * half * np.array([[-1.0], [1.0]])
+  center, half = numbers.mean(0), np.diff(numbers, axis=0)[0] / 2
+  box = center + _NSVF_MARGIN * half * np.array([[-1.0], [1.0]])
   lens = _nsvf_lens(path / 'intrinsics.txt')
   pictures = _pictures_in(path / 'rgb')
   if not pictures:

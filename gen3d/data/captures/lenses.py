@@ -1,11 +1,11 @@
 """Lenses of photographs: pinholes with OpenCV's distortion, and its removal.
 
-Vocabulary. A lens is normalised like a camera's intrinsics (ops/cameras.py):
+Vocabulary. A lens is normalized like a camera's intrinsics (ops/cameras.py):
 image coordinates run from (0, 0) at the top left corner to (1, 1) at the
 bottom right one. A direction (x, y) is the point where a ray meets the plane
 at depth 1, x to the right and y down. OpenCV's and COLMAP's model is
 
-  image = centre + focal * distort((x, y))
+  image = center + focal * distort((x, y))
 
 with k1, k2 (radial) and p1, p2 (tangential); without them it is a pinhole.
 """
@@ -17,14 +17,14 @@ import scipy.ndimage
 
 
 class Lens(NamedTuple):
-  """How a camera maps directions to image coordinates; normalised."""
+  """How a camera maps directions to image coordinates; normalized."""
   focal: Any       # (fx / width, fy / height)
-  centre: Any      # (cx / width, cy / height)
+  center: Any      # (cx / width, cy / height)
   distortion: Any  # (k1, k2, p1, p2)
 
   def intrinsics(self):
     """[3, 3]; of the pinhole, without the distortion."""
-    (fx, fy), (cx, cy) = self.focal, self.centre
+    (fx, fy), (cx, cy) = self.focal, self.center
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
 
 
@@ -48,7 +48,7 @@ def distort(directions, distortion):
 def straighten(lens):
   """The pinhole that sees as much as it can of what a distorted lens saw.
 
-  Its centre is the lens's; its focal length is the lens's, or longer by as
+  Its center is the lens's; its focal length is the lens's, or longer by as
   much as it takes for every pixel to lie within the distorted image.
 
   Returns:
@@ -61,10 +61,10 @@ def straighten(lens):
   border = np.concatenate([
       np.stack([a, b], -1) for e in (np.zeros(33), np.ones(33))
       for a, b in ((edge, e), (e, edge))])
-  directions = (border - lens.centre) / lens.focal
+  directions = (border - lens.center) / lens.focal
 
   def inside(zoom):
-    seen = lens.centre + np.multiply(
+    seen = lens.center + np.multiply(
         lens.focal, distort(directions / zoom, lens.distortion))
     return np.all((seen > -1e-6) & (seen < 1 + 1e-6))
 
@@ -77,7 +77,7 @@ def straighten(lens):
     middle = (low + high) / 2
     low, high = (low, middle) if inside(middle) else (middle, high)
   _refuse_folds(directions / high, lens.distortion)
-  return Lens(tuple(high * f for f in lens.focal), lens.centre, (0,) * 4)
+  return Lens(tuple(high * f for f in lens.focal), lens.center, (0,) * 4)
 
 
 def _refuse_folds(directions, distortion):
@@ -92,13 +92,13 @@ def _refuse_folds(directions, distortion):
 def resample(image, lens, pinhole):
   """What `pinhole` sees of an image [H, W, 4] taken through `lens`.
 
-  Bilinear, with colours weighted by alpha: uint8 [H, W, 4], straight alpha.
+  Bilinear, with colors weighted by alpha: uint8 [H, W, 4], straight alpha.
   """
   height, width = image.shape[:2]
   y, x = np.meshgrid((np.arange(height) + 0.5) / height,
                      (np.arange(width) + 0.5) / width, indexing='ij')
-  directions = (np.stack([x, y], -1) - pinhole.centre) / pinhole.focal
-  seen = lens.centre + np.multiply(
+  directions = (np.stack([x, y], -1) - pinhole.center) / pinhole.focal
+  seen = lens.center + np.multiply(
       lens.focal, distort(directions, lens.distortion))
   rows, columns = seen[..., 1] * height - 0.5, seen[..., 0] * width - 0.5
   alpha = image[..., 3:].astype(np.float32)

@@ -38,7 +38,7 @@ class Posed(NamedTuple):
     where: for messages.
     names: N file names.
     camera: Camera, float32 NumPy: c2w [N, 4, 4] (OpenGL axes), intrinsics
-      [N, 3, 3], normalised.
+      [N, 3, 3], normalized.
     images: uint8 [N, H, W, 4], RGB and straight alpha; alpha is 255 where the
       files have none.
     near, far: bounds of distances along unit rays.
@@ -68,7 +68,7 @@ def open_posed(path, split='train', *, format='auto', factor=1, near=None,
   (layouts.py); NSVF's and NeRF++'s stay as the files have them.
 
   Pictures with a distorted lens are resampled to a pinhole one. Reducing
-  averages areas, with colours weighted by alpha; where LLFF and COLMAP have a
+  averages areas, with colors weighted by alpha; where LLFF and COLMAP have a
   folder images_{factor} its files are taken.
 
   Args:
@@ -113,13 +113,13 @@ def open_posed(path, split='train', *, format='auto', factor=1, near=None,
       capture.align)
 
 
-def over(rgba, background):
+def composite_over(rgba, background):
   """Pictures uint8 [..., 4] over a background: [..., 3] in [0, 1].
 
-  `background` is a grey level or colours [..., 3]; 1.0 is white.
+  `background` is a gray level or colors [..., 3]; 1.0 is white.
   """
-  colour, alpha = rgba[..., :3] / 255.0, rgba[..., 3:] / 255.0
-  return alpha * colour + (1 - alpha) * background
+  color, alpha = rgba[..., :3] / 255.0, rgba[..., 3:] / 255.0
+  return alpha * color + (1 - alpha) * background
 
 
 def map_of_posed(posed, width=960):
@@ -149,11 +149,11 @@ def map_of_posed(posed, width=960):
 
     for pose, lens in zip(c2w, k):
       tips = _frustum(pose, lens, 0.06 * extent)
-      centre, *tips = at(np.concatenate([pose[None, :3, 3], tips]))
+      center, *tips = at(np.concatenate([pose[None, :3, 3], tips]))
       for tip in tips:
-        draw.line((centre, tip), (110, 140, 190))
+        draw.line((center, tip), (110, 140, 190))
       draw.line((*tips, tips[0]), (110, 140, 190))
-      x, y = centre
+      x, y = center
       draw.ellipse((x - 2, y - 2, x + 2, y + 2), (26, 58, 128))
     flat = at(corners)
     draw.rectangle((*np.min(flat, 0), *np.max(flat, 0)), None, (200, 40, 40), 2)
@@ -184,11 +184,11 @@ def _bounds(path, capture, near, far, box):
   if box.shape != (2, 3) or not np.all(box[1] > box[0]):
     raise ValueError(f'The box of {path}, {box.tolist()}, is empty; give the '
                      'lower and the upper corner.')
-  centres = c2w[:, :3, 3]
+  centers = c2w[:, :3, 3]
   nearest = np.linalg.norm(
-      centres - np.clip(centres, box[0], box[1]), axis=-1).min()
+      centers - np.clip(centers, box[0], box[1]), axis=-1).min()
   farthest = np.linalg.norm(
-      np.maximum(abs(centres - box[0]), abs(centres - box[1])), axis=-1).max()
+      np.maximum(abs(centers - box[0]), abs(centers - box[1])), axis=-1).max()
   automatic = capture.bounds or (
       max(nearest, _CLOSEST * farthest), farthest)
   near = float(automatic[0] if near is None else near)
@@ -214,14 +214,14 @@ def _automatic_box(path, capture, c2w):
                            for pose, lens in zip(c2w, k)
                            for distance in capture.bounds])
     return np.stack([seen.min(0), seen.max(0)])
-  centre = records.closest_point(c2w)
-  if centre is None:
+  center = records.closest_point(c2w)
+  if center is None:
     raise ValueError(
         f'{path}: the cameras look along nearly parallel lines, which does '
         'not tell what is to be reconstructed; give the box (and near, far).')
-  distance = np.linalg.norm(c2w[:, :3, 3] - centre, axis=-1)
+  distance = np.linalg.norm(c2w[:, :3, 3] - center, axis=-1)
   half = np.median(distance * 0.5 / k[:, 0, 0])
-  return centre + half * np.array([[-1.0] * 3, [1.0] * 3])
+  return center + half * np.array([[-1.0] * 3, [1.0] * 3])
 
 
 def _load(frames, factor, split):
@@ -260,7 +260,7 @@ def _picture(frame, factor):
         f'{frame.file} has {width} x {height} pixels, which is not the shape '
         f'of {whole[0]:g} x {whole[1]:g} that {frame.source} says.')
   lens = frame.lens(width, height)
-  if not (min(lens.centre) >= 0 and max(lens.centre) <= 1):
+  if not (min(lens.center) >= 0 and max(lens.center) <= 1):
     raise ValueError(
         f'{frame.file}: the principal point lies beyond the picture of '
         f'{width} x {height} pixels; was it resized without its intrinsics?')

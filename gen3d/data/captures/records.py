@@ -53,7 +53,7 @@ class Capture(NamedTuple):
   points: Any = None
 
 
-def carry(align, c2w):
+def transform_poses(align, c2w):
   """Camera-to-world matrices [..., 4, 4] after a similarity of the world."""
   moved = align @ c2w
   scale = np.cbrt(np.linalg.det(align[:3, :3]))
@@ -71,13 +71,13 @@ def closest_point(c2w):
 
   None where the lines are nearly parallel or part behind the cameras.
   """
-  centres, forward = c2w[:, :3, 3], -c2w[:, :3, 2]
+  centers, forward = c2w[:, :3, 3], -c2w[:, :3, 2]
   across = np.eye(3) - forward[:, :, None] * forward[:, None, :]
   total = across.mean(0)
   if np.linalg.eigvalsh(total)[0] < 1e-3:
     return None
-  point = np.linalg.solve(total, (across @ centres[:, :, None]).mean(0)[:, 0])
-  ahead = np.sum((point - centres) * forward, axis=-1)
+  point = np.linalg.solve(total, (across @ centers[:, :, None]).mean(0)[:, 0])
+  ahead = np.sum((point - centers) * forward, axis=-1)
   return point if np.median(ahead) > 0 else None
 
 
@@ -100,7 +100,7 @@ def check_frame(frame):
                      'a focal length that is not positive.')
 
 
-def upright(frames, nearest):
+def normalize_poses(frames, nearest):
   """Puts a world of unknown axes and scale upright.
 
   Cameras that look roughly one way are turned so that their average looks
@@ -119,7 +119,7 @@ def upright(frames, nearest):
   for frame in frames:
     check_frame(frame)
   c2w = np.stack([frame.c2w for frame in frames])
-  centres, mean = c2w[:, :3, 3], c2w[:, :3].mean(0)
+  centers, mean = c2w[:, :3, 3], c2w[:, :3].mean(0)
   if looks_one_way(c2w):
     back = mean[:, 2] / np.linalg.norm(mean[:, 2])
     right = np.cross(mean[:, 1], back)
@@ -127,15 +127,15 @@ def upright(frames, nearest):
     rotation = np.stack([right, np.cross(back, right), back])
     scale = 1 / (0.75 * nearest)
   else:
-    _, axes = np.linalg.eigh(np.cov((centres - centres.mean(0)).T))
+    _, axes = np.linalg.eigh(np.cov((centers - centers.mean(0)).T))
     rotation = np.stack([axes[:, 2], axes[:, 0], axes[:, 1]])
     if rotation[1] @ mean[:, 1] < 0:
       rotation[1] *= -1
     rotation[2] *= np.linalg.det(rotation)
-    spread = np.abs((centres - centres.mean(0)) @ rotation.T).max()
+    spread = np.abs((centers - centers.mean(0)) @ rotation.T).max()
     scale = 1 / max(spread, 1e-9)
   align = np.eye(4)
   align[:3, :3] = scale * rotation
-  align[:3, 3] = -align[:3, :3] @ centres.mean(0)
-  return ([frame._replace(c2w=carry(align, frame.c2w)) for frame in frames],
+  align[:3, 3] = -align[:3, :3] @ centers.mean(0)
+  return ([frame._replace(c2w=transform_poses(align, frame.c2w)) for frame in frames],
           align, scale)

@@ -250,8 +250,8 @@ def map_of_cameras(images, width=720):
       elevation, azimuth, (60, 120), ((-90, 90), (-180, 180)))[0][::-1]
   shade = 1 - np.log1p(cells) / np.log1p(max(cells.max(), 1))
   dark, light = np.array([38, 70, 140]), np.array([246, 246, 244])
-  colours = dark + shade[..., None] * (light - dark)
-  picture = Image.fromarray(colours.astype(np.uint8)).resize(
+  colors = dark + shade[..., None] * (light - dark)
+  picture = Image.fromarray(colors.astype(np.uint8)).resize(
       (width, width // 2), Image.Resampling.NEAREST)
   draw = ImageDraw.Draw(picture)
   for degrees in range(-150, 180, 30):
@@ -307,7 +307,7 @@ def _read_labels(where, content, names):
 
 
 def _decode(name, content):
-  """uint8 [H, W, 3]; transparency is dropped, grey becomes three channels."""
+  """uint8 [H, W, 3]; transparency is dropped, gray becomes three channels."""
   try:
     with Image.open(io.BytesIO(content)) as image:
       return np.asarray(image.convert('RGB'))

@@ -1,6 +1,6 @@
 """The language of the shapes world: what can be said of an object.
 
-A `Spec` is what an object is (category, colour of its main part, colour of
+A `Spec` is what an object is (category, color of its main part, color of
 its second part); a caption says some of that, in one of many ways, and
 perhaps from where it is seen. `caption` speaks, `parse` listens; both know
 the same words. The tokenizer that ships with the package was trained on
@@ -15,20 +15,20 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-COLOURS = {  # linear use of sRGB values: the world has no tone curve
+COLORS = {  # linear use of sRGB values: the world has no tone curve
     'red': (0.85, 0.10, 0.10), 'orange': (0.98, 0.50, 0.06),
     'yellow': (0.97, 0.86, 0.12), 'green': (0.14, 0.60, 0.18),
     'cyan': (0.15, 0.80, 0.82), 'blue': (0.12, 0.25, 0.85),
     'purple': (0.48, 0.16, 0.66), 'pink': (0.98, 0.52, 0.70),
     'brown': (0.45, 0.26, 0.12), 'black': (0.08, 0.08, 0.09),
     'white': (0.95, 0.95, 0.94), 'gray': (0.50, 0.51, 0.53)}
-_COLOUR_WORDS = {'grey': 'gray', 'turquoise': 'cyan', 'violet': 'purple'}
+_COLOR_WORDS = {'grey': 'gray', 'turquoise': 'cyan', 'violet': 'purple'}
 
 
 class Noun(NamedTuple):
   """How a category and its second part are called."""
   words: tuple   # the usual word first, then synonyms
-  part: str      # name of the part that wears the second colour
+  part: str      # name of the part that wears the second color
   kind: str
 
 
@@ -80,23 +80,23 @@ class Unknown(ValueError):
 
 
 def unseen(category, main):
-  """Whether (category, main colour) is kept out of training: one in ten."""
+  """Whether (category, main color) is kept out of training: one in ten."""
   digest = hashlib.sha256(f'{category}/{main}'.encode()).digest()
   return digest[0] % 10 == 0
 
 
 @functools.cache
 def pairs(split):
-  """The (category, main colour) pairs of 'train', 'seen' or 'unseen'."""
-  return tuple((c, m) for c in CATEGORIES for m in COLOURS
+  """The (category, main color) pairs of 'train', 'seen' or 'unseen'."""
+  return tuple((c, m) for c in CATEGORIES for m in COLORS
                if unseen(c, m) == (split == 'unseen'))
 
 
 def sample_spec(rng, split, categories=CATEGORIES):
-  """Draws what to show, of some categories; the two colours differ."""
+  """Draws what to show, of some categories; the two colors differ."""
   choices = [pair for pair in pairs(split) if pair[0] in categories]
   category, main = choices[rng.integers(len(choices))]
-  others = [c for c in COLOURS if c != main]
+  others = [c for c in COLORS if c != main]
   return Spec(category, main, others[rng.integers(len(others))])
 
 
@@ -122,14 +122,14 @@ def plain(spec):
   return f'{text} with {spec.second} {noun.part}' if spec.second else text
 
 
-def caption(rng, spec, view=None, colours=True):
+def caption(rng, spec, view=None, colors=True):
   """One of the many ways to say it.
 
   Args:
     rng: numpy Generator.
     spec: Spec.
     view: one of VIEWS to be mentioned (most of the time), or None.
-    colours: whether colour words may be used at all.
+    colors: whether color words may be used at all.
 
   Returns:
     A string; parts of the truth are left out at random, nothing false is
@@ -138,10 +138,10 @@ def caption(rng, spec, view=None, colours=True):
   noun = NOUNS[spec.category]
   word = noun.words[0] if rng.random() < 0.7 else (
       noun.words[rng.integers(len(noun.words))])
-  main = spec.main if colours and rng.random() < 0.93 else ''
+  main = spec.main if colors and rng.random() < 0.93 else ''
   text = _with_article(f'{main} {word}'.strip(),
                        _DETERMINERS[rng.integers(len(_DETERMINERS))])
-  if colours and rng.random() < 0.55:
+  if colors and rng.random() < 0.55:
     text += f' with {spec.second} {noun.part}'
   text = _PREFIXES[rng.integers(len(_PREFIXES))] + text
   if view and rng.random() < 0.7:
@@ -157,10 +157,10 @@ def _alternatives(table):
 @functools.cache
 def _patterns():
   nouns = {w: c for c, n in NOUNS.items() for w in n.words}
-  colours = {**{c: c for c in COLOURS}, **_COLOUR_WORDS}
-  return nouns, colours, re.compile(
-      rf'(?:({_alternatives(colours)}) )?({_alternatives(nouns)})\b'), (
-          re.compile(rf'with (?:an? )?({_alternatives(colours)}) '))
+  colors = {**{c: c for c in COLORS}, **_COLOR_WORDS}
+  return nouns, colors, re.compile(
+      rf'(?:({_alternatives(colors)}) )?({_alternatives(nouns)})\b'), (
+          re.compile(rf'with (?:an? )?({_alternatives(colors)}) '))
 
 
 def parse(text):
@@ -169,15 +169,15 @@ def parse(text):
   Raises:
     Unknown: when no category of the shapes world is mentioned.
   """
-  nouns, colours, head, tail = _patterns()
+  nouns, colors, head, tail = _patterns()
   text = text.lower()
   found = head.search(text)
   if not found:
     raise Unknown(f'No object of the shapes world is named in {text!r}; '
                   f'it knows: {", ".join(CATEGORIES)}.')
   second = tail.search(text, found.end())
-  return Spec(nouns[found[2]], colours[found[1]] if found[1] else None,
-              colours[second[1]] if second else None)
+  return Spec(nouns[found[2]], colors[found[1]] if found[1] else None,
+              colors[second[1]] if second else None)
 
 
 def meaning(texts):
@@ -187,8 +187,8 @@ def meaning(texts):
     texts: list of N captions; an empty one says nothing.
 
   Returns:
-    int32 [N, 3]: category, main colour and second colour, each counted from
-    1 in the order of CATEGORIES and COLOURS; 0 where it is not said.
+    int32 [N, 3]: category, main color and second color, each counted from
+    1 in the order of CATEGORIES and COLORS; 0 where it is not said.
   """
   nothing = Spec(None, None, None)
   return 1 + np.array([indices(parse(text) if text else nothing)
@@ -196,9 +196,9 @@ def meaning(texts):
 
 
 def indices(spec):
-  """Where a Spec's entries stand in CATEGORIES and COLOURS; -1 for None."""
+  """Where a Spec's entries stand in CATEGORIES and COLORS; -1 for None."""
   return [-1 if name is None else list(names).index(name)
-          for names, name in zip((CATEGORIES, COLOURS, COLOURS), spec)]
+          for names, name in zip((CATEGORIES, COLORS, COLORS), spec)]
 
 
 def is_true(said, spec):
@@ -210,7 +210,7 @@ def is_true(said, spec):
 def words():
   """Every word that a caption can hold, sorted."""
   texts = [w for n in NOUNS.values() for w in (*n.words, n.part)]
-  texts += [*COLOURS, *VIEWS, *_PREFIXES, *_DETERMINERS, 'an', 'with', 'view']
+  texts += [*COLORS, *VIEWS, *_PREFIXES, *_DETERMINERS, 'an', 'with', 'view']
   return tuple(sorted({w for t in texts for w in t.split()}))
 
 
@@ -232,7 +232,7 @@ def advice(prompts):
   return (
       f'The shapes model has never seen {", ".join(map(repr, strange))} and '
       f'will guess. It knows these objects: {", ".join(CATEGORIES)}; in these '
-      f'colours: {", ".join(COLOURS)}. For open vocabulary a teacher trained '
+      f'colors: {", ".join(COLORS)}. For open vocabulary a teacher trained '
       f'on the world\'s pictures is needed: config.teacher.name chooses it, '
       f'once one is there (see README).')
 

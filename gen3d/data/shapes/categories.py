@@ -1,8 +1,8 @@
-"""The objects of the shapes world, as coloured unions of primitives.
+"""The objects of the shapes world, as colored unions of primitives.
 
 Each category is one function of (draw, main, second) that lists its parts in
 its own units, y up, front toward +z; `draw(lo, hi)` gives the size variation.
-`build` centres an object and scales it into a ball of radius RADIUS.
+`build` centers an object and scales it into a ball of radius RADIUS.
 """
 
 from typing import NamedTuple
@@ -418,7 +418,7 @@ def _extent(part):
   outer[[0, 2]] += part[PART['wall']] + abs(part[PART['taper']])
   outer[2] += abs(part[PART['lean']])
   rotation = part[PART['rotation']].reshape(3, 3)
-  return part[PART['centre']] + (_CORNERS * outer) @ rotation
+  return part[PART['center']] + (_CORNERS * outer) @ rotation
 
 
 def build(spec, draw):
@@ -432,16 +432,16 @@ def build(spec, draw):
   Returns:
     Object, inside the ball of radius RADIUS around the origin.
   """
-  colours = captions.COLOURS
+  colors = captions.COLORS
   tint = lambda name: np.clip(
-      [c + draw(-0.04, 0.04) for c in colours[name]], 0, 1)
+      [c + draw(-0.04, 0.04) for c in colors[name]], 0, 1)
   parts = np.stack(_BUILDERS[spec.category](
       draw, tint(spec.main), tint(spec.second)))
   points = np.concatenate([_extent(p) for p in parts])
   low, high = points.min(0), points.max(0)
   half = (high - low) / 2
   scale = RADIUS / max(half.max(), 0.8 * np.linalg.norm(half))
-  parts[:, PART['centre']] = (parts[:, PART['centre']] - (low + high) / 2
+  parts[:, PART['center']] = (parts[:, PART['center']] - (low + high) / 2
                               ) * scale
   parts[:, 13:21] *= scale
   if len(parts) > MAX_PARTS:

@@ -1,7 +1,7 @@
-"""Coloured primitives, their unions, and how far away they are.
+"""Colored primitives, their unions, and how far away they are.
 
 A part is a row of numbers, in this order (see PART): which primitive it is,
-where, how turned, how large, which colour. Two primitives are enough: the
+where, how turned, how large, which color. Two primitives are enough: the
 ellipsoid, and the prism, an upright extrusion of a rounded rectangle along
 its own y axis that may be tapered, hollow and rounded at its edges, of which
 boxes, cylinders, cones, capsules, tubes and tori are special cases. Rows are
@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PART = {'ellipsoid': 0, 'centre': slice(1, 4), 'rotation': slice(4, 13),
+PART = {'ellipsoid': 0, 'center': slice(1, 4), 'rotation': slice(4, 13),
         'half': slice(13, 16), 'corner': 16, 'taper': 17, 'wall': 18,
-        'round': 19, 'lean': 20, 'colour': slice(21, 24)}
+        'round': 19, 'lean': 20, 'color': slice(21, 24)}
 PART_SIZE = 24
 
 X, Y, Z = np.eye(3)
@@ -37,7 +37,7 @@ def tilt(degrees, axis='x'):
                    'z': [[c, s, 0], [-s, c, 0], [0, 0, 1]]}[axis])
 
 
-def prism(centre, half, colour, *, corner=0.0, taper=0.0, lean=0.0,
+def prism(center, half, color, *, corner=0.0, taper=0.0, lean=0.0,
           wall=0.0, edge=0.0, rotation=None):
   """An extrusion along its y axis of a rounded rectangle (half x, half z).
 
@@ -47,7 +47,7 @@ def prism(centre, half, colour, *, corner=0.0, taper=0.0, lean=0.0,
   """
   row = np.zeros(PART_SIZE)
   half = np.asarray(half, float)
-  row[PART['centre']] = centre
+  row[PART['center']] = center
   row[PART['rotation']] = (np.eye(3) if rotation is None else rotation).ravel()
   row[PART['half']] = np.maximum(half - edge - [wall, 0, wall], 0.0)
   row[PART['corner']] = max(min(corner - edge, *(half - edge)[[0, 2]]), 0)
@@ -55,48 +55,48 @@ def prism(centre, half, colour, *, corner=0.0, taper=0.0, lean=0.0,
   row[PART['lean']] = lean
   row[PART['wall']] = wall
   row[PART['round']] = edge
-  row[PART['colour']] = colour
+  row[PART['color']] = color
   return row
 
 
-def box(centre, half, colour, edge=0.02, rotation=None, taper=0.0, lean=0.0):
-  return prism(centre, half, colour, edge=edge, rotation=rotation,
+def box(center, half, color, edge=0.02, rotation=None, taper=0.0, lean=0.0):
+  return prism(center, half, color, edge=edge, rotation=rotation,
                taper=taper, lean=lean)
 
 
-def ball(centre, radii, colour, rotation=None):
-  row = prism(centre, np.ones(3) * radii, colour, rotation=rotation)
+def ball(center, radii, color, rotation=None):
+  row = prism(center, np.ones(3) * radii, color, rotation=rotation)
   row[PART['ellipsoid']] = 1
   return row
 
 
-def cylinder(centre, radius, half, colour, axis=Y, edge=0.01, taper=0.0):
-  return prism(centre, (radius, half, radius), colour, corner=radius,
+def cylinder(center, radius, half, color, axis=Y, edge=0.01, taper=0.0):
+  return prism(center, (radius, half, radius), color, corner=radius,
                edge=edge, rotation=_turned(axis), taper=taper)
 
 
-def cone(base, tip, radius, colour, edge=0.0):
-  """A cone from the centre of its base to its tip."""
+def cone(base, tip, radius, color, edge=0.0):
+  """A cone from the center of its base to its tip."""
   base, tip = np.asarray(base, float), np.asarray(tip, float)
   half = np.linalg.norm(tip - base) / 2
-  return cylinder((base + tip) / 2, radius / 2, half, colour, tip - base,
+  return cylinder((base + tip) / 2, radius / 2, half, color, tip - base,
                   edge=edge, taper=radius / 2)
 
 
-def capsule(a, b, radius, colour):
+def capsule(a, b, radius, color):
   a, b = np.asarray(a, float), np.asarray(b, float)
   half = np.linalg.norm(b - a) / 2 + radius
-  return cylinder((a + b) / 2, radius, half, colour, b - a, edge=radius)
+  return cylinder((a + b) / 2, radius, half, color, b - a, edge=radius)
 
 
-def tube(centre, radius, wall, half, colour, axis=Y, edge=0.0, taper=0.0):
-  return prism(centre, (radius, half, radius), colour, corner=radius,
+def tube(center, radius, wall, half, color, axis=Y, edge=0.0, taper=0.0):
+  return prism(center, (radius, half, radius), color, corner=radius,
                wall=wall, edge=edge, rotation=_turned(axis), taper=taper)
 
 
-def torus(centre, radius, thickness, colour, axis=Y):
+def torus(center, radius, thickness, color, axis=Y):
   outer = radius + thickness
-  return prism(centre, (outer, thickness, outer), colour, corner=outer,
+  return prism(center, (outer, thickness, outer), color, corner=outer,
                edge=thickness, wall=1e-4, rotation=_turned(axis))
 
 
@@ -105,7 +105,7 @@ def both(part, axis=0):
   flip = np.ones(3)
   flip[axis] = -1
   twin = part.copy()
-  twin[PART['centre']] *= flip
+  twin[PART['center']] *= flip
   rotation = part[PART['rotation']].reshape(3, 3) * flip
   rotation[0] *= -1  # stays a rotation; sections are symmetric in x
   twin[PART['rotation']] = rotation.ravel()
@@ -125,9 +125,9 @@ def part_distance(part, points):
     points: three coordinate arrays [...]: kept apart, since a trailing axis
       of three would keep a CPU from using its vector registers.
   """
-  centre, rotation = part[PART['centre']], part[PART['rotation']]
+  center, rotation = part[PART['center']], part[PART['rotation']]
   rotation = rotation.reshape(3, 3)
-  px, py, pz = (p - c for p, c in zip(points, centre))
+  px, py, pz = (p - c for p, c in zip(points, center))
   local = [r[0] * px + r[1] * py + r[2] * pz for r in rotation]
   half_x, half_y, half_z = part[PART['half']]
   corner, taper, wall, edge, lean = part[16:21]
@@ -167,8 +167,8 @@ def sdf(parts, points):
       0, parts.shape[0], nearest, jnp.full(points[0].shape, jnp.inf))
 
 
-def colour(parts, points):
+def color(parts, points):
   """Albedo [N, 3] of the part that is nearest to each point [N, 3]."""
   parts = jnp.asarray(parts)
   distances = jax.vmap(part_distance, (0, None))(parts, tuple(points.T))
-  return parts[:, PART['colour']][jnp.argmin(distances, axis=0)]
+  return parts[:, PART['color']][jnp.argmin(distances, axis=0)]

@@ -3,7 +3,7 @@
 It stands in for "a large collection of text-image pairs". Example i of a
 split is a pure function of (seed, split, i): object, camera, light,
 background, caption. Rendering splits in two: `trace` finds what a camera
-sees (a `Views` record: colour, normal, depth and coverage of each pixel),
+sees (a `Views` record: color, normal, depth and coverage of each pixel),
 `compose` lights it and puts it over a background. Training stores the first
 and draws the second afresh each time that a view is used.
 """
@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from gen3d import files
 from gen3d.data.images import dataset
 from gen3d.data.shapes import captions, categories
-from gen3d.data.shapes.primitives import colour, sdf
+from gen3d.data.shapes.primitives import color, sdf
 from gen3d.ops import cameras, shading
 
 SPLITS = ('train', 'seen', 'unseen')
@@ -134,13 +134,13 @@ def trace(parts, camera, size):
   image = lambda x: x.reshape(size, size, *x.shape[1:])
   byte = lambda x: jnp.round(255 * jnp.clip(x, 0, 1)).astype(jnp.uint8)
   return Views(
-      byte(image(colour(parts, points))),
+      byte(image(color(parts, points))),
       jnp.round(127 * image(normals(parts, points))).astype(jnp.int8),
       image(jnp.minimum(t, 100)).astype(jnp.float16), byte(image(coverage)),
       camera)
 
 
-def compose(view, light, background):
+def shade_and_composite(view, light, background):
   """Lights one view and puts it over a background.
 
   Args:
@@ -173,16 +173,16 @@ def sample_light(key, camera, textureless):
 
 
 def sample_background(key, size):
-  """A flat colour, a gradient or soft blotches: [size, size, 3].
+  """A flat color, a gradient or soft blotches: [size, size, 3].
 
-  Colours are drawn from grey to saturated, so that no colour of an object
+  Colors are drawn from gray to saturated, so that no color of an object
   gives it away.
   """
-  key_colours, key_grey, key_kind, key_angle, key_blotch = jax.random.split(
+  key_colors, key_gray, key_kind, key_angle, key_blotch = jax.random.split(
       key, 5)
-  colours = jax.random.uniform(key_colours, (2, 3))
-  grey = jax.random.uniform(key_grey, (2, 1)) ** 0.5
-  colours = grey * colours.mean(-1, keepdims=True) + (1 - grey) * colours
+  colors = jax.random.uniform(key_colors, (2, 3))
+  gray = jax.random.uniform(key_gray, (2, 1)) ** 0.5
+  colors = gray * colors.mean(-1, keepdims=True) + (1 - gray) * colors
   y, x = jnp.meshgrid(*[jnp.linspace(-1, 1, size)] * 2, indexing='ij')
   angle = 2 * jnp.pi * jax.random.uniform(key_angle)
   gradient = 0.5 + 0.35 * (jnp.cos(angle) * x + jnp.sin(angle) * y)
@@ -191,20 +191,20 @@ def sample_background(key, size):
   kind = jax.random.uniform(key_kind)
   mix = jnp.where(kind < 0.5, 0.0, jnp.where(kind < 0.8, gradient, blotches))
   mix = jnp.clip(mix, 0, 1)[..., None]
-  return mix * colours[1] + (1 - mix) * colours[0]
+  return mix * colors[1] + (1 - mix) * colors[0]
 
 
 def sample_image(key, view, textureless, background=None):
   """`compose` with a drawn light: [H, W, 3].
 
-  Without a `background` (its colour, or an image) that is drawn, too; the mean
+  Without a `background` (its color, or an image) that is drawn, too; the mean
   of those that may be drawn is 0.5.
   """
   key_light, key_background = jax.random.split(key)
   light = sample_light(key_light, view.camera, jnp.float32(textureless))
   if background is None:
     background = sample_background(key_background, view.coverage.shape[0])
-  return compose(view, light, background)
+  return shade_and_composite(view, light, background)
 
 
 def render(seed, split, indices, size, world=EVERYTHING):
@@ -302,7 +302,7 @@ def posed(world, count, size, seed=0, split='train'):
   """Objects of a split as images with cameras, for a 3-D GAN.
 
   The light stays where it is in the world and the background is white: a
-  generator whose colours do not depend on the direction can be right.
+  generator whose colors do not depend on the direction can be right.
 
   Args:
     world: World.
@@ -322,7 +322,7 @@ def posed(world, count, size, seed=0, split='train'):
   def compose_all(views):
     white = jnp.ones((size, size, 3))
     paint = lambda view: jnp.round(
-        255 * compose(view, light, white)).astype(jnp.uint8)
+        255 * shade_and_composite(view, light, white)).astype(jnp.uint8)
     return jax.lax.map(paint, views, batch_size=64)
 
   pixels = np.asarray(compose_all(views))
@@ -335,12 +335,12 @@ def posed(world, count, size, seed=0, split='train'):
 def contact_sheet(seed, size):
   """One object of every category: (images [26, size, size, 3], labels)."""
   rng = np.random.default_rng(seed)
-  colours = list(captions.COLOURS)
+  colors = list(captions.COLORS)
   keys = jax.random.split(jax.random.key(seed), len(captions.CATEGORIES))
   dataset, labels = [], []
   for key, category in zip(keys, captions.CATEGORIES):
-    main, second = rng.choice(len(colours), 2, replace=False)
-    spec = captions.Spec(category, colours[main], colours[second])
+    main, second = rng.choice(len(colors), 2, replace=False)
+    spec = captions.Spec(category, colors[main], colors[second])
     azimuth, elevation = rng.uniform(20, 50), rng.uniform(10, 30)
     dataset.append(np.asarray(_portrait(
         categories.build(spec, rng.uniform).parts, key, azimuth, elevation,
@@ -354,7 +354,7 @@ def _portrait(parts, key, azimuth, elevation, size):
   view = trace(parts, cameras.orbit(azimuth, elevation, 1.7, 1.35), size)
   light = shading.Light(cameras.spherical(
       azimuth + 30, elevation + 30, jnp.float32(1.5)), 0.4, 0.6, 0.0)
-  return compose(view, light, sample_background(key, size))
+  return shade_and_composite(view, light, sample_background(key, size))
 
 
 def load_views(seed, split, count, size, world=EVERYTHING):

@@ -1,0 +1,67 @@
+"""Config keys that were renamed, for records and runs of earlier versions.
+
+Weights on disk keep the config of their training (`assets.load`), and so do
+runs (config.json); what they name by an old key is read under the new one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Dotted path of a config key in version 1 -> its last part in version 2.
+RENAMED = {
+    'model.z_width': 'z_dim',
+    'model.condition': 'pose_conditioning',
+    'model.upscaling': 'super_resolution',
+    'model.upscaling_clamp': 'super_resolution_clamp',
+    'model.upscaling_half': 'super_resolution_half',
+    'model.synthesis.base': 'channel_base',
+    'model.synthesis.most': 'channel_max',
+    'model.synthesis.half': 'num_half_res',
+    'model.discriminator.base': 'channel_base',
+    'model.discriminator.most': 'channel_max',
+    'model.discriminator.half': 'num_half_res',
+    'model.discriminator.group': 'mbstd_group',
+    'model.rendering.box': 'box_warp',
+    'model.rendering.white': 'white_background',
+    'model.rendering.start': 'ray_start',
+    'model.rendering.end': 'ray_end',
+    'model.rendering.samples': 'samples_coarse',
+    'model.rendering.importance': 'samples_fine',
+    'schedule.r1': 'r1_gamma',
+    'schedule.r1_every': 'd_reg_interval',
+    'schedule.regularize_every': 'g_reg_interval',
+    'schedule.swap': 'pose_swap_prob',
+    'schedule.swap_images': 'pose_swap_fade_images',
+    'schedule.blur': 'blur_init_sigma',
+    'schedule.blur_images': 'blur_fade_images',
+    'schedule.mix': 'style_mixing_prob',
+    'schedule.augment_target': 'ada_target',
+    'schedule.augment_every': 'ada_interval',
+    'schedule.augment_images': 'ada_images',
+}
+
+
+def upgrade(config: Mapping[str, Any], path: str = '') -> dict[str, Any]:
+  """Returns a config, read from a file, under the present names of its keys.
+
+  Args:
+    config: nested mapping.
+    path: dotted path of `config` in the whole, with a '.' at its end.
+  """
+  upgraded = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      value = upgrade(value, f'{path}{key}.')
+    upgraded[RENAMED.get(path + key, key)] = value
+  return upgraded
+
+
+def renamed(key: str) -> str | None:
+  """The present name of a dotted config key of version 1; None for others."""
+  *parents, last = key.split('.')
+  if key not in RENAMED:
+    return None
+  # A parent may have been renamed itself.
+  path = [RENAMED.get('.'.join(parents[:i + 1]), parent)
+          for i, parent in enumerate(parents)]
+  return '.'.join([*path, RENAMED[key]])
