@@ -29,6 +29,7 @@ import tqdm
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from gen3d.data import cache
+from gen3d.files import open_image
 
 _SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 _LABEL = 25
@@ -311,7 +312,7 @@ def _read_labels(where, content, names):
 def _decode(name, content):
   """uint8 [H, W, 3]; transparency is dropped, grey becomes three channels."""
   try:
-    with Image.open(io.BytesIO(content)) as image:
+    with open_image(io.BytesIO(content)) as image:
       return np.asarray(image.convert('RGB'))
   except (UnidentifiedImageError, OSError, SyntaxError, ValueError,
           Image.DecompressionBombError) as error:

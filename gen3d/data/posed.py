@@ -24,6 +24,7 @@ import tqdm
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from gen3d.data import captures, layouts, lenses
+from gen3d.files import open_image
 from gen3d.ops.cameras import Camera
 
 FORMATS = tuple(layouts.FORMATS)
@@ -247,7 +248,7 @@ def _load(frames, factor, split):
 def _picture(frame, factor):
   """One picture, reduced and straightened, and its intrinsics [3, 3]."""
   try:
-    with Image.open(frame.file) as opened:
+    with open_image(frame.file) as opened:
       image = opened.convert('RGBA')
   except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
     raise ValueError(f'{frame.file} cannot be read as an image; get it again '

@@ -30,6 +30,7 @@ from PIL import Image, ImageOps
 
 from gen3d.data import images
 from gen3d.engine import checkpoints
+from gen3d.files import open_image
 from gen3d.io import files, pictures, video
 from gen3d.models import clip, eg3d, official, perceptual, weight_files
 from gen3d.tasks import image_text, objects
@@ -75,7 +76,7 @@ def read_target(network, path, label):
   """
   behind = 'white' if network.generator.rendering.white else 'black'
   try:
-    with Image.open(path) as image:
+    with open_image(path) as image:
       image = _flat(ImageOps.exif_transpose(image), behind)
   except Exception as error:  # Pillow raises many kinds for one damage.
     raise ValueError(f'{path} cannot be read as an image ({error}); give a PNG '
