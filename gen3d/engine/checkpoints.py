@@ -63,7 +63,8 @@ class Checkpoints:
       step: which checkpoint; None: the newest.
 
     Raises:
-      ValueError: where the checkpoint is damaged or of another model.
+      ValueError: where the checkpoint is damaged or of another model, or its
+        state is of another step than its directory's name says.
       FileNotFoundError: where there is none.
     """
     steps = sorted(self._manager.all_steps())
@@ -84,6 +85,12 @@ class Checkpoints:
       raise ValueError(self._damaged(step, steps, error)) from error
     if _digest(found.state) != found.meta['sha256']:
       raise ValueError(self._damaged(step, steps, 'its SHA-256 differs'))
+    inside = int(sharding.local(found.state['step']))
+    if inside != step:
+      remedy = ('delete that directory' if inside in steps else
+                f'rename that directory to {inside}, or delete it')
+      raise ValueError(f'Checkpoint {self.path / str(step)} holds step '
+                       f'{inside}, not step {step} as its name says; {remedy}.')
     return state.replace(
         frozen=sharding.replicate(state.frozen, mesh, share=True),
         **found.state)
@@ -121,7 +128,7 @@ def load(workdir, state, step=None):
 
   Raises:
     FileNotFoundError: where there is none.
-    ValueError: where it is damaged.
+    ValueError: where it is damaged, or of another step than its name says.
   """
   path = pathlib.Path(workdir) / 'checkpoints'
   if not path.is_dir():

@@ -2,8 +2,10 @@
 
 A run lives in its workdir: config.json, checkpoints/, scalars.jsonl,
 tensorboard/, previews/, what the task's finish writes, and finished.json.
+.lock keeps a second run out of it.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gen3d.engine import sharding
+from gen3d.engine import locks, sharding
 from gen3d.engine.checkpoints import Checkpoints, latest, write_whole
 from gen3d.engine.report import Report
 
@@ -51,28 +53,39 @@ def run(task, config, workdir):
     (the last TrainState, on one device; list of the files that finish wrote).
 
   Raises:
-    ValueError: where the workdir cannot be used, a checkpoint is damaged or
-      the batch cannot be divided over the chips.
+    ValueError: where the workdir cannot be used, another run is using it, a
+      checkpoint is damaged or of another step than its name says, or the
+      batch cannot be divided over the chips.
     Diverged: at a NaN or an infinity; the last good checkpoint stays.
   """
   workdir = pathlib.Path(workdir).absolute()
-  check_workdir(config, workdir)
-  start = latest(workdir)
-  mesh, batches = _feed(task, config, start)
-  _claim(config, workdir)
-  keys = jax.random.split(jax.random.key(config.seed), 3)
-  checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-  try:
+  with contextlib.ExitStack() as held:
+    # A new workdir is made, and then locked, only once there is a batch.
+    exists = workdir.is_dir()
+    if exists:
+      _lock(workdir, held)
+    check_workdir(config, workdir)
+    start = latest(workdir)
+    mesh, batches = _feed(task, config, start)
+    if not exists:
+      _lock(workdir, held)
+      if latest(workdir) != start:
+        raise ValueError(
+            f'Another run has written to the workdir {workdir} since this one '
+            'began; run the same command again to go on from there, or choose '
+            'another workdir.')
+    _claim(config, workdir)
+    keys = jax.random.split(jax.random.key(config.seed), 3)
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    held.callback(checkpoints.close)
     state = task.init(keys[0])
-    state = (checkpoints.restore(state, mesh) if start
+    state = (checkpoints.restore(state, mesh, start) if start
              else place(state, mesh))
     if start < config.steps:
       state = _train(task, config, workdir, checkpoints, mesh, state, batches,
                      keys)
     checkpoints.wait()
     return _finish(task, config, workdir, sharding.local(state))
-  finally:
-    checkpoints.close()
 
 
 def check_workdir(config, workdir):
@@ -102,10 +115,21 @@ def check_workdir(config, workdir):
                      f'config.json; choose another workdir.')
 
 
-def _claim(config, workdir):
-  """Makes the workdir and writes the config into it."""
+def _lock(workdir, held):
+  """Makes the workdir; process 0 holds its lock until the ExitStack ends."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+      held.enter_context(locks.hold(workdir))
+  except OSError as error:
+    raise ValueError(f'The workdir {workdir} cannot be written '
+                     f'({error.filename or workdir}: {error.strerror}); choose '
+                     'another workdir.') from error
+
+
+def _claim(config, workdir):
+  """Writes the config into the workdir."""
+  try:
     with tempfile.TemporaryFile(dir=workdir):
       pass
     if jax.process_index() == 0:
