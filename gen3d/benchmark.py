@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gen3d import files
-from gen3d.choices import pick
+from gen3d.choices import UserError, pick
 from gen3d.engine import cli, loop, sharding
 from gen3d.evaluation import speed
 from gen3d.tasks import TASKS
@@ -38,8 +38,8 @@ _TOLD = {}  # What was printed, by name.
 def main():
   cli.require('config')
   if _OUT.value and pathlib.Path(_OUT.value).is_dir():
-    raise ValueError(f'--out={_OUT.value} is a folder; name a .json file, in '
-                     'it or elsewhere.')
+    raise UserError(f'--out={_OUT.value} is a folder; name a .json file, in '
+                    'it or elsewhere.')
   # That it can be written is known before there is anything to write.
   with (files.atomic_write(_OUT.value) if _OUT.value
         else contextlib.nullcontext()) as out:

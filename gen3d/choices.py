@@ -1,29 +1,39 @@
-"""Choosing by name from a plain mapping, and saying what there was.
+"""Errors that are the user's to mend, and choices by name from a mapping.
 
 Every package may import this module; it imports none.
 """
 
 import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
-def pick(what, choices, name):
+class UserError(ValueError):
+  """A mistake of the user: one sentence with the place and a remedy.
+
+  Commands print it and exit with status 2 (engine/cli.py); every other
+  exception is a defect and keeps its traceback.
+  """
+
+
+def pick(what: str, choices: Mapping[str, Any], name: str) -> Any:
   """Returns choices[name].
 
   Raises:
-    ValueError: there is no such choice.
+    UserError: there is no such choice; names `what` and the near choices.
   """
   check(what, choices, name)
   return choices[name]
 
 
-def check(what, choices, name):
-  """Raises ValueError where `name` is none of the choices."""
+def check(what: str, choices: Iterable[str], name: Any) -> None:
+  """Raises UserError where `name` is none of the choices."""
   if name not in choices:
-    raise ValueError(unknown(what, choices, name))
+    raise UserError(unknown(what, choices, name))
 
 
-def unknown(what, choices, name):
-  """The sentence for a name that is none of the choices."""
+def unknown(what: str, choices: Iterable[str], name: Any) -> str:
+  """Returns the sentence for a name that is none of the choices."""
   near = difflib.get_close_matches(str(name), [str(c) for c in choices], 3)
   hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
   if near and len(choices) > 20:  # A long list would bury the hint.

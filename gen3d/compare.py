@@ -14,6 +14,7 @@ import sys
 
 from absl import flags
 
+from gen3d.choices import UserError
 from gen3d.engine import cli, sweeps
 from gen3d.evaluation import representations
 
@@ -35,7 +36,7 @@ def main():
   workdir = pathlib.Path(_WORKDIR.value)
   for setting in _SET.value:
     if '=' not in setting:
-      raise ValueError(f'--set={setting} has no value; write --set=KEY=VALUE.')
+      raise UserError(f'--set={setting} has no value; write --set=KEY=VALUE.')
   common = [f'--config.data.path={_DATA.value}',
             *[f'--config.{setting}' for setting in _SET.value]]
   lines = []

@@ -5,6 +5,7 @@ python -m gen3d.export --workdir=runs/a-red-chair --resolution=256 --size=512
 
 from absl import flags
 
+from gen3d.choices import UserError
 from gen3d.engine import checkpoints, cli
 from gen3d.render import finished
 from gen3d.tasks import reconstruction, text_to_3d
@@ -34,7 +35,7 @@ def main():
   cli.require('workdir')
   task = checkpoints.load_config(_WORKDIR.value).get('task')
   if task not in _SHOWN:
-    raise ValueError(
+    raise UserError(
         f'The run in {_WORKDIR.value} is of the task {task!r}; only runs of '
         f'{" and ".join(map(repr, _SHOWN))} have an object to export.')
   shown = _SHOWN[task](_WORKDIR.value, _STEP.value)

@@ -19,6 +19,7 @@ import pathlib
 
 from absl import flags
 
+from gen3d.choices import UserError
 from gen3d.data import synthetic
 from gen3d.data.captures import posed
 from gen3d.data.images import dataset
@@ -49,11 +50,11 @@ def main():
   cli.require('out')
   sources = (_MESH.value, _CAPTION.value, _CAPTURE.value, _IMAGES.value)
   if sum(map(bool, sources)) != 1:
-    raise ValueError('Give one of --mesh, --caption, --capture and --images; '
-                     'see --help.')
+    raise UserError('Give one of --mesh, --caption, --capture and --images; '
+                    'see --help.')
   out = pathlib.Path(_OUT.value)
   if out.is_dir() and any(out.iterdir()):
-    raise ValueError(f'{out} is not empty; give a new folder.')
+    raise UserError(f'{out} is not empty; give a new folder.')
   if _CAPTURE.value or _IMAGES.value:
     image_io.save(out / 'map.png', _map())
     print(out / 'map.png')

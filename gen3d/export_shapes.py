@@ -22,6 +22,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gen3d import files
+from gen3d.choices import UserError
 from gen3d.data.shapes import captions
 from gen3d.data.shapes import world as shapes_world
 from gen3d.engine import cli
@@ -66,8 +67,8 @@ def main():
 def _likes_of(config):
   """Yields as shapes.pictures does, but such as a GAN learns from."""
   if config.get('task') != 'gan' or not gan.is_world(config.data):
-    raise ValueError('--config is not of a GAN that learns from the shapes '
-                     'world, such as configs/eg3d.py.')
+    raise UserError('--config is not of a GAN that learns from the shapes '
+                    'world, such as configs/eg3d.py.')
   data = config.data
   world, stop = gan.world_of(data), _FIRST.value + _COUNT.value
   source = shapes_world.posed(

@@ -1,10 +1,18 @@
-"""Files that are written completely or not at all, and where caches are."""
+"""Files: atomic writes, image formats, the cache folder."""
 
 import contextlib
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from gen3d.choices import UserError
+
+# Pillow tries every format that it knows where none are named, whatever the
+# file's suffix says; for PostScript it starts Ghostscript.
+IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'TIFF', 'BMP')
 
 
 @contextlib.contextmanager
@@ -15,7 +23,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   an error the temporary file is removed and the earlier `path` stays.
 
   Raises:
-    ValueError: the folder cannot be made or written to.
+    UserError: the folder cannot be made or written to.
   """
   path = pathlib.Path(path)
   temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
@@ -23,7 +31,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.touch()
   except OSError as error:
-    raise ValueError(
+    raise UserError(
         f'Cannot write {path}: {error.strerror or error}.') from error
   try:
     yield temporary
@@ -49,3 +57,20 @@ def to_tuples(node: Any) -> Any:
   if isinstance(node, dict):
     return {key: to_tuples(value) for key, value in node.items()}
   return tuple(map(to_tuples, node)) if isinstance(node, list) else node
+
+
+def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
+  """Opens an image file of one of IMAGE_FORMATS; its pixels are read later.
+
+  Args:
+    file: path, or binary file that can seek.
+
+  Returns:
+    PIL's image, to be closed or used as a context manager.
+
+  Raises:
+    OSError: the file cannot be opened, or (PIL.UnidentifiedImageError, a kind
+      of OSError) its content is of no such format. Pillow's other errors
+      remain as they are.
+  """
+  return Image.open(file, formats=IMAGE_FORMATS)

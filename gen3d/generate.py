@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from gen3d.choices import UserError
 from gen3d.engine import cli
 from gen3d.gan import inference
 from gen3d.io import images as image_io
@@ -83,7 +84,7 @@ def main():
 def _objects(out):
   seeds = inference.parse_seeds(_SEEDS.value)
   if not np.isfinite(_TRUNCATION.value):
-    raise ValueError(f'--truncation is {_TRUNCATION.value}; give a number.')
+    raise UserError(f'--truncation is {_TRUNCATION.value}; give a number.')
   network = inference.load(_NETWORK.value)
   written = inference.export(
       network, seeds, out, psi=_TRUNCATION.value, cutoff=_CUTOFF.value,
@@ -98,16 +99,16 @@ def _objects(out):
 def _pictures(out):
   prompts = [p.strip() for p in _PROMPTS.value.split(';') if p.strip()]
   if not prompts:
-    raise ValueError("No prompt is given; say --prompts='a red chair'.")
+    raise UserError("No prompt is given; say --prompts='a red chair'.")
   if _SIDES.value and _TEACHER.value != 'shapes':
-    raise ValueError('--sides is for a model that knows cameras; '
-                     f'{_TEACHER.value} does not.')
+    raise UserError('--sides is for a model that knows cameras; '
+                    f'{_TEACHER.value} does not.')
   teacher = text_to_3d.make_teacher({
       'name': _TEACHER.value, 'path': _PATH.value, 'variant': _VARIANT.value,
       'revision': _REVISION.value, 'dtype': _DTYPE.value})
   if _SIDES.value and not teacher.knows_cameras:
-    raise ValueError('--sides is for a model that knows cameras; that of '
-                     f'{_PATH.value} was trained without.')
+    raise UserError('--sides is for a model that knows cameras; that of '
+                    f'{_PATH.value} was trained without.')
   prompts = [p for p in prompts for _ in range(_NUM.value)]
   views = None
   if _SIDES.value:

@@ -18,6 +18,7 @@ import math
 
 from absl import flags
 
+from gen3d.choices import UserError
 from gen3d.engine import cli
 from gen3d.gan import inference, inversion
 
@@ -47,10 +48,10 @@ def main():
   angles = {flag.name: _degrees(flag.name, [flag.value])[0]
             for flag in (_AZIMUTH, _ELEVATION) if flag.value is not None}
   if not _CAMERA.value and 'azimuth' not in angles:
-    raise ValueError('Say from where the picture was taken, by --camera or by '
-                     '--azimuth.')
+    raise UserError('Say from where the picture was taken, by --camera or by '
+                    '--azimuth.')
   if _CAMERA.value and angles:
-    raise ValueError(f'Give --camera or --{min(angles)}, but not both.')
+    raise UserError(f'Give --camera or --{min(angles)}, but not both.')
   network = inference.load(_NETWORK.value)
   label = (inversion.read_camera(_CAMERA.value, _IMAGE.value) if _CAMERA.value
            else inference.label({**network.camera, **angles}, angles['azimuth']))
@@ -70,8 +71,8 @@ def _degrees(name, texts):
   except ValueError:
     degrees = [math.nan]
   if not all(-360 <= x <= 360 for x in degrees):
-    raise ValueError(f'--{name}={",".join(map(str, texts))} are no angles; '
-                     'write them like -30,0,30, from -360 to 360 degrees.')
+    raise UserError(f'--{name}={",".join(map(str, texts))} are no angles; '
+                    'write them like -30,0,30, from -360 to 360 degrees.')
   return degrees
 
 

@@ -13,6 +13,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from gen3d.choices import UserError
 from gen3d.engine import cli, sweeps
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -33,8 +34,8 @@ def main():
     print(len(lines))
   elif _INDEX.value is not None:
     if not 0 <= _INDEX.value < len(lines):
-      raise ValueError(f'There is no run {_INDEX.value}; the sweep has '
-                       f'{len(lines)}, counted from 0.')
+      raise UserError(f'There is no run {_INDEX.value}; the sweep has '
+                      f'{len(lines)}, counted from 0.')
     line = lines[_INDEX.value]
     os.execv(line[0], line)  # So that signals go to the training itself.
   elif _RUN.value:

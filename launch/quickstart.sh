@@ -1,15 +1,37 @@
 #!/usr/bin/env bash
-# From a prompt to a 3-D object, in one command and from nothing:
-#   bash launch/quickstart.sh "a red chair" [FLAG...]
-# Makes .venv on the first call. Each prompt has a folder in runs/; a finished
-# one is not made again and an interrupted one goes on where it stopped. FLAGs,
-# such as --config.seed=1 or --config=configs/dreamfusion.py:paper, go to
-# gen3d.train.
+# From a prompt to a 3-D object, in one command and from nothing; see usage.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
+usage() {
+  cat <<'END'
+usage: bash launch/quickstart.sh [PROMPT] [--FLAG...]
+
+Makes a 3-D object from a prompt; without PROMPT it is "a red chair":
+  bash launch/quickstart.sh "a red chair"
+The first call makes .venv and installs requirements.txt. Each prompt has a
+folder in runs/. A finished object is not made again, and an interrupted run
+goes on where it stopped.
+
+--FLAGs go to gen3d.train, for example:
+  --config.seed=1
+  --config=configs/dreamfusion.py:paper
+-h, --help: prints this and ends.
+END
+}
+
+for word in "$@"; do
+  case $word in
+    -h|--help) usage; exit ;;
+  esac
+done
+
 words=()
 while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do
+  case $1 in
+    -?*) fail "the option \"$1\" is unknown; flags begin with two dashes, and" \
+      "bash launch/quickstart.sh --help shows the usage." ;;
+  esac
   words+=("$1")
   shift
 done

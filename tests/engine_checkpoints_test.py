@@ -1,6 +1,8 @@
 """Checkpoints and assets: whole, verified, and clear where they are not."""
 
 import json
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +95,28 @@ def test_values_that_changed_on_disk_are_noticed_by_the_sha256(tmp_path):
   meta.write_text(json.dumps(record))
   with pytest.raises(ValueError, match='SHA-256 differs'):
     checkpoints.load(tmp_path, make_state())
+
+
+def test_a_renamed_checkpoint_is_refused(tmp_path):
+  save(tmp_path, 2, 3)
+  folder = tmp_path / 'checkpoints'
+  (folder / '3').rename(folder / '7')
+  said = (f'Checkpoint {folder}/7 holds step 3, not step 7 as its name says; '
+          'rename that directory to 3, or delete it.')
+  for step in (None, 7):
+    with pytest.raises(ValueError, match=re.escape(said)):
+      checkpoints.load(tmp_path, make_state(), step)
+  (folder / '7').rename(folder / '3')
+  assert checkpoints.load(tmp_path, make_state()).step == 3
+
+
+def test_a_copied_checkpoint_is_refused(tmp_path):
+  save(tmp_path, 3)
+  folder = tmp_path / 'checkpoints'
+  shutil.copytree(folder / '3', folder / '7')
+  with pytest.raises(ValueError, match='7 holds step 3, .*; delete that dir'):
+    checkpoints.load(tmp_path, make_state())
+  assert checkpoints.load(tmp_path, make_state(), step=3).step == 3
 
 
 def test_a_missing_checkpoint_says_so(tmp_path):

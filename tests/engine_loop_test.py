@@ -1,9 +1,14 @@
 """The loop: exact resumption, signals, NaNs, and workdirs that do not fit."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import pathlib
+import platform
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +21,7 @@ import toy_config
 import toy_task
 from toy_run import leaves
 
-from gen3d.engine import checkpoints, loop
+from gen3d.engine import checkpoints, locks, loop
 
 TESTS = pathlib.Path(__file__).parent
 
@@ -167,6 +172,128 @@ def test_a_batch_that_does_not_divide_stops_before_the_model_is_made(tmp_path):
   with pytest.raises(ValueError, match='A batch of 7 cannot be divided over 2'):
     run(tmp_path / 'run', noted, rows=7)
   assert not made and not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('steps', [4, 6, 20])
+def test_a_renamed_checkpoint_is_not_gone_on_from(tmp_path, steps):
+  """Where the run would end before, at and after the step of its name."""
+  run(tmp_path / 'run', steps=4)
+  folder = tmp_path / 'run' / 'checkpoints'
+  (folder / '4').rename(folder / '6')
+  (tmp_path / 'run' / 'finished.json').unlink()
+  with pytest.raises(ValueError, match='checkpoints/6 holds step 4, not step 6 '
+                     '.*; rename that directory to 4'):
+    run(tmp_path / 'run', steps=steps)
+  assert not (tmp_path / 'run' / 'finished.json').exists()
+  (folder / '6').rename(folder / '4')
+  same(run(tmp_path / 'run', steps=8), run(tmp_path / 'whole', steps=8))
+
+
+def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path):
+  overrides = {'checkpoint_every': 2, 'eval_every': 0, 'pause': .02}
+  first = subprocess.Popen(
+      [sys.executable, str(TESTS / 'toy_run.py'), str(tmp_path / 'run'),
+       str(tmp_path / 'out.npz'), json.dumps({'steps': 10**6, **overrides})],
+      env={**os.environ, 'PYTHONPATH': str(TESTS.parent)},
+      stderr=subprocess.PIPE)
+  try:
+    while newest(tmp_path / 'run') == 0 and first.poll() is None:
+      time.sleep(.01)
+    assert first.poll() is None, first.stderr.read()
+    stored = (tmp_path / 'run' / 'config.json').read_text()
+    said = (f'{tmp_path / "run"} is in use by another run (process {first.pid} '
+            f'on {platform.node()}); wait for its end or stop it, or choose')
+    for _ in range(2):  # A refused run does not release it.
+      with pytest.raises(ValueError, match=re.escape(said)):
+        run(tmp_path / 'run', steps=1, **overrides)
+    assert (tmp_path / 'run' / 'config.json').read_text() == stored
+    assert first.poll() is None
+    checkpoints.load_config(tmp_path / 'run')  # Reading is not refused.
+  finally:
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+  steps = newest(tmp_path / 'run') + 2
+  assert run(tmp_path / 'run', steps=steps, **overrides).step == steps
+
+
+def test_a_held_workdir_is_not_written_and_can_be_read(tmp_path):
+  (tmp_path / 'new').mkdir()
+  with (locks.hold(tmp_path / 'new'),
+        pytest.raises(ValueError, match='in use by another run')):
+    run(tmp_path / 'new', fails_if_fed)
+  assert [p.name for p in (tmp_path / 'new').iterdir()] == ['.lock']
+  run(tmp_path / 'run', steps=2)
+  with locks.hold(tmp_path / 'run'):
+    assert checkpoints.load(tmp_path / 'run', toy_state()).step == 2
+
+
+def fails_if_fed(task):
+  return task._replace(batches=lambda seed, first: pytest.fail('was fed'))
+
+
+def test_the_lock_is_held_to_the_end_and_then_released(tmp_path):
+  tried = []
+
+  def attempt(*args):
+    with pytest.raises(ValueError, match=f'process {os.getpid()} on'):
+      run(tmp_path / 'run')
+    tried.append(args)
+    return []
+
+  run(tmp_path / 'run', lambda task: task._replace(finish=attempt), steps=2)
+  assert len(tried) == 1
+  with locks.hold(tmp_path / 'run'):
+    pass
+  with pytest.raises(loop.Diverged):
+    run(tmp_path / 'nan', nan_at=2)
+  with locks.hold(tmp_path / 'nan'):
+    pass
+
+
+def test_a_run_that_ended_while_another_one_began_is_noticed(tmp_path):
+  """A new workdir is locked only when the first batch is there."""
+
+  def late(task):
+    def batches(seed, first):
+      run(tmp_path / 'run', steps=2)
+      return task.batches(seed, first)
+    return task._replace(batches=batches)
+
+  with pytest.raises(ValueError, match='Another run has written to .*/run'):
+    run(tmp_path / 'run', late, steps=3)
+  assert newest(tmp_path / 'run') == 2
+  assert run(tmp_path / 'run', steps=3).step == 3
+
+
+def test_only_process_0_holds_the_lock(tmp_path, monkeypatch):
+  with locks.hold(tmp_path), contextlib.ExitStack() as held:
+    monkeypatch.setattr(loop.jax, 'process_index', lambda: 1)
+    loop._lock(tmp_path, held)
+    monkeypatch.setattr(loop.jax, 'process_index', lambda: 0)
+    with pytest.raises(ValueError, match='in use'):
+      loop._lock(tmp_path, held)
+
+
+def test_a_run_goes_on_where_there_are_no_locks(tmp_path, monkeypatch):
+  monkeypatch.setattr(locks, 'fcntl', None)
+  assert run(tmp_path / 'windows', steps=1).step == 1
+  assert not (tmp_path / 'windows' / '.lock').exists()
+
+  def refuse(file, operation):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+  monkeypatch.setattr(locks, 'fcntl', fcntl)
+  monkeypatch.setattr(fcntl, 'flock', refuse)
+  assert run(tmp_path / 'network', steps=1).step == 1
+
+
+def test_a_lock_file_that_is_a_link_is_refused(tmp_path):
+  (tmp_path / 'mine').write_text('mine')
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / '.lock').symlink_to(tmp_path / 'mine')
+  with pytest.raises(ValueError, match=r'run cannot be written \(.*/\.lock: '):
+    run(tmp_path / 'run', fails_if_fed)
+  assert (tmp_path / 'mine').read_text() == 'mine'
 
 
 def toy_state():

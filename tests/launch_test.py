@@ -114,6 +114,49 @@ def test_words_flags_and_the_default_prompt(ready):
   assert '|--config.prompt=a red chair|' in second
 
 
+@pytest.mark.parametrize('words', [
+    ['-h'], ['--help'], ['a cat', '--help'],
+    ['a cat', '--config.seed=1', '-h']])
+def test_usage_is_printed_and_nothing_is_made(clone, words):
+  """Without an environment or a Python to make one with."""
+  tools = clone / 'tools'
+  tools.mkdir()
+  for name in ('bash', 'cat', 'dirname'):
+    (tools / name).symlink_to(shutil.which(name))
+  done = launch(clone, 'quickstart.sh', *words, PATH=str(tools))
+  assert done.returncode == 0 and not done.stderr
+  assert done.stdout.startswith('usage: bash launch/quickstart.sh [PROMPT]')
+  assert not (clone / '.venv').exists() and not (clone / 'runs').exists()
+
+
+@pytest.mark.parametrize('words, unknown', [
+    (['-x'], '-x'), (['-help'], '-help'), (['-5 degrees'], '-5 degrees'),
+    (['a cat', '-config.seed=1'], '-config.seed=1')])
+def test_a_word_with_one_dash_is_no_prompt(ready, words, unknown):
+  done = launch(ready, 'quickstart.sh', *words)
+  assert sentence(done) == (
+      f'gen3d: the option "{unknown}" is unknown; flags begin with two dashes, '
+      'and bash launch/quickstart.sh --help shows the usage.')
+  assert not calls(ready, 'gen3d.train') and not (ready / 'runs').exists()
+
+
+def test_a_dash_inside_a_prompt_remains(ready):
+  assert launch(ready, 'quickstart.sh', 'a', '-', 'cat-like', 'car',
+                '--flag', '-1').returncode == 0
+  train, = calls(ready, 'gen3d.train')
+  assert '|--config.prompt=a - cat-like car|' in train
+  assert '|--flag|-1|' in train
+
+
+def test_readme_activates_the_environment_that_quickstart_makes():
+  """After quickstart, and before the first command that imports gen3d."""
+  blocks = (ROOT / 'README.md').read_text().split('```bash\n')[1:]
+  lines = '\n'.join(block.split('```')[0] for block in blocks).splitlines()
+  made = next(i for i, x in enumerate(lines) if 'quickstart.sh' in x)
+  used = next(i for i, x in enumerate(lines) if x.startswith('python -m gen3d'))
+  assert '. .venv/bin/activate' in lines[made:used]
+
+
 @pytest.mark.parametrize('prompt', ['', '  '])
 def test_an_empty_prompt_is_told(ready, prompt):
   assert 'prompt is empty' in sentence(launch(ready, 'quickstart.sh', prompt))

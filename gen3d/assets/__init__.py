@@ -16,6 +16,7 @@ import safetensors.numpy
 import tokenizers
 
 from gen3d import files, legacy
+from gen3d.choices import UserError
 
 FOLDER = pathlib.Path(__file__).parent
 TEXT_TO_IMAGE = FOLDER / 'text_to_image_shapes.safetensors'
@@ -56,13 +57,13 @@ def load(path):
   Floating tensors come as float32, the record's config with tuples.
 
   Raises:
-    ValueError: where the file is missing or not what its json says.
+    UserError: where the file is missing or not what its json says.
   """
   path = pathlib.Path(path)
   beside = path.with_suffix('.json')
   for file in (path, beside):
     if not file.is_file():
-      raise ValueError(f'The weights file {file} is missing; get it again.')
+      raise UserError(f'The weights file {file} is missing; get it again.')
   content = path.read_bytes()
   try:
     record = files.to_tuples(json.loads(beside.read_text()))
@@ -70,9 +71,9 @@ def load(path):
     if 'config' in record:
       record['config'] = legacy.upgrade(record['config'])
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f'{beside} is damaged; get it again.') from error
+    raise UserError(f'{beside} is damaged; get it again.') from error
   if hashlib.sha256(content).hexdigest() != wanted:
-    raise ValueError(
+    raise UserError(
         f'The weights file {path} is truncated or damaged: its SHA-256 is not '
         f'the one in {beside.name}; get it again.')
   tree = {}
@@ -96,7 +97,7 @@ def _flatten(tree, prefix=''):
   flat = {}
   for name, node in tree.items():
     if '/' in name:
-      raise ValueError(f"The tensor name {name!r} contains a '/'.")
+      raise UserError(f"The tensor name {name!r} contains a '/'.")
     if hasattr(node, 'items'):
       flat.update(_flatten(node, f'{prefix}{name}/'))
     else:

@@ -8,6 +8,8 @@ list there: put each string on a line of its own.
 
 import pathlib
 
+from gen3d.choices import UserError
+
 
 def normalize(caption):
   """A caption as Dream Fields compares and encodes them.
@@ -21,28 +23,28 @@ def read(path):
   """The normalized captions of a file, in its order.
 
   Raises:
-    ValueError: the file is missing, empty or no UTF-8 text, or a line is
+    UserError: the file is missing, empty or no UTF-8 text, or a line is
       blank or says the same as one before; names the lines.
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise ValueError(f'There is no caption file {path}.')
+    raise UserError(f'There is no caption file {path}.')
   try:
     lines = path.read_text('utf-8-sig').splitlines()
   except UnicodeDecodeError as error:
-    raise ValueError(f'{path} is no UTF-8 text ({error}); give a file with '
-                     'one caption a line.') from error
+    raise UserError(f'{path} is no UTF-8 text ({error}); give a file with '
+                    'one caption a line.') from error
   captions = [normalize(line) for line in lines]
   if not captions:
-    raise ValueError(f'{path} is empty; it should have one caption a line.')
+    raise UserError(f'{path} is empty; it should have one caption a line.')
   blank = [str(i) for i, caption in enumerate(captions, 1) if caption == '.']
   if blank:
-    raise ValueError(f'{path} has no caption in line {", ".join(blank)}; '
-                     'remove blank lines.')
+    raise UserError(f'{path} has no caption in line {", ".join(blank)}; '
+                    'remove blank lines.')
   first = {}
   for i, caption in enumerate(captions, 1):
     if caption in first:
-      raise ValueError(
+      raise UserError(
           f'{path} has {caption!r} twice, in lines {first[caption]} and {i}, '
           'so neither could be told from the other; remove one.')
     first[caption] = i

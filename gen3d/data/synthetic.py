@@ -44,7 +44,7 @@ def surface_from_caption(text, resolution=160):
     tuple of one Surface, in a ball of radius categories.RADIUS.
 
   Raises:
-    ValueError: the caption names no object of the shapes world.
+    UserError: the caption names no object of the shapes world.
   """
   _, parts = _typical(text)
   bound = 1.1 * categories.RADIUS
@@ -77,7 +77,7 @@ def render_views(text, split, count, size):
     posed.Posed. The light stays where it is in the world.
 
   Raises:
-    ValueError: the caption names no object of the shapes world.
+    UserError: the caption names no object of the shapes world.
   """
   spec, parts = _typical(text)
   c2w, intrinsics = views(count, split)
@@ -144,7 +144,7 @@ def write_blender(out, surfaces, *, train=100, test=25, size=200, lowest=0.0,
     **look: samples, ambient, light: see raster.render.
 
   Raises:
-    ValueError: the surfaces are empty.
+    UserError: the surfaces are empty.
   """
   out = pathlib.Path(out)
   triangles = raster.gather(fit(surfaces, RADIUS))

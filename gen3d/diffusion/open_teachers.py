@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from gen3d import files
-from gen3d.choices import check, pick
+from gen3d.choices import UserError, check, pick
 from gen3d.diffusion import pretrained
 from gen3d.weights import hub
 
@@ -35,7 +35,7 @@ def stable_diffusion(*, path='', revision='', variant='', dtype='',
     flash: cuDNN's attention; NVIDIA GPUs and bfloat16 only.
 
   Raises:
-    ValueError: nothing that fits is there; says what is missing.
+    UserError: nothing that fits is there; says what is missing.
   """
   settings = _settings(dtype, prediction, flash)
   place = _locate('stable_diffusion', path, pretrained.STABLE_DIFFUSION,
@@ -86,7 +86,7 @@ def _read(file):
 
 def _locate(name, path, parts, revision, variant):
   if not path:
-    raise ValueError(
+    raise UserError(
         f'The teacher {name!r} needs a path: the folder of a checkpoint as '
         'diffusers saves it, or its id on the hub.')
   place = hub.locate(path, parts, revision or None, variant)
@@ -104,7 +104,7 @@ def _settings(dtype, prediction, flash):
   name = dtype or ('float32' if platform == 'cpu' else 'bfloat16')
   dtype = pick('dtype', DTYPES, name)
   if flash and (platform != 'gpu' or name == 'float32'):
-    raise ValueError(
+    raise UserError(
         'The flash attention of a teacher is for bfloat16 on an NVIDIA GPU, '
         f'not for {name} on a {platform}.')
   return {'dtype': dtype, 'prediction': prediction, 'flash': flash}

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.choices import check, pick
+from gen3d.choices import UserError, check, pick
 from gen3d.diffusion import noise
 from gen3d.diffusion.teachers import Teacher, unit_images
 from gen3d.models import autoencoder, clip, deepfloyd, stable_diffusion, t5
@@ -72,7 +72,7 @@ def stable_diffusion_teacher(path, *, dtype=jnp.float32, variant='',
       of which make(rows) computes some.
 
   Raises:
-    ValueError: the folder does not fit; says how.
+    UserError: the folder does not fit; says how.
   """
   read = lambda part: hub.read(path / part, variant)
   size = stable_diffusion.unet_size(read('unet'))
@@ -81,7 +81,7 @@ def stable_diffusion_teacher(path, *, dtype=jnp.float32, variant='',
   vae = autoencoder.Autoencoder(
       autoencoder.autoencoder_size(read('vae')), dtype, remat)
   if vae.size.latent != size.in_channels:
-    raise ValueError(
+    raise UserError(
         f'{path} has an autoencoder of {vae.size.latent} channels and a U-Net '
         f'of {size.in_channels}; they are not of one model.')
   folder, where = read('text_encoder'), path / 'text_encoder'
@@ -187,7 +187,7 @@ def _noise(path, usual, prediction):
 
 def _check_width(path, found, wanted):
   if found != wanted:
-    raise ValueError(
+    raise UserError(
         f'{path} has a text encoder of width {found} and a U-Net that takes '
         f'{wanted}; they are not of one model.')
 

@@ -206,7 +206,7 @@ def pixel_model(config, vocab):
   no `light_field`.
 
   Raises:
-    ValueError: if the prediction is not known.
+    UserError: if the prediction is not known.
   """
   prediction = config.get('prediction', 'v')
   check('prediction', PREDICTIONS, prediction)

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gen3d import files, legacy
+from gen3d.choices import UserError
 from gen3d.engine import sharding
 from gen3d.engine.state import copy, to_save
 
@@ -60,7 +61,8 @@ class Checkpoints:
       step: which checkpoint; None: the newest.
 
     Raises:
-      ValueError: where the checkpoint is damaged or of another model.
+      UserError: where the checkpoint is damaged or of another model, or its
+        state is of another step than its directory's name says.
       FileNotFoundError: where there is none.
     """
     steps = sorted(self._manager.all_steps())
@@ -78,9 +80,15 @@ class Checkpoints:
           state=ocp.args.StandardRestore(like),
           meta=ocp.args.JsonRestore()))
     except Exception as error:  # Orbax raises many kinds for one damage.
-      raise ValueError(self._damaged(step, steps, error)) from error
+      raise UserError(self._damaged(step, steps, error)) from error
     if _digest(found.state) != found.meta['sha256']:
-      raise ValueError(self._damaged(step, steps, 'its SHA-256 differs'))
+      raise UserError(self._damaged(step, steps, 'its SHA-256 differs'))
+    inside = int(sharding.local(found.state['step']))
+    if inside != step:
+      remedy = ('delete that directory' if inside in steps else
+                f'rename that directory to {inside}, or delete it')
+      raise UserError(f'Checkpoint {self.path / str(step)} holds step '
+                      f'{inside}, not step {step} as its name says; {remedy}.')
     return state.replace(
         frozen=sharding.replicate(state.frozen, mesh, share=True),
         **found.state)
@@ -118,7 +126,7 @@ def load(workdir, state, step=None):
 
   Raises:
     FileNotFoundError: where there is none.
-    ValueError: where it is damaged.
+    UserError: where it is damaged, or of another step than its name says.
   """
   path = pathlib.Path(workdir) / 'checkpoints'
   if not path.is_dir():
@@ -136,19 +144,19 @@ def load_config(workdir):
   """Returns the ConfigDict of the run in a workdir.
 
   Raises:
-    ValueError: where there is no run or its config.json is damaged.
+    UserError: where there is no run or its config.json is damaged.
   """
   path = pathlib.Path(workdir) / 'config.json'
   if not path.is_file():
-    raise ValueError(
+    raise UserError(
         f'There is no run in {workdir}: it has no config.json; give the '
         '--workdir that gen3d.train was given.')
   try:
     content = files.to_tuples(json.loads(path.read_text()))
     return ml_collections.ConfigDict(legacy.upgrade(content))
   except (ValueError, AttributeError) as error:
-    raise ValueError(f'{path} is damaged, so the run cannot be read.'
-                     ) from error
+    raise UserError(f'{path} is damaged, so the run cannot be read.'
+                    ) from error
 
 
 def _digest(tree):

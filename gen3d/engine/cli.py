@@ -1,24 +1,19 @@
 """How every command starts and how it fails: in one sentence.
 
-A user's mistake is a ValueError or an OSError with a sentence; it goes to
-stderr and the exit code is 2. Anything else is a defect and keeps its
-traceback.
+A user's mistake is a UserError or an OSError; its sentence goes to stderr and
+the exit code is 2. Anything else is a defect and keeps its traceback.
 """
 
 import difflib
-import linecache
 import pathlib
 import re
 import runpy
 import sys
-import traceback
 
 from absl import app, flags, logging
 
-from gen3d.choices import check
+from gen3d.choices import UserError, check
 from gen3d.engine import sharding
-
-_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 
 def run(main):
@@ -31,7 +26,7 @@ def run(main):
   def guarded(argv):
     try:
       if len(argv) > 1:
-        raise ValueError(f'Unexpected argument {argv[1]!r}; see --help.')
+        raise UserError(f'Unexpected argument {argv[1]!r}; see --help.')
       if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells a lot.
       sharding.use_all_cores()
@@ -41,23 +36,21 @@ def run(main):
       main()
     except KeyboardInterrupt:
       sys.exit(130)
-    except (ValueError, OSError) as error:
-      if not _is_users(error):
-        raise
+    except (UserError, OSError) as error:
       _fail(error)
 
   app.run(guarded, flags_parser=_parse)
 
 
 def require(*names):
-  """Raises ValueError where one of these flags is not given."""
+  """Raises UserError where one of these flags is not given."""
   for name in names:
     if not flags.FLAGS[name].value:
-      raise ValueError(f'The flag --{name} is missing; see --help.')
+      raise UserError(f'The flag --{name} is missing; see --help.')
 
 
 def check_config(argv):
-  """Raises ValueError at a config file, variant or key that is not there.
+  """Raises UserError at a config file, variant or key that is not there.
 
   Args:
     argv: the command line, with --config=FILE[:VARIANT] and
@@ -82,9 +75,7 @@ def _parse(argv):
   try:
     check_config(argv)
     return flags.FLAGS(argv)
-  except (ValueError, flags.Error) as error:
-    if isinstance(error, ValueError) and not _is_users(error):
-      raise
+  except (UserError, flags.Error) as error:
     _fail(error)
 
 
@@ -92,20 +83,20 @@ def _load(path, variant):
   file = pathlib.Path(path)
   if not file.is_file():
     beside = sorted(str(p) for p in file.parent.glob('*.py'))
-    raise ValueError(f'There is no config file {path!r}' + (
+    raise UserError(f'There is no config file {path!r}' + (
         f'; choose from {beside}.' if beside else '.'))
   get_config = runpy.run_path(str(file))['get_config']
   try:
     return get_config(variant) if variant else get_config()
   except KeyError as error:
-    raise ValueError(f'Unknown variant {variant!r} of {path}.') from error
+    raise UserError(f'Unknown variant {variant!r} of {path}.') from error
   except ValueError as error:
     choices = re.findall(r"'([^']+)'", str(error))
     near = difflib.get_close_matches(
         variant, [c for c in choices if c != variant], 1)
     hint = (f' Did you mean {near[0]!r}?'
             if near and 'Did you mean' not in str(error) else '')
-    raise ValueError(f'{error}{hint}') from error
+    raise UserError(f'{error}{hint}') from error
 
 
 def _keys(config, prefix=''):
@@ -115,19 +106,6 @@ def _keys(config, prefix=''):
     if hasattr(value, 'items'):
       keys |= _keys(value, f'{prefix}{key}.')
   return keys
-
-
-def _is_users(error):
-  """Whether an error was raised on purpose by this project's code."""
-  if isinstance(error, OSError):
-    return True
-  frame = traceback.extract_tb(error.__traceback__)[-1]
-  file = pathlib.Path(frame.filename).resolve()
-  libraries = (pathlib.Path(sys.prefix), pathlib.Path(sys.base_prefix))
-  own = file.is_relative_to(_PACKAGE) or not any(
-      file.is_relative_to(p) for p in libraries)
-  line = linecache.getline(str(file), frame.lineno).strip()
-  return own and line.startswith('raise ')
 
 
 def _fail(error):

@@ -2,8 +2,10 @@
 
 A run lives in its workdir: config.json, checkpoints/, scalars.jsonl,
 tensorboard/, previews/, what the task's finish writes, and finished.json.
+.lock keeps a second run out of it.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -20,7 +22,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gen3d import files
-from gen3d.engine import sharding
+from gen3d.choices import UserError
+from gen3d.engine import locks, sharding
 from gen3d.engine.checkpoints import Checkpoints, latest
 from gen3d.engine.report import Report
 
@@ -30,7 +33,7 @@ _MAY_CHANGE = ('steps', 'log_every', 'eval_every', 'checkpoint_every',
 _FINITE = 'params/finite'
 
 
-class Diverged(ValueError):
+class Diverged(UserError):
   """A loss, a metric or a parameter is no longer a finite number."""
 
 
@@ -52,37 +55,48 @@ def run(task, config, workdir):
     (the last TrainState, on one device; list of the files that finish wrote).
 
   Raises:
-    ValueError: where the workdir cannot be used, a checkpoint is damaged or
-      the batch cannot be divided over the chips.
+    UserError: where the workdir cannot be used, another run is using it, a
+      checkpoint is damaged or of another step than its name says, or the
+      batch cannot be divided over the chips.
     Diverged: at a NaN or an infinity; the last good checkpoint stays.
   """
   workdir = pathlib.Path(workdir).absolute()
-  check_workdir(config, workdir)
-  start = latest(workdir)
-  mesh, batches = _feed(task, config, start)
-  _claim(config, workdir)
-  keys = jax.random.split(jax.random.key(config.seed), 3)
-  checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-  try:
+  with contextlib.ExitStack() as held:
+    # A new workdir is made, and then locked, only once there is a batch.
+    exists = workdir.is_dir()
+    if exists:
+      _lock(workdir, held)
+    check_workdir(config, workdir)
+    start = latest(workdir)
+    mesh, batches = _feed(task, config, start)
+    if not exists:
+      _lock(workdir, held)
+      if latest(workdir) != start:
+        raise UserError(
+            f'Another run has written to the workdir {workdir} since this one '
+            'began; run the same command again to go on from there, or choose '
+            'another workdir.')
+    _claim(config, workdir)
+    keys = jax.random.split(jax.random.key(config.seed), 3)
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    held.callback(checkpoints.close)
     state = task.init(keys[0])
-    state = (checkpoints.restore(state, mesh) if start
+    state = (checkpoints.restore(state, mesh, start) if start
              else replicate_state(state, mesh))
     if start < config.steps:
       state = _train(task, config, workdir, checkpoints, mesh, state, batches,
                      keys)
     checkpoints.wait()
     return _finish(task, config, workdir, sharding.unreplicate(state))
-  finally:
-    checkpoints.close()
 
 
 def check_workdir(config, workdir):
-  """Raises ValueError where a run cannot use a workdir; changes nothing."""
+  """Raises UserError where a run cannot use a workdir; changes nothing."""
   workdir = pathlib.Path(workdir).absolute()
   parent = next(p for p in (workdir, *workdir.parents) if p.exists())
   if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-    raise ValueError(f'The workdir {workdir} cannot be written, because '
-                     f'{parent} is not a directory that you can write to.')
+    raise UserError(f'The workdir {workdir} cannot be written, because '
+                    f'{parent} is not a directory that you can write to.')
   stored = workdir / 'config.json'
   if not latest(workdir):
     return  # Nothing there is worth protecting.
@@ -90,23 +104,34 @@ def check_workdir(config, workdir):
     try:
       before = json.loads(stored.read_text())
     except ValueError as error:
-      raise ValueError(f'{stored} is damaged; choose another workdir.'
-                       ) from error
+      raise UserError(f'{stored} is damaged; choose another workdir.'
+                      ) from error
     now = json.loads(config.to_json_best_effort())
     differ = _differences(before, now)
     if differ:
-      raise ValueError(
+      raise UserError(
           f'The workdir {workdir} holds a run of another config, which differs '
           f'in {", ".join(differ)}; choose another workdir, or delete it.')
   else:
-    raise ValueError(f'The workdir {workdir} holds checkpoints but no '
-                     f'config.json; choose another workdir.')
+    raise UserError(f'The workdir {workdir} holds checkpoints but no '
+                    f'config.json; choose another workdir.')
+
+
+def _lock(workdir, held):
+  """Makes the workdir; process 0 holds its lock until the ExitStack ends."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+      held.enter_context(locks.hold(workdir))
+  except OSError as error:
+    raise UserError(f'The workdir {workdir} cannot be written '
+                    f'({error.filename or workdir}: {error.strerror}); choose '
+                    'another workdir.') from error
 
 
 def _claim(config, workdir):
-  """Makes the workdir and writes the config into it."""
+  """Writes the config into the workdir."""
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=workdir):
       pass
     if jax.process_index() == 0:
@@ -114,8 +139,8 @@ def _claim(config, workdir):
       files.write_bytes(workdir / 'config.json',
                   (json.dumps(content, indent=2) + '\n').encode())
   except OSError as error:
-    raise ValueError(f'The workdir {workdir} cannot be written '
-                     f'({error.strerror}).') from error
+    raise UserError(f'The workdir {workdir} cannot be written '
+                    f'({error.strerror}).') from error
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('workdir')
 

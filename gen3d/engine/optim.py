@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen3d.choices import check, pick
+from gen3d.choices import UserError, check, pick
 
 
 def apply_gradients(state, grads, optimizer, ema_decay=None):
@@ -58,7 +58,7 @@ def learning_rate(config, steps=0):
   }
   fall = pick('schedule', falls, name)
   if name != 'constant' and not steps:
-    raise ValueError(f'A {name} schedule needs the number of `steps`.')
+    raise UserError(f'A {name} schedule needs the number of `steps`.')
 
   def schedule(step):
     rise = jnp.minimum(1., (step + 1) / warmup) if warmup else 1.
@@ -84,7 +84,7 @@ def make_optimizer(config, steps=0):
     steps: as in `learning_rate`.
 
   Raises:
-    ValueError: at an unknown name or key.
+    UserError: at an unknown name or key.
   """
   known = ('name', 'learning_rate', 'schedule', 'warmup', 'cooldown', 'final',
            'b1', 'b2', 'eps', 'weight_decay', 'clip', 'rates')
@@ -100,7 +100,7 @@ def make_optimizer(config, steps=0):
   }
   optimizer = pick('optimizer', optimizers, config['name'])()
   if config['name'] == 'adam' and decay:
-    raise ValueError("Weight decay is for 'adamw', not for 'adam'.")
+    raise UserError("Weight decay is for 'adamw', not for 'adam'.")
   if config.get('clip'):
     optimizer = optax.chain(optax.clip_by_global_norm(config['clip']),
                             optimizer)

@@ -21,6 +21,7 @@ import tqdm
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gen3d.choices import UserError
 from gen3d.engine.state import copy
 
 AXIS = 'devices'
@@ -99,7 +100,7 @@ def initialize_distributed():
     try:
       count, index = int(env['JAX_NUM_PROCESSES']), int(env['JAX_PROCESS_ID'])
     except (KeyError, ValueError) as error:
-      raise ValueError(
+      raise UserError(
           'JAX_COORDINATOR_ADDRESS needs JAX_NUM_PROCESSES and JAX_PROCESS_ID '
           'beside it, both whole numbers.') from error
     jax.distributed.initialize(env['JAX_COORDINATOR_ADDRESS'], count, index)
@@ -156,8 +157,8 @@ def pmap(step, mesh, minimize_memory=False):
     state, metrics = step(state.replace(frozen=frozen), batch, key)
     for name, value in metrics.items():
       if np.shape(value):
-        raise ValueError(f'Metric {name!r} has shape {np.shape(value)}; '
-                         f'metrics are scalars.')
+        raise UserError(f'Metric {name!r} has shape {np.shape(value)}; '
+                        f'metrics are scalars.')
     metrics = {name: jax.lax.pmean(jnp.float32(value), AXIS)
                for name, value in metrics.items()}
     return state.replace(frozen=None), metrics
@@ -285,7 +286,7 @@ def to_devices(batch, mesh):
     mesh: from `device_mesh`.
 
   Raises:
-    ValueError: where n is not a multiple of the number of chips.
+    UserError: where n is not a multiple of the number of chips.
   """
   sharding = NamedSharding(mesh, P(AXIS))
   check_divides(batch, mesh)
@@ -309,15 +310,15 @@ def rows(count):
 
 
 def check_divides(batch, mesh, min_per_device=1):
-  """Raises ValueError where chips do not get alike, or not `min_per_device` examples."""
+  """Raises UserError where chips do not get alike, or not `min_per_device` examples."""
   for x in jax.tree.leaves(batch):
     if np.ndim(x) == 0 or np.shape(x)[0] % mesh.size:
       size = f'of {np.shape(x)[0]}' if np.ndim(x) else 'without leading axis'
-      raise ValueError(
+      raise UserError(
           f'A batch {size} cannot be divided over {mesh.size} chips; choose a '
           f'batch that is a multiple of {mesh.size}, or fewer devices.')
     if np.shape(x)[0] // mesh.size < min_per_device:
-      raise ValueError(
+      raise UserError(
           f'A batch of {np.shape(x)[0]} on {mesh.size} chips leaves fewer '
           f'than the {min_per_device} examples on each that are looked at together (of '
           'a GAN, model.discriminator.group); choose a larger batch, fewer '

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 
+from gen3d.choices import UserError
 from gen3d.engine import cli
 
 
@@ -20,11 +21,11 @@ def commands(path, workdir, common=()):
     common: '--config.KEY=VALUE' flags for all.
 
   Raises:
-    ValueError: where there is no sweep, or a key is unknown.
+    UserError: where there is no sweep, or a key is unknown.
   """
   sweep = runpy.run_path(path.partition(':')[0]).get('sweep')
   if sweep is None:
-    raise ValueError(f'The config {path} has no sweep().')
+    raise UserError(f'The config {path} has no sweep().')
   lines = []
   for index, overrides in enumerate(sweep()):
     name = ','.join(f'{key}={value}' for key, value in overrides.items())
@@ -47,7 +48,7 @@ def run(lines, go_on=True):
       last.
 
   Raises:
-    ValueError: if any failed.
+    UserError: if any failed.
     KeyboardInterrupt: if one was stopped.
   """
   failed = []
@@ -61,5 +62,5 @@ def run(lines, go_on=True):
       if not go_on:
         break
   if failed:
-    raise ValueError(f'{len(failed)} of {len(lines)} runs failed: '
-                     f'{", ".join(failed)}.')
+    raise UserError(f'{len(failed)} of {len(lines)} runs failed: '
+                    f'{", ".join(failed)}.')

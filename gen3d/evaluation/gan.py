@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import tqdm
 
+from gen3d.choices import UserError
 from gen3d.data.shapes import captions, primitives
 from gen3d.data.shapes import world as shapes_world
 from gen3d.evaluation import text_to_3d as text_to_3d_evaluation
@@ -98,12 +99,12 @@ def geometry(path, count=64, truths=1000):
     that it has not seen.
 
   Raises:
-    ValueError: it has not learned from the shapes world.
+    UserError: it has not learned from the shapes world.
   """
   network, config = inference.load_trained(path)
   if not gan.is_world(config.data):
-    raise ValueError(f'{path} has learned from {config.data.path}, of which no '
-                     'true shapes are known.')
+    raise UserError(f'{path} has learned from {config.data.path}, of which no '
+                    'true shapes are known.')
   world = gan.world_of(config.data)
   bound = network.generator.rendering.box_warp / 2
   known = [shapes_world.example(0, 'train', i, world).object for i in range(truths)]

@@ -23,7 +23,7 @@ import numpy as np
 import tqdm
 
 from gen3d import assets, files
-from gen3d.choices import pick
+from gen3d.choices import UserError, pick
 from gen3d.data import caption_files
 from gen3d.engine import checkpoints
 from gen3d.evaluation import text_to_3d as text_to_3d_evaluation
@@ -94,12 +94,12 @@ def evaluate(runs, protocol, clips=(), captions=None, asset=assets.CLIP,
     A Markdown table.
 
   Raises:
-    ValueError: a folder, a file or a run does not fit; before anything is
+    UserError: a folder, a file or a run does not fit; before anything is
       rendered.
   """
   views = pick('protocol', text_metrics.PROTOCOLS, protocol)
   if bool(clips) != bool(captions):
-    raise ValueError(
+    raise UserError(
         'Published CLIPs retrieve from a file of captions, and the shipped '
         'pair from the shapes world: give both --clip and --captions, or '
         'neither.')
@@ -115,7 +115,7 @@ def evaluate(runs, protocol, clips=(), captions=None, asset=assets.CLIP,
 
 
 def check_prompts(folders, captions, where):
-  """Raises ValueError where a run's prompt is none of the captions.
+  """Raises UserError where a run's prompt is none of the captions.
 
   Args:
     folders: of the runs.
@@ -128,7 +128,7 @@ def check_prompts(folders, captions, where):
              if caption_files.normalize(prompt) not in captions]
   if missing:
     prompt, folder = missing[0]
-    raise ValueError(
+    raise UserError(
         f'{where} has {len(captions)} captions, but the prompts of '
         f'{len(missing)} runs are none of them, such as {prompt!r} of '
         f'{folder}; add them, or give the file from which the runs were made.')
@@ -151,7 +151,7 @@ def published(names, captions):
     captions: list of M normalized captions.
 
   Raises:
-    ValueError: one of them is no CLIP with a tokenizer; all are looked at
+    UserError: one of them is no CLIP with a tokenizer; all are looked at
       before the first one's weights are read.
   """
   sources = [_source(name) for name in names]
@@ -169,7 +169,7 @@ def _source(name):
       path, hub.read_config(path), {}))
   tokenize = hub.load_tokenizer(path, size.text.vocab, size.text.length)
   if size.text.eot not in tokenize(['a'])[0]:
-    raise ValueError(
+    raise UserError(
         f'The tokenizer in {path} does not end a text with the token '
         f'{size.text.eot}, at which its CLIP reads the text\'s feature.')
   stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns)
@@ -293,4 +293,4 @@ def _read_report(folder):
   try:
     return json.loads(report.read_text())
   except ValueError as error:
-    raise ValueError(f'{report} is damaged; delete it.') from error
+    raise UserError(f'{report} is damaged; delete it.') from error

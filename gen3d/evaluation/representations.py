@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gen3d import files
+from gen3d.choices import UserError
 from gen3d.tasks import reconstruction
 
 REFERENCE = 'mip_nerf'
@@ -49,19 +50,19 @@ def read(workdir, name):
   """The Run in workdir/name.
 
   Raises:
-    ValueError: it is not there or not finished.
+    UserError: it is not there or not finished.
   """
   folder = pathlib.Path(workdir) / name
   scalars, costs = folder / 'scalars.jsonl', folder / BENCHMARK
   results = folder / reconstruction.RESULTS
   for file in (scalars, costs, results):
     if not file.exists():
-      raise ValueError(f'{file} is missing; run the comparison again, it goes '
-                       'on where it was stopped.')
+      raise UserError(f'{file} is missing; run the comparison again, it goes '
+                      'on where it was stopped.')
   lines = [json.loads(line) for line in scalars.read_text().splitlines()]
   judged = [line for line in lines if 'test/psnr' in line]
   if not judged:
-    raise ValueError(f'{scalars} has no test/psnr: was eval_every zero?')
+    raise UserError(f'{scalars} has no test/psnr: was eval_every zero?')
   costs, final = (json.loads(x.read_text()) for x in (costs, results))
   column = lambda key: np.array([line.get(key, np.nan) for line in judged])
   return Run(name, costs, costs['training step'], column('step'),

@@ -62,7 +62,7 @@ def settled(config):
   whole and of its parts can be compared at.
 
   Raises:
-    ValueError: at numbers that no training can be made of.
+    UserError: at numbers that no training can be made of.
   """
   gan.check(config)
   config = copy.deepcopy(config)

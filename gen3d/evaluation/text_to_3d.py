@@ -16,6 +16,7 @@ import numpy as np
 import tqdm
 
 from gen3d import assets, files
+from gen3d.choices import UserError
 from gen3d.data.shapes import captions, categories, primitives
 from gen3d.data.shapes import world as shapes_world
 from gen3d.engine import checkpoints
@@ -105,7 +106,7 @@ def judge_runs(judge, runs, force=False):
     list of Verdict, sorted by split and prompt.
 
   Raises:
-    ValueError: no finished text-to-3D run is there.
+    UserError: no finished text-to-3D run is there.
   """
   verdicts = []
   for folder in tqdm.tqdm(finished_runs(runs), 'runs', disable=None):
@@ -124,13 +125,13 @@ def finished_runs(runs):
   """Paths of the finished text-to-3D workdirs in a folder, sorted.
 
   Raises:
-    ValueError: there are none.
+    UserError: there are none.
   """
   folders = sorted(p.parent for p in pathlib.Path(runs).glob('*/finished.json')
                    if _is_text_to_3d(p.parent))
   if not folders:
-    raise ValueError(f'There is no finished text-to-3D run in {runs}; give '
-                     'the folder that holds the workdirs.')
+    raise UserError(f'There is no finished text-to-3D run in {runs}; give '
+                    'the folder that holds the workdirs.')
   return folders
 
 

@@ -21,6 +21,7 @@ import ml_collections
 import numpy as np
 
 from gen3d import assets
+from gen3d.choices import UserError
 from gen3d.engine import sharding
 from gen3d.gan import networks as gan_networks
 from gen3d.io import images as image_io
@@ -59,7 +60,7 @@ def load(path):
     path: a name such as 'shapes' for what ships with the package, or a file.
 
   Raises:
-    ValueError: there is no such network, the file is damaged, or it makes
+    UserError: there is no such network, the file is damaged, or it makes
       pictures instead of objects.
   """
   path = find(path)
@@ -75,18 +76,18 @@ def find(name):
   """The path of what ships under a name such as 'shapes', or of a file.
 
   Raises:
-    ValueError: nothing ships under this name, or there is no such file.
+    UserError: nothing ships under this name, or there is no such file.
   """
   path = pathlib.Path(name)
   if path.is_file():
     if path.suffix not in ('.pkl', '.safetensors'):
-      raise ValueError(f'{path} is no network; give a .pkl or a .safetensors.')
+      raise UserError(f'{path} is no network; give a .pkl or a .safetensors.')
     return path
   shipped = {p.stem.removeprefix('eg3d_'): p
              for p in assets.FOLDER.glob('eg3d_*.safetensors')
              if not p.stem.endswith(OPPONENT)}
   if str(name) not in shipped:
-    raise ValueError(
+    raise UserError(
         f'No network {str(name)!r} ships with gen3d, only {sorted(shipped)}, '
         'and there is no such file; give a .pkl or a .safetensors.')
   return shipped[str(name)]
@@ -96,23 +97,23 @@ def load_trained(path):
   """(Network, ConfigDict of its training) of one that gen3d has trained.
 
   Raises:
-    ValueError: the file is damaged, or is no generator of objects of ours.
+    UserError: the file is damaged, or is no generator of objects of ours.
   """
   path = find(path)
   if path.suffix == '.pkl':
-    raise ValueError(f'{path} is an official network, of whose training data '
-                     'nothing is known here; give a .safetensors that gen3d '
-                     'has trained.')
+    raise UserError(f'{path} is an official network, of whose training data '
+                    'nothing is known here; give a .safetensors that gen3d '
+                    'has trained.')
   return _ours(path, *assets.load(path))
 
 
 def _ours(path, variables, record):
   networks = record.get('config', {}).get('networks')
   if networks is None or 'camera' not in record:
-    raise ValueError(f'{path} is no generator that gen3d has trained; its '
-                     'record names no networks or no camera.')
+    raise UserError(f'{path} is no generator that gen3d has trained; its '
+                    'record names no networks or no camera.')
   if networks != 'eg3d':
-    raise ValueError(_FLAT.format(path))
+    raise UserError(_FLAT.format(path))
   config = ml_collections.ConfigDict(record['config'])
   size = int(config.render_size[-1][1])
   size -= size % config.render_bucket
@@ -128,7 +129,7 @@ def trained(config, variables, camera, size):
 def _official(path):
   loaded = nvidia.load(path)
   if loaded.orbit is None:
-    raise ValueError(_FLAT.format(path))
+    raise UserError(_FLAT.format(path))
   # Of the official viewers: faces are seen from afar and from before, cars
   # from near and all around.
   cars = loaded.network.rendering.white_background
@@ -152,11 +153,11 @@ def _tuned(path, source):
   """The Network of an official one whose weights inversion has tuned."""
   pickled = pathlib.Path(source['path'])
   if not pickled.is_file():
-    raise ValueError(f'{path} is tuned from {pickled}, which is no longer '
-                     'there; its architecture is read from that file.')
+    raise UserError(f'{path} is tuned from {pickled}, which is no longer '
+                    'there; its architecture is read from that file.')
   if source_of(pickled) != source:
-    raise ValueError(f'{path} is tuned from another {pickled} than the one '
-                     'that is there; put that back.')
+    raise UserError(f'{path} is tuned from another {pickled} than the one '
+                    'that is there; put that back.')
   network = _official(pickled)
   return network._replace(
       variables=nvidia.restore(path, network.variables))
@@ -194,19 +195,19 @@ def parse_seeds(text):
   """[0, 1, 2, 7] of '0-2,7'.
 
   Raises:
-    ValueError: it is written otherwise, or asks for more than there are.
+    UserError: it is written otherwise, or asks for more than there are.
   """
   seeds = []
   for part in text.split(','):
     found = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
     if not found or int(found[2] or found[1]) < int(found[1]):
-      raise ValueError(f'The seeds {text!r} are not understood; write them '
-                       'like 0-7,12.')
+      raise UserError(f'The seeds {text!r} are not understood; write them '
+                      'like 0-7,12.')
     first, last = int(found[1]), int(found[2] or found[1])
     # Beyond these a key begins again from 0.
     if last >= 2 ** 32 or last - first >= _MOST_SEEDS:
-      raise ValueError(f'The seeds {part.strip()} go too far: they end at '
-                       f'{2 ** 32 - 1}, and a range has at most {_MOST_SEEDS}.')
+      raise UserError(f'The seeds {part.strip()} go too far: they end at '
+                      f'{2 ** 32 - 1}, and a range has at most {_MOST_SEEDS}.')
     seeds += range(first, last + 1)
   return seeds
 
@@ -327,7 +328,7 @@ def export(network, seeds, out, *, psi=1.0, cutoff=None, frames=48, fps=24,
     said on stderr.
 
   Raises:
-    ValueError: `out` cannot be written to.
+    UserError: `out` cannot be written to.
   """
   out, written, sheet = pathlib.Path(out), [], []
   paint, surface = painter(network), mesher(network, resolution)

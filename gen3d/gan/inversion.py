@@ -29,7 +29,9 @@ from flax import traverse_util
 from PIL import Image, ImageOps
 
 from gen3d import assets, files
+from gen3d.choices import UserError
 from gen3d.data.images import dataset
+from gen3d.files import open_image
 from gen3d.gan import inference
 from gen3d.io import images as image_io
 from gen3d.io import video
@@ -73,18 +75,18 @@ def read_target(network, path, label):
     label: [25].
 
   Raises:
-    ValueError: it cannot be read, or is not square.
+    UserError: it cannot be read, or is not square.
   """
   white = network.generator.rendering.white_background
   behind = 'white' if white else 'black'
   try:
-    with Image.open(path) as image:
+    with open_image(path) as image:
       image = _flat(ImageOps.exif_transpose(image), behind)
   except Exception as error:  # Pillow raises many kinds for one damage.
-    raise ValueError(f'{path} cannot be read as an image ({error}); give a PNG '
-                     'or JPEG file.') from error
+    raise UserError(f'{path} cannot be read as an image ({error}); give a PNG '
+                    'or JPEG file.') from error
   if image.width != image.height:
-    raise ValueError(
+    raise UserError(
         f'{path} has {image.width} x {image.height} pixels; crop it to a '
         'square in which the object lies as in the images that the network '
         'learned from.')
@@ -102,14 +104,14 @@ def read_camera(path, picture=''):
       that most of its path ends in.
 
   Raises:
-    ValueError: it holds no camera, none of that picture, or several that may
+    UserError: it holds no camera, none of that picture, or several that may
       be of it.
   """
   path = pathlib.Path(path)
   try:
     found = json.loads(path.read_text())
   except (OSError, ValueError) as error:
-    raise ValueError(f'The camera {path} cannot be read: {error}.') from error
+    raise UserError(f'The camera {path} cannot be read: {error}.') from error
   if isinstance(found, dict) and 'labels' in found:
     found = _listed(path, found['labels'], picture)
   try:
@@ -117,8 +119,8 @@ def read_camera(path, picture=''):
   except (TypeError, ValueError, OverflowError):
     label = np.zeros(0, np.float32)
   if label.size != 25:
-    raise ValueError(f'{path} holds no camera: a list of 25 numbers is wanted, '
-                     "camera-to-world and intrinsics, or EG3D's dataset.json.")
+    raise UserError(f'{path} holds no camera: a list of 25 numbers is wanted, '
+                    "camera-to-world and intrinsics, or EG3D's dataset.json.")
   dataset.check_labels(dataset.Images(
       str(path), (str(picture) or 'the picture',), label[None], None, 0))
   return label
@@ -157,7 +159,7 @@ def supplied_measure(*paths):
   models/perceptual.py.
 
   Raises:
-    ValueError: they cannot be read or are of another network.
+    UserError: they cannot be read or are of another network.
   """
   learned = any(re.match(r'lin\d\.', name)
                 for path in paths for name in torch_files.read(path))
@@ -354,11 +356,11 @@ def export(name, network, target, measure, out, *, steps, tuning_steps, plus,
     said on stderr.
 
   Raises:
-    ValueError: `out` cannot be written to.
+    UserError: `out` cannot be written to.
   """
   out, record = pathlib.Path(out), _record(name)
   if out.is_file():
-    raise ValueError(f'{out} is a file; name a folder for what is made.')
+    raise UserError(f'{out} is a file; name a folder for what is made.')
   # That it can be written is known before there is anything to write.
   with files.atomic_write(out / 'latent.npz') as latent:
     ws, variables, projected = project(
@@ -396,10 +398,10 @@ def _flat(image, behind):
   if image.mode.startswith('I'):  # 16 bits, which Pillow would cut off at 255.
     gray = np.asarray(image)
     if gray.min() < 0 or gray.max() > 65535:
-      raise ValueError('it has more than 16 bits')
+      raise UserError('it has more than 16 bits')
     image = Image.fromarray(np.round(gray / 257).astype(np.uint8))
   elif image.mode == 'F':
-    raise ValueError('which of its numbers is white is not known')
+    raise UserError('which of its numbers is white is not known')
   if image.has_transparency_data:
     image = Image.alpha_composite(
         Image.new('RGBA', image.size, behind), image.convert('RGBA'))
@@ -420,11 +422,11 @@ def _listed(path, labels, picture):
   found = [(likeness(name), name, label) for name, label in labels]
   best = max((shared for shared, *_ in found), default=(0, False))
   if not best[0]:
-    raise ValueError(f'{path} has no label for {os.path.basename(picture)}; '
-                     'write its 25 numbers into a JSON file as a list.')
+    raise UserError(f'{path} has no label for {os.path.basename(picture)}; '
+                    'write its 25 numbers into a JSON file as a list.')
   (_, first, label), *others = (entry for entry in found if entry[0] == best)
   if others:
-    raise ValueError(
+    raise UserError(
         f'{path} lists {first} and {others[0][1]}, and {picture} may be '
         'either; give it in the folder that it is listed with, or write its 25 '
         'numbers into a JSON file as a list.')

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gen3d.choices import UserError
 from gen3d.gan import regularizers
 from gen3d.models import eg3d as eg3d_model
 from gen3d.models import stylegan2 as stylegan2_model
@@ -70,18 +71,18 @@ def eg3d(config, resolution, label_width):
     label_width: 25; EG3D needs cameras.
 
   Raises:
-    ValueError: the images have no cameras, or the super-resolution does not
+    UserError: the images have no cameras, or the super-resolution does not
       make images of this resolution.
   """
   if label_width != 25:
-    raise ValueError('EG3D learns from images with cameras, and these have '
-                     'none; give a dataset.json with labels of 25 numbers.')
+    raise UserError('EG3D learns from images with cameras, and these have '
+                    'none; give a dataset.json with labels of 25 numbers.')
   generator = eg3d_generator(config)
   super_resolution = generator.super_resolution
   made = super_resolution.size * 2 ** sum(super_resolution.up)
   if made != resolution:
-    raise ValueError(f'The super-resolution makes images of {made} pixels, but '
-                     f'the data have {resolution}; change model.super_resolution.')
+    raise UserError(f'The super-resolution makes images of {made} pixels, but '
+                    f'the data have {resolution}; change model.super_resolution.')
   discriminator = stylegan2_model.Discriminator(
       resolution, labeled=True, **config.discriminator)
   apply = functools.partial(_apply, generator)

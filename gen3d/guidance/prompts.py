@@ -7,6 +7,8 @@ leading axis, are the table from which each view picks its row.
 import jax
 import jax.numpy as jnp
 
+from gen3d.choices import UserError
+
 # The words that data/shapes/world.py puts under its pictures.
 VIEWS = ('front view', 'side view', 'back view', 'overhead view')
 FRONT, SIDE, BACK, OVERHEAD = range(4)
@@ -16,12 +18,12 @@ def with_views(prompt):
   """The prompts of the four views.
 
   Raises:
-    ValueError: if the prompt is empty.
+    UserError: if the prompt is empty.
   """
   prompt = ' '.join(prompt.split()).rstrip(',.')
   if not prompt:
-    raise ValueError("The prompt is empty; say what to make, for example "
-                     "--config.prompt='a red chair'.")
+    raise UserError("The prompt is empty; say what to make, for example "
+                    "--config.prompt='a red chair'.")
   return [f'{prompt}, {view}' for view in VIEWS]
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.choices import pick
+from gen3d.choices import UserError, pick
 from gen3d.diffusion import noise, samplers
 from gen3d.ops import schedules
 
@@ -141,12 +141,12 @@ def make(teacher, coefficients, *, weighting='sigma_squared',
       changes little from step to step and weak guidance is enough.
 
   Raises:
-    ValueError: at an unknown weighting, or several steps with coefficients
+    UserError: at an unknown weighting, or several steps with coefficients
       that make no noise prediction, with a correction or a share of colors.
   """
   if steps > 1 and (clip or rescale or color_share != 1.0
                     or not _predicts(coefficients)):
-    raise ValueError(
+    raise UserError(
         f'{steps} steps of guidance need coefficients that sum to a noise '
         'prediction (sds), color_share 1, and neither clip nor rescale.')
   weigh = pick('weighting', WEIGHTINGS, weighting)

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gen3d import files
+from gen3d.choices import UserError
 
 LABEL = 16  # the height of a line of label, in pixels
 
@@ -12,7 +13,7 @@ def save(path, image):
   """Writes uint8 [H, W, 3] (or [H, W]) as PNG.
 
   Raises:
-    ValueError: the folder cannot be written to.
+    UserError: the folder cannot be written to.
   """
   with files.atomic_write(path) as temporary:
     Image.fromarray(np.asarray(image)).save(temporary, format='PNG')
@@ -41,7 +42,7 @@ def tile(images, columns, labels=None, gap=2):
   images = to_uint8(images)
   count, height, width, _ = images.shape
   if labels is not None and len(labels) != count:
-    raise ValueError(f'{count} images cannot have {len(labels)} labels.')
+    raise UserError(f'{count} images cannot have {len(labels)} labels.')
   lines = [_wrap(label, width) for label in labels or [''] * count]
   below = LABEL * max(map(len, lines)) if labels else 0
   rows = -(-count // columns)

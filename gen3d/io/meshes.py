@@ -13,6 +13,7 @@ import numpy as np
 import trimesh
 
 from gen3d import files
+from gen3d.choices import UserError
 from gen3d.ops import mesh as ops_mesh
 
 SUFFIXES = ('.glb', '.ply', '.obj')
@@ -22,7 +23,7 @@ def save(path, mesh):
   """Writes an ops.mesh.Mesh; the suffix of `path` names the format.
 
   Raises:
-    ValueError: an unknown suffix, or a folder that cannot be written to.
+    UserError: an unknown suffix, or a folder that cannot be written to.
   """
   suffix = _suffix(path)
   shape = trimesh.Trimesh(
@@ -74,8 +75,8 @@ def to_srgb(linear):
 def _suffix(path):
   suffix = pathlib.Path(path).suffix.lower()
   if suffix not in SUFFIXES:
-    raise ValueError(f'Unknown mesh format {str(path)!r}; choose a name that '
-                     f'ends in one of {", ".join(SUFFIXES)}.')
+    raise UserError(f'Unknown mesh format {str(path)!r}; choose a name that '
+                    f'ends in one of {", ".join(SUFFIXES)}.')
   return suffix
 
 

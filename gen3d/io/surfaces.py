@@ -12,6 +12,7 @@ import pathlib
 import numpy as np
 import trimesh
 
+from gen3d.choices import UserError
 from gen3d.io.meshes import to_srgb
 from gen3d.ops.cameras import Z_UP
 from gen3d.ops.surfaces import Surface
@@ -30,21 +31,21 @@ def load(path, up='y'):
     tuple of ops.surfaces.Surface.
 
   Raises:
-    ValueError: the file is missing, of no known format, damaged, or has no
+    UserError: the file is missing, of no known format, damaged, or has no
       triangles; the sentence names it.
   """
   path = pathlib.Path(path)
   known = sorted(trimesh.available_formats())
   if path.suffix[1:].lower() not in known:
-    raise ValueError(f'{path} is no mesh file that can be read; choose one of '
-                     f'{", ".join(known)}.')
+    raise UserError(f'{path} is no mesh file that can be read; choose one of '
+                    f'{", ".join(known)}.')
   if not path.is_file():
-    raise ValueError(f'{path} is missing.')
+    raise UserError(f'{path} is missing.')
   try:
     scene = trimesh.load_scene(path, process=False)
     placed = [scene.graph[node] for node in scene.graph.nodes_geometry]
   except Exception as error:  # each format's parser fails in its own way
-    raise ValueError(f'{path} cannot be read as a mesh ({error}).') from error
+    raise UserError(f'{path} cannot be read as a mesh ({error}).') from error
   linear = path.suffix.lower() in ('.glb', '.gltf')
   upright = Z_UP if up == 'z' else np.eye(4)
   surfaces = tuple(
@@ -53,7 +54,7 @@ def load(path, up='y'):
       if isinstance(scene.geometry[name], trimesh.Trimesh)
       and len(scene.geometry[name].faces))
   if not surfaces:
-    raise ValueError(f'{path} holds no triangles.')
+    raise UserError(f'{path} holds no triangles.')
   return surfaces
 
 

@@ -8,6 +8,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from gen3d import files
+from gen3d.choices import UserError
 
 
 def save(path, frames, fps=30):
@@ -23,13 +24,13 @@ def save(path, frames, fps=30):
     fps: frames per second.
 
   Raises:
-    ValueError: frames of another kind, or a folder that cannot be written to.
+    UserError: frames of another kind, or a folder that cannot be written to.
     OSError: the encoder failed, as on a full disk.
   """
   frames = iter(frames)
   first = next(frames, None)
   if first is None:
-    raise ValueError(f'No frames to write to {path}.')
+    raise UserError(f'No frames to write to {path}.')
   height, width = _evened(first).shape[:2]
   command = [
       imageio_ffmpeg.get_ffmpeg_exe(), '-y', '-loglevel', 'error',
@@ -60,8 +61,8 @@ def save(path, frames, fps=30):
 def _evened(frame):
   frame = np.asarray(frame)
   if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
-    raise ValueError('A video wants frames uint8 [H, W, 3], not '
-                     f'{frame.dtype} {list(frame.shape)}.')
+    raise UserError('A video wants frames uint8 [H, W, 3], not '
+                    f'{frame.dtype} {list(frame.shape)}.')
   odd = [(0, size % 2) for size in frame.shape[:2]]
   return np.pad(frame, [*odd, (0, 0)], mode='edge')
 

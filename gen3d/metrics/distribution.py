@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gen3d.choices import UserError
+
 
 class Moments(NamedTuple):
   """Of N feature vectors."""
@@ -15,12 +17,12 @@ def moments(features):
   """Moments of features [N, D]; N - 1 divides the covariance.
 
   Raises:
-    ValueError: fewer than two vectors, which have no covariance.
+    UserError: fewer than two vectors, which have no covariance.
   """
   features = np.asarray(features, np.float64)
   if len(features) < 2:
-    raise ValueError(f'{len(features)} features have no covariance; give at '
-                     'least 2 pictures.')
+    raise UserError(f'{len(features)} features have no covariance; give at '
+                    'least 2 pictures.')
   return Moments(features.mean(0), np.atleast_2d(np.cov(features.T)))
 
 

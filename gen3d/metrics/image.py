@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d.choices import UserError
 from gen3d.models import perceptual
 from gen3d.ops import images
 
@@ -22,7 +23,7 @@ def psnr(a, b):
   Infinite for equal images.
 
   Raises:
-    ValueError: the images differ in shape.
+    UserError: the images differ in shape.
   """
   _check(a, b)
   error = jnp.mean(jnp.square(a - b), axis=(-3, -2, -1))
@@ -37,12 +38,12 @@ def ssim(a, b):
   covariances that divide by n.
 
   Raises:
-    ValueError: the images differ in shape or are smaller than a window.
+    UserError: the images differ in shape or are smaller than a window.
   """
   _check(a, b)
   if min(a.shape[-3:-1]) < TAPS:
-    raise ValueError(f'SSIM looks at {TAPS} x {TAPS} pixels, but the images '
-                     f'have {a.shape[-3]} x {a.shape[-2]}; enlarge them.')
+    raise UserError(f'SSIM looks at {TAPS} x {TAPS} pixels, but the images '
+                    f'have {a.shape[-3]} x {a.shape[-2]}; enlarge them.')
   offset = np.arange(TAPS) - TAPS // 2
   taps = np.exp(-0.5 * (offset / SIGMA) ** 2)
   taps = (taps / taps.sum()).tolist()
@@ -68,7 +69,7 @@ def lpips(network, a, b):
     a, b: images.
 
   Raises:
-    ValueError: the images differ in shape or are too small for the network.
+    UserError: the images differ in shape or are too small for the network.
   """
   _check(a, b)
   # Numbers to be compared with published ones, also where an accelerator
@@ -80,5 +81,5 @@ def lpips(network, a, b):
 
 def _check(a, b):
   if a.shape != b.shape or a.ndim < 3 or a.shape[-1] != 3:
-    raise ValueError('Pictures to compare are [..., H, W, 3] and of one '
-                     f'shape, not {list(a.shape)} and {list(b.shape)}.')
+    raise UserError('Pictures to compare are [..., H, W, 3] and of one '
+                    f'shape, not {list(a.shape)} and {list(b.shape)}.')

@@ -12,6 +12,8 @@ import scipy.ndimage
 import scipy.optimize
 import scipy.spatial
 
+from gen3d.choices import UserError
+
 
 class Fit(NamedTuple):
   """The best placement of a shape over a reference, and its overlap.
@@ -37,13 +39,13 @@ def volumetric_iou(inside_a, inside_b, bound, resolution=64):
     resolution: cells along its side.
 
   Raises:
-    ValueError: both shapes are empty.
+    UserError: both shapes are empty.
   """
   points = cell_centers(bound, resolution)
   a, b = np.asarray(inside_a(points)), np.asarray(inside_b(points))
   union = np.sum(a | b)
   if not union:
-    raise ValueError('Both shapes are empty, which leaves no IoU to tell.')
+    raise UserError('Both shapes are empty, which leaves no IoU to tell.')
   return float(np.sum(a & b) / union)
 
 
@@ -65,7 +67,7 @@ def best_scale_iou(inside, reference, bound, resolution=96, yaws=(0,)):
     A Fit.
 
   Raises:
-    ValueError: a shape is empty within the bound.
+    UserError: a shape is empty within the bound.
   """
   points = cell_centers(bound, resolution)
   cell = 2 * bound / resolution
@@ -77,7 +79,7 @@ def best_scale_iou(inside, reference, bound, resolution=96, yaws=(0,)):
   occupied = np.asarray(inside(points))
   for name, cells in (('shape', occupied), ('reference', target)):
     if not cells.any():
-      raise ValueError(f'The {name} is empty within {bound:g} of the origin.')
+      raise UserError(f'The {name} is empty within {bound:g} of the origin.')
   soft = occupied.reshape((resolution,) * 3).astype(np.float32)
   around = off[target]
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gen3d.choices import UserError
 from gen3d.ops import cameras
 
 
@@ -63,11 +64,11 @@ def rate(shares):
   their mean as one.
 
   Raises:
-    ValueError: there are no cases.
+    UserError: there are no cases.
   """
   shares = np.asarray(shares, np.float64)
   if not shares.size:
-    raise ValueError('A rate needs at least one case.')
+    raise UserError('A rate needs at least one case.')
   return Rate(float(shares.mean()),
               float(shares.std() / np.sqrt(shares.size)), int(shares.size))
 
@@ -124,13 +125,13 @@ def draw_distractors(seed, allowed, count=64):
     int [N, K], without repetition in a row.
 
   Raises:
-    ValueError: some picture has fewer than K allowed captions.
+    UserError: some picture has fewer than K allowed captions.
   """
   allowed = np.asarray(allowed, bool)
   fewest = int(allowed.sum(1).min())
   if fewest < count:
-    raise ValueError(f'{count} distractors are wanted, but only {fewest} of '
-                     'the captions are untrue of one of the pictures.')
+    raise UserError(f'{count} distractors are wanted, but only {fewest} of '
+                    'the captions are untrue of one of the pictures.')
   return np.stack([
       np.random.default_rng((seed, i)).choice(
           np.flatnonzero(row), count, replace=False)

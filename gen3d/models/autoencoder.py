@@ -105,7 +105,7 @@ def load(path, dtype=jnp.float32, variant='', remat=False):
     (Autoencoder, {'params'}).
 
   Raises:
-    ValueError: the folder does not fit; says how.
+    UserError: the folder does not fit; says how.
   """
   folder = hub.read(path, variant)
   network = Autoencoder(autoencoder_size(folder), dtype, remat)
@@ -122,7 +122,7 @@ def autoencoder_size(folder):
   """AutoencoderSize of a config.json.
 
   Raises:
-    ValueError: the config is for another network.
+    UserError: the config is for another network.
   """
   hub.expect_class(folder, ('AutoencoderKL',), 'autoencoder')
   config = folder.config

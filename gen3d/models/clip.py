@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d.choices import UserError
 from gen3d.weights import hub, port
 
 EPSILON = 1e-5
@@ -126,13 +127,13 @@ class ImageTower(nn.Module):
     norm is made for it.
 
     Raises:
-      ValueError: the images are of another resolution.
+      UserError: the images are of another resolution.
     """
     size = self.size
     expected = (size.resolution, size.resolution, 3)
     if images.shape[1:] != expected:
-      raise ValueError(f'CLIP\'s image tower takes images of {expected}, '
-                       f'not {images.shape[1:]}.')
+      raise UserError(f'CLIP\'s image tower takes images of {expected}, '
+                      f'not {images.shape[1:]}.')
     normal = nn.initializers.normal(size.width ** -0.5)
     x = (images - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
     x = nn.Conv(size.width, (size.patch, size.patch), (size.patch,) * 2,
@@ -158,13 +159,13 @@ class TextTower(nn.Module):
     """Tokens int32 [B, L] -> states [B, L, W], after the last norm.
 
     Raises:
-      ValueError: there are more tokens than positions.
+      UserError: there are more tokens than positions.
     """
     size = self.size
     length = tokens.shape[-1]
     if length > size.length:
-      raise ValueError(f'CLIP\'s text tower takes at most {size.length} '
-                       f'tokens, not {length}.')
+      raise UserError(f'CLIP\'s text tower takes at most {size.length} '
+                      f'tokens, not {length}.')
     x = nn.Embed(size.vocab, size.width, dtype=self.dtype, name='embed',
                  embedding_init=nn.initializers.normal(0.02))(tokens)
     positions = self.param('positions', nn.initializers.normal(0.01),
@@ -229,7 +230,7 @@ def load(path, dtype=jnp.float32, variant=''):
     (CLIP, {'params'}).
 
   Raises:
-    ValueError: the folder does not fit; says how.
+    UserError: the folder does not fit; says how.
   """
   folder = hub.read(path, variant)
   size = clip_size(folder)
@@ -258,7 +259,7 @@ def clip_size(folder):
   """CLIPSize of a pretrained.Folder.
 
   Raises:
-    ValueError: the config is for another network.
+    UserError: the config is for another network.
   """
   hub.expect_class(folder, ('CLIPModel',), 'clip')
   config = folder.config
@@ -281,7 +282,7 @@ def text_size(folder):
   """TextSize of a pretrained.Folder of a text tower alone.
 
   Raises:
-    ValueError: the config is for another network.
+    UserError: the config is for another network.
   """
   hub.expect_class(folder, ('CLIPTextModel',), 'clip')
   return _text_size(folder, folder.config)

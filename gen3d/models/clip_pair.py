@@ -32,7 +32,7 @@ def load(path: str | os.PathLike = assets.CLIP) -> ClipPair:
   """The shipped ClipPair, or that of another asset.
 
   Raises:
-    ValueError: the asset is missing or damaged.
+    UserError: the asset is missing or damaged.
   """
   params, record = assets.load(path)
   return make(params, pair_size(record['config']))

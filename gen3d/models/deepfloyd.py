@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen3d.choices import UserError
 from gen3d.models.stable_diffusion import (
   Parts,
   UNet,
@@ -97,7 +98,7 @@ def unet_size(folder):
   """UNetSize of DeepFloyd IF's config.json.
 
   Raises:
-    ValueError: the config is for another network, such as IF's later stages.
+    UserError: the config is for another network, such as IF's later stages.
   """
   size = shared_size(folder, 'SimpleCrossAttn', (
       'SimpleCrossAttnDownBlock2D', 'ResnetDownsampleBlock2D'), 'deepfloyd')
@@ -113,8 +114,8 @@ def unet_size(folder):
       # Configs from before the key have only encoder_hid_dim.
       'encoder_hid_dim_type': ('text_proj', None)})
   if not config.get('encoder_hid_dim'):
-    raise ValueError(f'{folder.path / "config.json"} tells no '
-                     'encoder_hid_dim, the width of the text\'s states.')
+    raise UserError(f'{folder.path / "config.json"} tells no '
+                    'encoder_hid_dim, the width of the text\'s states.')
   head_dims = per_level(config.get('attention_head_dim', 8), size.channels)
   return size._replace(
       heads=tuple(c // d for c, d in zip(size.channels, head_dims)),

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d.choices import UserError
 from gen3d.models import stylegan2
 from gen3d.ops import cameras, encodings, images, sampling, volume
 
@@ -122,10 +123,10 @@ def march(field, rays, near, far, draws, rendering):
     Seen [..., P].
 
   Raises:
-    ValueError: a ray has too few samples for its passes.
+    UserError: a ray has too few samples for its passes.
   """
   if rendering.samples_coarse < (4 if rendering.samples_fine else 2):
-    raise ValueError(
+    raise UserError(
         f'A ray has {rendering.samples_coarse} samples, but two passes need at least '
         '4 in the first, and one pass 2; raise model.rendering.samples_coarse.')
 

@@ -106,7 +106,7 @@ def restore(path, like):
     like: tree of arrays or shapes, as `network.init` makes it.
 
   Raises:
-    ValueError: the file cannot be read, or does not fit.
+    UserError: the file cannot be read, or does not fit.
   """
   return _ported(path, torch_files.read(path), like)
 

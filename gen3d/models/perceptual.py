@@ -38,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from gen3d.choices import UserError
 from gen3d.weights import port, torch_files
 
 # Of ImageNet. LPIPS' scaling layer, for images in [-1, 1], says the same.
@@ -108,7 +109,7 @@ class Features(nn.Module):
     """Images [..., H, W, 3] in [0, 1] -> five maps [..., h, w, C].
 
     Raises:
-      ValueError: the images are too small to reach the last stage.
+      UserError: the images are too small to reach the last stage.
     """
     x, maps = (images - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD), []
     for stage in self.backbone.stages:
@@ -118,7 +119,7 @@ class Features(nn.Module):
         x = nn.relu(nn.Conv(features, (side, side), (stride, stride), padding,
                             name=f'{index}')(x))
       if 0 in x.shape[-3:]:
-        raise ValueError(
+        raise UserError(
             f'Images of {images.shape[-3]} x {images.shape[-2]} pixels are '
             f'too small for {self.backbone.name}; enlarge them to 32 or more.')
       maps.append(x)
@@ -157,7 +158,7 @@ def load(*paths, backbone=VGG16, learned=True):
       and the linear layers are not needed.
 
   Raises:
-    ValueError: a file cannot be read, or two hold the same tensor.
+    UserError: a file cannot be read, or two hold the same tensor.
     porting.PortingError: lists what is missing, unused, or of another shape;
       or a linear weight is negative, which no distance has.
   """
@@ -167,8 +168,8 @@ def load(*paths, backbone=VGG16, learned=True):
              for name, tensor in torch_files.read(path).items()}
     twice = sorted(set(found) & set(tensors))
     if twice:
-      raise ValueError(f'{path} holds {twice[0]}, which a file before it holds '
-                       'as well; give each tensor once.')
+      raise UserError(f'{path} holds {twice[0]}, which a file before it holds '
+                      'as well; give each tensor once.')
     tensors |= found
   try:
     return Perceptual(from_torch(tensors, backbone, learned), backbone)
@@ -221,7 +222,7 @@ def embed(network, images, most=None):
       the mean over areas; official projectors take PROJECTOR_SIDE.
 
   Raises:
-    ValueError: the images are too small to reach the last stage.
+    UserError: the images are too small to reach the last stage.
   """
   if most is not None:
     images = shrink(images, most)

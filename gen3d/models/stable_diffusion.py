@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen3d.choices import UserError
 from gen3d.models.unet import time_features
 from gen3d.weights import hub
 
@@ -119,7 +120,7 @@ class UNet(nn.Module):
         these networks were trained.
 
     Raises:
-      ValueError: image or text do not fit this network.
+      UserError: image or text do not fit this network.
     """
     size, parts = self.size, self.parts
     self._check(x, states)
@@ -177,12 +178,12 @@ class UNet(nn.Module):
     side = 2 ** (len(size.channels) - 1)
     if (x.shape[-1] != size.in_channels or x.shape[1] % side
         or x.shape[2] % side):
-      raise ValueError(
+      raise UserError(
           f'The U-Net takes [B, H, W, {size.in_channels}] with H and W '
           f'divisible by {side}, not {list(x.shape)}.')
     width = size.text_width or size.states
     if states.shape[-1] != width:
-      raise ValueError(
+      raise UserError(
           f'The U-Net takes text states of {width} numbers, not '
           f'{states.shape[-1]}: the text encoder is another model\'s.')
 
@@ -338,7 +339,7 @@ def load_unet(path, dtype=jnp.float32, variant='', **options):
     (UNet, {'params'}).
 
   Raises:
-    ValueError: the folder does not fit; says how.
+    UserError: the folder does not fit; says how.
   """
   folder = hub.read(path, variant)
   network = UNet(unet_size(folder), PARTS, dtype, **options)
@@ -361,7 +362,7 @@ def unet_size(folder):
   """UNetSize of Stable Diffusion's config.json.
 
   Raises:
-    ValueError: the config is for another network.
+    UserError: the config is for another network.
   """
   size = shared_size(folder, 'CrossAttn', ('CrossAttnDownBlock2D',
                                            'DownBlock2D'),
@@ -390,14 +391,14 @@ def shared_size(folder, mark, down_types, reader):
     reader: name of the module, for the sentences.
 
   Raises:
-    ValueError: the config is for another network.
+    UserError: the config is for another network.
   """
   hub.expect_class(folder, ('UNet2DConditionModel',), reader)
   config, file = folder.config, folder.path / 'config.json'
   down = config.get('down_block_types') or ()
   unknown = sorted(set(down) - set(down_types))
   if unknown or not down:
-    raise ValueError(
+    raise UserError(
         f'{file} has blocks {unknown or "of no type"}; {reader} knows '
         f'{list(down_types)}. Stable Diffusion is read by stable_diffusion, '
         'DeepFloyd IF by deepfloyd.')
@@ -414,8 +415,8 @@ def shared_size(folder, mark, down_types, reader):
                     | dict.fromkeys(_UNUSED, (None, False)))
   channels = tuple(config.get('block_out_channels', ()))
   if len(channels) != len(down):
-    raise ValueError(f'{file} has {len(down)} block types for '
-                     f'{len(channels)} block_out_channels.')
+    raise UserError(f'{file} has {len(down)} block types for '
+                    f'{len(channels)} block_out_channels.')
   return UNetSize(
       side=config.get('sample_size') or 64,
       in_channels=config.get('in_channels', 4),

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.choices import check
+from gen3d.choices import UserError, check
 from gen3d.ops import images, linear
 from gen3d.weights import port
 
@@ -52,8 +52,8 @@ def channels(resolution, channel_base=32_768, channel_max=512):
 def resolutions(resolution):
   """(4, 8, ..., resolution); a ValueError where it is no power of two."""
   if resolution < 4 or resolution & (resolution - 1):
-    raise ValueError(f'The resolution {resolution} is no power of two from 4 '
-                     'on, which StyleGAN2 needs; resize the images.')
+    raise UserError(f'The resolution {resolution} is no power of two from 4 '
+                    'on, which StyleGAN2 needs; resize the images.')
   return tuple(2 ** i for i in range(2, resolution.bit_length()))
 
 
@@ -402,14 +402,14 @@ def minibatch_deviation(x, group):
   group is as large as the batch where that is smaller.
 
   Raises:
-    ValueError: the batch cannot be divided into groups.
+    UserError: the batch cannot be divided into groups.
   """
   count = len(x)
   group = min(group, count)
   if count % group:
-    raise ValueError(f'{count} images on a chip cannot be divided into groups '
-                     f'of {group} for the minibatch standard deviation; '
-                     'change the batch or the group.')
+    raise UserError(f'{count} images on a chip cannot be divided into groups '
+                    f'of {group} for the minibatch standard deviation; '
+                    'change the batch or the group.')
   groups = x.reshape(group, count // group, *x.shape[1:])
   deviation = jnp.sqrt(jnp.var(groups, axis=0) + 1e-8)
   statistic = jnp.tile(jnp.mean(deviation, axis=(1, 2, 3)), group)

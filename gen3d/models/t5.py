@@ -105,7 +105,7 @@ def load(path, dtype=jnp.float32, variant=''):
     (T5Encoder, {'params'}).
 
   Raises:
-    ValueError: the folder does not fit; says how.
+    UserError: the folder does not fit; says how.
   """
   folder = hub.read(path, variant)
   size = t5_size(folder)
@@ -120,7 +120,7 @@ def t5_size(folder):
   """T5Size of a pretrained.Folder.
 
   Raises:
-    ValueError: the config is for another network, T5 before v1.1 among them.
+    UserError: the config is for another network, T5 before v1.1 among them.
   """
   hub.expect_class(
       folder, ('T5EncoderModel', 'T5ForConditionalGeneration', 'T5Model'),

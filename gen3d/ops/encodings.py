@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.choices import check
+from gen3d.choices import UserError, check
 
 # (column axis, row axis) of each plane: x = 0, y = 1, z = 2. EG3D's released
 # networks were trained with two planes of the same axes (its issue 67).
@@ -102,7 +102,7 @@ def triplanes(planes, points, *, reduce='sum', outside='clamp',
     axes: which axes a plane's columns and rows are; a key of AXES.
 
   Raises:
-    ValueError: if one of the three choices is not known, or R is 1.
+    UserError: if one of the three choices is not known, or R is 1.
   """
   check('reduce', ('sum', 'mean', 'product'), reduce)
   check('outside', ('clamp', 'zero'), outside)
@@ -136,7 +136,7 @@ def voxels(grid, points, *, outside='clamp'):
     outside: as in `triplanes`.
 
   Raises:
-    ValueError: if `outside` is not known, or R is 1.
+    UserError: if `outside` is not known, or R is 1.
   """
   check('outside', ('clamp', 'zero'), outside)
   features = _look_up(
@@ -178,12 +178,12 @@ def _look_up(grids, lookings, outside, computed=False):
     [A N, C].
 
   Raises:
-    ValueError: if R is 1.
+    UserError: if R is 1.
   """
   resolution = grids.shape[1]
   if resolution < 2:
-    raise ValueError('A grid of one texel has nothing to go between; give it '
-                     'a resolution of 2 or more.')
+    raise UserError('A grid of one texel has nothing to go between; give it '
+                    'a resolution of 2 or more.')
   starts, weights = [], []
   for points, grid, part in lookings:
     start, shares = _cells(points, resolution, outside)

@@ -13,10 +13,12 @@ import numpy as np
 import scipy.sparse
 from skimage import measure
 
+from gen3d.choices import UserError
+
 HALF = np.log(2.0)  # the optical depth at which opacity is one half
 
 
-class EmptyField(ValueError):
+class EmptyField(UserError):
   """A density field without a surface at the level that is asked for."""
 
 
@@ -110,7 +112,7 @@ def auto_threshold(density, spacing):
     spacing: its cells' side.
 
   Raises:
-    ValueError: no ray is half opaque.
+    UserError: no ray is half opaque.
   """
   peaks, opaque, at_depth = [], [], []
   depths = 0.0

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gen3d.choices import UserError
+
 
 class Surface(NamedTuple):
   """Triangles of one material, in the world (y up)."""
@@ -27,16 +29,16 @@ def fit(surfaces, radius=1.0):
   farthest from it lies on the ball.
 
   Raises:
-    ValueError: there is no vertex, or all are at one place.
+    UserError: there is no vertex, or all are at one place.
   """
   points = np.concatenate([s.vertices[np.unique(s.faces)] for s in surfaces]
                           or [np.zeros((0, 3))])
   if not len(points) or not np.isfinite(points).all():
-    raise ValueError('The mesh has no triangles, or vertices that are not '
-                     'finite.')
+    raise UserError('The mesh has no triangles, or vertices that are not '
+                    'finite.')
   middle = (points.min(0) + points.max(0)) / 2
   extent = np.linalg.norm(points - middle, axis=-1).max()
   if extent <= 0:
-    raise ValueError('All vertices of the mesh are at one place.')
+    raise UserError('All vertices of the mesh are at one place.')
   return tuple(s._replace(vertices=(s.vertices - middle) * (radius / extent))
                for s in surfaces)

@@ -58,7 +58,7 @@ def export(shown, workdir, *, resolution, size, fps, share=1.0):
     The paths written.
 
   Raises:
-    ValueError: if there is no surface to export.
+    UserError: if there is no surface to export.
   """
   workdir = pathlib.Path(workdir)
   scene, path = shown.scene, shown.path

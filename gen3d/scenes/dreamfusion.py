@@ -41,7 +41,7 @@ def make(config):
   """The Scene of a config (configs/dreamfusion.py: `scene`).
 
   Raises:
-    ValueError: if a field, blob, boundary or kind of normals is not known.
+    UserError: if a field, blob, boundary or kind of normals is not known.
   """
   blob = partial(pick('blob', fields.BLOBS, config.blob.name),
                  **_without_name(config.blob))

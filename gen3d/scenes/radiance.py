@@ -54,7 +54,7 @@ def make(config, frame):
     frame: Frame, which the parameters begin with.
 
   Raises:
-    ValueError: if a name is not known.
+    UserError: if a name is not known.
   """
   check('extent', EXTENTS, config.extent)
   check('spacing', SPACINGS, config.spacing)

@@ -84,7 +84,7 @@ def r_precision(judge, images, own, others=(), *, facts=None,
 
   Raises:
     captions.Unknown: a caption names no object of the shapes world.
-    ValueError: fewer than 64 captions are untrue of a picture.
+    UserError: fewer than 64 captions are untrue of a picture.
   """
   kept, truth = metrics_text.first_of_each([*own, *others])
   truth = truth[:len(own)]

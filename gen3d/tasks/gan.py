@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen3d import assets
-from gen3d.choices import pick
+from gen3d.choices import UserError, pick
 from gen3d.data.images import dataset
 from gen3d.data.shapes import captions
 from gen3d.data.shapes import world as shapes_world
@@ -35,15 +35,15 @@ def make(config):
   """The Task of the get_config of configs/eg3d.py or configs/stylegan2.py.
 
   Raises:
-    ValueError: the data cannot be read or do not fit the networks.
+    UserError: the data cannot be read or do not fit the networks.
   """
   check(config)
   source = open_data(config.data)
   if config.distance_count and len(source.names) < 4:
-    raise ValueError(f'{source.where} has {len(source.names)} images, too few '
-                     'to measure distances by; set --config.distance_count=0.')
+    raise UserError(f'{source.where} has {len(source.names)} images, too few '
+                    'to measure distances by; set --config.distance_count=0.')
   if source.size != config.resolution:
-    raise ValueError(
+    raise UserError(
         f'{source.where} has images of {source.size} pixels, but the config '
         f'is for {config.resolution}; resize them, or change '
         '--config.resolution and the super-resolution.')
@@ -90,7 +90,7 @@ def make(config):
 
 
 def check(config):
-  """Raises ValueError at numbers that no training can be made of."""
+  """Raises UserError at numbers that no training can be made of."""
   schedule = config.schedule
   for name, value, least in (
       ('batch', config.batch, 1),
@@ -100,19 +100,19 @@ def check(config):
       ('schedule.ada_interval', schedule.ada_interval, 1),
       ('render_bucket', config.get('render_bucket', 1), 1)):
     if value < least:
-      raise ValueError(f'--config.{name} is {value}; it must be at least '
-                       f'{least}.')
+      raise UserError(f'--config.{name} is {value}; it must be at least '
+                      f'{least}.')
   if 'render_size' not in config:
     return
   pairs = config.render_size
   if not pairs or not all(
       isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
-    raise ValueError(
+    raise UserError(
         f'--config.render_size is {pairs}; write pairs of images seen and '
         "rays a side, as '((0, 32),)'.")
   seen, sizes = zip(*pairs, strict=True)
   if list(seen) != sorted(set(seen)) or min(sizes) < config.render_bucket:
-    raise ValueError(
+    raise UserError(
         f'--config.render_size is {pairs}; images seen must rise, and rays a '
         f'side be at least render_bucket ({config.render_bucket}).')
 
@@ -128,14 +128,14 @@ def begin_with(state, path):
       discriminator's beside it.
 
   Raises:
-    ValueError: one of the files is missing, damaged or of other networks.
+    UserError: one of the files is missing, damaged or of other networks.
   """
   found, shapes_of = {}, functools.partial(jax.tree.map, np.shape)
   for name, file in (('generator', path), ('discriminator', discriminator_path(path))):
     found[name], _ = assets.load(file)
     if shapes_of(found[name]) != shapes_of(state.params[name]):
-      raise ValueError(f'{file} is of another {name} than the config '
-                       'describes; start from one with the same `model`.')
+      raise UserError(f'{file} is of another {name} than the config '
+                      'describes; start from one with the same `model`.')
   # A copy: the step donates its state, and one buffer goes once.
   return state.replace(params={**state.params, **found},
                        ema=states.copy(found['generator']))
@@ -161,11 +161,11 @@ def open_data(data):
   pictures of `size` pixels are taken from cameras as `camera` says.
 
   Raises:
-    ValueError: what the sentence says.
+    UserError: what the sentence says.
   """
   if not data.path:
-    raise ValueError('There are no images: give --config.data.path, a zip or '
-                     'folder in EG3D\'s format.')
+    raise UserError('There are no images: give --config.data.path, a zip or '
+                    'folder in EG3D\'s format.')
   if is_world(data):
     return shapes_world.posed(world_of(data), data.count, data.size)
   source = dataset.open_images(data.path)
@@ -182,7 +182,7 @@ def world_of(data):
   """The shapes.World of `data` that are of it.
 
   Raises:
-    ValueError: it has no such category.
+    UserError: it has no such category.
   """
   chosen = tuple(data.path.removeprefix(WORLD).split(','))
   for category in chosen:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen3d import files
+from gen3d.choices import UserError
 from gen3d.data import synthetic
 from gen3d.data.captures import posed, records
 from gen3d.engine import checkpoints, optim
@@ -36,7 +37,7 @@ def make(config):
   """The Task of configs/nerf.py and its neighbors.
 
   Raises:
-    ValueError: the capture cannot be read, or a name is not known.
+    UserError: the capture cannot be read, or a name is not known.
   """
   train = open_data(config.data, 'train')
   frame, train = to_unit_frame(train, config.export.frames)
@@ -81,10 +82,10 @@ def open_data(data, split):
   `count` pictures of `size` pixels are rendered.
 
   Raises:
-    ValueError: what the sentence says.
+    UserError: what the sentence says.
   """
   if not data.path:
-    raise ValueError(
+    raise UserError(
         'There are no photographs: give --config.data.path, the folder of a '
         'capture, or --config.data.path="shapes:a red car".')
   if data.path.startswith('shapes:'):
@@ -99,13 +100,13 @@ def load_shown(workdir, step=None):
   """The showing.Shown of a run of this task; its photographs need not exist.
 
   Raises:
-    ValueError: where there is no such run or it is damaged.
+    UserError: where there is no such run or it is damaged.
     FileNotFoundError: where there is no such checkpoint.
   """
   config = checkpoints.load_config(workdir)
   if config.get('task') != 'reconstruction':
-    raise ValueError(f'The run in {workdir} is of the task '
-                     f'{config.get("task")!r}, not of a reconstruction.')
+    raise UserError(f'The run in {workdir} is of the task '
+                    f'{config.get("task")!r}, not of a reconstruction.')
   frames = config.export.frames
   # All of the right shape; the checkpoint has the values.
   blank = radiance.Frame(np.eye(4), np.array([1.0, 2.0]), cameras.Camera(

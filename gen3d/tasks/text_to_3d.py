@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.choices import check, pick
+from gen3d.choices import UserError, check, pick
 from gen3d.diffusion import open_teachers
 from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
@@ -40,7 +40,7 @@ def make(config, teacher=None):
       names.
 
   Raises:
-    ValueError: at an empty prompt or an unknown name.
+    UserError: at an empty prompt or an unknown name.
   """
   table = [*prompts.with_views(config.prompt), '', config.negative_prompt]
   scene, optimizer = make_scene(config), _optimizer(config)
@@ -72,7 +72,7 @@ def make_teacher(config):
   What is empty or False is left to the teacher.
 
   Raises:
-    ValueError: at an unknown name, a setting that the teacher does not have,
+    UserError: at an unknown name, a setting that the teacher does not have,
       or a checkpoint that does not fit.
   """
   make = pick('teacher', TEACHERS, config['name'])
@@ -91,12 +91,12 @@ def load_run(workdir, step=None):
     step: which checkpoint; the newest one if None.
 
   Raises:
-    ValueError: where there is no such run or it is damaged.
+    UserError: where there is no such run or it is damaged.
     FileNotFoundError: where there is no such checkpoint.
   """
   config = checkpoints.load_config(workdir)
   if config.get('task') != 'text_to_3d':
-    raise ValueError(
+    raise UserError(
         f'The run in {workdir} is of the task {config.get("task")!r}; only '
         "runs of 'text_to_3d' have an object to export.")
   # The object is there without its teacher, which may be on no disk here.
@@ -134,7 +134,7 @@ def _text_of(config):
   """(embedded table, azimuth, elevation) -> text of one view; see Guidance.
 
   Raises:
-    ValueError: at Perp-Neg away from what is not there.
+    UserError: at Perp-Neg away from what is not there.
   """
   words, perp_neg = dict(config.words), config.guidance.perp_neg
   views = len(prompts.VIEWS)
@@ -160,8 +160,8 @@ def _text_of(config):
   away = pick('thing to lead away from',
               {'views': between, 'prompt': nearest}, perp_neg.away_from)
   if perp_neg.weight and away is nearest and not config.negative_prompt:
-    raise ValueError("guidance.perp_neg.away_from='prompt' needs one: set "
-                     'negative_prompt.')
+    raise UserError("guidance.perp_neg.away_from='prompt' needs one: set "
+                    'negative_prompt.')
   return away if perp_neg.weight else nearest
 
 

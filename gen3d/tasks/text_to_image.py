@@ -89,7 +89,7 @@ def load(path=assets.TEXT_TO_IMAGE):
   """The shipped model as (PixelModel, params, record).
 
   Raises:
-    ValueError: the asset is missing or damaged.
+    UserError: the asset is missing or damaged.
   """
   params, record = assets.load(path)
   return _model(record['config']), params, record

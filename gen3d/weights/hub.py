@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import safetensors
 
+from gen3d.choices import UserError
 from gen3d.weights import port, torch_files
 
 _STEMS = ('diffusion_pytorch_model', 'model')
@@ -104,20 +105,20 @@ def locate(name, parts=('',), revision=None, variant=''):
     variant: '' or 'fp16': which weights to download.
 
   Raises:
-    ValueError: there is no such folder or model, it may not be read, or it
+    UserError: there is no such folder or model, it may not be read, or it
       cannot be reached.
   """
   path = pathlib.Path(name).expanduser()
   if path.is_dir():
     missing = [part for part in parts if not (path / part).is_dir()]
     if missing:
-      raise ValueError(f'{path} has no folder {" and no ".join(missing)}; '
-                       f'it should be a checkpoint with {list(parts)}.')
+      raise UserError(f'{path} has no folder {" and no ".join(missing)}; '
+                      f'it should be a checkpoint with {list(parts)}.')
     return Checkpoint(path, str(name), '')
   if str(name) in _MOVED:
-    raise ValueError(f'{name} {_GONE}; use {_MOVED[str(name)]}.')
+    raise UserError(f'{name} {_GONE}; use {_MOVED[str(name)]}.')
   if not _MODEL_ID.fullmatch(str(name)):
-    raise ValueError(f'There is no folder {name}.')
+    raise UserError(f'There is no folder {name}.')
   path = _download(str(name), revision, _patterns(parts, variant))
   bare = [part for part in parts if not part.startswith('tokenizer')
           and not any((path / part).glob('*.safetensors'))]
@@ -135,7 +136,7 @@ def read(path, variant=''):
     variant: weights to prefer; '' falls back on fp16 and fp16 on ''.
 
   Raises:
-    ValueError: a file is missing or broken.
+    UserError: a file is missing or broken.
   """
   path = pathlib.Path(path)
   config = read_config(path)
@@ -149,19 +150,19 @@ def read_config(path, name='config.json'):
   """The dict in a folder's config file.
 
   Raises:
-    ValueError: it is missing or no JSON object.
+    UserError: it is missing or no JSON object.
   """
   file = pathlib.Path(path) / name
   if not file.is_file():
-    raise ValueError(
+    raise UserError(
         f'{path} has no {name}; give the folder of a network as diffusers or '
         'transformers save it.')
   try:
     config = json.loads(file.read_text())
   except ValueError as error:
-    raise ValueError(f'{file} is not JSON ({error}).') from error
+    raise UserError(f'{file} is not JSON ({error}).') from error
   if not isinstance(config, dict):
-    raise ValueError(f'{file} holds no JSON object.')
+    raise UserError(f'{file} holds no JSON object.')
   return config
 
 
@@ -192,20 +193,20 @@ def load_tokenizer(path, vocab, length=77):
     0 at padding.
 
   Raises:
-    ValueError: the folder holds no tokenizer, or another encoder's.
+    UserError: the folder holds no tokenizer, or another encoder's.
   """
   if not pathlib.Path(path).is_dir():
-    raise ValueError(f'There is no folder {path} with a tokenizer.')
+    raise UserError(f'There is no folder {path} with a tokenizer.')
   import transformers  # Takes seconds.
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         str(path), local_files_only=True)
   except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
-    raise ValueError(f'{path} holds no tokenizer that transformers can read '
-                     f'({error}).') from error
+    raise UserError(f'{path} holds no tokenizer that transformers can read '
+                    f'({error}).') from error
   # Without its files a tokenizer may be made all the same, and be empty.
   if not vocab / 2 < len(tokenizer) <= vocab:
-    raise ValueError(
+    raise UserError(
         f'The tokenizer in {path} has {len(tokenizer)} tokens and the text '
         f'encoder {vocab}: files are missing, or it is another model\'s.')
 
@@ -224,10 +225,10 @@ def class_of(config):
 
 
 def expect_class(folder, classes, reader):
-  """Raises ValueError where a folder's network is none of `classes`."""
+  """Raises UserError where a folder's network is none of `classes`."""
   found = class_of(folder.config)
   if found not in classes:
-    raise ValueError(
+    raise UserError(
         f'{folder.path / "config.json"} is for a {found or "nameless"!r}; '
         f'{reader} reads {" or ".join(classes)}.')
 
@@ -241,7 +242,7 @@ def expect(folder, known):
       first.
 
   Raises:
-    ValueError: lists the keys with other values.
+    UserError: lists the keys with other values.
   """
   problems = []
   for key, values in known.items():
@@ -250,8 +251,8 @@ def expect(folder, known):
       choice = ' or '.join(map(repr, values))
       problems.append(f'{key} = {found!r} (known here: {choice})')
   if problems:
-    raise ValueError(f'{folder.path / "config.json"} asks for what is not '
-                     f'known here: {"; ".join(problems)}.')
+    raise UserError(f'{folder.path / "config.json"} asks for what is not '
+                    f'known here: {"; ".join(problems)}.')
 
 
 def fill(network, inputs, tensors, dtype, ignored=()):
@@ -305,8 +306,8 @@ def _readers(file):
   try:
     handle = safetensors.safe_open(file, 'numpy')
   except safetensors.SafetensorError as error:
-    raise ValueError(f'{file} is not a whole safetensors file ({error}); '
-                     'download it again.') from error
+    raise UserError(f'{file} is not a whole safetensors file ({error}); '
+                    'download it again.') from error
   return {name: functools.partial(handle.get_tensor, name)
           for name in handle.keys()}  # noqa: SIM118
 
@@ -324,7 +325,7 @@ def _weights(path, variant):
         return _shards(index)
   if (path / _PICKLE).is_file():
     return [path / _PICKLE]
-  raise ValueError(
+  raise UserError(
       f'{path} has no weights: neither {_STEMS[0]}.safetensors nor '
       f'{_STEMS[1]}.safetensors, whole or in shards, nor {_PICKLE}.')
 
@@ -332,11 +333,11 @@ def _weights(path, variant):
 def _shards(index):
   listed = read_config(index.parent, index.name).get('weight_map')
   if not listed:
-    raise ValueError(f'{index} lists no weights.')
+    raise UserError(f'{index} lists no weights.')
   files = sorted({index.parent / name for name in listed.values()})
   missing = [file.name for file in files if not file.is_file()]
   if missing:
-    raise ValueError(
+    raise UserError(
         f'{index} lists {len(files)} files, of which {len(missing)} are '
         f'missing: {", ".join(missing)}; download them.')
   return files
@@ -371,26 +372,26 @@ def _download(name, revision, patterns):
     import huggingface_hub
     from huggingface_hub import errors
   except ImportError as error:
-    raise ValueError(
+    raise UserError(
         f'{name} is not a folder here, and downloading it needs '
         'huggingface_hub: pip install huggingface_hub.') from error
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(
         name, revision=revision, allow_patterns=patterns))
   except errors.GatedRepoError as error:
-    raise ValueError(
+    raise UserError(
         f'{name} is gated: accept its license on its page on the hub with '
         'your account, then log in here with `hf auth login` or set HF_TOKEN.'
     ) from error
   except errors.RevisionNotFoundError as error:
-    raise ValueError(f'{name} has no revision {revision!r}.') from error
+    raise UserError(f'{name} has no revision {revision!r}.') from error
   except errors.RepositoryNotFoundError as error:
-    raise ValueError(
+    raise UserError(
         f'{name} is neither a folder here nor a model on the hub that you '
         'may see.') from error
   except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled,
           OSError) as error:
-    raise ValueError(
+    raise UserError(
         f'{name} is not a folder here, not in the hub\'s cache, and the hub '
         'cannot be reached; download it where there is a network and give '
         'the folder.') from error

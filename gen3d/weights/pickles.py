@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from gen3d.choices import UserError
+
 LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
 _STORAGES = {
     'FloatStorage': '<f4', 'HalfStorage': '<f2', 'DoubleStorage': '<f8',
@@ -43,7 +45,7 @@ DAMAGE = (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError,
           ValueError)
 
 
-class PickleError(ValueError):
+class PickleError(UserError):
   """A file that is no official network pickle, or that tries more."""
 
 

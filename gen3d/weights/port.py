@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d.choices import UserError
 
-class PortingError(ValueError):
+
+class PortingError(UserError):
   """Tensors that do not fit the model that they are meant for."""
 
 
@@ -98,7 +100,7 @@ def to_torch(params, sources):
   """Inverse of `to_flax`: {PyTorch name: NumPy array}.
 
   Raises:
-    ValueError: at a change of layout that has no inverse here.
+    UserError: at a change of layout that has no inverse here.
   """
   inverse = {keep: keep, linear: linear, conv: _unconv}
   tensors = {}
@@ -106,7 +108,7 @@ def to_torch(params, sources):
     name, layout = sources['/'.join(k.key for k in path)]
     back = getattr(layout, 'inverse', inverse.get(layout))
     if back is None:
-      raise ValueError(f'The layout of {name} cannot be turned back.')
+      raise UserError(f'The layout of {name} cannot be turned back.')
     tensors[name] = np.array(back(np.asarray(leaf)), order='C')
   return tensors
 

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from gen3d.choices import UserError
 from gen3d.weights import pickles
 
 
@@ -25,30 +26,30 @@ def read(path):
       three, one that holds a state_dict.
 
   Raises:
-    ValueError: there is no such file, its ending is another, it is damaged,
+    UserError: there is no such file, its ending is another, it is damaged,
       holds something else than tensors or tries more than to hold them.
   """
   path = pathlib.Path(path)
   if path.suffix.lower() not in _READERS:
-    raise ValueError(f'{path} is no file of weights known here; its name '
-                     f'should end in one of {sorted(_READERS)}.')
+    raise UserError(f'{path} is no file of weights known here; its name '
+                    f'should end in one of {sorted(_READERS)}.')
   if not path.is_file():
-    raise ValueError(f'There is no file {path}; give the path of the weights '
-                     'that you downloaded.')
+    raise UserError(f'There is no file {path}; give the path of the weights '
+                    'that you downloaded.')
   try:
     tensors = _READERS[path.suffix.lower()](path)
   except pickles.PickleError as error:
     raise pickles.PickleError(f'{path}: {error}') from None
   except (*pickles.DAMAGE, safetensors.SafetensorError, zipfile.BadZipFile,
           OSError, RuntimeError) as error:
-    raise ValueError(f'{path} cannot be read as {path.suffix}, it is cut off '
-                     f'or damaged ({error}); get it again.') from error
+    raise UserError(f'{path} cannot be read as {path.suffix}, it is cut off '
+                    f'or damaged ({error}); get it again.') from error
   if not isinstance(tensors, dict) or not all(
       isinstance(name, str) and isinstance(tensor, np.ndarray)
       for name, tensor in tensors.items()):
-    raise ValueError(f'{path} holds something else than a state_dict of '
-                     'tensors; save model.state_dict() and nothing around '
-                     'it.')
+    raise UserError(f'{path} holds something else than a state_dict of '
+                    'tensors; save model.state_dict() and nothing around '
+                    'it.')
   return tensors
 
 

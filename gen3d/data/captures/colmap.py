@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gen3d.choices import UserError
 from gen3d.data.captures import lenses
 
 # Name and number of parameters of every model, by number (COLMAP's models.h).
@@ -55,7 +56,7 @@ def read(folder):
   """Reads a model; the binary files where there are both kinds.
 
   Raises:
-    ValueError: a file is missing, damaged, or has a camera whose model is
+    UserError: a file is missing, damaged, or has a camera whose model is
       not among the pinhole ones; the sentence names the file.
   """
   end = '.bin' if (folder / 'cameras.bin').is_file() else '.txt'
@@ -63,8 +64,8 @@ def read(folder):
                                                 'points3D')]
   for file in files[:2]:
     if not file.is_file():
-      raise ValueError(f'{file} is missing; a COLMAP model has cameras, '
-                       'images and points3D of one kind (.bin or .txt).')
+      raise UserError(f'{file} is missing; a COLMAP model has cameras, '
+                      'images and points3D of one kind (.bin or .txt).')
   readers = _BINARY if end == '.bin' else _TEXT
   found = []
   for file, reader in zip(files, readers):
@@ -72,27 +73,27 @@ def read(folder):
       found.append(reader(file) if file.is_file() else np.zeros((0, 3)))
     except (struct.error, UnicodeDecodeError, IndexError, MemoryError
             ) as error:
-      raise ValueError(f'{file} ends too early or is damaged; export the '
-                       'model again.') from error
+      raise UserError(f'{file} ends too early or is damaged; export the '
+                      'model again.') from error
   cameras, images, points = found
   shots = []
   for name, rotation, translation, camera in sorted(
       images, key=lambda image: image[0]):
     if camera not in cameras:
-      raise ValueError(f'{files[1]}: {name} has the camera {camera}, which '
-                       f'{files[0].name} does not have.')
+      raise UserError(f'{files[1]}: {name} has the camera {camera}, which '
+                      f'{files[0].name} does not have.')
     shots.append(Shot(name, _pose(files[1], name, rotation, translation),
                       *_lens(files[0], camera, *cameras[camera])))
   if not shots:
-    raise ValueError(f'{files[1]} registers no image.')
+    raise UserError(f'{files[1]} registers no image.')
   return Model(files[1], tuple(shots), np.asarray(points, float).reshape(-1, 3))
 
 
 def _pose(file, name, quaternion, translation):
   length = np.linalg.norm(quaternion)
   if not (np.isfinite(length) and length > 1e-6):
-    raise ValueError(f'{file}: the pose of {name} is singular (its quaternion '
-                     f'is {list(map(float, quaternion))}); remove the image.')
+    raise UserError(f'{file}: the pose of {name} is singular (its quaternion '
+                    f'is {list(map(float, quaternion))}); remove the image.')
   w, x, y, z = np.asarray(quaternion) / length
   pose = np.eye(4)
   pose[:3, :3] = [
@@ -105,18 +106,18 @@ def _pose(file, name, quaternion, translation):
 
 def _lens(file, number, model, width, height, parameters):
   if model not in _SUPPORTED:
-    raise ValueError(
+    raise UserError(
         f'{file}: camera {number} has the model {model}; choose from '
         f'{sorted(_SUPPORTED)}, or undistort the images with COLMAP\'s '
         'image_undistorter.')
   try:
     *pixels, distortion = _SUPPORTED[model](*parameters)
   except TypeError as error:
-    raise ValueError(f'{file}: camera {number} ({model}) has '
-                     f'{len(parameters)} parameters.') from error
+    raise UserError(f'{file}: camera {number} ({model}) has '
+                    f'{len(parameters)} parameters.') from error
   if min(width, height, *pixels[:2]) <= 0:
-    raise ValueError(f'{file}: camera {number} has a size or a focal length '
-                     'that is not positive.')
+    raise UserError(f'{file}: camera {number} has a size or a focal length '
+                    'that is not positive.')
   return (width, height), lenses.from_pixels(
       width, height, *pixels, distortion)
 
@@ -150,8 +151,8 @@ def _cameras_bin(file):
   for _ in range(*stream.take('Q')):
     number, model, width, height = stream.take('iiQQ')
     if not 0 <= model < len(_MODELS):
-      raise ValueError(f'{file}: camera {number} has the unknown model '
-                       f'{model}; choose from {sorted(_SUPPORTED)}.')
+      raise UserError(f'{file}: camera {number} has the unknown model '
+                      f'{model}; choose from {sorted(_SUPPORTED)}.')
     name, count = _MODELS[model]
     cameras[number] = name, width, height, stream.take(f'{count}d')
   return cameras
@@ -183,8 +184,8 @@ def _numbers(file, words, kind=float):
   try:
     return [kind(word) for word in words]
   except ValueError as error:
-    raise ValueError(f'{file}: {" ".join(words)[:60]!r} should be numbers.'
-                     ) from error
+    raise UserError(f'{file}: {" ".join(words)[:60]!r} should be numbers.'
+                    ) from error
 
 
 def _cameras_txt(file):
@@ -194,8 +195,8 @@ def _cameras_txt(file):
       number, width, height = _numbers(
           file, [words[0], words[2], words[3]], int)
       if words[1] not in dict(_MODELS):
-        raise ValueError(f'{file}: camera {number} has the unknown model '
-                         f'{words[1]}; choose from {sorted(_SUPPORTED)}.')
+        raise UserError(f'{file}: camera {number} has the unknown model '
+                        f'{words[1]}; choose from {sorted(_SUPPORTED)}.')
       cameras[number] = words[1], width, height, _numbers(file, words[4:])
   return cameras
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gen3d.choices import check
+from gen3d.choices import UserError, check
 from gen3d.data.captures import colmap, lenses, records
 from gen3d.data.captures.records import Capture, Frame
 from gen3d.ops.cameras import OPENCV, Z_UP
@@ -42,14 +42,14 @@ def read(path, format='auto', factor=1):
       images_{factor} (LLFF, COLMAP), the frames are its files.
 
   Raises:
-    ValueError: the files are missing or damaged, or a pose is singular; the
+    UserError: the files are missing or damaged, or a pose is singular; the
       sentence names the file.
   """
   path = pathlib.Path(path)
   check('format', (*FORMATS, 'auto'), format)
   if not path.is_dir():
-    raise ValueError(f'{path} is not a folder; give the one that holds the '
-                     'capture.')
+    raise UserError(f'{path} is not a folder; give the one that holds the '
+                    'capture.')
   if format == 'auto':
     format = recognize(path)
   capture = FORMATS[format].read(path, factor)
@@ -64,8 +64,8 @@ def recognize(path):
     if layout.is_there(path):
       return name
   looked = '; '.join(f'{n}: {f.files}' for n, f in FORMATS.items())
-  raise ValueError(f'{path} holds no capture that is known here; looked for '
-                   f'{looked}.')
+  raise UserError(f'{path} holds no capture that is known here; looked for '
+                  f'{looked}.')
 
 
 def _every_eighth(index):
@@ -74,7 +74,7 @@ def _every_eighth(index):
 
 def _pictures_in(folder):
   if not folder.is_dir():
-    raise ValueError(f'{folder} is missing; it should hold the pictures.')
+    raise UserError(f'{folder} is missing; it should hold the pictures.')
   return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
 
 
@@ -88,12 +88,12 @@ def _matrix(file, count=16):
   try:
     numbers = [float(word) for word in file.read_text().split()[:count]]
   except OSError as error:
-    raise ValueError(f'{file} is missing.') from error
+    raise UserError(f'{file} is missing.') from error
   except ValueError as error:
-    raise ValueError(f'{file} should hold numbers ({error}).') from error
+    raise UserError(f'{file} should hold numbers ({error}).') from error
   if len(numbers) < count:
-    raise ValueError(f'{file} ends too early: it has {len(numbers)} numbers '
-                     f'instead of {count}.')
+    raise UserError(f'{file} ends too early: it has {len(numbers)} numbers '
+                    f'instead of {count}.')
   return np.array(numbers)
 
 
@@ -115,8 +115,8 @@ def _read_blender(path, factor):
     frames = [_blender_frame(single, _every_eighth(i), *pair)
               for i, pair in enumerate(pairs)]
   else:
-    raise ValueError(f'{path} has no transforms_train.json and no '
-                     'transforms.json.')
+    raise UserError(f'{path} has no transforms_train.json and no '
+                    'transforms.json.')
   return Capture(tuple(frames), Z_UP)
 
 
@@ -125,15 +125,15 @@ def _blender_pairs(file):
   try:
     content = json.loads(file.read_text())
   except ValueError as error:
-    raise ValueError(f'{file} is not valid JSON ({error}).') from error
+    raise UserError(f'{file} is not valid JSON ({error}).') from error
   frames = content.get('frames') if isinstance(content, dict) else None
   if not isinstance(frames, list) or not frames:
-    raise ValueError(f'{file} lists no "frames".')
+    raise UserError(f'{file} lists no "frames".')
   for frame in frames:
     if not (isinstance(frame, dict) and 'file_path' in frame
             and 'transform_matrix' in frame):
-      raise ValueError(f'{file}: every frame needs "file_path" and '
-                       '"transform_matrix".')
+      raise UserError(f'{file}: every frame needs "file_path" and '
+                      '"transform_matrix".')
   return [(content, frame) for frame in frames]
 
 
@@ -148,8 +148,8 @@ def _blender_frame(file, split, common, frame):
   except (TypeError, ValueError) as error:
     if str(error).startswith(str(file)):
       raise
-    raise ValueError(f'{file}: {name} has a matrix or a lens that is not made '
-                     'of numbers.') from error
+    raise UserError(f'{file}: {name} has a matrix or a lens that is not made '
+                    'of numbers.') from error
   return Frame(name, _blender_file(file.parent, name), file, split,
                records.transform_poses(Z_UP, c2w), lens, size)
 
@@ -171,19 +171,19 @@ def _blender_lens(where, values):
   if values.get('is_fisheye') or model not in (
       'OPENCV', 'PINHOLE', 'SIMPLE_PINHOLE', 'PERSPECTIVE'):
     name = 'fisheye' if values.get('is_fisheye') else model
-    raise ValueError(f'{where} has the camera model {name}; only pinholes with '
-                     'or without OpenCV\'s k1, k2, p1, p2 are read: undistort '
-                     'the pictures first.')
+    raise UserError(f'{where} has the camera model {name}; only pinholes with '
+                    'or without OpenCV\'s k1, k2, p1, p2 are read: undistort '
+                    'the pictures first.')
   if any(float(values.get(k) or 0) for k in ('k3', 'k4', 'k5', 'k6')):
-    raise ValueError(f'{where} has a distortion beyond k1, k2, p1, p2; '
-                     'undistort the pictures first.')
+    raise UserError(f'{where} has a distortion beyond k1, k2, p1, p2; '
+                    'undistort the pictures first.')
   distortion = [float(values.get(k) or 0) for k in ('k1', 'k2', 'p1', 'p2')]
   given = {k: float(values[k]) for k in (
       'w', 'h', 'fl_x', 'fl_y', 'cx', 'cy', 'camera_angle_x',
       'camera_angle_y') if values.get(k) is not None}
   size = (given['w'], given['h']) if 'w' in given and 'h' in given else None
   if not {'fl_x', 'camera_angle_x'} & given.keys():
-    raise ValueError(f'{where} has neither "camera_angle_x" nor "fl_x".')
+    raise UserError(f'{where} has neither "camera_angle_x" nor "fl_x".')
 
   def lens(width, height):
     width, height = size or (width, height)
@@ -208,20 +208,20 @@ def _read_llff(path, factor):
   try:
     rows = np.load(file).astype(float)
   except FileNotFoundError as error:
-    raise ValueError(f'{file} is missing.') from error
+    raise UserError(f'{file} is missing.') from error
   except (ValueError, EOFError, OSError) as error:
-    raise ValueError(f'{file} cannot be read as an array ({error}).'
-                     ) from error
+    raise UserError(f'{file} cannot be read as an array ({error}).'
+                    ) from error
   if rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):
-    raise ValueError(f'{file} has the shape {rows.shape} instead of (N, 17).')
+    raise UserError(f'{file} has the shape {rows.shape} instead of (N, 17).')
   pictures = _pictures_in(_image_folder(path, factor))
   if len(pictures) != len(rows):
-    raise ValueError(f'{file} has {len(rows)} poses, but '
-                     f'{_image_folder(path, factor)} has {len(pictures)} '
-                     'pictures.')
+    raise UserError(f'{file} has {len(rows)} poses, but '
+                    f'{_image_folder(path, factor)} has {len(pictures)} '
+                    'pictures.')
   poses, bounds = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
   if not (np.isfinite(bounds).all() and bounds.min() > 0):
-    raise ValueError(f'{file} has a bound that is not positive.')
+    raise UserError(f'{file} has a bound that is not positive.')
   # The rotation's columns are down, right, back.
   c2w = np.tile(np.eye(4), (len(rows), 1, 1))
   c2w[:, :3] = np.concatenate(
@@ -255,8 +255,8 @@ def _colmap_folder(path):
 def _read_colmap(path, factor):
   folder = _colmap_folder(path)
   if folder is None:
-    raise ValueError(f'{path} has no cameras.bin or cameras.txt in sparse/0, '
-                     'sparse or colmap/sparse/0.')
+    raise UserError(f'{path} has no cameras.bin or cameras.txt in sparse/0, '
+                    'sparse or colmap/sparse/0.')
   model = colmap.read(folder)
   c2w = np.stack([np.linalg.inv(shot.w2c) for shot in model.shots]) * OPENCV
   depths = _depths(c2w, model)
@@ -304,14 +304,14 @@ def _read_nsvf(path, factor):
   file = path / 'bbox.txt'
   numbers = _matrix(file, 6).reshape(2, 3)
   if not np.all(numbers[1] > numbers[0]):
-    raise ValueError(f'{file}: the upper corner {numbers[1].tolist()} is not '
-                     f'above the lower one {numbers[0].tolist()}.')
+    raise UserError(f'{file}: the upper corner {numbers[1].tolist()} is not '
+                    f'above the lower one {numbers[0].tolist()}.')
   center, half = numbers.mean(0), np.diff(numbers, axis=0)[0] / 2
   box = center + _NSVF_MARGIN * half * np.array([[-1.0], [1.0]])
   lens = _nsvf_lens(path / 'intrinsics.txt')
   pictures = _pictures_in(path / 'rgb')
   if not pictures:
-    raise ValueError(f'{path / "rgb"} holds no pictures.')
+    raise UserError(f'{path / "rgb"} holds no pictures.')
   splits = _nsvf_splits([f.name for f in pictures])
   frames = []
   for picture, split in zip(pictures, splits):
@@ -332,7 +332,7 @@ def _nsvf_lens(file):
       fx, cx, cy = numbers
       fy = fx
   except ValueError as error:
-    raise ValueError(f'{file} should hold numbers ({error}).') from error
+    raise UserError(f'{file} should hold numbers ({error}).') from error
   return lambda width, height: lenses.from_pixels(
       width, height, fx, fy, cx, cy)
 
@@ -370,8 +370,8 @@ def _nerfpp_frames(folder, split):
   poses = sorted((folder / 'pose').glob('*.txt'))
   if {p.stem for p in pictures} != {p.stem for p in poses}:
     odd = sorted({p.stem for p in pictures} ^ {p.stem for p in poses})[0]
-    raise ValueError(f'{folder}: {odd} has a picture in rgb or a pose in pose, '
-                     'but not both.')
+    raise UserError(f'{folder}: {odd} has a picture in rgb or a pose in pose, '
+                    'but not both.')
   frames = []
   for picture in pictures:
     k = _matrix(folder / 'intrinsics' / f'{picture.stem}.txt').reshape(4, 4)

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.ndimage
 
+from gen3d.choices import UserError
+
 
 class Lens(NamedTuple):
   """How a camera maps directions to image coordinates; normalized."""
@@ -55,7 +57,7 @@ def straighten(lens):
     Lens without distortion.
 
   Raises:
-    ValueError: the lens folds the picture over: no pinhole can show it.
+    UserError: the lens folds the picture over: no pinhole can show it.
   """
   edge = np.linspace(0, 1, 33)
   border = np.concatenate([
@@ -72,7 +74,7 @@ def straighten(lens):
   while not inside(high):
     low, high = high, 1.1 * high
     if high > 10:
-      raise ValueError('no pinhole fits into the picture')
+      raise UserError('no pinhole fits into the picture')
   while high - low > 1e-4:
     middle = (low + high) / 2
     low, high = (low, middle) if inside(middle) else (middle, high)
@@ -86,7 +88,7 @@ def _refuse_folds(directions, distortion):
   moved = distort(shares * directions, distortion)
   along = np.sum(np.diff(moved, axis=0) * directions, axis=-1)
   if np.any(along < -1e-12):
-    raise ValueError('the distortion folds the picture over')
+    raise UserError('the distortion folds the picture over')
 
 
 def resample(image, lens, pinhole):

@@ -23,7 +23,9 @@ import numpy as np
 import tqdm
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
+from gen3d.choices import UserError
 from gen3d.data.captures import layouts, lenses, records
+from gen3d.files import open_image
 from gen3d.ops.cameras import Camera
 
 FORMATS = tuple(layouts.FORMATS)
@@ -85,22 +87,22 @@ def open_posed(path, split='train', *, format='auto', factor=1, near=None,
     Posed.
 
   Raises:
-    ValueError: files are missing, damaged or do not fit together, or the
+    UserError: files are missing, damaged or do not fit together, or the
       bounds hold nothing that a camera sees; the sentence names the file.
   """
   if not factor >= 1:
-    raise ValueError(f'factor is {factor}; it is by how much pictures are '
-                     'reduced, at least 1.')
+    raise UserError(f'factor is {factor}; it is by how much pictures are '
+                    'reduced, at least 1.')
   capture = layouts.read(path, format, factor)
   frames = [f for f in capture.frames if f.split == split]
   if not frames:
     there = sorted({f.split for f in capture.frames})
-    raise ValueError(f'{path} has no pictures of the split {split!r}; choose '
-                     f'from {there}.')
+    raise UserError(f'{path} has no pictures of the split {split!r}; choose '
+                    f'from {there}.')
   box, near, far = _bounds(path, capture, near, far, box)
   missing = [f for f in frames if not f.file.is_file()]
   if missing:
-    raise ValueError(
+    raise UserError(
         f'{missing[0].file} is missing, but {missing[0].source} lists it '
         f'({len(missing)} of {len(frames)} pictures are missing).')
   images, intrinsics = _load(frames, factor, split)
@@ -182,8 +184,8 @@ def _bounds(path, capture, near, far, box):
   else:
     box = _automatic_box(path, capture, c2w)
   if box.shape != (2, 3) or not np.all(box[1] > box[0]):
-    raise ValueError(f'The box of {path}, {box.tolist()}, is empty; give the '
-                     'lower and the upper corner.')
+    raise UserError(f'The box of {path}, {box.tolist()}, is empty; give the '
+                    'lower and the upper corner.')
   centers = c2w[:, :3, 3]
   nearest = np.linalg.norm(
       centers - np.clip(centers, box[0], box[1]), axis=-1).min()
@@ -194,8 +196,8 @@ def _bounds(path, capture, near, far, box):
   near = float(automatic[0] if near is None else near)
   far = float(automatic[1] if far is None else far)
   if not 0 < near < far:
-    raise ValueError(f'The bounds of {path} are near {near:g} and far {far:g}; '
-                     'they must be positive, and near the smaller one.')
+    raise UserError(f'The bounds of {path} are near {near:g} and far {far:g}; '
+                    'they must be positive, and near the smaller one.')
   return box, near, far
 
 
@@ -216,7 +218,7 @@ def _automatic_box(path, capture, c2w):
     return np.stack([seen.min(0), seen.max(0)])
   center = records.closest_point(c2w)
   if center is None:
-    raise ValueError(
+    raise UserError(
         f'{path}: the cameras look along nearly parallel lines, which does '
         'not tell what is to be reconstructed; give the box (and near, far).')
   distance = np.linalg.norm(c2w[:, :3, 3] - center, axis=-1)
@@ -236,7 +238,7 @@ def _load(frames, factor, split):
       intrinsics.append(k)
       if image.shape != images[0].shape:
         size = lambda image: f'{image.shape[1]} x {image.shape[0]}'
-        raise ValueError(
+        raise UserError(
             f'{frames[len(images) - 1].file} has {size(image)} pixels, but '
             f'{frames[0].file.name} has {size(images[0])}; all pictures of a '
             'split must be of one size: crop or resize them, and their '
@@ -247,21 +249,21 @@ def _load(frames, factor, split):
 def _picture(frame, factor):
   """One picture, reduced and straightened, and its intrinsics [3, 3]."""
   try:
-    with Image.open(frame.file) as opened:
+    with open_image(frame.file) as opened:
       image = opened.convert('RGBA')
   except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-    raise ValueError(f'{frame.file} cannot be read as an image; get it again '
-                     'or remove it.') from error
+    raise UserError(f'{frame.file} cannot be read as an image; get it again '
+                    'or remove it.') from error
   width, height = image.size
   whole = frame.size or image.size
   # A pixel and a half: both sides may have been rounded.
   if abs(width * whole[1] / whole[0] - height) > 1.5:
-    raise ValueError(
+    raise UserError(
         f'{frame.file} has {width} x {height} pixels, which is not the shape '
         f'of {whole[0]:g} x {whole[1]:g} that {frame.source} says.')
   lens = frame.lens(width, height)
   if not (min(lens.center) >= 0 and max(lens.center) <= 1):
-    raise ValueError(
+    raise UserError(
         f'{frame.file}: the principal point lies beyond the picture of '
         f'{width} x {height} pixels; was it resized without its intrinsics?')
   target = [max(1, round(side / factor)) for side in whole]
@@ -272,14 +274,14 @@ def _picture(frame, factor):
     try:
       pinhole = lenses.straighten(lens)
     except ValueError as error:
-      raise ValueError(f'{frame.source}: the lens of {frame.name} cannot be '
-                       f'straightened: {error}.') from error
+      raise UserError(f'{frame.source}: the lens of {frame.name} cannot be '
+                      f'straightened: {error}.') from error
     image, lens = lenses.resample(image, lens, pinhole), pinhole
   return image, lens.intrinsics()
 
 
 def _check_seen(path, capture, camera, box, near, far):
-  """Raises ValueError where no camera sees the box within the bounds."""
+  """Raises UserError where no camera sees the box within the bounds."""
   steps = (np.arange(16) + 0.5) / 16
   pixels = np.stack([*np.meshgrid(steps, steps), np.ones((16, 16))], -1)
   for c2w, k in zip(camera.c2w, camera.intrinsics):
@@ -293,7 +295,7 @@ def _check_seen(path, capture, camera, box, near, far):
     if np.any(enters < leaves):
       return
   low, high = box.round(3).tolist()
-  raise ValueError(
+  raise UserError(
       f'{capture.box_from or path}: no camera sees the box from {low} to '
       f'{high} between near {near:g} and far {far:g}; are box and poses in the '
       'same units and axes?')

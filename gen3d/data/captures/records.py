@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gen3d.choices import UserError
+
 
 class Frame(NamedTuple):
   """One picture of a capture.
@@ -82,22 +84,22 @@ def closest_point(c2w):
 
 
 def check_frame(frame):
-  """Raises ValueError where a pose is no rotation, or a lens shows nothing."""
+  """Raises UserError where a pose is no rotation, or a lens shows nothing."""
   rotation = frame.c2w[:3, :3]
   where = f'{frame.source}: the pose of {frame.name}'
   if not np.isfinite(frame.c2w).all():
-    raise ValueError(f'{where} has numbers that are not finite.')
+    raise UserError(f'{where} has numbers that are not finite.')
   if abs(np.linalg.det(rotation)) < 1e-6:
-    raise ValueError(f'{where} is singular; remove the picture.')
+    raise UserError(f'{where} is singular; remove the picture.')
   if np.abs(rotation.T @ rotation - np.eye(3)).max() > 1e-2:
-    raise ValueError(f'{where} has a rotation that is not orthonormal.')
+    raise UserError(f'{where} has a rotation that is not orthonormal.')
   if np.linalg.det(rotation) < 0:
-    raise ValueError(f'{where} has a rotation that mirrors.')
+    raise UserError(f'{where} has a rotation that mirrors.')
   size = frame.size or (1, 1)
   numbers = np.concatenate(frame.lens(*size)) if min(size) > 0 else (np.nan,)
   if not (np.isfinite(numbers).all() and min(numbers[:2]) > 0):
-    raise ValueError(f'{frame.source}: the lens of {frame.name} has a size or '
-                     'a focal length that is not positive.')
+    raise UserError(f'{frame.source}: the lens of {frame.name} has a size or '
+                    'a focal length that is not positive.')
 
 
 def normalize_poses(frames, nearest):

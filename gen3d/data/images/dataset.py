@@ -28,6 +28,10 @@ import numpy as np
 import tqdm
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
+from gen3d import files
+from gen3d.choices import UserError
+from gen3d.files import open_image
+
 _SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 _LABEL = 25
 # What changes when the world is mirrored at x = 0: the pose, the skew and the
@@ -76,7 +80,7 @@ def open_images(path):
     Images. Only the first file has been looked into: see `check`.
 
   Raises:
-    ValueError: nothing is there, or dataset.json does not fit the files; the
+    UserError: nothing is there, or dataset.json does not fit the files; the
       sentence names the file.
   """
   if str(path).startswith('tfds:'):
@@ -90,12 +94,12 @@ def open_images(path):
     found, read = _open_zip(path)
     listing = 'dataset.json' in found
   else:
-    raise ValueError(f'{path} is neither a folder nor a zip with images; give '
-                     'one in EG3D\'s format (README.md, "Images are square").')
+    raise UserError(f'{path} is neither a folder nor a zip with images; give '
+                    'one in EG3D\'s format (README.md, "Images are square").')
   names = sorted(n for n in found
                  if pathlib.PurePath(n).suffix.lower() in _SUFFIXES)
   if not names:
-    raise ValueError(f'{path} holds no images ({", ".join(_SUFFIXES)}).')
+    raise UserError(f'{path} holds no images ({", ".join(_SUFFIXES)}).')
   labels = _read_labels(
       f'{path}: dataset.json', read('dataset.json'), names) if listing else None
   if labels is None:
@@ -113,7 +117,7 @@ def check(images, threads=None):
   and sizes of the files, so that the next start does not look again.
 
   Raises:
-    ValueError: names the first file that cannot be read, is not square, has
+    UserError: names the first file that cannot be read, is not square, has
       another size, or whose camera is none, and the remedy.
   """
   check_labels(images)
@@ -124,7 +128,7 @@ def check(images, threads=None):
   def look(index):
     shape = images.pixels(index).shape
     if shape[:2] != (images.size, images.size):
-      raise ValueError(
+      raise UserError(
           f'{images.where}: {images.names[index]} has {shape[1]} x {shape[0]} '
           f'pixels, but the others have {images.size} x {images.size}; resize '
           'it.')
@@ -143,7 +147,7 @@ def check(images, threads=None):
 
 
 def check_labels(images):
-  """Raises ValueError at a label that is no camera, naming its file."""
+  """Raises UserError at a label that is no camera, naming its file."""
   if not images.labels.shape[1]:
     return
   c2w = images.labels[:, :16].reshape(-1, 4, 4)
@@ -163,8 +167,8 @@ def check_labels(images):
        'Divide them by the image\'s size')):
     if np.any(bad):
       first = int(np.argmax(bad))
-      raise ValueError(f'{images.where}: the label of {images.names[first]} '
-                       f'{what}; {int(bad.sum())} labels are like that.')
+      raise UserError(f'{images.where}: the label of {images.names[first]} '
+                      f'{what}; {int(bad.sum())} labels are like that.')
 
 
 def mirror_label(label):
@@ -240,7 +244,7 @@ def map_of_cameras(images, width=720):
   to the right, elevation from below to above; the darker, the more cameras.
   """
   if not images.labels.shape[1]:
-    raise ValueError(f'{images.where} has no cameras to draw.')
+    raise UserError(f'{images.where} has no cameras to draw.')
   position = images.labels[:, [3, 7, 11]].astype(np.float64)
   distance = np.linalg.norm(position, axis=1)
   azimuth = np.rad2deg(np.arctan2(position[:, 0], position[:, 2]))
@@ -271,13 +275,13 @@ def listed(where, labels):
   """[(file name, label as it is)] of what dataset.json has as "labels".
 
   Raises:
-    ValueError: it is of another form.
+    UserError: it is of another form.
   """
   if not isinstance(labels, list) or not all(
       isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
       for entry in labels):
-    raise ValueError(f'{where}: "labels" must be a list of '
-                     '[file name, [25 numbers]].')
+    raise UserError(f'{where}: "labels" must be a list of '
+                    '[file name, [25 numbers]].')
   return [(name.replace('\\', '/'), label) for name, label in labels]
 
 
@@ -285,23 +289,23 @@ def _read_labels(where, content, names):
   try:
     found = json.loads(content).get('labels')
   except (ValueError, AttributeError) as error:
-    raise ValueError(f'{where} is not valid JSON ({error}).') from error
+    raise UserError(f'{where} is not valid JSON ({error}).') from error
   if found is None:
     return None
   found = dict(listed(where, found))
   labels = np.zeros((len(names), _LABEL), np.float32)
   for i, name in enumerate(names):
     if name not in found:
-      raise ValueError(f'{where} has no label for {name}; every image needs '
-                       'one.')
+      raise UserError(f'{where} has no label for {name}; every image needs '
+                      'one.')
     try:
       label = np.asarray(found[name], np.float32).ravel()
     except (TypeError, ValueError, OverflowError) as error:
-      raise ValueError(f'{where}: the label of {name} is not a list of '
-                       f'{_LABEL} numbers.') from error
+      raise UserError(f'{where}: the label of {name} is not a list of '
+                      f'{_LABEL} numbers.') from error
     if label.size != _LABEL:
-      raise ValueError(f'{where}: the label of {name} has {label.size} '
-                       f'numbers instead of {_LABEL}.')
+      raise UserError(f'{where}: the label of {name} has {label.size} '
+                      f'numbers instead of {_LABEL}.')
     labels[i] = label
   return labels
 
@@ -309,11 +313,11 @@ def _read_labels(where, content, names):
 def _decode(name, content):
   """uint8 [H, W, 3]; transparency is dropped, gray becomes three channels."""
   try:
-    with Image.open(io.BytesIO(content)) as image:
+    with open_image(io.BytesIO(content)) as image:
       return np.asarray(image.convert('RGB'))
   except (UnidentifiedImageError, OSError, SyntaxError, ValueError,
           Image.DecompressionBombError) as error:
-    raise ValueError(
+    raise UserError(
         f'{name} cannot be read as an image; get it again or remove it.'
     ) from error
 
@@ -323,8 +327,8 @@ def _folder_reader(path):
     try:
       return (path / name).read_bytes()
     except OSError as error:
-      raise ValueError(f'{path}: {name} cannot be read ({error.strerror}); '
-                       'get it again or remove it.') from error
+      raise UserError(f'{path}: {name} cannot be read ({error.strerror}); '
+                      'get it again or remove it.') from error
 
   return read
 
@@ -365,13 +369,13 @@ def _open_tfds(path):
   name, split = _TFDS.fullmatch(path).group('name', 'split')
   split = 'train' if split is None else split
   if not name:
-    raise ValueError(f'{path} names no data set; give tfds:NAME[:SPLIT].')
+    raise UserError(f'{path} names no data set; give tfds:NAME[:SPLIT].')
   builder = _prepare_tfds(path, name)
   features = dict(builder.info.features.items())
   kind = features.get('image')
   if getattr(kind, 'np_dtype', None) != np.uint8:
-    raise ValueError(f"{path} has no feature 'image' of bytes, only "
-                     f'{sorted(features)}; choose another data set.')
+    raise UserError(f"{path} has no feature 'image' of bytes, only "
+                    f'{sorted(features)}; choose another data set.')
   decoders = ({'image': tfds.decode.SkipDecoding()}
               if isinstance(kind, tfds.features.Image) else None)
   try:
@@ -381,16 +385,16 @@ def _open_tfds(path):
   except ValueError as error:
     splits = ', '.join(f'{s} (of {about.num_examples})'
                        for s, about in builder.info.splits.items())
-    raise ValueError(f"{path} has no split {split!r}; choose from {splits}, "
-                     "or a part like 'train[:100]'.") from error
+    raise UserError(f"{path} has no split {split!r}; choose from {splits}, "
+                    "or a part like 'train[:100]'.") from error
   names = tuple(f'example {i}' for i in range(len(source)))
 
   def example(index):
     try:
       return source[index]
     except (RuntimeError, ValueError, OSError) as error:
-      raise ValueError(f'{path}: {names[index]} is damaged '
-                       f'({_first_line(error)}); prepare it again.') from error
+      raise UserError(f'{path}: {names[index]} is damaged '
+                      f'({_first_line(error)}); prepare it again.') from error
 
   def pixels(index):
     image = example(index)['image']
@@ -411,13 +415,13 @@ def _prepare_tfds(path, name):
     builder = tfds.builder(name, file_format='array_record')
     builder.download_and_prepare()
   except tfds.core.DatasetNotFoundError:  # Its message lists all there are.
-    raise ValueError(
+    raise UserError(
         f'{path}: tfds knows no data set {name!r}, and '
         f'{tfds.core.constants.DATA_DIR} holds none; choose one of '
         'https://www.tensorflow.org/datasets/catalog, or set TFDS_DATA_DIR to '
         'where yours is.') from None
   except Exception as error:  # A data set's own code may raise anything.
-    raise ValueError(
+    raise UserError(
         f'{path} cannot be prepared ({_first_line(error)}); prepare it with '
         "file_format='array_record', and set TFDS_DATA_DIR to where it is."
     ) from error
@@ -435,9 +439,9 @@ def _first_line(error):
 
 def _stamp(images):
   path = pathlib.Path(images.where)
-  files = [pathlib.Path(f) for f in images.files] or (
+  sources = [pathlib.Path(f) for f in images.files] or (
       [path] if path.is_file() else [path / n for n in images.names])
-  stats = [f.stat() for f in files if f.exists()]
+  stats = [f.stat() for f in sources if f.exists()]
   digest = hashlib.sha256(images.labels.tobytes())
   for about in (images.where, images.size, images.names,
                 [(s.st_size, s.st_mtime_ns) for s in stats]):

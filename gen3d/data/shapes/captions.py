@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
+from gen3d.choices import UserError
+
 COLORS = {  # linear use of sRGB values: the world has no tone curve
     'red': (0.85, 0.10, 0.10), 'orange': (0.98, 0.50, 0.06),
     'yellow': (0.97, 0.86, 0.12), 'green': (0.14, 0.60, 0.18),
@@ -75,7 +77,7 @@ class Spec(NamedTuple):
   second: str | None
 
 
-class Unknown(ValueError):
+class Unknown(UserError):
   """A prompt from which the shapes world can make nothing."""
 
 

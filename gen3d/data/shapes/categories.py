@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gen3d.choices import UserError
 from gen3d.data.shapes import captions
 from gen3d.data.shapes.primitives import (
   PART,
@@ -445,8 +446,8 @@ def build(spec, draw):
                               ) * scale
   parts[:, 13:21] *= scale
   if len(parts) > MAX_PARTS:
-    raise ValueError(f'A {spec.category} has {len(parts)} parts; at most '
-                     f'{MAX_PARTS} fit.')
+    raise UserError(f'A {spec.category} has {len(parts)} parts; at most '
+                    f'{MAX_PARTS} fit.')
   unused = ball((0, 1e3, 0), 0.1, DARK)
   return Object(np.concatenate(
       [parts, np.tile(unused, (MAX_PARTS - len(parts), 1))]

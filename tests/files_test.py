@@ -1,0 +1,121 @@
+"""Image files: the formats that are opened, and that no program is started."""
+
+import io
+import pathlib
+import re
+import types
+import zipfile
+
+import pytest
+from PIL import EpsImagePlugin, Image, UnidentifiedImageError
+from posed_layouts import around, write_blender
+
+from gen3d import files
+from gen3d.data.captures import posed
+from gen3d.data.images import dataset
+from gen3d.gan import inversion
+
+ROOT = pathlib.Path(__file__).parents[1]
+POSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 8
+%%EndComments
+0 0 8 8 rectfill
+showpage
+%%EOF
+"""
+# The same in a file with the binary header that DOS programs write.
+DOS = b'\xc5\xd0\xd3\xc6' + (32).to_bytes(4, 'little') + len(
+    POSTSCRIPT).to_bytes(4, 'little') + bytes(20) + POSTSCRIPT
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+  """The file that a stand-in for Ghostscript makes when it is started."""
+  marker = tmp_path / 'started'
+  program = tmp_path / 'bin' / 'gs'
+  program.parent.mkdir()
+  program.write_text(f'#!/bin/sh\necho "$@" >> "{marker}"\n')
+  program.chmod(0o755)
+  monkeypatch.setenv('PATH', str(program.parent), prepend=':')
+  # Pillow looks for the program once.
+  monkeypatch.setattr(EpsImagePlugin, 'gs_binary', None)
+  return marker
+
+
+def image_folder(tmp_path, content):
+  folder = tmp_path / 'set'
+  folder.mkdir()
+  (folder / 'bad.png').write_bytes(content)
+  return lambda: dataset.open_images(folder)
+
+
+def image_zip(tmp_path, content):
+  with zipfile.ZipFile(tmp_path / 'set.zip', 'w') as out:
+    out.writestr('bad.png', content)
+  return lambda: dataset.open_images(tmp_path / 'set.zip')
+
+
+def capture(tmp_path, content):
+  folder = tmp_path / 'capture'
+  folder.mkdir()
+  write_blender(folder, around(), None)
+  (folder / 'train' / 'r_1.png').rename(folder / 'train' / 'bad.png')
+  listing = folder / 'transforms_train.json'
+  listing.write_text(listing.read_text().replace('train/r_1"', 'train/bad"'))
+  (folder / 'train' / 'bad.png').write_bytes(content)
+  return lambda: posed.open_posed(folder, 'train')
+
+
+def target(tmp_path, content):
+  (tmp_path / 'bad.png').write_bytes(content)
+  generator = types.SimpleNamespace(
+      rendering=types.SimpleNamespace(white=True))
+  return lambda: inversion.read_target(
+      types.SimpleNamespace(generator=generator), tmp_path / 'bad.png', None)
+
+
+@pytest.mark.parametrize('content', [POSTSCRIPT, DOS], ids=['plain', 'dos'])
+@pytest.mark.parametrize('place', [image_folder, image_zip, capture, target])
+def test_postscript_in_a_png_starts_no_program(
+    tmp_path, started, place, content):
+  read = place(tmp_path, content)
+  with pytest.raises(ValueError, match=r'bad\.png cannot be read as an image'):
+    read()
+  assert not started.exists()
+
+
+def test_the_stand_in_is_what_pillow_would_start(started):
+  """Otherwise the test above could not fail."""
+  with pytest.raises(OSError), Image.open(io.BytesIO(POSTSCRIPT)) as image:
+    image.load()
+  assert started.exists()
+
+
+@pytest.mark.parametrize('kind', [*files.IMAGE_FORMATS, 'MPO'])
+def test_accepted_formats_are_opened_whatever_their_suffix(tmp_path, kind):
+  """MPO is a JPEG with further images, which many telephones write."""
+  more = {'save_all': True, 'append_images': [Image.new('RGB', (6, 4))]}
+  Image.new('RGB', (6, 4), (200, 0, 0)).save(
+      tmp_path / 'a.png', kind, **more if kind == 'MPO' else {})
+  for file in (tmp_path / 'a.png',
+               io.BytesIO((tmp_path / 'a.png').read_bytes())):
+    with files.open_image(file) as image:
+      assert image.format == kind
+      assert image.size == (6, 4) and image.convert('RGB').getpixel(
+          (3, 2))[0] == pytest.approx(200, abs=8)
+
+
+@pytest.mark.parametrize('kind', ['GIF', 'PPM', 'PCX'])
+def test_other_formats_are_refused(kind):
+  file = io.BytesIO()
+  Image.new('RGB', (6, 4)).save(file, kind)
+  with pytest.raises(UnidentifiedImageError):
+    files.open_image(file)
+
+
+def test_images_are_opened_nowhere_else():
+  """Of gen3d's own code; the pattern is tried on files.py itself."""
+  found = [path.relative_to(ROOT / 'gen3d').as_posix()
+           for path in (ROOT / 'gen3d').rglob('*.py')
+           if re.search(r'\bImage\.open\(', path.read_text())]
+  assert found == ['files.py']
