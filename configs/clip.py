@@ -13,7 +13,7 @@ import ml_collections
 def get_config(variant='shapes'):
   """The config; variants: 'shapes' (ships with the package), 'tiny'."""
   config = ml_collections.ConfigDict()
-  config.task = 'image_text'
+  config.task = 'clip'
   config.seed = 0
 
   # Data: cached views of the shapes world, lit anew each time.

@@ -10,7 +10,6 @@ a chip, and what was measured. Times are medians; the first call is told apart.
 """
 
 import contextlib
-import importlib
 import json
 import pathlib
 import time
@@ -19,11 +18,10 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from gen3d import files
-from gen3d.choices import UserError, pick
+from gen3d import files, tasks
+from gen3d.choices import UserError
 from gen3d.engine import cli, loop, sharding
 from gen3d.evaluation import speed
-from gen3d.tasks import TASKS
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, FILE.py or FILE.py:VARIANT.')
@@ -49,13 +47,14 @@ def main():
 
 
 def _measure(config):
-  module = importlib.import_module(pick('task', TASKS, config.get('task')))
+  module = tasks.module_of(config)
   if config.task == 'gan':
     config = speed.settled(config)
   task = module.make(config)
   batch = next(task.batches(config.seed, 0))
-  mesh = sharding.device_mesh(len(jax.tree.leaves(batch)[0]), task.min_per_device)
-  sharding.check_divides(batch, mesh, task.min_per_device)
+  mesh = sharding.device_mesh(
+      len(jax.tree.leaves(batch)[0]), task.execution.min_per_device)
+  sharding.check_divides(batch, mesh, task.execution)
   sizes(config, mesh)
   state = loop.replicate_state(task.init(jax.random.key(0)), mesh)
   leaves = jax.tree.leaves(state.params)

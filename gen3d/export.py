@@ -5,14 +5,9 @@ python -m gen3d.export --workdir=runs/a-red-chair --resolution=256 --size=512
 
 from absl import flags
 
-from gen3d.choices import UserError
-from gen3d.engine import checkpoints, cli
+from gen3d import tasks
+from gen3d.engine import cli
 from gen3d.render import finished
-from gen3d.tasks import reconstruction, text_to_3d
-
-# Tasks whose runs have a scene to show.
-_SHOWN = {'text_to_3d': text_to_3d.load_shown,
-          'reconstruction': reconstruction.load_shown}
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 _STEP = flags.DEFINE_integer(
@@ -33,12 +28,7 @@ _OUT = flags.DEFINE_string(
 
 def main():
   cli.require('workdir')
-  task = checkpoints.load_config(_WORKDIR.value).get('task')
-  if task not in _SHOWN:
-    raise UserError(
-        f'The run in {_WORKDIR.value} is of the task {task!r}; only runs of '
-        f'{" and ".join(map(repr, _SHOWN))} have an object to export.')
-  shown = _SHOWN[task](_WORKDIR.value, _STEP.value)
+  shown = tasks.load_finished(_WORKDIR.value, _STEP.value)
   asked = {'resolution': _RESOLUTION.value, 'size': _SIZE.value}
   if _SHARE.value is not None:
     asked['share'] = _SHARE.value

@@ -39,6 +39,7 @@ RENAMED = {
     'schedule.augment_every': 'ada_interval',
     'schedule.augment_images': 'ada_images',
 }
+TASKS = {'image_text': 'clip'}
 
 
 def upgrade(config: Mapping[str, Any], path: str = '') -> dict[str, Any]:
@@ -52,6 +53,8 @@ def upgrade(config: Mapping[str, Any], path: str = '') -> dict[str, Any]:
   for key, value in config.items():
     if isinstance(value, Mapping):
       value = upgrade(value, f'{path}{key}.')
+    if path + key == 'task':
+      value = TASKS.get(value, value)
     upgraded[RENAMED.get(path + key, key)] = value
   return upgraded
 

@@ -4,14 +4,11 @@ python -m gen3d.train --config=configs/dreamfusion.py:shapes \
   --config.prompt='a red chair' --workdir=/tmp/chair
 """
 
-import importlib
-
 from absl import flags
 from ml_collections import config_flags
 
-from gen3d.choices import pick
+from gen3d import tasks
 from gen3d.engine import cli, loop
-from gen3d.tasks import TASKS
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, FILE.py or FILE.py:VARIANT.')
@@ -22,9 +19,9 @@ _WORKDIR = flags.DEFINE_string(
 def main():
   cli.require('config', 'workdir')
   config, workdir = _CONFIG.value, _WORKDIR.value
-  module = pick('task', TASKS, config.get('task'))
+  module = tasks.module_of(config)
   loop.check_workdir(config, workdir)
-  task = importlib.import_module(module).make(config)
+  task = module.make(config)
   _, files = loop.run(task, config, workdir)
   for file in files:
     print(file)

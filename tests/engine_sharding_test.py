@@ -114,9 +114,9 @@ def test_a_batch_that_does_not_divide_says_so(batch):
 
 def test_chips_that_get_too_few_examples_are_counted():
   mesh, batch = sharding.device_mesh(), {'x': np.ones([4, 2])}
-  sharding.check_divides(batch, mesh, least=2)
+  sharding.check_divides(batch, mesh, sharding.Execution(min_per_device=2))
   with pytest.raises(ValueError, match='on 2 chips leaves fewer than the 3'):
-    sharding.check_divides(batch, mesh, least=3)
+    sharding.check_divides(batch, mesh, sharding.Execution(min_per_device=3))
 
 
 def test_metrics_that_are_no_scalars_are_named():

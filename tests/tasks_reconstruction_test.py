@@ -176,7 +176,7 @@ def test_a_run_is_shown_again_without_its_photographs(tmp_path):
   stored = json.loads((workdir / 'config.json').read_text())
   stored['data']['path'] = '/nowhere'
   (workdir / 'config.json').write_text(json.dumps(stored))
-  shown = reconstruction.load_shown(workdir)
+  shown = reconstruction.load(workdir)
   film = finished.viewer(shown.scene, 8, shown.modes)(shown.params, shown.path)
   assert film.shape == (8, 8, 24, 3)
   done = command('gen3d.export', f'--workdir={workdir}', '--size=20',

@@ -17,7 +17,7 @@ CONFIG = str(TESTS / 'toy_config.py')
 def train(*flags):
   """Runs `python -m gen3d.train`, with the toy among its tasks."""
   program = ('from gen3d import train; from gen3d.engine import cli; '
-             'train.TASKS["toy"] = "toy_task"; cli.run(train.main)')
+             'train.tasks.TASKS["toy"] = "toy_task"; cli.run(train.main)')
   env = {**os.environ,
          'PYTHONPATH': os.pathsep.join([str(TESTS.parent), str(TESTS)])}
   return subprocess.run([sys.executable, '-c', program, *flags], env=env,

@@ -159,8 +159,9 @@ def _feed(task, config, start):
     first = next(batches)
   finally:
     patience.cancel()
-  mesh = sharding.device_mesh(np.shape(jax.tree.leaves(first)[0])[0], task.min_per_device)
-  sharding.check_divides(first, mesh, task.min_per_device)
+  mesh = sharding.device_mesh(np.shape(jax.tree.leaves(first)[0])[0],
+                              task.execution.min_per_device)
+  sharding.check_divides(first, mesh, task.execution)
   return mesh, sharding.prefetch(itertools.chain([first], batches), mesh)
 
 
@@ -174,7 +175,7 @@ def replicate_state(state, mesh):
 def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
   """Returns the state of config.steps, of which a save is under way."""
   start = int(sharding.unreplicate(state.step))
-  step = sharding.pmap(_watched(task.step), mesh, task.minimize_memory)
+  step = sharding.pmap(_watched(task.step), mesh, task.execution)
   run_key = sharding.replicate(keys[1], mesh)
   report = Report(
       workdir, start, config.steps, config.get('progress', ()),
@@ -187,7 +188,8 @@ def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
   saved, saved_at = start, time.monotonic()
   try:
     for done in range(start + 1, config.steps + 1):
-      state, metrics = step(state, next(batches), run_key)
+      state, metrics = step(
+          state, next(batches), run_key, task.static(done - 1))
       watch.add(done, metrics)
       report.progress(done, watch.newest)
       if done in (1, config.steps) or done % config.log_every == 0:
@@ -242,8 +244,8 @@ def _finish(task, config, workdir, state):
 def _watched(step):
   """A step that also tells whether the new parameters are finite."""
 
-  def watched(state, batch, key):
-    state, metrics = step(state, batch, key)
+  def watched(state, batch, key, **static):
+    state, metrics = step(state, batch, key, **static)
     finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state.params)
               if jnp.issubdtype(x.dtype, jnp.inexact)]
     return state, {**metrics, _FINITE: jnp.all(jnp.array(finite))}

@@ -13,12 +13,14 @@ import queue
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gen3d.choices import UserError
@@ -131,53 +133,76 @@ def _mesh(devices):
                        axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def pmap(step, mesh, minimize_memory=False):
-  """Returns a train step compiled for all chips of the mesh.
+class Execution(NamedTuple):
+  """Options of the compiler and of placement that a task sets.
+
+  Attributes:
+    minimize_memory: whether XLA orders operations on a CPU by the memory that
+      they need instead of by parallelism. It halves the memory of a GAN's
+      step, and with it the time for page faults; it nearly doubles Mip-NeRF's.
+    min_per_device: examples that a device needs, for terms that mix the
+      examples of one device.
+    min_per_device_key: config key that the error message names as the reason.
+  """
+  minimize_memory: bool = False
+  min_per_device: int = 1
+  min_per_device_key: str = ''
+
+
+def pmap(
+    step: Callable, mesh: Mesh, execution: Execution = Execution()
+) -> Callable:
+  """Returns a train step compiled for all devices of the mesh.
 
   Args:
-    step: (state, batch, key) -> (state, metrics), written for one chip: it
-      sees its share of the batch, averages its gradients by
-      `jax.lax.pmean(grads, 'devices')` after differentiation, and leaves the
-      same state on every chip. Metrics are scalars and are averaged here.
+    step: (state, batch, key) -> (state, metrics), written for one device: it
+      gets its rows of the batch, averages its gradients by
+      `jax.lax.pmean(grads, 'devices')` after differentiation, and returns the
+      same state on every device. Metrics are scalars and are averaged here.
     mesh: from `device_mesh`.
-    minimize_memory: whether XLA orders operations on a CPU by the memory that they
-      need, not so that many could be done at once. It halves a GAN's, and
-      with it the time for pages; it nearly doubles Mip-NeRF's.
+    execution: options of the compiler.
 
   Returns:
-    (state, batch, key) -> (state, metrics), with the state from `replicate`
-    (its buffers are reused: the caller's state is gone afterwards, except
-    for state.frozen), the batch from `to_devices`, and the run's key, that is
-    folded with state.step and is the same on all chips. As of what jax.jit
-    returns, its `lower` gives the program without running it.
+    (state, batch, key, static=None) -> (state, metrics), with the state from
+    `replicate` (its buffers are donated, except those of state.frozen), the
+    batch from `to_devices`, and the run's key, which is folded with state.step
+    and is the same on all devices. `static` is hashable; each of its values
+    compiles a program, in which `step` gets it as the keyword `static`; None is
+    not passed on. `lower` takes the same arguments, as that of jax.jit.
   """
 
-  def per_chip(state, frozen, batch, key):
+  def per_device(state, frozen, batch, key, *, static):
     key = jax.random.fold_in(key, state.step)
-    state, metrics = step(state.replace(frozen=frozen), batch, key)
+    options = {} if static is None else {'static': static}
+    state, metrics = step(state.replace(frozen=frozen), batch, key, **options)
     for name, value in metrics.items():
       if np.shape(value):
-        raise UserError(f'Metric {name!r} has shape {np.shape(value)}; '
-                        f'metrics are scalars.')
+        raise ValueError(f'Metric {name!r} has shape {np.shape(value)}; '
+                         f'metrics are scalars.')
     metrics = {name: jax.lax.pmean(jnp.float32(value), AXIS)
                for name, value in metrics.items()}
     return state.replace(frozen=None), metrics
 
-  # Without check_vma, gradients stay those of the chip, as the step expects.
-  mapped = jax.jit(
-      jax.shard_map(per_chip, mesh=mesh, in_specs=(P(), P(), P(AXIS), P()),
-                    out_specs=(P(), P()), check_vma=False),
-      donate_argnums=0,
-      compiler_options=_memory_first() if minimize_memory else None)
+  def program(state, frozen, batch, key, static):
+    # Without check_vma, gradients stay those of the device, as steps expect.
+    return jax.shard_map(
+        functools.partial(per_device, static=static), mesh=mesh,
+        in_specs=(P(), P(), P(AXIS), P()), out_specs=(P(), P()),
+        check_vma=False)(state, frozen, batch, key)
 
-  def over_chips(state, batch, key):
+  mapped = jax.jit(
+      program, static_argnums=4, donate_argnums=0,
+      compiler_options=_memory_first() if execution.minimize_memory else None)
+
+  def over_devices(state, batch, key, static=None):
     frozen = state.frozen
-    state, metrics = mapped(state.replace(frozen=None), frozen, batch, key)
+    state, metrics = mapped(
+        state.replace(frozen=None), frozen, batch, key, static)
     return state.replace(frozen=frozen), metrics
 
-  over_chips.lower = lambda state, batch, key: mapped.lower(
-      state.replace(frozen=None), state.frozen, batch, key)
-  return over_chips
+  over_devices.lower = lambda state, batch, key, static=None: mapped.lower(
+      state.replace(frozen=None), state.frozen, batch, key, static)
+  return over_devices
 
 
 def map_over_devices(function, rows=None, progress=None):
@@ -309,20 +334,27 @@ def rows(count):
       [np.arange(count)[index] for index in parts.values()]))
 
 
-def check_divides(batch, mesh, min_per_device=1):
-  """Raises UserError where chips do not get alike, or not `min_per_device` examples."""
+def check_divides(
+    batch: Any, mesh: Mesh, execution: Execution = Execution()) -> None:
+  """Checks that devices get equally many examples, and enough of them.
+
+  Raises:
+    UserError: the batch cannot be divided, or a device would get fewer than
+      execution.min_per_device examples.
+  """
   for x in jax.tree.leaves(batch):
     if np.ndim(x) == 0 or np.shape(x)[0] % mesh.size:
       size = f'of {np.shape(x)[0]}' if np.ndim(x) else 'without leading axis'
       raise UserError(
-          f'A batch {size} cannot be divided over {mesh.size} chips; choose a '
+          f'A batch {size} cannot be divided over {mesh.size} devices; choose a '
           f'batch that is a multiple of {mesh.size}, or fewer devices.')
-    if np.shape(x)[0] // mesh.size < min_per_device:
+    if np.shape(x)[0] // mesh.size < execution.min_per_device:
+      key = execution.min_per_device_key
       raise UserError(
-          f'A batch of {np.shape(x)[0]} on {mesh.size} chips leaves fewer '
-          f'than the {min_per_device} examples on each that are looked at together (of '
-          'a GAN, model.discriminator.group); choose a larger batch, fewer '
-          'devices, or fewer together.')
+          f'A batch of {np.shape(x)[0]} on {mesh.size} devices leaves fewer '
+          f'than the {execution.min_per_device} examples on each that are used '
+          f'together{f" ({key})" if key else ""}; choose a larger batch, fewer '
+          f'devices, or a smaller group{f" by --config.{key}" if key else ""}.')
 
 
 def prefetch(batches, mesh, ahead=2):

@@ -19,6 +19,8 @@ class TrainState:
     params: pytree of what is trained.
     opt_state: the optimizer's state.
     ema: exponential moving average of params, or None.
+    extra: pytree of running values that are saved but not optimized (a mean,
+      a probability), or None.
     frozen: pytree of weights that the step reads and never changes (a
       teacher), or None. Never saved: the task's init rebuilds it.
   """
@@ -26,6 +28,7 @@ class TrainState:
   params: Any
   opt_state: Any
   ema: Any = None
+  extra: Any = None
   frozen: Any = None
 
 
@@ -58,4 +61,5 @@ def copy(tree):
 def to_save(state):
   """Returns the part of a TrainState that a checkpoint holds, as a dict."""
   return {'step': state.step, 'params': state.params,
-          'opt_state': state.opt_state, 'ema': state.ema}
+          'opt_state': state.opt_state, 'ema': state.ema,
+          'extra': state.extra}

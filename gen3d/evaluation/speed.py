@@ -42,7 +42,7 @@ _SIZES = {
                           config.scene.importance.samples)},
     'text_to_image': lambda config: {
         'image': config.model.size, 'batch': config.batch},
-    'image_text': lambda config: {
+    'clip': lambda config: {
         'image': config.image.resolution, 'batch': config.batch}}
 
 
@@ -114,7 +114,7 @@ class Step:
   """A training step that can be repeated, though it gives its state away."""
 
   def __init__(self, task, state, mesh):
-    self._step = sharding.pmap(task.step, mesh, task.minimize_memory)
+    self._step = sharding.pmap(task.step, mesh, task.execution)
     self._state, self._mesh = state, mesh
     self._key = sharding.replicate(jax.random.key(1), mesh)
 

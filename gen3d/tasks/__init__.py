@@ -1,46 +1,104 @@
-"""What can be trained: one record, one file per kind of training.
+"""Trainable tasks: one record, one module per task.
 
-A task is made from a config by the `make` of its module; the engine's loop
-runs any of them. Per-chip code names the mapped axis 'devices'.
+The `make` of a task's module turns a config into a Task, which the engine's
+loop trains. A module whose finished runs can be shown also has `load`. Code
+for one device names the mapped axis 'devices'.
 """
 
+import importlib
+import os
 from collections.abc import Callable
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
-# By the name that a config gives; imported only when asked for.
+from gen3d.choices import UserError, pick
+from gen3d.engine import checkpoints
+from gen3d.engine.sharding import Execution
+
+# By the name in a config; imported only when needed.
 TASKS = {
     'text_to_image': 'gen3d.tasks.text_to_image',
     'text_to_3d': 'gen3d.tasks.text_to_3d',
-    'image_text': 'gen3d.tasks.clip',
+    'clip': 'gen3d.tasks.clip',
     'gan': 'gen3d.tasks.gan',
     'reconstruction': 'gen3d.tasks.reconstruction',
 }
 
 
+class Costs(NamedTuple):
+  """The quantities of a step's cost and its parts, for gen3d.benchmark.
+
+  Attributes:
+    sizes: {quantity: number, or (coarse, fine)} that the cost depends on.
+    unit: (name, number a step) for a rate, such as ('rays', 4096), or None.
+    phases: (seconds_of) -> iterator of (name, seconds), for steps that differ;
+      `seconds_of(static)` times a step with that static argument. Or None.
+    parts: (params, batch, devices) -> {name: function without arguments},
+      parts of the step on one device. Or None.
+  """
+  sizes: dict[str, Any]
+  unit: tuple[str, int] | None = None
+  phases: Callable | None = None
+  parts: Callable | None = None
+
+
 class Task(NamedTuple):
-  """Everything that the loop needs to know about a training.
+  """A training, as the loop runs it.
 
   Attributes:
     init: key -> TrainState.
-    step: (state, batch, key) -> (state, metrics). Pure, written for one chip;
-      the loop maps it over the chips and compiles it. `key` is the run's key
-      folded with the step and is the same on every chip: an example's own
-      randomness comes from its index in the batch, so that the result does
-      not depend on how the examples are spread.
+    step: (state, batch, key) -> (state, metrics), and the keyword `static`
+      where `static` gives values. Pure, written for one device; the loop maps
+      it over the devices and compiles it. `key` is the run's key folded with
+      the step and is the same on every device: an example's randomness comes
+      from its index in the batch, so that the result does not depend on how
+      the examples are divided.
     batches: (seed, first_step) -> iterator of batches (pytrees of NumPy
-      arrays with a leading axis that is divided over the chips), beginning
+      arrays with a leading axis that is divided over the devices), beginning
       with the batch of step `first_step`.
     evaluate: (state, key) -> (scalars, images): {name: float} and
-      {name: uint8 [H, W, 3]}. Runs on the host's side, on one chip.
+      {name: uint8 [H, W, 3]}. Runs on the host, on one device.
     finish: (state, workdir) -> list of the files that it wrote.
-    minimize_memory: whether the step's program is ordered for memory's sake on a CPU;
-      see sharding.pmap.
-    min_per_device: examples that a chip needs, where they are looked at together.
+    static: step number -> hashable facts that shape the compiled program (the
+      resolution of rendering, phases that are due), or None.
+    execution: options of the compiler and of placement.
+    costs: () -> Costs.
   """
   init: Callable
   step: Callable
   batches: Callable
   evaluate: Callable
   finish: Callable
-  minimize_memory: bool = False
-  min_per_device: int = 1
+  static: Callable = lambda step: None
+  execution: Execution = Execution()
+  costs: Callable = lambda: Costs({})
+
+
+def module_of(config: Any) -> ModuleType:
+  """The module of a config's task.
+
+  Raises:
+    UserError: the config names no such task.
+  """
+  return importlib.import_module(pick('task', TASKS, config.get('task')))
+
+
+def load_finished(workdir: str | os.PathLike, step: int | None = None) -> Any:
+  """The render.finished.Finished of a run.
+
+  Args:
+    workdir: of the run.
+    step: which checkpoint; None for the newest.
+
+  Raises:
+    UserError: there is no such run, it is damaged, or its task makes nothing
+      that can be shown.
+    FileNotFoundError: there is no such checkpoint.
+  """
+  config = checkpoints.load_config(workdir)
+  module = module_of(config)
+  if not hasattr(module, 'load'):
+    raise UserError(
+        f'The run in {workdir} is of the task {config.task!r}, which makes no '
+        'object; give the --workdir of a text_to_3d or reconstruction run.')
+  return module.load(workdir, step)

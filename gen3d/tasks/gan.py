@@ -84,9 +84,12 @@ def make(config):
       batches=functools.partial(batches, config=config, source=source),
       evaluate=report,
       finish=finish,
-      minimize_memory=True,
-      # Of the minibatch standard deviation, which one image has none of.
-      min_per_device=min(config.model.discriminator.mbstd_group, config.batch))
+      execution=sharding.Execution(
+          minimize_memory=True,
+          # The minibatch standard deviation is over the images of a device.
+          min_per_device=min(config.model.discriminator.mbstd_group,
+                             config.batch),
+          min_per_device_key='model.discriminator.mbstd_group'))
 
 
 def check(config):

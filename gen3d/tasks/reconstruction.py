@@ -96,7 +96,7 @@ def open_data(data, split):
                           factor=data.factor)
 
 
-def load_shown(workdir, step=None):
+def load(workdir, step=None):
   """The showing.Shown of a run of this task; its photographs need not exist.
 
   Raises:

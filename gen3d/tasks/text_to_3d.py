@@ -106,7 +106,7 @@ def load_run(workdir, step=None):
   return scene, state.params['scene'], config
 
 
-def load_shown(workdir, step=None):
+def load(workdir, step=None):
   """The showing.Shown of a run; errors as in `load_run`."""
   return shown(*load_run(workdir, step))
 
