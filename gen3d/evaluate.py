@@ -1,8 +1,8 @@
-r"""Prints the README's numbers: of the shipped models and finished runs.
+r"""Evaluates the bundled models and finished runs; prints the tables.
 
-python -m gen3d.evaluate --what=judge
+python -m gen3d.evaluate --what=clip
 python -m gen3d.evaluate --what=text_to_image --out=/tmp/samples
-python -m gen3d.evaluate --what=beliefs --out=/tmp/beliefs
+python -m gen3d.evaluate --what=mean_prediction --out=/tmp/mean_prediction
 python -m gen3d.evaluate --what=text_to_3d --runs=runs --out=/tmp/table
 python -m gen3d.evaluate --what=gan --network=shapes
 python -m gen3d.evaluate --what=r_precision --runs=runs
@@ -10,80 +10,57 @@ python -m gen3d.evaluate --what=r_precision --runs=runs \
   --captions=coco_153.txt \
   --clip=openai/clip-vit-base-patch32,openai/clip-vit-large-patch14
 
-Runs that were judged are not judged again until they are exported again
-(--force does).
+Results of a run are stored in its workdir and reused until the run is exported
+again; --force evaluates it anew.
 """
-
-import pathlib
 
 from absl import flags
 
 from gen3d import assets
 from gen3d.engine import cli
-from gen3d.evaluation import gan as gan_evaluation
-from gen3d.evaluation import mean_prediction, r_precision
-from gen3d.evaluation import text_to_3d as text_to_3d_evaluation
-from gen3d.io import images as image_io
-from gen3d.models import clip_pair
+from gen3d.evaluation import clip, gan, mean_prediction, r_precision, text_to_3d
+
+# --what -> function of the flags' values that returns the text to print.
+_REPORTS = {
+    'clip': lambda f: clip.report_real_images(f.clip_weights, f.count),
+    'text_to_image': lambda f: clip.report_samples(
+        f.clip_weights, f.weights, f.count, f.guidance_scale, f.out),
+    'mean_prediction': lambda f: mean_prediction.report(f.weights, f.out),
+    'text_to_3d': lambda f: text_to_3d.report(
+        f.runs, f.clip_weights, f.force, f.out),
+    'r_precision': lambda f: r_precision.report(
+        f.runs, f.protocol, f.clip, f.captions, f.clip_weights, f.force),
+    'gan': lambda f: gan.report(f.network),
+}
 
 _WHAT = flags.DEFINE_enum(
-    'what', 'text_to_3d',
-    ['judge', 'text_to_image', 'beliefs', 'text_to_3d', 'r_precision', 'gan'],
-    'Which question to answer.')
-_RUNS = flags.DEFINE_string('runs', 'runs', 'Folder of text-to-3D workdirs.')
-_COUNT = flags.DEFINE_integer('count', 512, 'Held-out captions a split.', 8)
-_SCALE = flags.DEFINE_float('guidance_scale', 3.0, 'Of the samples.')
-_WEIGHTS = flags.DEFINE_string(
-    'weights', str(assets.TEXT_TO_IMAGE), 'Of the text-to-image model.')
-_JUDGE = flags.DEFINE_string(
-    'judge', str(assets.CLIP), 'Weights of the CLIP pair.')
-_CLIP = flags.DEFINE_list(
-    'clip', [], 'Published CLIPs that judge r_precision (folders of '
-    'transformers or hub ids); the shipped pair if none.')
-_CAPTIONS = flags.DEFINE_string(
-    'captions', None, 'File of captions, one a line, from which they '
-    'retrieve; data/caption_files.py says where 153 are.')
-_PROTOCOL = flags.DEFINE_enum(
+    'what', 'text_to_3d', list(_REPORTS), 'Which evaluation to run.')
+flags.DEFINE_string('runs', 'runs', 'Folder of text-to-3D workdirs.')
+flags.DEFINE_integer('count', 512, 'Held-out captions per split.', 8)
+flags.DEFINE_float('guidance_scale', 3.0, 'For text_to_image.')
+flags.DEFINE_string(
+    'weights', str(assets.TEXT_TO_IMAGE), 'Weights of the text-to-image model.')
+flags.DEFINE_string(
+    'clip_weights', str(assets.CLIP), 'Weights of the CLIP pair of gen3d.')
+flags.DEFINE_list(
+    'clip', [], 'CLIPs of transformers for r_precision (folders or hub ids), '
+    'with --captions; the CLIP pair of gen3d if empty.')
+flags.DEFINE_string(
+    'captions', None, 'File of captions, one a line, from which these CLIPs '
+    'retrieve; see gen3d/data/caption_files.py for the usual 153.')
+flags.DEFINE_enum(
     'protocol', 'dreamfusion', ['dreamfusion', 'dream_fields'],
     'Views for r_precision: eight azimuths at elevation 30, or one at 45.')
-_NETWORK = flags.DEFINE_string(
-    'network', 'shapes', 'A 3-D GAN that gen3d trained, for gan: .safetensors '
-    'or a shipped name.')
-_FORCE = flags.DEFINE_bool('force', False, 'Judge again what was judged.')
-_OUT = flags.DEFINE_string('out', None, 'Folder for pictures, if wanted.')
+flags.DEFINE_string(
+    'network', 'shapes', 'For gan: a 3-D GAN trained by gen3d, a .safetensors '
+    'file or a bundled name.')
+flags.DEFINE_bool('force', False, 'Evaluate again where results are stored.')
+flags.DEFINE_string('out', None, 'Folder for images; none are written if '
+                    'empty.')
 
 
-def main():
-  if _WHAT.value == 'r_precision':
-    print(r_precision.evaluate(
-        _RUNS.value, _PROTOCOL.value, _CLIP.value, _CAPTIONS.value,
-        _JUDGE.value, _FORCE.value))
-    return
-  if _WHAT.value == 'gan':
-    print(gan_evaluation.report(_NETWORK.value))
-    return
-  out = pathlib.Path(_OUT.value) if _OUT.value else None
-  if _WHAT.value == 'beliefs':
-    print(mean_prediction.report(_WEIGHTS.value, out))
-    return
-  judge = clip_pair.load(_JUDGE.value)
-  if _WHAT.value == 'text_to_3d':
-    print(text_to_3d_evaluation.table(text_to_3d_evaluation.judge_runs(
-        judge, _RUNS.value, _FORCE.value)))
-    if out:
-      image_io.save(out / 'objects.png', text_to_3d_evaluation.sheet(_RUNS.value))
-    return
-  if _WHAT.value == 'judge':
-    rates = text_to_3d_evaluation.judge_real(judge, _COUNT.value)
-  else:
-    rates, samples = text_to_3d_evaluation.judge_samples(
-        judge, _WEIGHTS.value, _COUNT.value, _SCALE.value)
-    for split, (images, texts) in samples.items() if out else ():
-      image_io.save(out / f'{split}.png', image_io.tile(
-          images[:64], 8, texts[:64]))
-  for split, rate in rates.items():
-    print(f'{_WHAT.value}, {split} pairs: {100 * rate.rate:.1f} % '
-          f'+- {100 * rate.error:.1f} % of {rate.n} among 64 distractors')
+def main() -> None:
+  print(_REPORTS[_WHAT.value](flags.FLAGS))
 
 
 if __name__ == '__main__':

@@ -1,1 +1,1 @@
-"""Measurements that print the tables of configs/README.md."""
+"""Evaluations: one module per table of configs/README.md."""

@@ -1,11 +1,16 @@
-"""What a teacher believes in where all is noise, beside what it should.
+"""Error of the teacher's prediction at t = 0.99 against the true mean image.
 
-There the best guess of a picture is the mean of all that the words may mean
-from the camera that is told: score distillation begins with it, and makes a
-blob of a blob. In the shapes world that mean can be computed.
+At this noise level x_t carries almost no information, so the best prediction
+is the mean of all images that a prompt allows from a given camera. Score
+distillation begins with it: a blurred mean gives a blurred shape. In the
+shapes world the true mean can be computed by sampling.
 """
 
 import functools
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,95 +26,137 @@ from gen3d.ops import cameras
 from gen3d.tasks import text_to_image
 
 COLOR = 'orange'
-SIDES = 4
+NUM_VIEWS = 4
 TIME = 0.99
-DRAWS = 16  # of objects, and of noise
+NUM_SAMPLES = 16  # objects of a true mean, and noises of a predicted one
 
 
-def compare(weights=assets.TEXT_TO_IMAGE, draws=DRAWS):
-  """Means and beliefs of one colored thing of each category.
+def report(weights: str | os.PathLike = assets.TEXT_TO_IMAGE,
+           out: str | os.PathLike | None = None) -> str:
+  """Lines with the relative error of each prompt and their mean.
 
   Args:
     weights: of a text-to-image model.
-    draws: objects of a mean, each in a light of its own, over gray; and
-      noises of a belief.
+    out: folder for a sheet, true mean beside prediction; None for no sheet.
 
-  Returns:
-    (prompts, means, beliefs), the last two [categories, SIDES, H, W, 3], in
-    about [0, 1].
+  Raises:
+    UserError: the weights are missing or damaged.
   """
-  model, params, _ = text_to_image.load(weights)
-  prompts = [captions.plain(captions.Spec(category, COLOR, ''))
-             for category in captions.CATEGORIES]
-  texts, labels = text_to_image.around(prompts, SIDES)
-  means = np.stack([_mean_pictures(category, labels[:SIDES], model.size, draws)
-                    for category in tqdm.tqdm(captions.CATEGORIES, 'means',
-                                              disable=None)])
-  tokens, mask = assets.tokenizer().encode(texts)
-  beliefs = _believe(params, tokens, mask, jnp.asarray(labels),
-                     jax.random.split(jax.random.key(0), len(texts)),
-                     model=model, draws=draws)
-  return prompts, means, np.asarray(beliefs).reshape(means.shape)
-
-
-def relative_errors(means, beliefs):
-  """Squared error by category [N], 1 for a teacher that believes in gray."""
-  axes = (1, 2, 3, 4)
-  return ((beliefs - means) ** 2).mean(axes) / ((means - 0.5) ** 2).mean(axes)
-
-
-def report(weights, out=None):
-  """Lines of errors; in the folder `out`, if any, a sheet of both pictures."""
-  prompts, means, beliefs = compare(weights)
-  errors = relative_errors(means, beliefs)
+  prompts, means, predictions = compare(weights)
+  errors = relative_errors(means, predictions)
   if out:
-    sheet = np.concatenate([means, beliefs], 3)
-    image_io.save(out / 'beliefs.png', image_io.tile(
-        np.clip(sheet[:, [0, 1]].reshape(-1, *sheet.shape[2:]), 0, 1), 8,
+    pairs = np.concatenate([means, predictions], axis=3)[:, [0, 1]]
+    image_io.save(pathlib.Path(out) / 'mean_prediction.png', image_io.tile(
+        np.clip(pairs.reshape(-1, *pairs.shape[2:]), 0, 1), 8,
         [f'{prompt}, {side}' for prompt in prompts
          for side in ('front', 'side')]))
   lines = [f'{prompt}: {error:.2f}' for prompt, error in zip(prompts, errors)]
   return '\n'.join([*lines, (
-      'mean relative error of what is believed at much noise: '
+      f'mean relative error of the prediction at t = {TIME}: '
       f'{errors.mean():.3f}')])
 
 
-def _mean_pictures(category, labels, size, draws):
-  """[SIDES, H, W, 3]: over sizes, second colors and lights."""
+def compare(
+    weights: str | os.PathLike = assets.TEXT_TO_IMAGE,
+    num_samples: int = NUM_SAMPLES
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+  """True and predicted mean images of one colored object of each category.
+
+  Args:
+    weights: of a text-to-image model.
+    num_samples: objects of a true mean, each in its own light before gray;
+      and noises of a predicted one.
+
+  Returns:
+    (prompts, means, predictions), the last two [categories, NUM_VIEWS, H, W,
+    3], about in [0, 1].
+  """
+  model, params, _ = text_to_image.load(weights)
+  prompts = [captions.plain(captions.Spec(category, COLOR, ''))
+             for category in captions.CATEGORIES]
+  texts, labels = text_to_image.around(prompts, NUM_VIEWS)
+  means = np.stack([
+      mean_images(category, labels[:NUM_VIEWS], model.size, num_samples)
+      for category in tqdm.tqdm(captions.CATEGORIES, 'means', disable=None)])
+  tokens, mask = assets.tokenizer().encode(texts)
+  predictions = _predict_means(
+      params, tokens, mask, jnp.asarray(labels),
+      jax.random.split(jax.random.key(0), len(texts)), model=model,
+      num_samples=num_samples)
+  return prompts, means, np.asarray(predictions).reshape(means.shape)
+
+
+def relative_errors(means: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+  """Squared error by category [N], 1 for a prediction of uniform gray.
+
+  Args:
+    means: [N, V, H, W, 3], true mean images in [0, 1].
+    predictions: the same shape.
+  """
+  axes = (1, 2, 3, 4)
+  return ((predictions - means) ** 2).mean(axes) / (
+      (means - 0.5) ** 2).mean(axes)
+
+
+def mean_images(category: str, labels: np.ndarray, size: int,
+                num_samples: int) -> np.ndarray:
+  """Mean [V, H, W, 3] over proportions, second colors and lights.
+
+  Args:
+    category: one of captions.CATEGORIES.
+    labels: [V, 25], of the cameras.
+    size: H and W, in pixels.
+    num_samples: of objects, the same for all views.
+  """
   rng = np.random.default_rng(captions.CATEGORIES.index(category))
   parts = [categories.build(captions.Spec(
       category, COLOR, rng.choice(list(captions.COLORS))), rng.uniform).parts
-           for _ in range(draws)]
+           for _ in range(num_samples)]
   return np.asarray(_mean_of_each(
-      np.stack(parts), jax.random.split(jax.random.key(0), draws),
+      np.stack(parts), jax.random.split(jax.random.key(0), num_samples),
       jnp.asarray(labels), size=size))
 
 
 @functools.partial(jax.jit, static_argnames='size')
 def _mean_of_each(parts, keys, labels, *, size):
-  def one(label):
-    def picture(part_key):
-      part, key = part_key
+  def mean_image(label):
+    def image(sample):
+      part, key = sample
       view = shapes_world.trace(part, cameras.from_label(label), size)
+      # Over gray 0.5, the mean of the world's backgrounds.
       return shapes_world.sample_image(key, view, 0.0, 0.5)
 
-    return jnp.mean(jax.lax.map(picture, (parts, keys)), axis=0)
+    return jnp.mean(jax.lax.map(image, (parts, keys)), axis=0)
 
-  return jax.lax.map(one, labels)
+  return jax.lax.map(mean_image, labels)
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'draws'))
-def _believe(params, tokens, mask, labels, keys, *, model, draws):
-  text = model.look(params, model.embed(params, tokens, mask), labels)
+def predict_mean(denoise: Callable, weights: Any, schedule: noise.Schedule,
+                 text: Any, x_t: jax.Array) -> jax.Array:
+  """Mean [H, W, 3] of the predictions of x from noises, in about [0, 1].
 
-  def one(row):
+  Args:
+    denoise: (weights, x_t, t, text) -> eps.
+    weights: of the denoiser.
+    schedule: noise.Schedule.
+    text: of one image, a pytree without a batch axis.
+    x_t: [K, H, W, 3], K noises.
+  """
+  text = jax.tree.map(
+      lambda x: jnp.broadcast_to(x, (len(x_t), *x.shape)), text)
+  t = jnp.full(len(x_t), TIME)
+  eps = denoise(weights, x_t, t, text)
+  x = noise.x_from_eps(schedule, x_t, eps, t)
+  return jnp.mean(x, axis=0) / 2 + 0.5
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'num_samples'))
+def _predict_means(params, tokens, mask, labels, keys, *, model, num_samples):
+  texts = model.look(params, model.embed(params, tokens, mask), labels)
+
+  def predict(row):
     text, key = row
-    again = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (draws, *x.shape)), text)
-    x_t = jax.random.normal(key, (draws, model.size, model.size, 3))
-    t = jnp.full(draws, TIME)
-    eps = model.denoise(params, x_t, t, again)
-    x = noise.x_from_eps(model.schedule, x_t, eps, t)
-    return jnp.mean(x, axis=0) / 2 + 0.5
+    x_t = jax.random.normal(key, (num_samples, model.size, model.size, 3))
+    return predict_mean(model.denoise, params, model.schedule, text, x_t)
 
-  return jax.lax.map(one, (text, keys))
+  return jax.lax.map(predict, (texts, keys))

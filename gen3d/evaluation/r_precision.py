@@ -1,20 +1,22 @@
 """CLIP R-Precision of a folder of finished runs, as the papers report it.
 
-An *examiner* is a column of the table: it looks at one object's views, in
-color or textureless (the papers' "geometry"), and says in what share of them
-it retrieves the prompt. The published CLIPs retrieve it from a file of
-captions by the protocol of metrics.text, before white; the shipped pair, from
-captions of the shapes world, as in `evaluation`. A *method* is a row: the
-choice of scene, guidance and teacher.
+A *retriever* gives two columns of the table: the fraction of an object's
+views, in color and textureless (the papers' "geometry"), that retrieve the
+prompt. A CLIP of transformers (a folder or a hub id) retrieves it from a file
+of captions by the protocol of metrics.text, on a white background; the bundled
+pair retrieves it from captions of the shapes world, as in
+evaluation/text_to_3d.py. A *method*, the choice of scene, guidance and
+teacher, is a row.
 
-What an examiner said of a run stands beside it, in r_precision.json.
+The results of a run are stored in its workdir, in r_precision.json.
 """
 
 import functools
 import hashlib
 import json
+import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +28,7 @@ from gen3d import assets, files
 from gen3d.choices import UserError, pick
 from gen3d.data import caption_files
 from gen3d.engine import checkpoints
+from gen3d.evaluation import clip as clip_evaluation
 from gen3d.evaluation import text_to_3d as text_to_3d_evaluation
 from gen3d.metrics import text as text_metrics
 from gen3d.models import clip, clip_pair
@@ -36,59 +39,67 @@ from gen3d.weights import hub
 REPORT = 'r_precision.json'
 NAMES = {clip.B32: 'CLIP B/32', clip.B16: 'CLIP B/16', clip.L14: 'CLIP L/14'}
 WHITE = 1.0
+# Mode of a render -> heading of its column in the papers.
 HEADINGS = {'color': 'color', 'textureless': 'geometry'}
 
+# (images [V, S, S, 3] in [0, 1], prompt, textureless) -> fraction of views.
+RetrievalRate = Callable[[np.ndarray, str, bool], float]
 
-class Examiner(NamedTuple):
-  """One who retrieves prompts.
+
+class ClipRetriever(NamedTuple):
+  """A CLIP with the captions from which it retrieves a run's prompt.
 
   Attributes:
     name: heading of its columns.
-    identity: string that differs where its answers may.
-    size: S, pixels a side of what it looks at.
+    cache_key: string that changes with the weights or the captions; stored
+      results of another key are not used.
+    size: S, of the views that it takes, in pixels.
     background: gray level behind the object.
-    share: (images [V, S, S, 3] in [0, 1], prompt, textureless) -> float.
+    retrieval_rate: fraction of the views that retrieve the prompt.
   """
   name: str
-  identity: str
+  cache_key: str
   size: int
   background: float
-  share: Callable
+  retrieval_rate: RetrievalRate
 
 
-class Score(NamedTuple):
-  """What J examiners say of one run.
+class RunRates(NamedTuple):
+  """The retrieval rates of one run.
 
   Attributes:
     method: of the run.
     prompt: of the run.
-    shares: float [J, 2], of its views in color and textureless.
+    rates: float [J, 2] of J retrievers, in color and textureless.
   """
   method: str
   prompt: str
-  shares: Any
+  rates: Any
 
 
-class _Source(NamedTuple):
-  """A published CLIP whose files are there; its weights are not read yet."""
+class _Checkpoint(NamedTuple):
+  """A CLIP of transformers whose files are complete; no weights read yet."""
   name: str
   path: pathlib.Path
   size: clip.CLIPSize
   tokenize: Callable
-  identity: str
+  cache_key: str
 
 
-def evaluate(runs, protocol, clips=(), captions=None, asset=assets.CLIP,
-             force=False):
-  """Renders and judges what has not been, and makes the papers' table.
+def report(runs: str | os.PathLike, protocol: str, clips: Sequence[str] = (),
+           captions: str | os.PathLike | None = None,
+           clip_weights: str | os.PathLike = assets.CLIP,
+           force: bool = False) -> str:
+  """The papers' table of a folder of runs; results that exist are reused.
 
   Args:
     runs: folder of workdirs.
     protocol: a key of metrics.text.PROTOCOLS.
-    clips: folders or hub ids of published CLIPs; the shipped pair if none.
-    captions: file of captions, one a line, for published CLIPs.
-    asset: weights of the shipped pair.
-    force: whether to judge again what was judged.
+    clips: folders or hub ids of CLIPs of transformers; the bundled pair if
+      empty.
+    captions: file of captions, one a line, from which these retrieve.
+    clip_weights: of the bundled pair.
+    force: evaluate again where results exist.
 
   Returns:
     A Markdown table.
@@ -100,25 +111,26 @@ def evaluate(runs, protocol, clips=(), captions=None, asset=assets.CLIP,
   views = pick('protocol', text_metrics.PROTOCOLS, protocol)
   if bool(clips) != bool(captions):
     raise UserError(
-        'Published CLIPs retrieve from a file of captions, and the shipped '
-        'pair from the shapes world: give both --clip and --captions, or '
-        'neither.')
+        'CLIPs of transformers retrieve from a file of captions, the bundled '
+        'pair from captions of the shapes world: give both --clip and '
+        '--captions, or neither.')
   folders = text_to_3d_evaluation.finished_runs(runs)
-  if clips:
+  if captions:
     texts = caption_files.read(captions)
     check_prompts(folders, texts, captions)
-    examiners = published(clips, texts)
+    retrievers = hub_clips(clips, texts)
   else:
-    examiners = [shipped(asset)]
-  scores = judge_runs(examiners, folders, views, force)
-  return table(scores, [examiner.name for examiner in examiners])
+    retrievers = [bundled_clip(clip_weights)]
+  rates = score_runs(retrievers, folders, views, force)
+  return table(rates, [retriever.name for retriever in retrievers])
 
 
-def check_prompts(folders, captions, where):
+def check_prompts(folders: Iterable[pathlib.Path], captions: Sequence[str],
+                  where: str | os.PathLike) -> None:
   """Raises UserError where a run's prompt is none of the captions.
 
   Args:
-    folders: of the runs.
+    folders: workdirs of the runs.
     captions: normalized, see data.caption_files.
     where: their file, for the message.
   """
@@ -134,163 +146,171 @@ def check_prompts(folders, captions, where):
         f'{folder}; add them, or give the file from which the runs were made.')
 
 
-def shipped(asset=assets.CLIP):
-  """The Examiner of the shapes world's pair."""
-  judge = clip_pair.load(asset)
-  identity = hashlib.sha256(pathlib.Path(asset).read_bytes()).hexdigest()
-  return Examiner('shapes pair', identity, text_to_3d_evaluation.SIZE,
-                  text_to_3d_evaluation.BACKGROUND,
-                  functools.partial(text_to_3d_evaluation.found, judge))
+def bundled_clip(path: str | os.PathLike = assets.CLIP) -> ClipRetriever:
+  """The ClipRetriever of the shapes world's pair."""
+  pair = clip_pair.load(path)
+  cache_key = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+  return ClipRetriever(
+      'shapes pair', cache_key, text_to_3d_evaluation.SIZE,
+      text_to_3d_evaluation.BACKGROUND,
+      functools.partial(clip_evaluation.retrieval_rate, pair))
 
 
-def published(names, captions):
-  """Examiners that retrieve from all captions by CLIPs of transformers.
+def hub_clips(names: Sequence[str],
+              captions: Sequence[str]) -> list[ClipRetriever]:
+  """ClipRetrievers of CLIPs of transformers, from a list of captions.
 
   Args:
     names: folders or hub ids.
     captions: list of M normalized captions.
 
   Raises:
-    UserError: one of them is no CLIP with a tokenizer; all are looked at
-      before the first one's weights are read.
+    UserError: one of them is no CLIP with a tokenizer. All are checked before
+      the weights of the first are read.
   """
-  sources = [_source(name) for name in names]
-  headings = [NAMES.get(source.size, source.name) for source in sources]
-  if len(set(headings)) < len(headings):
-    headings = [source.name for source in sources]
-  return [_examiner(source, heading, captions)
-          for source, heading in zip(sources, headings, strict=True)]
+  found = [_checkpoint(name) for name in names]
+  headings = [NAMES.get(checkpoint.size, checkpoint.name)
+              for checkpoint in found]
+  if len(set(headings)) < len(headings):  # Two of one size.
+    headings = [checkpoint.name for checkpoint in found]
+  return [_retriever(checkpoint, heading, captions)
+          for checkpoint, heading in zip(found, headings, strict=True)]
 
 
-def _source(name):
-  checkpoint = hub.locate(name)
-  path = checkpoint.path
-  size = clip.clip_size(hub.Folder(
-      path, hub.read_config(path), {}))
-  tokenize = hub.load_tokenizer(path, size.text.vocab, size.text.length)
-  if size.text.eot not in tokenize(['a'])[0]:
-    raise UserError(
-        f'The tokenizer in {path} does not end a text with the token '
-        f'{size.text.eot}, at which its CLIP reads the text\'s feature.')
-  stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns)
-           for pattern in ('*.json', '*.safetensors', '*.bin')
-           for file in sorted(path.glob(pattern))]
-  # A download's folder is called as its revision.
-  known_as = pathlib.Path(name) if checkpoint.revision else path.resolve()
-  return _Source(known_as.name, path, size, tokenize,
-                 checkpoint.revision or repr(stats))
-
-
-def _examiner(source, heading, captions):
-  network, params = clip.load(source.path)
-  pair = _pair(network, params, source.tokenize)
-  # The same for every run.
-  pair = pair._replace(text_features=functools.cache(pair.text_features))
-  captions = tuple(captions)
-
-  def share(images, prompt, textureless):
-    del textureless  # All the other captions are distractors all the same.
-    truth = captions.index(caption_files.normalize(prompt))
-    return float(text_metrics.retrieved(
-        pair, np.asarray(images)[None], captions, [truth])[0])
-
-  identity = repr((source.name, source.identity, captions))
-  return Examiner(heading, identity, source.size.image.resolution, WHITE,
-                  share)
-
-
-def _pair(network, params, tokenize):
-  """image_text.Judge of a published CLIP; images of any size are fitted."""
-  side = network.size.image.resolution
-  encode_images = jax.jit(functools.partial(clip.image_features, network))
-  encode_tokens = jax.jit(functools.partial(clip.text_features, network))
-  return clip_pair.ClipPair(
-      lambda images: np.asarray(encode_images(
-          params, image_ops.clip_preprocess(jnp.asarray(images), side))),
-      lambda texts: np.asarray(encode_tokens(params, tokenize(texts)[0])))
-
-
-def judge_runs(examiners, folders, protocol, force=False):
-  """Scores of runs; what is known is read, the rest is rendered.
+def score_runs(retrievers: Sequence[ClipRetriever],
+               folders: Iterable[pathlib.Path],
+               protocol: text_metrics.Protocol,
+               force: bool = False) -> list[RunRates]:
+  """Retrieval rates of runs; those that are stored are not computed again.
 
   Args:
-    examiners: list of J Examiners.
-    folders: of the runs.
-    protocol: metrics.text.Protocol.
-    force: whether to judge again what was judged.
+    retrievers: J of them.
+    folders: workdirs of the runs.
+    protocol: the views.
+    force: evaluate again where results exist.
 
   Returns:
-    list of Score.
+    RunRates of each run.
   """
   scores = []
   for folder in tqdm.tqdm(folders, 'runs', disable=None):
     config = checkpoints.load_config(folder)
     step = json.loads((folder / 'finished.json').read_text())['step']
-    names = [_digest(examiner.identity, protocol, step)
-             for examiner in examiners]
-    known = _read_report(folder)
-    todo = {name: examiner for name, examiner in zip(names, examiners)
-            if force or name not in known}
-    if todo:
-      known |= _judge(folder, todo, protocol)
-      with files.atomic_write(folder / REPORT) as temporary:
-        pathlib.Path(temporary).write_text(json.dumps(known))
-    scores.append(Score(method(config), config.prompt, np.array(
-        [[known[name][mode] for mode in text_to_3d_evaluation.MODES]
-         for name in names])))
+    keys = [_digest(retriever.cache_key, protocol, step)
+            for retriever in retrievers]
+    stored = _read_report(folder)
+    missing = {key: retriever for key, retriever in zip(keys, retrievers)
+               if force or key not in stored}
+    if missing:
+      stored |= _score_run(folder, missing, protocol)
+      files.write_bytes(folder / REPORT, json.dumps(stored).encode())
+    scores.append(RunRates(method(config), config.prompt, np.array(
+        [[stored[key][mode] for mode in text_to_3d_evaluation.MODES]
+         for key in keys])))
   return scores
 
 
-def method(config):
-  """A run's row: its scene, guidance and teacher."""
+def method(config: Any) -> str:
+  """The row of a run's config: its scene, guidance and teacher."""
   return ', '.join(config[part].name
                    for part in ('scene', 'guidance', 'teacher'))
 
 
-def table(scores, names):
+def table(scores: Sequence[RunRates], names: Sequence[str]) -> str:
   """The papers' table: percent +- standard error, in Markdown.
 
   Args:
-    scores: list of Score; the rows are their methods.
-    names: of the J examiners, two columns each.
+    scores: of the runs; the rows are their methods.
+    names: of the J retrievers, two columns each.
   """
   headings = [f'{name}, {HEADINGS[mode]}'
               for name in names for mode in text_to_3d_evaluation.MODES]
   lines = ['| ' + ' | '.join(['method', *headings, 'n']) + ' |',
            '|---' * (len(headings) + 2) + '|']
   for name in sorted({score.method for score in scores}):
-    shares = np.stack([s.shares.ravel() for s in scores if s.method == name])
-    rates = [text_metrics.rate(column) for column in shares.T]
+    values = np.stack([s.rates.ravel() for s in scores if s.method == name])
+    rates = [text_metrics.rate(column) for column in values.T]
     cells = [f'{100 * r.rate:.1f} +- {100 * r.error:.1f}' for r in rates]
-    lines.append('| ' + ' | '.join([name, *cells, str(len(shares))]) + ' |')
+    lines.append('| ' + ' | '.join([name, *cells, str(len(values))]) + ' |')
   return '\n'.join(lines)
 
 
-def _judge(folder, examiners, protocol):
-  """{name: {'examiner', 'views', mode: share}} of {name: Examiner}."""
+def _checkpoint(name):
+  located = hub.locate(name)
+  path = located.path
+  size = clip.clip_size(hub.Folder(
+      path, hub.read_config(path), {}))
+  tokenize = hub.load_tokenizer(path, size.text.vocab, size.text.length)
+  if size.text.eot not in tokenize(['a'])[0]:
+    raise UserError(
+        f'The tokenizer in {path} does not end a text with the token '
+        f'{size.text.eot}, at which its CLIP reads the text feature; give a '
+        'folder with the tokenizer of that CLIP.')
+  stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns)
+           for pattern in ('*.json', '*.safetensors', '*.bin')
+           for file in sorted(path.glob(pattern))]
+  # The folder of a download is named after its revision, not the model.
+  named = pathlib.Path(name) if located.revision else path.resolve()
+  return _Checkpoint(named.name, path, size, tokenize,
+                     located.revision or repr(stats))
+
+
+def _retriever(checkpoint, heading, captions):
+  network, params = clip.load(checkpoint.path)
+  pair = _hub_pair(network, params, checkpoint.tokenize)
+  # The captions are the same for every run: encode them once.
+  pair = pair._replace(text_features=functools.cache(pair.text_features))
+  captions = tuple(captions)
+
+  def retrieval_rate(images, prompt, textureless):
+    del textureless  # All other captions are distractors in both modes.
+    truth = captions.index(caption_files.normalize(prompt))
+    return float(text_metrics.retrieval_rates(
+        pair, np.asarray(images)[None], captions, [truth])[0])
+
+  cache_key = repr((checkpoint.name, checkpoint.cache_key, captions))
+  return ClipRetriever(heading, cache_key, checkpoint.size.image.resolution,
+                       WHITE, retrieval_rate)
+
+
+def _hub_pair(network, params, tokenize):
+  """ClipPair of a CLIP of transformers; takes images of any size."""
+  resolution = network.size.image.resolution
+  encode_images = jax.jit(functools.partial(clip.image_features, network))
+  encode_tokens = jax.jit(functools.partial(clip.text_features, network))
+  return clip_pair.ClipPair(
+      lambda images: np.asarray(encode_images(
+          params, image_ops.clip_preprocess(
+              jnp.asarray(images), resolution))),
+      lambda texts: np.asarray(encode_tokens(params, tokenize(texts)[0])))
+
+
+def _score_run(folder, retrievers, protocol):
+  """{key: {'retriever', 'views', mode: rate}} of {key: ClipRetriever}."""
   _, params, config = text_to_3d.load_run(folder)
-  # Examiners that look at the same pictures share them.
-  look = functools.cache(functools.partial(
-      text_to_3d_evaluation.views, config, params, protocol))
-  said = {}
-  for name, examiner in examiners.items():
-    seen = look(examiner.size, examiner.background)
-    said[name] = {
-        'examiner': examiner.name, 'views': protocol._asdict(),
-        **{mode: examiner.share(images, config.prompt, mode == 'textureless')
-           for mode, images in seen.items()}}
-  return said
+  # Retrievers of one size and background take the same images.
+  render = functools.cache(functools.partial(
+      text_to_3d_evaluation.render_views, config, params, protocol))
+  results = {}
+  for key, retriever in retrievers.items():
+    views = render(retriever.size, retriever.background)
+    results[key] = {
+        'retriever': retriever.name, 'views': protocol._asdict(),
+        **{mode: retriever.retrieval_rate(
+            images, config.prompt, mode == 'textureless')
+           for mode, images in views.items()}}
+  return results
 
 
-def _digest(*facts):
-  return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
+def _digest(*values):
+  return hashlib.sha256(repr(values).encode()).hexdigest()[:24]
 
 
 def _read_report(folder):
-  report = folder / REPORT
-  if not report.exists():
+  path = folder / REPORT
+  if not path.exists():
     return {}
   try:
-    return json.loads(report.read_text())
+    return json.loads(path.read_text())
   except ValueError as error:
-    raise UserError(f'{report} is damaged; delete it.') from error
+    raise UserError(f'{path} is damaged; delete it.') from error

@@ -1,14 +1,17 @@
-"""How good are the shipped models and what they make: the README's numbers.
+"""Scores of finished text-to-3D runs on prompts of the shapes world.
 
-Three questions, in the order in which the answers depend on one another: can
-the judge (the CLIP pair) be trusted on real pictures, are the diffusion
-model's samples what their captions say, are the finished objects.
+Each object is rendered from eight views, in color and textureless, and the
+bundled CLIP pair retrieves the prompt; its mesh is compared with the typical
+object of the prompt's category. The scores of a run are stored in its workdir,
+in evaluation.json.
 """
 
 import functools
 import json
+import os
 import pathlib
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -18,110 +21,97 @@ import tqdm
 from gen3d import assets, files
 from gen3d.choices import UserError
 from gen3d.data.shapes import captions, categories, primitives
-from gen3d.data.shapes import world as shapes_world
 from gen3d.engine import checkpoints
+from gen3d.evaluation import clip as clip_evaluation
 from gen3d.io import images as image_io
 from gen3d.io import meshes
 from gen3d.metrics import shape as shape_metrics
 from gen3d.metrics import text as text_metrics
+from gen3d.models import clip_pair
 from gen3d.ops import cameras
 from gen3d.ops import mesh as mesh_ops
 from gen3d.render import finished
-from gen3d.tasks import clip as clip_task
-from gen3d.tasks import text_to_3d, text_to_image
+from gen3d.tasks import text_to_3d
 
 PROTOCOL = text_metrics.DREAMFUSION
-SIZE = 64  # of the pictures that the shipped judge sees
-SHOWN_FROM = 30.0  # azimuth of the picture of all runs
+SIZE = 64  # pixels of the views that the bundled CLIP pair takes
 MODES = ('color', 'textureless')
-BACKGROUND = 0.8  # gray, on which every color can be told
+BACKGROUND = 0.8  # gray level from which every color of the world differs
+SHEET_AZIMUTH = 30.0  # degrees, of the view in `contact_sheet`
 REPORT = 'evaluation.json'
-MESH = 'mesh.ply'  # as showing.export leaves it
-POINTS = 10_000  # on each surface, for the F-score
+MESH = 'mesh.ply'  # as render.finished.export writes it
+POINTS = 10_000  # sampled on each surface for the F-score
 THRESHOLD = 0.05 * 2 * categories.RADIUS  # 5 % of the largest object's size
 
 
-class Verdict(NamedTuple):
-  """What is known of one finished run."""
+class RunScores(NamedTuple):
+  """Scores of one finished run.
+
+  Attributes:
+    prompt: of the run.
+    split: 'seen' or 'unseen' pair of category and color.
+    color: fraction of views whose prompt the CLIP pair retrieves.
+    textureless: the same for textureless views.
+    iou: with the category's typical object, at the best scale and position.
+    f_score: of the surfaces there, with the distance THRESHOLD.
+  """
   prompt: str
-  split: str          # 'seen' or 'unseen' pair of category and color
-  color: float       # share of views whose caption the judge finds
-  textureless: float  # the same without texture
-  iou: float          # with the category's typical object, at the best scale
-  f_score: float      # of surfaces, threshold 5 % of the largest object's size
+  split: str
+  color: float
+  textureless: float
+  iou: float
+  f_score: float
 
 
-def held_out_captions(split, count, seed=0):
-  """The plain captions of the first `count` examples of a split."""
-  return [captions.plain(shapes_world.example(seed, split, i).object.spec)
-          for i in range(count)]
-
-
-def judge_real(judge, count=512, size=64, seed=0):
-  """Rates of the judge on real pictures of held-out examples.
-
-  Returns:
-    {split: metrics.text.Rate} among 64 captions that are untrue.
-  """
-  rates = {}
-  for split in ('seen', 'unseen'):
-    examples = list(shapes_world.pictures(seed, split, 0, count, size))
-    images = np.stack([image for _, image, _, _, _ in examples])
-    rates[split] = clip_task.r_precision(
-        judge, images, held_out_captions(split, count, seed))['64']
-  return rates
-
-
-def judge_samples(judge, weights=assets.TEXT_TO_IMAGE, count=512, scale=3.0,
-                  steps=40, seed=0):
-  """Rates of samples of the diffusion model for held-out captions.
-
-  Returns:
-    ({split: metrics.text.Rate}, {split: (images uint8 [N, H, W, 3],
-    captions)}).
-  """
-  model, params, _ = text_to_image.load(weights)
-  rates, samples = {}, {}
-  for split in ('seen', 'unseen'):
-    texts = held_out_captions(split, count, seed)
-    images = text_to_image.sample(
-        jax.random.key(seed), model, params, texts, scale=scale, steps=steps)
-    rates[split] = clip_task.r_precision(judge, images / 255.0, texts)['64']
-    samples[split] = images, texts
-  return rates, samples
-
-
-def judge_runs(judge, runs, force=False):
-  """Verdicts of all finished text-to-3D runs in a folder.
-
-  A run that has been judged since its mesh was written is not judged again,
-  unless `force`; what is known of it stands beside it, in evaluation.json.
+def report(runs: str | os.PathLike,
+           clip_weights: str | os.PathLike = assets.CLIP,
+           force: bool = False, out: str | os.PathLike | None = None) -> str:
+  """The table of all finished runs in a folder.
 
   Args:
-    judge: image_text.Judge.
     runs: folder of workdirs.
-    force: whether to do again what is done.
-
-  Returns:
-    list of Verdict, sorted by split and prompt.
+    clip_weights: of the CLIP pair.
+    force: score again where the stored scores are up to date.
+    out: folder for a contact sheet of the objects; None for no sheet.
 
   Raises:
-    UserError: no finished text-to-3D run is there.
+    UserError: the folder has no finished run, or the weights are missing.
   """
-  verdicts = []
+  scores = score_runs(clip_pair.load(clip_weights), runs, force)
+  if out:
+    image_io.save(pathlib.Path(out) / 'objects.png', contact_sheet(runs))
+  return table(scores)
+
+
+def score_runs(pair: clip_pair.ClipPair, runs: str | os.PathLike,
+               force: bool = False) -> list[RunScores]:
+  """Scores of all finished text-to-3D runs in a folder.
+
+  Stored scores are used where they are not older than the run's mesh.
+
+  Args:
+    pair: the retrieval model.
+    runs: folder of workdirs.
+    force: score again where the stored scores are up to date.
+
+  Returns:
+    RunScores, sorted by split and prompt.
+
+  Raises:
+    UserError: the folder has no finished text-to-3D run.
+  """
+  scores = []
   for folder in tqdm.tqdm(finished_runs(runs), 'runs', disable=None):
-    report = folder / REPORT
-    if not force and _is_current(report, folder / MESH):
-      verdicts.append(Verdict(**json.loads(report.read_text())))
+    stored = folder / REPORT
+    if not force and _is_current(stored, folder / MESH):
+      scores.append(RunScores(**json.loads(stored.read_text())))
       continue
-    verdict = _judge_run(judge, folder)
-    with files.atomic_write(report) as temporary:
-      pathlib.Path(temporary).write_text(json.dumps(verdict._asdict()))
-    verdicts.append(verdict)
-  return sorted(verdicts, key=lambda v: (v.split, v.prompt))
+    scores.append(_score_run(pair, folder))
+    files.write_bytes(stored, json.dumps(scores[-1]._asdict()).encode())
+  return sorted(scores, key=lambda s: (s.split, s.prompt))
 
 
-def finished_runs(runs):
+def finished_runs(runs: str | os.PathLike) -> list[pathlib.Path]:
   """Paths of the finished text-to-3D workdirs in a folder, sorted.
 
   Raises:
@@ -135,35 +125,115 @@ def finished_runs(runs):
   return folders
 
 
-def table(verdicts):
-  """A Markdown table of Verdicts, the means of both splits at its end."""
+def table(scores: Sequence[RunScores]) -> str:
+  """A Markdown table of RunScores, with the means of the splits at its end."""
   percent = lambda x: f'{100 * x:.0f} %'
   row = lambda name, split, v: (
       f'| {name} | {split} | {percent(v[0])} | {percent(v[1])} | '
       f'{v[2]:.2f} | {v[3]:.2f} |')
   lines = ['| prompt | pair | color | textureless | IoU | F-score |',
            '|---|---|---|---|---|---|']
-  lines += [row(v.prompt, v.split, v[2:]) for v in verdicts]
+  lines += [row(s.prompt, s.split, s[2:]) for s in scores]
   for split in ('seen', 'unseen', None):
-    chosen = [v[2:] for v in verdicts if split in (None, v.split)]
+    chosen = [s[2:] for s in scores if split in (None, s.split)]
     if chosen:
       lines.append(row(f'**mean of {len(chosen)}**', split or 'all',
                        np.mean(chosen, axis=0)))
   return '\n'.join(lines)
 
 
-def sheet(runs, size=128):
-  """One picture of all judged runs: (uint8 [H, W, 3])."""
+def contact_sheet(runs: str | os.PathLike, size: int = 128) -> np.ndarray:
+  """One image uint8 [H, W, 3] of the objects of all scored runs.
+
+  Args:
+    runs: folder of workdirs.
+    size: of each object's image, in pixels.
+  """
   images, labels = [], []
-  for folder in sorted(p.parent for p in pathlib.Path(runs).glob(
-      f'*/{REPORT}')):
-    scene, params, config = text_to_3d.load_run(folder)
-    look = finished.viewer(scene, size, ('color',))
-    camera = cameras.orbit([SHOWN_FROM], **config.orbit)
-    images.append(look(params, camera)[0])
+  for stored in sorted(pathlib.Path(runs).glob(f'*/{REPORT}')):
+    scene, params, config = text_to_3d.load_run(stored.parent)
+    render = finished.viewer(scene, size, ('color',))
+    camera = cameras.orbit([SHEET_AZIMUTH], **config.orbit)
+    images.append(render(params, camera)[0])
     labels.append(config.prompt)
   rows = -(-len(images) // 8)
   return image_io.tile(np.stack(images), -(-len(images) // rows), labels)
+
+
+def render_views(config: Any, params: Any, protocol: text_metrics.Protocol,
+                 size: int, background: float) -> dict[str, np.ndarray]:
+  """Images of a run's object from a protocol's views.
+
+  Distance and focal length are those of the run's turntable (config.orbit).
+
+  Args:
+    config: of the run.
+    params: of its scene.
+    protocol: of V views.
+    size: S, in pixels.
+    background: gray level behind the object.
+
+  Returns:
+    {mode of MODES: [V, S, S, 3] in [0, 1], in steps of 1 / 255}.
+  """
+  render = _renderer(ml_collections.FrozenConfigDict({'scene': config.scene}),
+                     size, background)
+  images = render(params, text_metrics.viewpoints(
+      protocol, config.orbit.distance, config.orbit.focal))
+  return {mode: images[:, :, i * size:(i + 1) * size] / np.float32(255)
+          for i, mode in enumerate(MODES)}
+
+
+def shape_scores(mesh: mesh_ops.Mesh,
+                 spec: captions.Spec) -> tuple[float, float]:
+  """(IoU, F-score) of a mesh with the typical object of a category.
+
+  A text does not fix scale and position, so those with the largest IoU are
+  taken. The orientation is not optimized: the front is part of the prompt.
+
+  Args:
+    mesh: of the object.
+    spec: of the prompt, with a category.
+  """
+  typical = categories.build(
+      captions.Spec(spec.category, 'red', 'blue'), lambda lo, hi: (lo + hi) / 2)
+  bound = 1.5 * categories.RADIUS
+  sdf = jax.jit(functools.partial(primitives.sdf, typical.parts))
+  fit = shape_metrics.best_scale_iou(
+      shape_metrics.inside_mesh(mesh.vertices, mesh.faces, bound),
+      lambda points: np.asarray(sdf(points)) < 0, bound)
+  points = shape_metrics.sample_surface(mesh.vertices, mesh.faces, POINTS)
+  return fit.iou, shape_metrics.f_score(
+      fit.place(points), true_surface(sdf), THRESHOLD)
+
+
+def true_surface(sdf: Callable, resolution: int = 128) -> np.ndarray:
+  """Points [POINTS, 3] on the surface of an object of the shapes world.
+
+  Args:
+    sdf: points [N, 3] -> signed distances [N].
+    resolution: of the marching-cubes grid.
+  """
+  cells = shape_metrics.cell_centers(1.5 * categories.RADIUS, resolution)
+  # `isosurface` expects a density; this one is 1 on the surface.
+  density = np.exp(-10 * np.asarray(sdf(cells))).reshape((resolution,) * 3)
+  vertices, faces = mesh_ops.isosurface(
+      density, 1.0, cells[0], float(cells[1, 2] - cells[0, 2]))
+  return shape_metrics.sample_surface(vertices, faces, POINTS)
+
+
+def _score_run(pair, folder):
+  _, params, config = text_to_3d.load_run(folder)
+  spec = captions.parse(config.prompt)
+  split = 'unseen' if spec.main and captions.unseen(
+      spec.category, spec.main) else 'seen'
+  views = render_views(config, params, PROTOCOL, SIZE, BACKGROUND)
+  color, textureless = (
+      clip_evaluation.retrieval_rate(
+          pair, views[mode], config.prompt, mode == 'textureless')
+      for mode in MODES)
+  iou, f_score = shape_scores(meshes.load(folder / MESH), spec)
+  return RunScores(config.prompt, split, color, textureless, iou, f_score)
 
 
 def _is_text_to_3d(folder):
@@ -171,109 +241,18 @@ def _is_text_to_3d(folder):
       checkpoints.load_config(folder).get('task') == 'text_to_3d')
 
 
-def _is_current(report, judged):
-  """Whether there is a report that is not older than the file it is of."""
-  return report.exists() and not (
-      judged.exists() and judged.stat().st_mtime > report.stat().st_mtime)
+def _is_current(stored, source):
+  """True where `stored` exists and is not older than the file `source`."""
+  return stored.exists() and not (
+      source.exists() and source.stat().st_mtime > stored.stat().st_mtime)
 
 
-def _judge_run(judge, folder):
-  _, params, config = text_to_3d.load_run(folder)
-  said = captions.parse(config.prompt)
-  split = 'unseen' if said.main and captions.unseen(
-      said.category, said.main) else 'seen'
-  seen = views(config, params, PROTOCOL, SIZE, BACKGROUND)
-  color, textureless = (
-      found(judge, seen[mode], config.prompt, mode == 'textureless')
-      for mode in MODES)
-  iou, f_score = geometry(meshes.load(folder / MESH), said)
-  return Verdict(config.prompt, split, color, textureless, iou, f_score)
-
-
-def found(judge, images, prompt, textureless):
-  """In what share of pictures the shipped judge finds a prompt.
-
-  The distractors are 64 captions of held-out examples of the shapes world,
-  drawn for each picture from those that are untrue of it.
-
-  Args:
-    judge: image_text.Judge.
-    images: [V, S, S, 3] in [0, 1].
-    prompt: one string.
-    textureless: whether the pictures are.
-  """
-  return clip_task.r_precision(
-      judge, images, [prompt] * len(images), _pool(),
-      textureless=textureless)['64'].rate
-
-
-def views(config, params, protocol, size, background):
-  """What a run's object looks like in a protocol's views.
-
-  It is framed as in the run's own film (config.orbit).
-
-  Args:
-    config: of the run.
-    params: of its scene.
-    protocol: metrics.text.Protocol, of V views.
-    size: S, pixels a side.
-    background: gray level behind the object.
-
-  Returns:
-    {mode of MODES: [V, S, S, 3] in [0, 1], in steps of 1 / 255}.
-  """
-  look = _viewer(ml_collections.FrozenConfigDict({'scene': config.scene}),
-                 size, background)
-  seen = look(params, text_metrics.viewpoints(
-      protocol, config.orbit.distance, config.orbit.focal))
-  return {mode: seen[:, :, i * size:(i + 1) * size] / np.float32(255)
-          for i, mode in enumerate(MODES)}
-
-
-@functools.cache
-def _pool():
-  return (*held_out_captions('seen', 256), *held_out_captions('unseen', 256))
-
-
+# jax.jit finds a compiled program by the identity of the function, and every
+# viewer is a new closure: without this cache each run would compile its own.
+# Runs of one method have equal scene configs, so they get the same viewer,
+# with the parameters as its argument. Four of them, since each one holds its
+# compiled program.
 @functools.lru_cache(maxsize=4)
-def _viewer(config, size, background):
-  """One program for all runs of a method, whose scenes are alike."""
+def _renderer(config, size, background):
   return finished.viewer(text_to_3d.make_scene(config), size, MODES,
-                        (background,) * 3)
-
-
-def geometry(mesh, said):
-  """(IoU, F-score) of a mesh with the typical object of a caption's category.
-
-  The mesh is laid over the object at its best scale and place, not turned:
-  its front is part of what was asked for.
-
-  Args:
-    mesh: ops.mesh.Mesh.
-    said: captions.Spec with a category.
-  """
-  typical = categories.build(
-      captions.Spec(said.category, 'red', 'blue'), lambda lo, hi: (lo + hi) / 2)
-  bound = 1.5 * categories.RADIUS
-  sdf = jax.jit(functools.partial(primitives.sdf, typical.parts))
-  fit = shape_metrics.best_scale_iou(
-      shape_metrics.inside_mesh(mesh.vertices, mesh.faces, bound),
-      lambda points: np.asarray(sdf(points)) < 0, bound)
-  ours = shape_metrics.sample_surface(mesh.vertices, mesh.faces, POINTS)
-  return fit.iou, shape_metrics.f_score(
-      fit.place(ours), true_surface(sdf), THRESHOLD)
-
-
-def true_surface(sdf, resolution=128):
-  """Points [POINTS, 3] on the surface of an object of the shapes world.
-
-  Args:
-    sdf: points [N, 3] -> signed distances [N].
-    resolution: of the grid on which the surface is looked for.
-  """
-  cells = shape_metrics.cell_centers(1.5 * categories.RADIUS, resolution)
-  # As a density that is 1 on the surface: what `isosurface` expects.
-  density = np.exp(-10 * np.asarray(sdf(cells))).reshape((resolution,) * 3)
-  vertices, faces = mesh_ops.isosurface(
-      density, 1.0, cells[0], float(cells[1, 2] - cells[0, 2]))
-  return shape_metrics.sample_surface(vertices, faces, POINTS)
+                         (background,) * 3)

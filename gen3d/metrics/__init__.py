@@ -1,1 +1,1 @@
-"""How good is it? Numbers for images, texts and shapes."""
+"""Metrics of images, of images against texts, of distributions and shapes."""

@@ -1,46 +1,50 @@
-"""A small CLIP pair for the shapes world: the judge of pictures and prompts.
+"""The CLIP pair of the shapes world: contrastive training, R-precision.
 
-It is trained on views of the world's objects, under drawn lights and before
-drawn backgrounds, and on captions of them, and shares nothing with the
-diffusion model that it judges.
+Images are views of the world's objects, lit and augmented anew in every step;
+captions are sampled from the world's grammar. The pair shares no weights with
+the text-to-image model, so it can evaluate that model and what is distilled
+from it.
 
-Vocabulary. The `facts` of a picture, and those that a caption states, are
-four small integers: category, main color, second color, view; -1 where it
-cannot be seen or is not said. A caption is untrue of a picture when it states
-a fact that differs.
+Attributes of images and captions are those of data/shapes/attributes.py.
 """
 
 import functools
 import itertools
 import operator
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
+import optax
 
 from gen3d import assets
-from gen3d.data.shapes import captions
+from gen3d.data.shapes import attributes, captions
 from gen3d.data.shapes import world as shapes_world
 from gen3d.engine import optim
 from gen3d.engine import state as states
 from gen3d.engine.release import save_release
-from gen3d.metrics import text as metrics_text
+from gen3d.metrics import text as text_metrics
 from gen3d.models import clip, clip_pair
-from gen3d.tasks import Task
+from gen3d.tasks import Costs, Task
 
-DISTRACTORS = 64
-# White objects in training, more than in the world: their captions of any
-# color have to be told apart from those of objects that are white. And how
-# many of them have captions that may name the colors.
-TEXTURELESS, TEXTURELESS_NAMED = 0.2, 0.5
+# Fraction of textureless objects in training, larger than in the world: a
+# caption of any color is consistent with them, and the pair has to tell them
+# from objects that are white. Then the fraction of their captions that may
+# name colors.
+TEXTURELESS_PROB, TEXTURELESS_COLOR_PROB = 0.2, 0.5
 
 
-def make(config):
+def make(config: ml_collections.ConfigDict) -> Task:
   """The Task of configs/clip.py's get_config."""
   model = clip.CLIP(clip_pair.pair_size(config))
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
 
-  def init(key):
+  def init(key: jax.Array) -> states.TrainState:
     if config.start_from:
       params, _ = assets.load(config.start_from)
       return states.create(params, optimizer, ema=True)
@@ -50,173 +54,93 @@ def make(config):
         jnp.zeros((1, assets.CAPTION_LENGTH), jnp.int32))
     return states.create(params, optimizer, ema=True)
 
-  def finish(state, workdir):
-    scalars, _ = evaluate_state(state, None, config=config)
-    return save_release(assets.CLIP, config, state, workdir, r_precision=scalars)
+  def finish(state: states.TrainState,
+             workdir: str | os.PathLike) -> list[pathlib.Path]:
+    scalars, _ = evaluate(state, None, config=config)
+    return save_release(assets.CLIP, config, state, workdir,
+                        r_precision=scalars)
 
   return Task(
       init=init,
       step=functools.partial(train_step, model=model, optimizer=optimizer,
                              ema_decay=config.ema_decay),
       batches=functools.partial(batches, config=config),
-      evaluate=functools.partial(evaluate_state, config=config),
-      finish=finish)
+      evaluate=functools.partial(evaluate, config=config),
+      finish=finish,
+      costs=lambda: Costs({'image': config.image.resolution,
+                           'batch': config.batch}))
 
 
-def r_precision(judge, images, own, others=(), *, facts=None,
-                textureless=False, seed=0):
-  """How often the judge finds the caption of a picture.
+def batches(seed: int, first_step: int, *,
+            config: Any) -> Iterator[dict[str, Any]]:
+  """Training batches, each a pure function of (seed, step).
 
-  Args:
-    judge: Judge.
-    images: [N, H, W, 3] in [0, 1].
-    own: list of N captions, one a picture.
-    others: more captions, for distractors only.
-    facts: int [N, 4], what is true of the pictures, or None: what their
-      captions say is all that is known of them.
-    textureless: whether the pictures are white, so that no caption is untrue
-      of them by its colors.
-    seed: int, of the distractors.
-
-  Returns:
-    {'64': Rate among 64 captions that are untrue of the picture,
-     'all': Rate among all captions that are untrue of it}.
-
-  Raises:
-    captions.Unknown: a caption names no object of the shapes world.
-    UserError: fewer than 64 captions are untrue of a picture.
+  Yields:
+    {'index' [B], 'views': world.Views [B], 'textureless' float [B], 'tokens'
+    [B, L], 'stated': attributes of the captions [B, 4], 'attributes': of the
+    images [B, 4]}.
   """
-  kept, truth = metrics_text.first_of_each([*own, *others])
-  truth = truth[:len(own)]
-  texts = [[*own, *others][i] for i in kept]
-  said = np.stack([stated(t) for t in texts])
-  facts = said[truth] if facts is None else facts
-  facts = _visible(facts, np.full(len(facts), textureless))
-  untrue = ~fits(said[None], facts[:, None])
-  distractors = metrics_text.draw_distractors(seed, untrue, DISTRACTORS)
-  features = judge.image_features(images), judge.text_features(texts)
-  return {
-      '64': metrics_text.r_precision(*features, truth, distractors),
-      'all': metrics_text.r_precision(*features, truth, allowed=untrue)}
-
-
-def stated(text):
-  """What a caption says: int [4]; raises captions.Unknown."""
-  view = [i for i, v in enumerate(captions.VIEWS) if f'{v} view' in text]
-  return _numbers(captions.parse(text), view[0] if view else -1)
-
-
-def fits(said, facts):
-  """Whether nothing said [..., 4] is contradicted by the facts [..., 4]."""
-  return ((said == facts) | (said < 0) | (facts < 0)).all(-1)
-
-
-def _numbers(spec, view):
-  return np.array([*captions.indices(spec), view], np.int32)
-
-
-def batches(seed, first_step, *, config):
-  """Training batches, each a pure function of (seed, step): an iterator."""
   views, specs = shapes_world.load_views(
       config.data_seed, 'train', config.views, config.resolution)
-  truths = _truths(views, specs)
+  of_views = attributes.of_views(views.camera, specs)
   encode = assets.tokenizer().encode
   for step in itertools.count(first_step):
     rng = np.random.default_rng((seed, step))
     rows = rng.integers(len(specs), size=config.batch)
-    textureless = rng.random(config.batch) < TEXTURELESS
-    texts = [captions.caption(rng, specs[row], captions.VIEWS[truths[row, 3]],
-                              not white or rng.random() < TEXTURELESS_NAMED)
+    textureless = rng.random(config.batch) < TEXTURELESS_PROB
+    texts = [captions.caption(
+        rng, specs[row], captions.VIEWS[of_views[row, 3]],
+        not white or rng.random() < TEXTURELESS_COLOR_PROB)
              for row, white in zip(rows, textureless)]
     yield {'index': np.arange(config.batch, dtype=np.int32),
            'views': jax.tree.map(operator.itemgetter(rows), views),
            'textureless': textureless.astype(np.float32),
            'tokens': encode(texts)[0],
-           'said': np.stack([stated(text) for text in texts]),
-           'facts': _visible(truths[rows], textureless)}
+           'stated': attributes.parse_all(texts),
+           'attributes': attributes.visible(of_views[rows], textureless)}
 
 
-def evaluate_state(state, key, *, config):
-  """R-precision of the averaged weights on held-out objects; no pictures."""
-  del key  # The pictures are the same every time.
-  judge = clip_pair.make(state.ema, clip_pair.pair_size(config))
-  scalars = {}
-  for split, textureless in (('seen', False), ('unseen', False),
-                             ('seen', True)):
-    images, texts, facts = held_out(
-        split, config.held_out, textureless=textureless,
-        seed=config.data_seed, resolution=config.resolution)
-    rates = r_precision(judge, images, texts, facts=facts,
-                        textureless=textureless)
-    name = f'{split}_textureless' if textureless else split
-    scalars |= {f'r_precision/{name}_{among}': rate.rate
-                for among, rate in rates.items()}
-  return scalars, {}
-
-
-def held_out(split, count=512, *, textureless=False, seed=0, resolution=64):
-  """Objects that no training has seen, as r_precision takes them.
+def train_step(state: states.TrainState, batch: dict[str, Any],
+               key: jax.Array, *, model: clip.CLIP,
+               optimizer: optax.GradientTransformation,
+               ema_decay: float) -> tuple[states.TrainState, dict[str, Any]]:
+  """One update of both towers, on this device's examples of the batch.
 
   Args:
-    split: 'seen' or 'unseen' (pairs of category and color).
-    count: N.
-    textureless: whether they are white.
-    seed: of the world.
-    resolution: R.
+    state: TrainState.
+    batch: as from `batches`.
+    key: of the step; an example's key is folded with its index.
+    model: the pair of towers.
+    optimizer: of its parameters.
+    ema_decay: of the moving average of the parameters.
 
   Returns:
-    (images [N, R, R, 3], list of N captions, facts [N, 4]).
+    (state, metrics).
   """
-  views, specs = shapes_world.load_views(seed, split, count, resolution)
-  truths = _truths(views, specs)
-  texts = [captions.caption(shapes_world.example(seed, split, i).rng, spec,
-                            captions.VIEWS[truths[i, 3]])
-           for i, spec in enumerate(specs)]
-  keys = jax.random.split(jax.random.key(seed), count)
-  return np.asarray(_sample_images(keys, views, textureless)), texts, truths
-
-
-@jax.jit
-def _sample_images(keys, views, textureless):
-  return jax.vmap(shapes_world.sample_image, (0, 0, None))(keys, views, textureless)
-
-
-def _truths(views, specs):
-  """Facts int [N, 4] of objects and of where they are seen from."""
-  words = shapes_world.view_words(views.camera)
-  return np.stack([_numbers(spec, captions.VIEWS.index(word))
-                   for spec, word in zip(specs, words)])
-
-
-def _visible(truths, textureless):
-  """Facts [N, 4] without the colors of textureless pictures [N]."""
-  return np.where(textureless[:, None] & np.array([False, True, True, False]),
-                  -1, truths).astype(np.int32)
-
-
-def train_step(state, batch, key, *, model, optimizer, ema_decay):
-  """One update of both towers; the batch's pictures are drawn here."""
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['index'])
   draw = functools.partial(
-      augmented, resolution=model.size.image.resolution)
+      training_image, resolution=model.size.image.resolution)
   images = jax.vmap(draw)(keys, batch['views'], batch['textureless'])
 
   def loss_fn(params):
     image, text, scale = model.apply(params, images, batch['tokens'])
     image, text = clip.normalize(image), clip.normalize(text)
+    # Negatives come from the whole batch: candidates are gathered from all
+    # devices, queries stay local, and `positive` indexes the gathered batch.
     gather = lambda x: jax.lax.all_gather(x, 'devices', tiled=True)
-    here = jax.lax.axis_index('devices') * len(image) + jnp.arange(len(image))
-    said, facts = batch['said'], batch['facts']
-    # What is true of a picture besides its own caption is no counterexample.
-    loss_image, found_text = clip.contrastive_loss(
-        image, gather(text), here, scale,
-        fits(gather(said)[None], facts[:, None]))
-    loss_text, found_image = clip.contrastive_loss(
-        text, gather(image), here, scale,
-        fits(said[:, None], gather(facts)[None]))
+    positive = (jax.lax.axis_index('devices') * len(image)
+                + jnp.arange(len(image)))
+    stated, shown = batch['stated'], batch['attributes']
+    # Other captions that are consistent with an image are not negatives.
+    loss_image, text_accuracy = clip.contrastive_loss(
+        image, gather(text), positive, scale,
+        text_metrics.consistent(gather(stated)[None], shown[:, None]))
+    loss_text, image_accuracy = clip.contrastive_loss(
+        text, gather(image), positive, scale,
+        text_metrics.consistent(stated[:, None], gather(shown)[None]))
     return (loss_image + loss_text) / 2, {
-        'accuracy/text_of_image': found_text,
-        'accuracy/image_of_text': found_image, 'scale': scale}
+        'accuracy/text_of_image': text_accuracy,
+        'accuracy/image_of_text': image_accuracy, 'scale': scale}
 
   (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
       state.params)
@@ -225,20 +149,33 @@ def train_step(state, batch, key, *, model, optimizer, ema_decay):
   return state, {'loss/contrastive': loss, **metrics}
 
 
-def augmented(key, view, textureless, resolution):
-  """A training picture [R, R, 3] of a view, made unlike the last one of it.
+def training_image(key: jax.Array, view: shapes_world.Views,
+                   textureless: jax.Array | float,
+                   resolution: int) -> jax.Array:
+  """A lit and augmented image [R, R, 3] of one view.
 
-  Light and background as in the shapes world; then what renders of a 3-D
-  object and samples of a diffusion model add: another size and place in the
-  picture, mirrored (the view words stay true), blurred, noisy, of another
-  exposure.
+  Light and background are sampled as in the shapes world. The augmentations
+  cover the variation of renders of optimized scenes and of samples of a
+  diffusion model: scale, position, mirroring (view words stay true), blur,
+  exposure and noise.
+
+  Args:
+    key: PRNG key.
+    view: of one object.
+    textureless: 1.0 for a white object, else 0.0.
+    resolution: R.
   """
   (key_light, key_background, key_zoom, key_shift, key_mirror, key_blur,
    key_noise, key_exposure) = jax.random.split(key, 8)
   size = view.coverage.shape[0]
   light = shapes_world.sample_light(key_light, view.camera, textureless)
-  shaded = shapes_world.shade_and_composite(view, light, jnp.zeros((size, size, 3)))
+  # Over black, so that the color is premultiplied by coverage and another
+  # background can be added after the geometric augmentations.
+  shaded = shapes_world.shade_and_composite(
+      view, light, jnp.zeros((size, size, 3)))
   image = jnp.concatenate([shaded, view.coverage[..., None] / 255.0], -1)
+
+  # Geometry.
   image = jnp.where(jax.random.bernoulli(key_mirror), image[:, ::-1], image)
   zoom = jax.random.uniform(key_zoom, minval=0.75, maxval=1.2)
   shift = jax.random.uniform(key_shift, (2,), minval=-0.1, maxval=0.1)
@@ -246,8 +183,10 @@ def augmented(key, view, textureless, resolution):
       image, (resolution, resolution, 4), (0, 1),
       jnp.stack([zoom, zoom]) * resolution / size,
       resolution * ((1 - zoom) / 2 + shift), 'linear')
-  image = image[..., :3] + (1 - image[..., 3:]) * shapes_world.sample_background(
-      key_background, resolution)
+
+  # Background, blur (half of the images have none), exposure, noise.
+  background = shapes_world.sample_background(key_background, resolution)
+  image = image[..., :3] + (1 - image[..., 3:]) * background
   side = jax.random.uniform(key_blur, minval=-0.25, maxval=0.25)
   image = _blur(image, jnp.maximum(side, 0.0))
   image *= jax.random.uniform(key_exposure, minval=0.85, maxval=1.15)
@@ -256,7 +195,7 @@ def augmented(key, view, textureless, resolution):
 
 
 def _blur(image, side):
-  """Convolves with (side, 1 - 2 side, side) both ways, edges repeated."""
+  """Convolves with (side, 1 - 2 side, side) along both axes, edges repeated."""
   for axis in (0, 1):
     pad = [(1, 1) if a == axis else (0, 0) for a in range(3)]
     padded = jnp.pad(image, pad, 'edge')
@@ -265,3 +204,54 @@ def _blur(image, side):
     after = jax.lax.slice_in_dim(padded, 2, n + 2, axis=axis)
     image = (1 - 2 * side) * image + side * (before + after)
   return image
+
+
+def evaluate(state: states.TrainState, key: jax.Array | None, *,
+             config: Any) -> tuple[dict[str, float], dict[str, Any]]:
+  """R-precision of the averaged weights on held-out objects; no images."""
+  del key  # The images are the same in every evaluation.
+  pair = clip_pair.make(state.ema, clip_pair.pair_size(config))
+  scalars = {}
+  for split, textureless in (('seen', False), ('unseen', False),
+                             ('seen', True)):
+    images, texts, shown = held_out(
+        split, config.held_out, textureless=textureless,
+        seed=config.data_seed, resolution=config.resolution)
+    rates = text_metrics.attribute_r_precision(
+        pair, images, texts, attributes.parse_all(texts), shown)
+    name = f'{split}_textureless' if textureless else split
+    scalars |= {f'r_precision/{name}_{among}': rate.rate
+                for among, rate in rates.items()}
+  return scalars, {}
+
+
+def held_out(
+    split: str, count: int = 512, *, textureless: bool = False, seed: int = 0,
+    resolution: int = 64) -> tuple[np.ndarray, list[str], np.ndarray]:
+  """Images of objects that are in no training batch, and their captions.
+
+  Args:
+    split: 'seen' or 'unseen' (pairs of category and color).
+    count: N.
+    textureless: the objects are white.
+    seed: of the world.
+    resolution: R.
+
+  Returns:
+    (images [N, R, R, 3], list of N captions, visible attributes [N, 4]).
+  """
+  views, specs = shapes_world.load_views(seed, split, count, resolution)
+  of_views = attributes.of_views(views.camera, specs)
+  texts = [captions.caption(shapes_world.example(seed, split, i).rng, spec,
+                            captions.VIEWS[of_views[i, 3]])
+           for i, spec in enumerate(specs)]
+  keys = jax.random.split(jax.random.key(seed), count)
+  images = np.asarray(_sample_images(keys, views, textureless))
+  return images, texts, attributes.visible(
+      of_views, np.full(count, textureless))
+
+
+@jax.jit
+def _sample_images(keys, views, textureless):
+  return jax.vmap(shapes_world.sample_image, (0, 0, None))(
+      keys, views, textureless)
