@@ -1,11 +1,10 @@
-"""R-precision against a slow loop and by hand; where it looks from."""
-
-from types import SimpleNamespace
+"""R-precision against a slow loop and by hand; the protocols' views."""
 
 import numpy as np
 import pytest
 
 from gen3d.metrics import text
+from gen3d.models import clip_pair
 
 
 def features(n, seed):
@@ -13,11 +12,11 @@ def features(n, seed):
   return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def example(pictures=40, captions=23):
-  """Pictures that resemble their caption, but not always enough."""
+def example(count=40, captions=23):
+  """Features of images near those of their caption, with noise."""
   texts = features(captions, 0)
-  truth = np.random.default_rng(1).integers(captions, size=pictures)
-  images = texts[truth] + 0.9 * features(pictures, 2)
+  truth = np.random.default_rng(1).integers(captions, size=count)
+  images = texts[truth] + 0.9 * features(count, 2)
   return images / np.linalg.norm(images, axis=1, keepdims=True), texts, truth
 
 
@@ -30,17 +29,17 @@ def slow_rate(images, texts, truth, candidates):
   return wins / len(images)
 
 
-def test_among_all_captions():
+def test_r_precision_among_all_captions():
   images, texts, truth = example()
   expected = slow_rate(images, texts, truth, [range(23)] * 40)
-  assert 0.2 < expected < 0.95  # or the example tells nothing
+  assert 0.2 < expected < 0.95  # or any rate would pass
   result = text.r_precision(images, texts, truth)
   assert result.rate == pytest.approx(expected)
   assert result.n == 40
   assert result.error == pytest.approx((expected * (1 - expected) / 40) ** .5)
 
 
-def test_among_distractors():
+def test_r_precision_among_distractors():
   images, texts, truth = example()
   allowed = np.arange(23)[None] != truth[:, None]
   chosen = text.draw_distractors(3, allowed, 6)
@@ -50,7 +49,7 @@ def test_among_distractors():
   assert result.rate > text.r_precision(images, texts, truth).rate
 
 
-def test_among_the_allowed_captions():
+def test_r_precision_among_allowed_captions():
   images, texts, truth = example()
   allowed = np.random.default_rng(5).random((40, 23)) < 0.4
   expected = slow_rate(images, texts, truth,
@@ -63,21 +62,21 @@ def test_among_the_allowed_captions():
 def test_distractors_are_allowed_distinct_and_fixed():
   allowed = np.random.default_rng(0).random((30, 90)) < 0.8
   chosen = text.draw_distractors(7, allowed, 50)
-  for row, fine in zip(chosen, allowed):
+  for row, fine in zip(chosen, allowed, strict=True):
     assert len(set(row)) == 50
     assert fine[row].all()
   np.testing.assert_array_equal(
       chosen[:9], text.draw_distractors(7, allowed[:9], 50))
   assert (chosen != text.draw_distractors(8, allowed, 50)).any()
-  with pytest.raises(ValueError, match='90 distractors are wanted'):
+  with pytest.raises(ValueError, match='needs 90 distractors'):
     text.draw_distractors(7, allowed, 90)
 
 
-def test_equal_captions_keep_the_first_index():
+def test_deduplicate_keeps_first_occurrences():
   captions = ['a', 'b', 'a', 'c', 'b', 'a']
-  kept, truth = text.first_of_each(captions)
-  assert kept.tolist() == [0, 1, 3]
-  assert [captions[kept[t]] for t in truth] == captions
+  first, index = text.deduplicate(captions)
+  assert first.tolist() == [0, 1, 3]
+  assert [captions[first[i]] for i in index] == captions
 
 
 def test_a_tie_is_a_miss():
@@ -87,7 +86,7 @@ def test_a_tie_is_a_miss():
   assert text.r_precision(image, texts, [0]).rate == 0
 
 
-def test_arguments_are_not_changed():
+def test_r_precision_does_not_change_its_arguments():
   images, texts, truth = example()
   before = images.copy(), texts.copy(), truth.copy()
   text.r_precision(images, texts, truth)
@@ -95,15 +94,76 @@ def test_arguments_are_not_changed():
     np.testing.assert_array_equal(a, b)
 
 
-def test_no_pictures_are_an_error():
+def test_rate_of_no_cases_is_refused():
   with pytest.raises(ValueError, match='at least one'):
     text.rate([])
 
 
-def test_retrieval_by_hand():
+def test_consistent_compares_the_attributes_that_both_have():
+  shown = np.array([[3, 1], [3, -1]])  # Of the second, one is unknown.
+  for stated, expected in (((3, 1), (True, True)), ((3, 2), (False, True)),
+                           ((-1, 1), (True, True)), ((2, 1), (False, False)),
+                           ((-1, -1), (True, True))):
+    np.testing.assert_array_equal(
+        text.consistent(np.array(stated), shown), expected)
+
+
+def attribute_pair(shown, weights):
+  """A pair that encodes A attributes, scaled by `weights` [A].
+
+  An image holds the index of its row of `shown`; a caption lists its
+  attributes, such as '3 0 -1'.
+  """
+  def encode(attributes):
+    features = np.concatenate([
+        np.eye(31)[column] * weight
+        for column, weight in zip(attributes.T, weights, strict=True)], 1)
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+  return clip_pair.ClipPair(
+      lambda images: encode(shown[images[:, 0, 0, 0].astype(int)]),
+      lambda texts: encode(parse(texts)))
+
+
+def parse(texts):
+  return np.array([[int(word) for word in t.split()] for t in texts])
+
+
+def test_attribute_r_precision_of_pairs_that_encode_some_attributes():
+  rng = np.random.default_rng(0)
+  shown = np.stack([rng.integers(n, size=150) for n in (26, 12, 12, 4)], 1)
+  shown[:, 3] = 2  # The captions of all images state the same view.
+  captions = [' '.join(map(str, row)) for row in shown]
+  images = np.tile(np.arange(150)[:, None, None, None], (1, 2, 2, 3))
+  rates = lambda weights, attributes=None: text.attribute_r_precision(
+      attribute_pair(shown, weights), images, captions, shown, attributes)
+  assert rates((1, 1, 1, 1))['64'] == (1, 0, 150)
+  assert rates((1, 1, 1, 1))['all'].rate == 1
+  # Of 64 captions, some other one mostly has the image's category, too.
+  assert 0.02 < rates((1, 0, 0, 0))['64'].rate < 0.2
+  assert rates((0, 0, 0, 1))['64'].rate == 0
+  # Without visible colors, captions that differ in color only are consistent.
+  no_colors = shown * [1, 0, 0, 1] - [0, 1, 1, 0]
+  white = rates((1, 0, 0, 1), no_colors)
+  assert white['64'].rate == white['all'].rate == 1
+
+
+def test_repeated_captions_count_once_in_attribute_r_precision():
+  rng = np.random.default_rng(1)
+  shown = np.stack([rng.integers(n, size=120) for n in (26, 4)], 1)
+  captions = [' '.join(map(str, row)) for row in shown]
+  images = np.arange(40).reshape(40, 1, 1, 1)
+  rates = lambda texts: text.attribute_r_precision(
+      attribute_pair(shown, (1, 0.1)), images, texts, parse(texts))
+  assert rates(captions + captions[::2]) == rates(captions)
+  with pytest.raises(ValueError, match='needs 64 distractors'):
+    rates(captions[:40] + captions[:40])
+
+
+def test_retrieval_rates_by_hand():
   """Three objects, two views each, three captions; scores written out."""
   captions = {'a.': (1.0, 0.0), 'b.': (0.0, 1.0), 'c.': (-1.0, 0.0)}
-  pair = SimpleNamespace(
+  pair = clip_pair.ClipPair(
       image_features=lambda images: images.reshape(len(images), 2),
       text_features=lambda texts: np.array([captions[t] for t in texts]))
   views = np.array([
@@ -113,23 +173,23 @@ def test_retrieval_by_hand():
       [(0.6, 0.8), (-0.8, 0.6)],
       # c: (.6, -.8, -.6) is rank 2, (0, -1, 0) is as good as a: no hit.
       [(0.6, -0.8), (0.0, -1.0)]]).reshape(3, 2, 1, 1, 2)
-  shares = text.retrieved(pair, views, list(captions), [0, 1, 2])
-  np.testing.assert_array_equal(shares, [1.0, 0.5, 0.0])
+  rates = text.retrieval_rates(pair, views, list(captions), [0, 1, 2])
+  np.testing.assert_array_equal(rates, [1.0, 0.5, 0.0])
   # Deviations .5, 0, -.5: variance 1/6, over n = 3.
-  assert text.rate(shares) == (0.5, pytest.approx((1 / 18) ** 0.5), 3)
+  assert text.rate(rates) == (0.5, pytest.approx((1 / 18) ** 0.5), 3)
   # One view each, as in Dream Fields: two hits of three.
-  shares = text.retrieved(pair, views[:, :1], list(captions), [0, 1, 2])
-  assert text.rate(shares) == (
+  rates = text.retrieval_rates(pair, views[:, :1], list(captions), [0, 1, 2])
+  assert text.rate(rates) == (
       pytest.approx(2 / 3), pytest.approx((2 / 9 / 3) ** 0.5), 3)
 
 
-def test_the_views_of_the_papers():
+def test_viewpoints_of_the_papers():
   one = text.viewpoints(text.PROTOCOLS['dream_fields'], 4.0, 1.389)
   half, root = 0.5, 0.5**0.5
   # Azimuth 30 from the front (+z) to +x, elevation 45, y up.
   position = 4 * np.array([root * half, root, root * 0.75**0.5])
   np.testing.assert_allclose(one.c2w[:, :3, 3], position[None], atol=1e-5)
-  # It looks along -z at the origin, and its right is level.
+  # -z points at the origin, and the right axis is horizontal.
   np.testing.assert_allclose(one.c2w[0, :3, 2], position / 4, atol=1e-6)
   assert abs(one.c2w[0, 1, 0]) < 1e-6
   np.testing.assert_allclose(one.intrinsics[0, 0, 0], 1.389)

@@ -1,4 +1,4 @@
-"""The judge's training and its protocol, on the tiny configuration."""
+"""Training of the CLIP pair, on the tiny variant."""
 
 import functools
 
@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from configs import clip as clip_config
-from gen3d.data.shapes import captions
 from gen3d.engine import sharding
-from gen3d.metrics import text as metrics_text
+from gen3d.metrics import text as text_metrics
 from gen3d.models import clip_pair
 from gen3d.tasks import clip as clip_task
 
@@ -46,7 +45,7 @@ def after_a_step(task, state, batch, chips):
   return sharding.unreplicate(state), {k: float(v) for k, v in metrics.items()}
 
 
-def test_a_step_does_not_depend_on_the_spreading(task, first_state):
+def test_step_does_not_depend_on_the_number_of_devices(task, first_state):
   batch = next(task.batches(0, 0))
   one, metrics = after_a_step(task, first_state, batch, 1)
   two, metrics_two = after_a_step(task, first_state, batch, 2)
@@ -62,11 +61,13 @@ def test_a_step_does_not_depend_on_the_spreading(task, first_state):
   assert max(jax.tree.leaves(moved)) > 1e-4
 
 
-def test_true_captions_are_no_counterexamples(task, first_state):
+def test_captions_consistent_with_an_image_are_not_negatives(
+    task, first_state):
   batch = next(task.batches(0, 0))
   _, metrics = after_a_step(task, first_state, batch, 2)
   assert metrics['loss/contrastive'] > 0.5
-  vague = {**batch, 'said': np.full_like(batch['said'], -1)}
+  # Captions that state nothing are consistent with every image.
+  vague = {**batch, 'stated': np.full_like(batch['stated'], -1)}
   _, metrics = after_a_step(task, first_state, vague, 2)
   assert metrics['loss/contrastive'] == pytest.approx(0, abs=1e-6)
 
@@ -81,69 +82,19 @@ def test_batches_are_functions_of_seed_and_step(task):
   other = next(task.batches(4, 1))
   assert any((a != b).any() for a, b in zip(jax.tree.leaves(second),
                                             jax.tree.leaves(other)))
-  # Nothing false is said, and of white pictures no color is a fact.
-  assert clip_task.fits(second['said'], second['facts']).all()
 
 
-def test_what_a_caption_states():
-  said = clip_task.stated('a photo of a red car with blue wheels, side view')
-  names = [captions.CATEGORIES, list(captions.COLORS),
-           list(captions.COLORS), captions.VIEWS]
-  assert [n[i] for n, i in zip(names, said)] == ['car', 'red', 'blue', 'side']
-  truth = said.copy()
-  for text, expected in (
-      ('a car', True), ('an automobile, side view', True),
-      ('a car with blue wheels', True), ('a blue car', False),
-      ('a red truck', False), ('a red car, front view', False)):
-    assert clip_task.fits(clip_task.stated(text), truth) == expected, text
+def test_captions_are_consistent_with_their_images(task):
+  batch = next(task.batches(3, 1))
+  assert text_metrics.consistent(batch['stated'], batch['attributes']).all()
+  # Textureless images have no colors, all others have both.
+  colors = batch['attributes'][:, 1:3]
+  assert (colors[batch['textureless'] == 1] == -1).all()
+  assert (colors[batch['textureless'] == 0] >= 0).all()
 
 
-class Knowing:
-  """A judge who sees in a picture its facts, as far as `sees` goes."""
-
-  def __init__(self, facts, sees):
-    self.facts, self.sees = facts, np.array(sees)
-
-  def image_features(self, images):
-    return self._unit(self.facts[images[:, 0, 0, 0].astype(int)])
-
-  def text_features(self, texts):
-    return self._unit(np.stack([clip_task.stated(t) for t in texts]))
-
-  def _unit(self, facts):
-    features = np.concatenate([
-        np.eye(27)[f] * weight for f, weight in zip(facts.T, self.sees)], 1)
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
-
-
-def test_r_precision_tells_a_knowing_judge_from_others():
-  rng = np.random.default_rng(0)
-  specs = [captions.sample_spec(rng, 'seen') for _ in range(150)]
-  own = [captions.plain(s) + ', back view' for s in specs]
-  facts = np.stack([clip_task.stated(t) for t in own])
-  images = np.tile(np.arange(150)[:, None, None, None], (1, 2, 2, 3))
-  rates = [clip_task.r_precision(Knowing(facts, sees), images, own)
-           for sees in ((1, 1, 1, 1), (1, 0, 0, 0), (0, 0, 0, 1))]
-  assert rates[0]['64'].rate == 1
-  assert rates[0]['all'].rate == 1
-  # Among 64 captions of 26 categories there is nearly always one's own.
-  assert 0.02 < rates[1]['64'].rate < 0.2
-  assert rates[2]['64'].rate == 0
-  # Of white pictures no color is asked.
-  no_colors = Knowing(facts, (1, 0, 0, 1))
-  white = clip_task.r_precision(no_colors, images, own, textureless=True)
-  assert white['64'].rate == white['all'].rate == 1
-  assert rates[0]['64'].n == 150
-
-
-def test_a_caption_of_no_known_object_is_an_error():
-  judge = Knowing(np.zeros((1, 4), int), (1, 1, 1, 1))
-  with pytest.raises(captions.Unknown, match='a red zeppelin'):
-    clip_task.r_precision(judge, np.zeros((1, 2, 2, 3)), ['a red zeppelin'])
-
-
-def test_the_written_asset_judges_like_the_state(task, first_state, tmp_path,
-                                                 config):
+def test_released_weights_encode_like_the_state(
+    task, first_state, tmp_path, config):
   paths = task.finish(first_state, tmp_path)
   assert [p.name for p in paths] == ['clip_shapes.safetensors',
                                      'clip_shapes.json']
@@ -160,10 +111,14 @@ def test_the_written_asset_judges_like_the_state(task, first_state, tmp_path,
     clip_pair.load(paths[0])
 
 
-def test_augmented_pictures_are_pictures_and_differ(task):
+def test_costs_are_the_image_size_and_the_batch(task):
+  assert task.costs().sizes == {'image': 16, 'batch': 8}
+
+
+def test_training_images_are_in_range_and_differ_by_key(task):
   batch = next(task.batches(0, 0))
   draw = jax.jit(jax.vmap(
-      functools.partial(clip_task.augmented, resolution=12),
+      functools.partial(clip_task.training_image, resolution=12),
       (0, None, None)))
   view = jax.tree.map(lambda x: x[0], batch['views'])
   images = np.asarray(draw(jax.random.split(jax.random.key(0), 6), view, 0.0))
@@ -171,5 +126,5 @@ def test_augmented_pictures_are_pictures_and_differ(task):
   assert images.min() >= 0
   assert images.max() <= 1
   assert np.ptp(images, axis=0).mean() > 0.1
-  rate = metrics_text.rate(images.std((1, 2, 3)) > 0.02)
+  rate = text_metrics.rate(images.std((1, 2, 3)) > 0.02)
   assert rate.rate == 1
