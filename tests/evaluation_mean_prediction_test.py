@@ -1,43 +1,87 @@
-"""What a teacher should believe in where all is noise."""
+"""True and predicted mean images at t = 0.99."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gen3d.data.shapes import captions, categories
 from gen3d.data.shapes import world as shapes_world
+from gen3d.diffusion import noise
 from gen3d.evaluation import mean_prediction
 from gen3d.ops import cameras
 
+COUNT, SIZE = 32, 12
 
-def test_a_mean_picture_is_the_mean_of_pictures():
-  label = np.asarray(cameras.to_label(cameras.orbit(30.0, 20.0, 1.6, 1.3)))
-  mean = mean_prediction._mean_pictures('mug', label[None], 12, 3)[0]
-  rng = np.random.default_rng(captions.CATEGORIES.index('mug'))
-  keys = jax.random.split(jax.random.key(0), 3)
+
+@jax.jit
+def image_of(parts, key, camera):
+  view = shapes_world.trace(parts, camera, SIZE)
+  return shapes_world.sample_image(key, view, 0.0, 0.5)
+
+
+def sampled_images(category, color, camera):
+  """Images of other objects and lights than those of the module's mean."""
+  rng = np.random.default_rng(12345)
   images = []
-  for key in keys:
-    spec = captions.Spec(
-        'mug', mean_prediction.COLOR, rng.choice(list(captions.COLORS)))
-    parts = categories.build(spec, rng.uniform).parts
-    view = shapes_world.trace(parts, cameras.orbit(30.0, 20.0, 1.6, 1.3), 12)
-    images.append(shapes_world.sample_image(key, view, 0.0, 0.5))
-  np.testing.assert_allclose(mean, np.mean(images, axis=0), atol=1e-2)
-  # Its corner is grey, for there is never anything.
-  np.testing.assert_allclose(mean[0, 0], 0.5, atol=1e-3)
+  for i in range(COUNT):
+    second = list(captions.COLORS)[rng.integers(len(captions.COLORS))]
+    true_object = categories.build(
+        captions.Spec(category, color, second), rng.uniform)
+    images.append(image_of(
+        true_object.parts, jax.random.key(1000 + i), camera))
+  return np.stack(images)
 
 
-def test_errors_are_relative_to_a_belief_in_grey():
+def test_mean_image_is_the_expectation_over_objects_and_lights():
+  cameras_of = [cameras.orbit(azimuth, 20.0, 1.6, 1.3)
+                for azimuth in (0.0, 90.0)]
+  labels = np.stack([cameras.to_label(camera) for camera in cameras_of])
+  means = mean_prediction.mean_images('car', labels, SIZE, COUNT)
+  assert means.shape == (2, SIZE, SIZE, 3)
+  images = [sampled_images('car', mean_prediction.COLOR, camera)
+            for camera in cameras_of]
+  error = lambda mean, samples: np.sqrt(np.mean(
+      (mean - samples.mean(0)) ** 2) / np.mean(samples.var(0) * 2 / COUNT))
+  # Two means of 32 samples each: the error has its standard deviation.
+  assert error(means[0], images[0]) < 1.6 and error(means[1], images[1]) < 1.6
+  # It has not for another camera, color or category.
+  assert error(means[0], images[1]) > 3
+  assert error(means[0], sampled_images('car', 'blue', cameras_of[0])) > 3
+  assert error(means[0], sampled_images(
+      'duck', mean_prediction.COLOR, cameras_of[0])) > 3
+  # No object reaches the corner, and the background is gray.
+  np.testing.assert_allclose(means[:, 0, 0], 0.5, atol=1e-3)
+
+
+def test_prediction_of_an_ideal_denoiser_is_its_mean_image():
+  schedule = noise.cosine_schedule()
+  true_mean = np.random.default_rng(0).uniform(size=(6, 6, 3))
+  x_t = jax.random.normal(jax.random.key(0), (5, 6, 6, 3))
+
+  def denoise(weights, x_t, t, text):
+    """Exact where the data are `text` plus a fifth of the sampled noise."""
+    np.testing.assert_allclose(t, mean_prediction.TIME)
+    x = 2 * text - 1 + weights * (x_t - x_t.mean(0))
+    sigma, alpha = schedule.sigma(t[0]), jnp.sqrt(1 - schedule.sigma(t[0]) ** 2)
+    return (x_t - alpha * x) / sigma
+
+  predicted = mean_prediction.predict_mean(
+      denoise, 0.2, schedule, jnp.asarray(true_mean), x_t)
+  np.testing.assert_allclose(predicted, true_mean, atol=1e-4)
+
+
+def test_relative_error_of_uniform_gray_is_one():
   means = np.random.default_rng(0).uniform(size=(2, 4, 3, 3, 3))
-  grey = np.full_like(means, 0.5)
-  np.testing.assert_allclose(mean_prediction.relative_errors(means, grey), 1)
-  half = (means + grey) / 2
+  gray = np.full_like(means, 0.5)
+  np.testing.assert_allclose(mean_prediction.relative_errors(means, gray), 1)
+  half = (means + gray) / 2
   np.testing.assert_allclose(mean_prediction.relative_errors(means, half), 0.25)
 
 
 @pytest.mark.optimized
-def test_the_shipped_teacher_believes_in_more_than_grey():
-  prompts, means, believed = mean_prediction.compare(draws=2)
+def test_bundled_model_predicts_means_better_than_gray():
+  prompts, means, predictions = mean_prediction.compare(num_samples=2)
   assert len(prompts) == len(captions.CATEGORIES)
-  assert means.shape == believed.shape == (len(prompts), 4, 64, 64, 3)
-  assert mean_prediction.relative_errors(means, believed).mean() < 0.5
+  assert means.shape == predictions.shape == (len(prompts), 4, 64, 64, 3)
+  assert mean_prediction.relative_errors(means, predictions).mean() < 0.5

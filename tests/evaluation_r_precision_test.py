@@ -1,4 +1,4 @@
-"""CLIP R-Precision of finished runs: the whole command, and refusals."""
+"""CLIP R-Precision of finished runs: command, stored results, errors."""
 
 import json
 import os
@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from configs import dreamfusion as configs
-from gen3d.data.shapes import world as shapes_world
 from gen3d.engine import checkpoints
 from gen3d.evaluation import r_precision
 from gen3d.evaluation import text_to_3d as text_to_3d_evaluation
+from gen3d.io import meshes
 from gen3d.metrics import text as text_metrics
 from gen3d.models import clip_pair
 from gen3d.ops import cameras
+from gen3d.ops import mesh as mesh_ops
 from gen3d.tasks import text_to_3d
 
 PROMPTS = ('A red chair', 'a blue car')
@@ -27,7 +28,7 @@ VIEW = text_metrics.DREAM_FIELDS
 
 
 def make_run(folder, prompt, seed):
-  """A finished run of the tiny variant, of no steps: what a scene begins as."""
+  """A finished run of the tiny variant after 0 steps."""
   config = configs.get_config('tiny')
   config.prompt = prompt
   config.scene.size, config.scene.importance.samples = 8, 0
@@ -40,7 +41,7 @@ def make_run(folder, prompt, seed):
 
 
 @pytest.fixture(scope='module')
-def material(tmp_path_factory):
+def shared_folder(tmp_path_factory):
   """Folder with `runs` (two), and a file of captions."""
   folder = tmp_path_factory.mktemp('r_precision')
   for seed, prompt in enumerate(PROMPTS):
@@ -52,11 +53,11 @@ def material(tmp_path_factory):
 
 
 @pytest.fixture
-def folder(material):
-  """The material, with nothing judged."""
-  for report in material.glob(f'runs/*/{r_precision.REPORT}'):
+def folder(shared_folder):
+  """The shared folder without stored results."""
+  for report in shared_folder.glob(f'runs/*/{r_precision.REPORT}'):
     report.unlink()
-  return material
+  return shared_folder
 
 
 @pytest.fixture(scope='module')
@@ -73,10 +74,10 @@ def command(*flags):
       cwd=pathlib.Path(__file__).parents[1], env=dict(os.environ))
 
 
-def expected_shares(model, images, captions):
-  """[M]: in what share of images [V, S, S, 3] each caption scores highest.
+def expected_rates(model, images, captions):
+  """[M]: fraction of images [V, S, S, 3] for which each caption scores highest.
 
-  By transformers alone: its image processor, tokenizer and model.
+  With the image processor, tokenizer and model of transformers.
   """
   import torch
   import transformers
@@ -96,25 +97,26 @@ def expected_shares(model, images, captions):
 
 
 @pytest.mark.parity
-def test_a_published_pair_retrieves_what_transformers_does(clip_path):
+def test_hub_clip_retrieves_the_same_captions_as_transformers(clip_path):
   import transformers
   model = transformers.CLIPModel.from_pretrained(clip_path).eval()
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (40, 24, 24, 3)) // 64 * 64 / np.float32(255)
   images *= rng.random((40, 1, 1, 3)) > 0.4  # of different colors
   images = np.float32(np.round(255 * images) / 255)
-  expected = expected_shares(model, images, CAPTIONS)
-  assert np.sum(expected > 0) >= 2  # or the example tells nothing
-  examiner, = r_precision.published([str(clip_path)], CAPTIONS)
-  assert (examiner.size, examiner.background) == (24, 1.0)
-  for caption, share in zip(CAPTIONS, expected, strict=True):
-    # As a person writes it, as the file has it.
+  expected = expected_rates(model, images, CAPTIONS)
+  assert np.sum(expected > 0) >= 2  # or one rate is compared
+  retriever, = r_precision.hub_clips([str(clip_path)], CAPTIONS)
+  assert (retriever.size, retriever.background) == (24, 1.0)
+  for caption, rate in zip(CAPTIONS, expected, strict=True):
+    # Prompts are normalized as the captions of the file are.
     prompt = f' {caption.capitalize()[:-1]}'
-    assert examiner.share(images, prompt, False) == pytest.approx(share)
+    assert retriever.retrieval_rate(images, prompt, False) == (
+        pytest.approx(rate))
 
 
 @pytest.mark.parity
-def test_the_command_renders_judges_and_skips_what_is_done(
+def test_command_prints_the_table_and_reuses_stored_results(
     folder, clip_path, monkeypatch):
   import transformers
   flags = (f'--runs={folder / "runs"}', f'--clip={clip_path}',
@@ -125,31 +127,31 @@ def test_the_command_renders_judges_and_skips_what_is_done(
   name = clip_path.name
   assert heading == f'| method | {name}, color | {name}, geometry | n |'
 
-  # The same by transformers alone, of the same pictures.
+  # The same images, retrieved by transformers.
   model = transformers.CLIPModel.from_pretrained(clip_path).eval()
   hits = []
   for seed, prompt in enumerate(PROMPTS):
     _, params, config = text_to_3d.load_run(folder / 'runs' / str(seed))
-    seen = text_to_3d_evaluation.views(config, params, VIEW, 24, 1.0)
-    assert (seen['color'][0, 0, 0] == 1).all()  # white
+    views = text_to_3d_evaluation.render_views(config, params, VIEW, 24, 1.0)
+    assert (views['color'][0, 0, 0] == 1).all()  # white
     index = CAPTIONS.index(f'{prompt.lower()}.')
-    hits.append([expected_shares(model, seen[mode], CAPTIONS)[index]
+    hits.append([expected_rates(model, views[mode], CAPTIONS)[index]
                  for mode in ('color', 'textureless')])
   rates = [text_metrics.rate(column) for column in np.transpose(hits)]
   cells = [f'{100 * r.rate:.1f} +- {100 * r.error:.1f}' for r in rates]
   assert row == f'| dreamfusion, sds, shapes | {" | ".join(cells)} | 2 |'
 
   def refuse(*args):
-    raise AssertionError('it is rendered again')
-  again = lambda protocol, **more: r_precision.evaluate(
+    raise AssertionError('rendered again')
+  again = lambda protocol, **options: r_precision.report(
       folder / 'runs', protocol, [str(clip_path)], folder / 'captions.txt',
-      **more)
+      **options)
   monkeypatch.setattr(text_to_3d, 'load_run', refuse)
   assert again('dream_fields') == done.stdout.strip()
   for protocol, force in (('dream_fields', True), ('dreamfusion', False)):
     with pytest.raises(AssertionError, match='rendered again'):
       again(protocol, force=force)
-  # What was trained on is not what was judged.
+  # Further training makes stored results invalid.
   run = folder / 'runs/0/finished.json'
   before = run.read_text()
   run.write_text('{"step": 9, "files": []}')
@@ -158,12 +160,12 @@ def test_the_command_renders_judges_and_skips_what_is_done(
   run.write_text(before)
 
 
-def look(images, prompt, textureless):
-  """An Examiner's share that tells what it was shown."""
+def encode_arguments(images, prompt, textureless):
+  """A ClipRetriever.retrieval_rate that depends on all its arguments."""
   return float(np.mean(images)) + len(prompt) + 100 * textureless
 
 
-def test_examiners_see_both_looks_from_the_protocols_views(
+def test_retrievers_get_both_modes_from_the_views_of_the_protocol(
     folder, monkeypatch):
   run = folder / 'runs/0'
   scene, params, config = text_to_3d.load_run(run)
@@ -171,63 +173,84 @@ def test_examiners_see_both_looks_from_the_protocols_views(
   monkeypatch.setattr(text_to_3d, 'load_run', lambda path: loads.append(path)
                       or (scene, params, config))
   protocol = text_metrics.Protocol((30.0, 120.0), 45.0)
-  small = r_precision.Examiner('small', 'a', 8, 1.0, look)
-  dark = r_precision.Examiner('dark', 'b', 12, 0.3, look)
-  score, = r_precision.judge_runs([small], [run], protocol)
-  score, = r_precision.judge_runs([dark, small], [run], protocol)
+  small = r_precision.ClipRetriever('small', 'a', 8, 1.0, encode_arguments)
+  dark = r_precision.ClipRetriever('dark', 'b', 12, 0.3, encode_arguments)
+  r_precision.score_runs([small], [run], protocol)
+  score, = r_precision.score_runs([dark, small], [run], protocol)
   assert (score.method, score.prompt) == ('dreamfusion, sds, shapes',
                                           'A red chair')
-  shows = jax.jit(scene.show, static_argnums=(2, 3))
-  for examiner, seen in zip((dark, small), score.shares, strict=True):
-    views = [shows(params, cameras.orbit(
+  show = jax.jit(scene.show, static_argnums=(2, 3))
+  for retriever, rates in zip((dark, small), score.rates, strict=True):
+    views = [show(params, cameras.orbit(
         azimuth, 45.0, config.orbit.distance, config.orbit.focal),
-        examiner.size, ('color', 'textureless'),
-        np.full(3, examiner.background)) for azimuth in (30.0, 120.0)]
+        retriever.size, ('color', 'textureless'),
+        np.full(3, retriever.background)) for azimuth in (30.0, 120.0)]
     expected = [
-        look([view[mode] for view in views], 'A red chair', bool(i))
+        encode_arguments([view[mode] for view in views], 'A red chair', bool(i))
         for i, mode in enumerate(('color', 'textureless'))]
-    np.testing.assert_allclose(seen, expected, atol=2e-3)
-  assert abs(score.shares[0, 1] - 100 - score.shares[0, 0]) > 4e-3
-  assert len(loads) == 2  # once for each examiner that was new
-  r_precision.judge_runs([small, dark], [run], protocol)
+    np.testing.assert_allclose(rates, expected, atol=2e-3)
+  assert abs(score.rates[0, 1] - 100 - score.rates[0, 0]) > 4e-3
+  assert len(loads) == 2  # once for each retriever without stored results
+  r_precision.score_runs([small, dark], [run], protocol)
   assert len(loads) == 2
 
 
-def test_the_shipped_pair_gives_the_numbers_of_the_table_of_objects(
+def brightness_pair(threshold, prompts):
+  """A ClipPair that retrieves the prompts for bright images only."""
+  unit = lambda yes: np.where(np.asarray(yes)[:, None], (1.0, 0.0), (0.0, 1.0))
+  return clip_pair.ClipPair(
+      lambda images: unit(np.mean(images, axis=(1, 2, 3)) > threshold),
+      lambda texts: unit([text in prompts for text in texts]))
+
+
+def test_bundled_clip_gives_the_rates_of_the_text_to_3d_table(
     folder, monkeypatch):
-  monkeypatch.setattr(text_to_3d_evaluation, 'found', lambda judge, *seen: look(*seen))
-  text = r_precision.evaluate(folder / 'runs', 'dreamfusion')
-  monkeypatch.setattr(text_to_3d_evaluation.meshes, 'load', lambda path: None)
-  monkeypatch.setattr(text_to_3d_evaluation, 'geometry', lambda mesh, said: (0, 0))
-  verdicts = text_to_3d_evaluation.judge_runs(None, folder / 'runs', force=True)
-  for report in folder.glob(f'runs/*/{text_to_3d_evaluation.REPORT}'):
-    report.unlink()
-  columns = np.array([v[2:4] for v in verdicts]).T
+  runs = folder / 'runs'
+  images = []  # [run][mode][view, S, S, 3]
+  for run in sorted(runs.iterdir()):
+    _, params, config = text_to_3d.load_run(run)
+    views = text_to_3d_evaluation.render_views(
+        config, params, text_metrics.DREAMFUSION, 64, 0.8)
+    images.append([views['color'], views['textureless']])
+    meshes.save(run / 'mesh.ply', small_box())
+  brightness = np.mean(images, axis=(3, 4, 5))
+  pair = brightness_pair(np.median(brightness), PROMPTS)
+  expected = np.mean(brightness > np.median(brightness), axis=2)  # [run, mode]
+  assert len(np.unique(expected)) > 1  # or one rate is compared
+
+  monkeypatch.setattr(clip_pair, 'load', lambda path: pair)
   cells = [f'{100 * np.mean(c):.1f} +- {100 * np.std(c) / 2**.5:.1f}'
-           for c in columns]
-  assert text.splitlines() == [
+           for c in expected.T]
+  assert r_precision.report(runs, 'dreamfusion').splitlines() == [
       '| method | shapes pair, color | shapes pair, geometry | n |',
       '|---|---|---|---|',
       f'| dreamfusion, sds, shapes | {" | ".join(cells)} | 2 |']
+  scores = text_to_3d_evaluation.score_runs(pair, runs, force=True)
+  for run in runs.iterdir():
+    (run / text_to_3d_evaluation.REPORT).unlink()
+    (run / text_to_3d_evaluation.MESH).unlink()
+  rates = {score.prompt: (score.color, score.textureless) for score in scores}
+  np.testing.assert_allclose([rates[p] for p in PROMPTS], expected)
+  assert all(0 < s.iou < 1 and 0 <= s.f_score < 1 for s in scores)
 
 
-def test_the_shipped_pair_finds_prompts_in_real_pictures():
-  judge = clip_pair.load()
-  images = [image for _, image, _, _, _ in shapes_world.pictures(
-      0, 'seen', 0, 4, 64)]
-  prompts = text_to_3d_evaluation.held_out_captions('seen', 4)
-  share = lambda turn: np.mean([
-      text_to_3d_evaluation.found(judge, image[None], prompt, False)
-      for image, prompt in zip(images, prompts[turn:] + prompts[:turn])])
-  assert share(0) > 0.7 and share(1) < 0.3
+def small_box():
+  """A closed box of 12 triangles, counter-clockwise from outside."""
+  corners = np.array([(x, y, z) for x in (-.2, .2) for y in (-.1, .1)
+                      for z in (-.3, .3)], np.float32)
+  quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6),
+           (0, 2, 6, 4), (1, 5, 7, 3)]
+  faces = [face for a, b, c, d in quads for face in ((a, b, c), (a, c, d))]
+  return mesh_ops.Mesh(
+      corners, np.array(faces, np.int32), np.ones_like(corners))
 
 
-def test_the_table_has_a_row_for_each_method():
-  shares = lambda *pairs: np.array(pairs)
+def test_table_has_a_row_for_each_method():
+  rates = lambda *pairs: np.array(pairs)
   scores = [
-      r_precision.Score('csd', 'a', shares((1.0, 0.0), (1.0, 1.0))),
-      r_precision.Score('sds', 'a', shares((0.5, 0.5), (0.0, 1.0))),
-      r_precision.Score('sds', 'b', shares((1.0, 0.5), (0.0, 0.0)))]
+      r_precision.RunRates('csd', 'a', rates((1.0, 0.0), (1.0, 1.0))),
+      r_precision.RunRates('sds', 'a', rates((0.5, 0.5), (0.0, 1.0))),
+      r_precision.RunRates('sds', 'b', rates((1.0, 0.5), (0.0, 0.0)))]
   assert r_precision.table(scores, ['CLIP B/32', 'CLIP L/14']).splitlines() == [
       '| method | CLIP B/32, color | CLIP B/32, geometry | '
       'CLIP L/14, color | CLIP L/14, geometry | n |',
@@ -257,13 +280,13 @@ def other_network(path):
     (lambda path: clip_folders.save_tokenizer(path, 'z</w>'),
      'does not end a text with the token'),
 ])
-def test_a_broken_clip_gets_a_sentence_before_anything_is_rendered(
+def test_broken_clip_is_refused_before_anything_is_rendered(
     tmp_path, folder, monkeypatch, damage, words):
   clip_folders.save(tmp_path)
   damage(tmp_path)
-  monkeypatch.setattr(r_precision, 'judge_runs', None)
+  monkeypatch.setattr(r_precision, 'score_runs', None)
   with pytest.raises(ValueError, match=words) as error:
-    r_precision.evaluate(folder / 'runs', 'dreamfusion', [str(tmp_path)],
+    r_precision.report(folder / 'runs', 'dreamfusion', [str(tmp_path)],
                          folder / 'captions.txt')
   assert str(tmp_path) in str(error.value)
 
@@ -279,7 +302,7 @@ def test_a_broken_clip_gets_a_sentence_before_anything_is_rendered(
     ({'runs': 'empty'}, 'no finished text-to-3D run'),
     ({'protocol': 'dreamfields'}, "Did you mean 'dream_fields'"),
 ])
-def test_what_does_not_fit_gets_a_sentence(folder, changes, words):
+def test_arguments_that_do_not_fit_are_refused(folder, changes, words):
   (folder / 'other.txt').write_text('two mugs\n')
   (folder / 'blank.txt').write_text('A red chair\n\na blue car\n')
   given = {'runs': 'runs', 'protocol': 'dreamfusion', 'clips': ('a/b/c',),
@@ -287,10 +310,10 @@ def test_what_does_not_fit_gets_a_sentence(folder, changes, words):
   for key in ('runs', 'captions'):
     given[key] = given[key] and folder / given[key]
   with pytest.raises(ValueError, match=words):
-    r_precision.evaluate(**given)
+    r_precision.report(**given)
 
 
-def test_without_a_network_a_hub_id_gets_a_sentence(folder, monkeypatch):
+def test_hub_id_without_a_network_is_refused(folder, monkeypatch):
   huggingface_hub = pytest.importorskip('huggingface_hub')
   from huggingface_hub import errors
 
@@ -298,13 +321,13 @@ def test_without_a_network_a_hub_id_gets_a_sentence(folder, monkeypatch):
     raise errors.LocalEntryNotFoundError('no network')
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', unreachable)
   with pytest.raises(ValueError, match='openai/clip.*cannot be reached'):
-    r_precision.evaluate(
+    r_precision.report(
         folder / 'runs', 'dreamfusion', ['openai/clip-vit-base-patch32'],
         folder / 'captions.txt')
 
 
-def test_the_command_fails_in_one_sentence(tmp_path):
+def test_command_prints_its_error_on_one_line(tmp_path):
   done = command(f'--runs={tmp_path}', '--clip=a/b')
   assert done.returncode == 2 and done.stdout == ''
-  assert done.stderr.strip().startswith('Published CLIPs retrieve from')
+  assert done.stderr.strip().startswith('CLIPs of transformers retrieve')
   assert len(done.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The comparison of representations: reading, table, plot, command."""
+"""Comparison of representations: reading, table, plot, command."""
 
 import json
 import pathlib
@@ -36,16 +36,17 @@ def runs(tmp_path):
   return [representations.read(tmp_path, n) for n in ('mip_nerf', 'triplanes')]
 
 
-def test_times_and_values_between_reports(runs):
+def test_times_and_interpolated_scores(runs):
   slow, fast = runs
   assert slow.seconds == 2.0 and fast.seconds == 0.5
   assert representations.time_to(slow, 25.0) == 400.0
   assert representations.time_to(fast, 30.0) == 150.0
   assert representations.time_to(slow, 30.0) is None
-  np.testing.assert_allclose(representations.scores_at(slow, 300.0), (23.0, 0.575))
+  np.testing.assert_allclose(
+      representations.scores_at(slow, 300.0), (23.0, 0.575))
 
 
-def test_the_table_has_ratios_to_mip_nerf(runs):
+def test_table_has_ratios_to_mip_nerf(runs):
   rows = [[cell.strip() for cell in line.split('|')[1:-1]]
           for line in representations.table(runs).splitlines()]
   assert rows[0] == ['', 'Mip-NeRF', 'hybrid tri-planes']
@@ -56,13 +57,13 @@ def test_the_table_has_ratios_to_mip_nerf(runs):
   assert row['seconds to 30 dB'] == ('not reached', '150')
   assert row['PSNR / SSIM after 300 steps'] == (
       '29.00 / 0.725', '31.00 / 0.775')
-  # Equal time is that of the soonest to end: 150 s.
+  # Equal time: that of the run that ends first, 150 s.
   assert row['PSNR / SSIM after 150 s'] == ('20.00 / 0.500', '31.00 / 0.775')
-  assert row['PSNR / SSIM of all test pictures'] == (
+  assert row['PSNR / SSIM of all test images'] == (
       '28.00 / 0.500', '30.00 / 0.500')
 
 
-def test_the_plot_is_a_picture(runs, tmp_path):
+def test_plot_has_a_line_for_each_run(runs, tmp_path):
   representations.plot(runs, 'a scene', tmp_path / 'plot.png')
   pixels = np.asarray(Image.open(tmp_path / 'plot.png').convert('RGB'))
   # Two lines, in the first two colors of matplotlib's cycle.
@@ -70,12 +71,12 @@ def test_the_plot_is_a_picture(runs, tmp_path):
     assert (np.abs(pixels.astype(int) - color).max(-1) < 3).sum() > 100
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_missing_files_are_refused(tmp_path):
   with pytest.raises(ValueError, match='scalars.jsonl is missing'):
     representations.read(tmp_path, 'nerf')
 
 
-def test_the_command_trains_times_and_tells(tmp_path):
+def test_command_trains_benchmarks_and_compares(tmp_path):
   command = [sys.executable, '-m', 'gen3d.compare', '--configs=voxels',
              '--variant=tiny', '--data=shapes:a green tree',
              f'--workdir={tmp_path}']
@@ -96,7 +97,7 @@ def test_the_command_trains_times_and_tells(tmp_path):
 @pytest.mark.parametrize('flags, words', [
     (['--set=steps', '--data=shapes:a green tree'], 'write --set=KEY=VALUE'),
     (['--data=no/where'], 'no/where is not a folder')])
-def test_what_cannot_be_compared_is_said_once(flags, words, tmp_path):
+def test_command_prints_its_error_once(flags, words, tmp_path):
   done = subprocess.run(
       [sys.executable, '-m', 'gen3d.compare', '--variant=tiny', *flags,
        f'--workdir={tmp_path / "here"}'],

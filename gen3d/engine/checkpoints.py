@@ -83,7 +83,7 @@ class Checkpoints:
       raise UserError(self._damaged(step, steps, error)) from error
     if _digest(found.state) != found.meta['sha256']:
       raise UserError(self._damaged(step, steps, 'its SHA-256 differs'))
-    inside = int(sharding.local(found.state['step']))
+    inside = int(sharding.unreplicate(found.state['step']))
     if inside != step:
       remedy = ('delete that directory' if inside in steps else
                 f'rename that directory to {inside}, or delete it')
