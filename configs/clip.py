@@ -1,36 +1,36 @@
-"""The judge: a small CLIP pair (Radford et al., 2103.00020), shapes world.
+"""A small CLIP pair (Radford et al., 2103.00020) for the shapes world.
 
 python -m gen3d.train --config=configs/clip.py --workdir=/tmp/clip
 
-Goal: on renders of 512 held-out captions the right one is found among 64
-distractors at least 95 % of the time. The record beside the shipped weights
-(gen3d/assets/clip_shapes.json) says what was reached, and in how long.
+Goal: R-precision of 95 % or more on images of 512 held-out objects, among 64
+distractors. gen3d/assets/clip_shapes.json records the training of the bundled
+weights: R-precision, steps and time.
 """
 
 import ml_collections
 
 
 def get_config(variant='shapes'):
-  """The config; variants: 'shapes' (ships with the package), 'tiny'."""
+  """The config; variants: 'shapes' (the bundled weights), 'tiny' (tests)."""
   config = ml_collections.ConfigDict()
   config.task = 'clip'
   config.seed = 0
 
-  # Data: cached views of the shapes world, lit anew each time.
+  # Data: cached views of the shapes world, lit anew in every step.
   config.data_seed = 0
   config.resolution = 64
   config.views = 30_000
   config.held_out = 512
 
-  # Model: 0.08 GFLOP a pair forward, 1.1 M parameters. Pictures are made
-  # smaller for it: half of the work, and shapes and colors stay plain.
+  # Model: 0.08 GFLOP forward per pair, 1.1 M parameters. Images are reduced
+  # from 64 to 48 pixels: half of the cost, and shapes and colors remain clear.
   config.image = {'resolution': 48, 'patch': 8, 'width': 128, 'layers': 4,
                   'heads': 4}
   config.text = {'width': 96, 'layers': 2, 'heads': 3}
   config.features = 128
 
-  # Training. `start_from` takes weights (.safetensors) to go on from where
-  # the run's own checkpoints are gone.
+  # Training. `start_from`: weights (.safetensors) to continue from, for a run
+  # whose checkpoints no longer exist.
   config.start_from = ''
   config.batch = 128
   config.steps = 3000
@@ -40,7 +40,7 @@ def get_config(variant='shapes'):
       'eps': 1e-6, 'weight_decay': 0.1, 'clip': 1.0}
   config.ema_decay = 0.995
 
-  # Reports.
+  # Logging, evaluation and checkpoints.
   config.log_every = 20
   config.eval_every = 500
   config.checkpoint_every = 250

@@ -1,0 +1,67 @@
+"""gen3d.evaluate: the arguments of each report, and errors."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Replaces each report by one that prints its arguments by name, and calls the
+# command's main for each value of --what.
+RECORD = r"""
+import inspect, json, sys
+from absl import flags
+from gen3d import evaluate
+from gen3d.evaluation import clip, gan, mean_prediction, r_precision, text_to_3d
+
+def record(module, name):
+  signature = inspect.signature(getattr(module, name))
+  setattr(module, name, lambda *given, **named: json.dumps(
+      signature.bind(*given, **named).arguments))
+
+record(clip, 'report_real_images')
+record(clip, 'report_samples')
+for module in (gan, mean_prediction, r_precision, text_to_3d):
+  record(module, 'report')
+flags.FLAGS(sys.argv)
+for what in evaluate._REPORTS:
+  flags.FLAGS.what = what
+  print(what, end=' ')
+  evaluate.main()
+"""
+
+
+def test_reports_get_the_flags_that_they_are_documented_with():
+  done = subprocess.run(
+      [sys.executable, '-c', RECORD, '--runs=RUNS', '--count=9',
+       '--guidance_scale=2.5', '--weights=WEIGHTS', '--clip_weights=PAIR',
+       '--clip=A,B', '--captions=CAPTIONS', '--protocol=dream_fields',
+       '--network=NETWORK', '--force', '--out=OUT'],
+      cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  lines = (line.split(' ', 1) for line in done.stdout.splitlines())
+  assert {what: json.loads(arguments) for what, arguments in lines} == {
+      'clip': {'clip_weights': 'PAIR', 'count': 9},
+      'text_to_image': {'clip_weights': 'PAIR', 'weights': 'WEIGHTS',
+                        'count': 9, 'scale': 2.5, 'out': 'OUT'},
+      'mean_prediction': {'weights': 'WEIGHTS', 'out': 'OUT'},
+      'text_to_3d': {'runs': 'RUNS', 'clip_weights': 'PAIR', 'force': True,
+                     'out': 'OUT'},
+      'r_precision': {
+          'runs': 'RUNS', 'protocol': 'dream_fields', 'clips': ['A', 'B'],
+          'captions': 'CAPTIONS', 'clip_weights': 'PAIR', 'force': True},
+      'gan': {'path': 'NETWORK'}}
+
+
+@pytest.mark.parametrize('flag, words', [
+    ('--what=judge', 'clip|text_to_image|mean_prediction|'),
+    ('--clip_weights=none.safetensors', 'none.safetensors')])
+def test_errors_are_one_line(flag, words):
+  done = subprocess.run(
+      [sys.executable, '-m', 'gen3d.evaluate', '--what=clip', flag],
+      cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 2 and done.stdout == ''
+  assert words in done.stderr and len(done.stderr.splitlines()) == 1
