@@ -140,6 +140,7 @@ def retrieval_rate(pair: clip_pair.ClipPair, images: np.ndarray, prompt: str,
     captions.Unknown: the prompt has no category of the shapes world.
   """
   texts, stated = _pool()
+  # One copy of the prompt per view: each view is a case of its own.
   own = attributes.parse_all([prompt] * len(images))
   return text_metrics.attribute_r_precision(
       pair, images, [prompt] * len(images) + texts,
@@ -147,6 +148,7 @@ def retrieval_rate(pair: clip_pair.ClipPair, images: np.ndarray, prompt: str,
       attributes.visible(own, np.full(len(own), textureless)))['64'].rate
 
 
+# The same for all runs: generated and parsed once.
 @functools.cache
 def _pool():
   texts = [text for split in SPLITS for text in held_out_captions(split, POOL)]

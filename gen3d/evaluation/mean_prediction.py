@@ -74,6 +74,7 @@ def compare(
   model, params, _ = text_to_image.load(weights)
   prompts = [captions.plain(captions.Spec(category, COLOR, ''))
              for category in captions.CATEGORIES]
+  # Prompt-major: the first NUM_VIEWS labels are the cameras of every prompt.
   texts, labels = text_to_image.around(prompts, NUM_VIEWS)
   means = np.stack([
       mean_images(category, labels[:NUM_VIEWS], model.size, num_samples)
@@ -108,6 +109,7 @@ def mean_images(category: str, labels: np.ndarray, size: int,
     size: H and W, in pixels.
     num_samples: of objects, the same for all views.
   """
+  # The prompt fixes category and main color; the rest is averaged over.
   rng = np.random.default_rng(captions.CATEGORIES.index(category))
   parts = [categories.build(captions.Spec(
       category, COLOR, rng.choice(list(captions.COLORS))), rng.uniform).parts
@@ -146,6 +148,7 @@ def predict_mean(denoise: Callable, weights: Any, schedule: noise.Schedule,
       lambda x: jnp.broadcast_to(x, (len(x_t), *x.shape)), text)
   t = jnp.full(len(x_t), TIME)
   eps = denoise(weights, x_t, t, text)
+  # The mean over noises removes what little depends on them.
   x = noise.x_from_eps(schedule, x_t, eps, t)
   return jnp.mean(x, axis=0) / 2 + 0.5
 
@@ -156,6 +159,7 @@ def _predict_means(params, tokens, mask, labels, keys, *, model, num_samples):
 
   def predict(row):
     text, key = row
+    # At t = 0.99 the image's weight is about 0.016: x_t is noise.
     x_t = jax.random.normal(key, (num_samples, model.size, model.size, 3))
     return predict_mean(model.denoise, params, model.schedule, text, x_t)
 

@@ -39,8 +39,7 @@ from gen3d.weights import hub
 REPORT = 'r_precision.json'
 NAMES = {clip.B32: 'CLIP B/32', clip.B16: 'CLIP B/16', clip.L14: 'CLIP L/14'}
 WHITE = 1.0
-# Mode of a render -> heading of its column in the papers.
-HEADINGS = {'color': 'color', 'textureless': 'geometry'}
+COLUMNS = ('color', 'geometry')  # the papers' names of text_to_3d.MODES
 
 # (images [V, S, S, 3] in [0, 1], prompt, textureless) -> fraction of views.
 RetrievalRate = Callable[[np.ndarray, str, bool], float]
@@ -114,6 +113,7 @@ def report(runs: str | os.PathLike, protocol: str, clips: Sequence[str] = (),
         'CLIPs of transformers retrieve from a file of captions, the bundled '
         'pair from captions of the shapes world: give both --clip and '
         '--captions, or neither.')
+  # Everything is checked before the first run is rendered, which is slow.
   folders = text_to_3d_evaluation.finished_runs(runs)
   if captions:
     texts = caption_files.read(captions)
@@ -168,13 +168,14 @@ def hub_clips(names: Sequence[str],
     UserError: one of them is no CLIP with a tokenizer. All are checked before
       the weights of the first are read.
   """
-  found = [_checkpoint(name) for name in names]
+  clips = [_checkpoint(name) for name in names]
   headings = [NAMES.get(checkpoint.size, checkpoint.name)
-              for checkpoint in found]
-  if len(set(headings)) < len(headings):  # Two of one size.
-    headings = [checkpoint.name for checkpoint in found]
+              for checkpoint in clips]
+  # Two CLIPs of the same size are distinguished by their folders.
+  if len(set(headings)) < len(headings):
+    headings = [checkpoint.name for checkpoint in clips]
   return [_retriever(checkpoint, heading, captions)
-          for checkpoint, heading in zip(found, headings, strict=True)]
+          for checkpoint, heading in zip(clips, headings, strict=True)]
 
 
 def score_runs(retrievers: Sequence[ClipRetriever],
@@ -196,6 +197,8 @@ def score_runs(retrievers: Sequence[ClipRetriever],
   for folder in tqdm.tqdm(folders, 'runs', disable=None):
     config = checkpoints.load_config(folder)
     step = json.loads((folder / 'finished.json').read_text())['step']
+    # The key includes the training step: a run that was trained further has
+    # new parameters under the same path.
     keys = [_digest(retriever.cache_key, protocol, step)
             for retriever in retrievers]
     stored = _read_report(folder)
@@ -223,11 +226,12 @@ def table(scores: Sequence[RunRates], names: Sequence[str]) -> str:
     scores: of the runs; the rows are their methods.
     names: of the J retrievers, two columns each.
   """
-  headings = [f'{name}, {HEADINGS[mode]}'
-              for name in names for mode in text_to_3d_evaluation.MODES]
+  headings = [f'{name}, {column}' for name in names for column in COLUMNS]
   lines = ['| ' + ' | '.join(['method', *headings, 'n']) + ' |',
            '|---' * (len(headings) + 2) + '|']
   for name in sorted({score.method for score in scores}):
+    # One case per run, the mean over its views: views of one object are not
+    # independent.
     values = np.stack([s.rates.ravel() for s in scores if s.method == name])
     rates = [text_metrics.rate(column) for column in values.T]
     cells = [f'{100 * r.rate:.1f} +- {100 * r.error:.1f}' for r in rates]
@@ -246,6 +250,8 @@ def _checkpoint(name):
         f'The tokenizer in {path} does not end a text with the token '
         f'{size.text.eot}, at which its CLIP reads the text feature; give a '
         'folder with the tokenizer of that CLIP.')
+  # A revision identifies the weights of a download; for a folder, sizes and
+  # times do, since hashing gigabytes at every start is slow.
   stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns)
            for pattern in ('*.json', '*.safetensors', '*.bin')
            for file in sorted(path.glob(pattern))]

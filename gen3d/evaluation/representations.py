@@ -92,6 +92,7 @@ def read(workdir: str | os.PathLike, name: str) -> Run:
     if not file.exists():
       raise UserError(f'{file} is missing; run the same command again, it '
                       'continues from the last checkpoint.')
+  # Test scores are logged every eval_every steps, beside other lines.
   lines = [json.loads(line) for line in scalars.read_text().splitlines()]
   tests = [line for line in lines if 'test/psnr' in line]
   if not tests:
@@ -119,6 +120,7 @@ def table(runs: Sequence[Run]) -> str:
   cost = lambda key, style: [
       f'{run.costs[key]:{style}} '
       f'({run.costs[key] / reference.costs[key]:.2f} x)' for run in runs]
+  # Measured costs, published ratios, then quality at equal PSNR, steps, time.
   rows = [
       ('', [NAMES.get(run.name, run.name) for run in runs]),
       ('---', ['---'] * len(runs)),
@@ -187,6 +189,7 @@ def _commands(data, workdir, configs, variant, settings):
     # All configs are checked before the first one is trained.
     cli.check_config(train)
     lines.append(train)
+    # gen3d.train itself continues or ends at once; a benchmark would repeat.
     costs = workdir / name / BENCHMARK
     if not costs.exists():
       lines.append([sys.executable, '-m', 'gen3d.benchmark', config, *common,

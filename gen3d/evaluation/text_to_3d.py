@@ -156,6 +156,7 @@ def contact_sheet(runs: str | os.PathLike, size: int = 128) -> np.ndarray:
     camera = cameras.orbit([SHEET_AZIMUTH], **config.orbit)
     images.append(render(params, camera)[0])
     labels.append(config.prompt)
+  # Rows of at most eight, as equal as possible.
   rows = -(-len(images) // 8)
   return image_io.tile(np.stack(images), -(-len(images) // rows), labels)
 
@@ -176,8 +177,11 @@ def render_views(config: Any, params: Any, protocol: text_metrics.Protocol,
   Returns:
     {mode of MODES: [V, S, S, 3] in [0, 1], in steps of 1 / 255}.
   """
+  # Only what determines the scene: the key of the cache must not contain the
+  # prompt, which differs between the runs of one method.
   render = _renderer(ml_collections.FrozenConfigDict({'scene': config.scene}),
                      size, background)
+  # [V, S, 2 S, 3]: the modes are side by side.
   images = render(params, text_metrics.viewpoints(
       protocol, config.orbit.distance, config.orbit.focal))
   return {mode: images[:, :, i * size:(i + 1) * size] / np.float32(255)
@@ -197,6 +201,9 @@ def shape_scores(mesh: mesh_ops.Mesh,
   """
   typical = categories.build(
       captions.Spec(spec.category, 'red', 'blue'), lambda lo, hi: (lo + hi) / 2)
+  # The typical object has its proportions at the middle of their ranges, and
+  # any two colors. The bound exceeds the largest object, since the mesh may
+  # have another scale and position.
   bound = 1.5 * categories.RADIUS
   sdf = jax.jit(functools.partial(primitives.sdf, typical.parts))
   fit = shape_metrics.best_scale_iou(
@@ -215,7 +222,8 @@ def true_surface(sdf: Callable, resolution: int = 128) -> np.ndarray:
     resolution: of the marching-cubes grid.
   """
   cells = shape_metrics.cell_centers(1.5 * categories.RADIUS, resolution)
-  # `isosurface` expects a density; this one is 1 on the surface.
+  # `isosurface` expects a density; exp(-10 sdf) is 1 on the surface and
+  # decreases away from the object.
   density = np.exp(-10 * np.asarray(sdf(cells))).reshape((resolution,) * 3)
   vertices, faces = mesh_ops.isosurface(
       density, 1.0, cells[0], float(cells[1, 2] - cells[0, 2]))

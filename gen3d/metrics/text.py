@@ -124,6 +124,7 @@ def attribute_r_precision(
   truth = index[:len(images)]
   if attributes is None:
     attributes = stated[truth]
+  # An image's own caption is consistent with it, so it is never allowed.
   allowed = ~consistent(stated[None], attributes[:, None])
   distractors = draw_distractors(seed, allowed, DISTRACTORS)
   features = pair.image_features(images), pair.text_features(texts)
@@ -196,6 +197,7 @@ def draw_distractors(seed: int, allowed: np.ndarray,
         f'R-precision needs {count} distractors per image, but only {fewest} '
         'of the captions are inconsistent with one of the images; give more '
         'captions.')
+  # A generator per row: more images do not change the first ones' distractors.
   return np.stack([
       np.random.default_rng((seed, i)).choice(
           np.flatnonzero(row), count, replace=False)

@@ -85,7 +85,7 @@ def batches(seed: int, first_step: int, *,
   of_views = attributes.of_views(views.camera, specs)
   encode = assets.tokenizer().encode
   for step in itertools.count(first_step):
-    rng = np.random.default_rng((seed, step))
+    rng = np.random.default_rng((seed, step))  # so that resuming is exact
     rows = rng.integers(len(specs), size=config.batch)
     textureless = rng.random(config.batch) < TEXTURELESS_PROB
     texts = [captions.caption(
