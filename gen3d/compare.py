@@ -15,10 +15,10 @@ from gen3d.engine import cli
 from gen3d.evaluation import representations
 
 _DATA = flags.DEFINE_string(
-    'data', None, 'data.path of the configs: the folder of a capture, or '
+    'data', '', 'data.path of the configs: the folder of a capture, or '
     '"shapes:" and a caption.')
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder; each representation has a workdir in it.')
+    'workdir', '', 'Folder; each representation has a workdir in it.')
 _CONFIGS = flags.DEFINE_list(
     'configs', ['mip_nerf', 'nerf', 'voxels', 'triplanes'],
     'Files of configs/ without the suffix.')

@@ -46,7 +46,7 @@ flags.DEFINE_list(
     'clip', [], 'CLIPs of transformers for r_precision (folders or hub ids), '
     'with --captions; the CLIP pair of gen3d if empty.')
 flags.DEFINE_string(
-    'captions', None, 'File of captions, one a line, from which these CLIPs '
+    'captions', '', 'File of captions, one a line, from which these CLIPs '
     'retrieve; see gen3d/data/caption_files.py for the usual 153.')
 flags.DEFINE_enum(
     'protocol', 'dreamfusion', ['dreamfusion', 'dream_fields'],
@@ -55,7 +55,7 @@ flags.DEFINE_string(
     'network', 'shapes', 'For gan: a 3-D GAN trained by gen3d, a .safetensors '
     'file or a bundled name.')
 flags.DEFINE_bool('force', False, 'Evaluate again where results are stored.')
-flags.DEFINE_string('out', None, 'Folder for images; none are written if '
+flags.DEFINE_string('out', '', 'Folder for images; none are written if '
                     'empty.')
 
 

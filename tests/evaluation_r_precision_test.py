@@ -242,7 +242,7 @@ def small_box():
            (0, 2, 6, 4), (1, 5, 7, 3)]
   faces = [face for a, b, c, d in quads for face in ((a, b, c), (a, c, d))]
   return mesh_ops.Mesh(
-      corners, np.array(faces, np.int32), np.ones_like(corners))
+      corners, np.array(faces, np.int32), colors=np.ones_like(corners))
 
 
 def test_table_has_a_row_for_each_method():

@@ -24,7 +24,7 @@ def _mesh_of(category, scale=1.0, shift=(0.0, 0.0, 0.0)):
   vertices, faces = mesh_ops.isosurface(
       density, 1.0, cells[0], float(cells[1, 2] - cells[0, 2]))
   return mesh_ops.Mesh(
-      scale * vertices + np.array(shift), faces, np.ones_like(vertices))
+      scale * vertices + np.array(shift), faces, colors=np.ones_like(vertices))
 
 
 def test_shape_scores_of_the_typical_object_at_another_scale_and_place():
