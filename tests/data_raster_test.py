@@ -7,7 +7,7 @@ import trimesh
 
 from gen3d.data import raster
 from gen3d.ops import cameras
-from gen3d.ops.surfaces import Surface, fit
+from gen3d.ops.mesh import Mesh
 
 
 def camera(azimuth=25.0, elevation=20.0, distance=3.0, focal=1.2):
@@ -84,7 +84,7 @@ def test_large_and_small_faces_meet_without_gaps():
 def sphere(subdivisions=5, radius=1.0):
   ball = trimesh.creation.icosphere(subdivisions, radius)
   vertices = np.asarray(ball.vertices)
-  return Surface(vertices, np.asarray(ball.faces), vertices / radius,
+  return Mesh(vertices, np.asarray(ball.faces), vertices / radius,
                  0.5 + 0.5 * vertices / radius)
 
 
@@ -120,7 +120,7 @@ def test_a_sphere_is_where_and_how_bright_it_should_be():
 def quad(texture, repeat=1.0):
   """A square in the plane z = 0, its texture upright seen from the front."""
   vertices = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0.0]])
-  return Surface(
+  return Mesh(
       vertices, np.array([[0, 1, 2], [0, 2, 3]]),
       np.tile([[0, 0, 1.0]], (4, 1)), np.ones((4, 3)),
       (vertices[:, :2] + 1) / 2 * repeat, texture)
@@ -183,18 +183,3 @@ def test_several_materials_hide_one_another():
   assert tuple(image[15, 15]) == (255, 0, 0, 255)
   assert tuple(image[15, 5]) == (0, 255, 0, 255)
   assert tuple(image[15, 1]) == (0, 0, 255, 255)
-
-
-def test_fitting_and_turning_surfaces():
-  ball = sphere(2, 3.0)._replace(faces=sphere(2).faces[:40])
-  moved = ball._replace(vertices=ball.vertices + [5.0, 0, 0])
-  fitted, = fit((moved,), 0.5)
-  used = fitted.vertices[np.unique(fitted.faces)]
-  assert np.linalg.norm(used, axis=-1).max() == pytest.approx(0.5)
-  np.testing.assert_allclose(used.min(0), -used.max(0), atol=1e-12)
-  with pytest.raises(ValueError, match='no triangles'):
-    fit(())
-  with pytest.raises(ValueError, match='at one place'):
-    fit((ball._replace(vertices=ball.vertices * 0),))
-  with pytest.raises(ValueError, match='not finite'):
-    fit((ball._replace(vertices=ball.vertices * np.nan),))

@@ -197,7 +197,7 @@ def test_the_shipped_pair_gives_the_numbers_of_the_table_of_objects(
     folder, monkeypatch):
   monkeypatch.setattr(text_to_3d_evaluation, 'found', lambda judge, *seen: look(*seen))
   text = r_precision.evaluate(folder / 'runs', 'dreamfusion')
-  monkeypatch.setattr(text_to_3d_evaluation.meshes, 'load', lambda path: None)
+  monkeypatch.setattr(text_to_3d_evaluation.meshes, 'load', lambda path: (None,))
   monkeypatch.setattr(text_to_3d_evaluation, 'geometry', lambda mesh, said: (0, 0))
   verdicts = text_to_3d_evaluation.judge_runs(None, folder / 'runs', force=True)
   for report in folder.glob(f'runs/*/{text_to_3d_evaluation.REPORT}'):

@@ -25,7 +25,7 @@ def _mesh_of(category, scale=1.0, shift=(0.0, 0.0, 0.0)):
   vertices, faces = mesh_ops.isosurface(
       density, 1.0, cells[0], float(cells[1, 2] - cells[0, 2]))
   return mesh_ops.Mesh(
-      scale * vertices + np.array(shift), faces, np.ones_like(vertices))
+      scale * vertices + np.array(shift), faces, colors=np.ones_like(vertices))
 
 
 def test_a_true_object_scores_full_marks_wherever_it_is():

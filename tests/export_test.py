@@ -33,15 +33,15 @@ def run(tmp_path_factory):
 def test_files_are_made_again_at_another_size(run, tmp_path):
   out = tmp_path / 'again'
   done = command('gen3d.export', f'--workdir={run}', f'--out={out}',
-                 '--size=24', '--resolution=40', '--step=2')
+                 '--size=24', '--resolution=40', '--step=2', '--share=0.5')
   assert done.returncode == 0, done.stderr[-3000:]
   names = ('turntable.mp4', 'preview.png', 'mesh.glb', 'mesh.ply')
   assert done.stdout.split() == [str(out / name) for name in names]
   assert sorted(p.name for p in out.iterdir()) == sorted(names)
   assert video.load(out / 'turntable.mp4')[0].shape[1:3] == (24, 72)
   assert Image.open(out / 'preview.png').size[0] == 4 * 24 + 3 * 2
-  small = meshes.load(run / 'mesh.glb')
-  large = meshes.load(out / 'mesh.glb')
+  small, = meshes.load(run / 'mesh.glb')
+  large, = meshes.load(out / 'mesh.glb')
   assert len(large.vertices) > 2 * len(small.vertices)
   for mesh in (small, large):
     np.testing.assert_allclose(

@@ -52,7 +52,7 @@ def test_axes_are_not_mixed_up():
   box = lambda x: jnp.max(
       jnp.abs(x - jnp.array([0.1, 0.2, 0.3]))
       - jnp.array([0.5, 0.3, 0.15]), -1)
-  result = mesh.extract(solid(box, 200.0, 0.01), 1.0, 96, threshold=100.0)
+  result = mesh.extract(solid(box, 400.0, 0.001), 1.0, 96)
   np.testing.assert_allclose(
       result.vertices.min(0), [-0.4, -0.1, 0.15], atol=0.015)
   np.testing.assert_allclose(
@@ -85,14 +85,14 @@ def test_only_the_largest_component_stays_unless_asked():
       m.vertices, m.faces, process=False).body_count
   one = mesh.extract(field, 1.0, 64)
   assert count(one) == 1 and one.vertices[:, 0].max() < 0.1
-  assert count(mesh.extract(field, 1.0, 64, share=0.05)) == 2
-  assert count(mesh.extract(field, 1.0, 64, share=0.001)) == 3
+  assert count(mesh.extract(field, 1.0, 64, keep_share=0.05)) == 2
+  assert count(mesh.extract(field, 1.0, 64, keep_share=0.001)) == 3
 
 
 def test_hollows_are_filled():
   shell = lambda x: jnp.maximum(
       sphere([0.0, 0.0, 0.0], 0.6)(x), -sphere([0.0, 0.0, 0.0], 0.3)(x))
-  result = mesh.extract(solid(shell), 1.0, 64, share=0.0)
+  result = mesh.extract(solid(shell), 1.0, 64, keep_share=0.0)
   assert check_topology(result).body_count == 1
   assert np.linalg.norm(result.vertices, axis=-1).min() > 0.5
 
@@ -130,8 +130,11 @@ def test_coarse_box_misses_no_thin_part():
 
 def test_smoothing_keeps_the_volume_and_evens_the_normals():
   query = solid(sphere([0.0, 0.0, 0.0], 0.5), 400.0, 0.001)
-  plain = mesh.extract(query, 1.0, 48, threshold=200.0, smoothing=0)
-  smooth = mesh.extract(query, 1.0, 48, threshold=200.0, smoothing=4)
+  density, origin, spacing = mesh.sample_grid(
+      query, np.array([[-0.6] * 3, [0.6] * 3]), 48)
+  vertices, faces = mesh.isosurface(density, 200.0, origin, spacing)
+  plain = mesh.Mesh(vertices, faces)
+  smooth = mesh.Mesh(mesh.smooth(vertices, faces, 4), faces)
   volumes = [mesh.volume(m.vertices, m.faces) for m in (plain, smooth)]
   assert volumes[1] == pytest.approx(volumes[0], rel=0.01)
   error = [np.mean(1 - np.sum(
@@ -141,9 +144,39 @@ def test_smoothing_keeps_the_volume_and_evens_the_normals():
   assert error[1] < 0.5 * error[0]
 
 
-def test_empty_fields_say_so_in_one_sentence():
+def test_empty_field_is_an_error_with_a_remedy():
   fog = lambda x: (jnp.full(len(x), 0.01), jnp.zeros((len(x), 3)))
-  with pytest.raises(ValueError, match=r'largest density 0\.01, .*0\.02'):
+  with pytest.raises(
+      mesh.EmptyField, match=r'largest density 0\.01, .*0\.02.*config\.steps'):
     mesh.extract(fog, 1.0, 32)
-  with pytest.raises(ValueError, match=r'threshold 5: .* density is 0\.01'):
-    mesh.extract(fog, 1.0, 32, threshold=5.0)
+
+
+def test_normalizing_to_a_ball_centers_the_used_vertices():
+  shape = trimesh.creation.icosphere(2, 3.0)
+  # Vertices without a face do not count.
+  ball = mesh.Mesh(np.asarray(shape.vertices), np.asarray(shape.faces)[:40])
+  moved = ball._replace(vertices=ball.vertices + [5.0, 0, 0])
+  scaled, = mesh.normalize_to_ball((moved,), 0.5)
+  used = scaled.vertices[np.unique(scaled.faces)]
+  assert np.linalg.norm(used, axis=-1).max() == pytest.approx(0.5)
+  np.testing.assert_allclose(used.min(0), -used.max(0), atol=1e-12)
+  with pytest.raises(ValueError, match='no triangles'):
+    mesh.normalize_to_ball(())
+  with pytest.raises(ValueError, match='at one place'):
+    mesh.normalize_to_ball((ball._replace(vertices=ball.vertices * 0),))
+  with pytest.raises(ValueError, match='not finite'):
+    mesh.normalize_to_ball((ball._replace(vertices=ball.vertices * np.nan),))
+
+
+def test_normals_stay_perpendicular_under_an_affine_map():
+  shape = trimesh.creation.icosphere(3)
+  vertices, faces = np.asarray(shape.vertices), np.asarray(shape.faces)
+  matrix = np.array([[2, 0.5, 0, 1], [0, 1, 0, 2], [0.3, 0, 0.5, 3],
+                     [0, 0, 0, 1.0]])
+  moved = mesh.transform(mesh.Mesh(vertices, faces, vertices), matrix)
+  np.testing.assert_allclose(
+      moved.vertices, vertices @ matrix[:3, :3].T + [1, 2, 3])
+  np.testing.assert_allclose(np.linalg.norm(moved.normals, axis=-1), 1)
+  agreement = np.sum(
+      moved.normals * mesh.vertex_normals(moved.vertices, faces), -1)
+  assert agreement.min() > 0.99

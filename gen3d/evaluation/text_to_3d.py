@@ -158,7 +158,7 @@ def sheet(runs, size=128):
   for folder in sorted(p.parent for p in pathlib.Path(runs).glob(
       f'*/{REPORT}')):
     scene, params, config = text_to_3d.load_run(folder)
-    look = finished.viewer(scene, size, ('color',))
+    look = finished.make_renderer(scene, size, ('color',))
     camera = cameras.orbit([SHOWN_FROM], **config.orbit)
     images.append(look(params, camera)[0])
     labels.append(config.prompt)
@@ -186,7 +186,7 @@ def _judge_run(judge, folder):
   color, textureless = (
       found(judge, seen[mode], config.prompt, mode == 'textureless')
       for mode in MODES)
-  iou, f_score = geometry(meshes.load(folder / MESH), said)
+  iou, f_score = geometry(*meshes.load(folder / MESH), said)
   return Verdict(config.prompt, split, color, textureless, iou, f_score)
 
 
@@ -238,7 +238,7 @@ def _pool():
 @functools.lru_cache(maxsize=4)
 def _viewer(config, size, background):
   """One program for all runs of a method, whose scenes are alike."""
-  return finished.viewer(text_to_3d.make_scene(config), size, MODES,
+  return finished.make_renderer(text_to_3d.make_scene(config), size, MODES,
                         (background,) * 3)
 
 
