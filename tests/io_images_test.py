@@ -7,7 +7,7 @@ from PIL import Image
 from gen3d.io import images as image_io
 
 
-def test_picture_round_trip(tmp_path):
+def test_png_round_trip(tmp_path):
   image = np.random.default_rng(0).integers(
       0, 256, (5, 7, 3)).astype(np.uint8)
   image_io.save(tmp_path / 'a.png', image)
@@ -15,7 +15,7 @@ def test_picture_round_trip(tmp_path):
       np.asarray(Image.open(tmp_path / 'a.png')), image)
 
 
-def test_tiles_are_row_by_row_with_labels_beneath():
+def test_tiles_are_row_by_row_with_labels_below():
   images = np.stack([np.full((20, 30, 3), i / 10) for i in range(5)])
   sheet = image_io.tile(images, 3, gap=2)
   assert sheet.shape == (42, 94, 3)

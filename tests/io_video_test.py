@@ -26,7 +26,7 @@ def test_video_round_trip(tmp_path, height, width):
   assert data.index(b'moov') < data.index(b'mdat') and b'avc1' in data
 
 
-def test_wrong_frames_are_told_in_a_sentence(tmp_path):
+def test_frames_of_another_type_or_number_are_refused(tmp_path):
   with pytest.raises(ValueError, match=r'not float64 \[4, 4, 3\]'):
     video.save(tmp_path / 'a.mp4', np.zeros((2, 4, 4, 3)))
   with pytest.raises(ValueError, match='No frames'):
@@ -34,7 +34,7 @@ def test_wrong_frames_are_told_in_a_sentence(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_frames_are_written_as_they_come(tmp_path):
+def test_frames_of_an_iterator_are_streamed(tmp_path):
   def frames(fail):
     for shade in range(4):
       yield np.full((16, 16, 3), 60 * shade, np.uint8)
@@ -50,19 +50,19 @@ def test_frames_are_written_as_they_come(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['a.mp4']
 
 
-def test_what_the_encoder_refuses_is_told(tmp_path):
-  with pytest.raises(OSError, match='a.mp4: ffmpeg says'):
+def test_an_encoder_error_is_reported(tmp_path):
+  with pytest.raises(OSError, match='a.mp4: ffmpeg failed'):
     video.save(tmp_path / 'a.mp4', np.zeros((2, 4, 4, 3), np.uint8), fps=-1)
   assert not list(tmp_path.iterdir())
 
 
-def test_an_encoder_that_ends_early_is_told_whatever_it_says(
+def test_an_encoder_that_ends_early_is_an_error(
     tmp_path, monkeypatch):
   lazy = tmp_path / 'lazy'
   lazy.write_text('#!/bin/sh\nexit 0\n')
   lazy.chmod(0o755)
   monkeypatch.setattr(
       video.imageio_ffmpeg, 'get_ffmpeg_exe', lambda: str(lazy))
-  with pytest.raises(OSError, match='a.mp4: ffmpeg says'):
+  with pytest.raises(OSError, match='a.mp4: ffmpeg failed'):
     video.save(tmp_path / 'a.mp4', np.zeros((4, 512, 512, 3), np.uint8))
   assert [p.name for p in tmp_path.iterdir()] == ['lazy']
