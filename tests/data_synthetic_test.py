@@ -1,20 +1,24 @@
-"""data.synthetic: cameras on a sphere and objects of captions."""
+"""data.synthetic: cameras on a sphere, objects of captions, scene files."""
 
+import ghostscript
 import numpy as np
 import pytest
+import trimesh
+from PIL import Image
 
 from gen3d.data import synthetic
 from gen3d.data.shapes import captions
+from gen3d.io import meshes
 
 
-def test_cameras_of_all_splits_see_the_ball_and_differ():
+def test_cameras_of_all_splits_frame_the_ball_and_differ():
   train, val, test = (synthetic.sphere_cameras(n, s) for n, s in (
       (50, 'train'), (5, 'val'), (20, 'test')))
   for camera in (train, val, test):
     positions = camera.c2w[:, :3, 3]
     np.testing.assert_allclose(np.linalg.norm(positions, axis=-1), 4, rtol=1e-5)
     assert positions[:, 1].min() >= 0
-    # The ball fits, and nearly fills the picture.
+    # The ball fits into the image and nearly fills it.
     half = np.tan(np.arcsin(1 / 4))
     edge = 0.5 / camera.intrinsics[:, 0, 0]
     assert np.all((edge > half) & (edge < 1.1 * half))
@@ -27,7 +31,7 @@ def test_cameras_of_all_splits_see_the_ball_and_differ():
     assert np.min(apart + 9 * np.eye(len(apart))) > 0.2
 
 
-def test_the_object_of_a_caption_has_its_parts_colors():
+def test_object_of_a_caption_has_the_named_colors():
   surface, = synthetic.surface_from_caption(
       'a red mushroom with white stem', 48)
   for name in ('red', 'white'):
@@ -42,3 +46,20 @@ def test_the_object_of_a_caption_has_its_parts_colors():
   assert agree.mean() > 0.95
   with pytest.raises(ValueError, match='No object of the shapes world'):
     synthetic.surface_from_caption('a zebra')
+
+
+def test_scene_of_a_mesh_with_a_postscript_texture_starts_no_program(
+    tmp_path, monkeypatch):
+  started = ghostscript.plant(tmp_path, monkeypatch)
+  box = trimesh.creation.box()
+  box.visual = trimesh.visual.TextureVisuals(
+      np.zeros((len(box.vertices), 2)), trimesh.visual.material.SimpleMaterial(
+          Image.new('RGB', (4, 4))))
+  box.export(tmp_path / 'a.obj')
+  texture, = tmp_path.glob('*.png')
+  texture.write_bytes(ghostscript.POSTSCRIPT)
+  synthetic.write_blender(
+      tmp_path / 'scene', meshes.load(tmp_path / 'a.obj'), train=2, test=1,
+      size=8)
+  assert (tmp_path / 'scene' / 'transforms_test.json').exists()
+  assert not started.exists()

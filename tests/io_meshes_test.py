@@ -1,4 +1,4 @@
-"""io.meshes: round trips, the letter of glTF, files of other programs."""
+"""io.meshes: round trips, conformance to glTF, files of other programs."""
 
 import json
 import struct
@@ -39,7 +39,7 @@ def ball():
 
 
 def gltf(path):
-  """The JSON of a .glb, and its buffer, read by the letter of the format."""
+  """The JSON of a .glb and its buffer, parsed without trimesh."""
   data = path.read_bytes()
   magic, version, length = struct.unpack_from('<4sII', data)
   assert (magic, version, length) == (b'glTF', 2, len(data))
@@ -87,20 +87,20 @@ def test_glb_has_linear_colors_matte_material_and_unit_normals(
   assert (np.sum(normals * ball.vertices, -1) > 0).all()
   material = tree['materials'][primitive['material']]['pbrMetallicRoughness']
   assert material == {'metallicFactor': 0.0, 'roughnessFactor': 1.0}
-  # No node may turn or move what is in the world's axes already.
+  # Vertices are in world axes, so that no node may have a transform.
   for node in tree['nodes']:
     assert np.allclose(np.reshape(node.get('matrix', np.eye(4)), (4, 4)),
                        np.eye(4))
     assert not {'rotation', 'translation', 'scale'} & set(node)
 
 
-def test_srgb_pair_is_an_inverse_with_the_known_middle():
+def test_srgb_conversions_are_inverse_and_match_a_known_value():
   x = np.linspace(0, 1, 101)
   np.testing.assert_allclose(meshes.to_srgb(meshes.to_linear(x)), x, atol=1e-6)
   assert meshes.to_linear(np.array(0.5)) == pytest.approx(0.21404, abs=1e-5)
 
 
-def test_bad_paths_are_told_in_a_sentence(tmp_path, ball):
+def test_paths_that_cannot_be_written_are_refused(tmp_path, ball):
   with pytest.raises(ValueError, match=r"'ball.stl'; choose .*\.glb"):
     meshes.save('ball.stl', ball)
   (tmp_path / 'file').write_text('')
@@ -108,7 +108,7 @@ def test_bad_paths_are_told_in_a_sentence(tmp_path, ball):
     meshes.save(tmp_path / 'file' / 'ball.glb', ball)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_preserves_the_old_file(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('old')
   with pytest.raises(RuntimeError), files.atomic_write(path) as temporary:
@@ -119,26 +119,26 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 @pytest.mark.parametrize('suffix', ['.ply', '.obj'])
-def test_vertex_colors_are_read_as_they_are(tmp_path, suffix):
+def test_vertex_colors_are_read_unchanged(tmp_path, suffix):
   mesh = tetrahedron()
   mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=COLORS)
   mesh.export(tmp_path / f'a{suffix}')
-  found, = meshes.load(tmp_path / f'a{suffix}')
-  np.testing.assert_allclose(found.vertices, mesh.vertices)
-  np.testing.assert_allclose(found.colors, COLORS[:, :3] / 255, atol=1e-6)
-  assert found.texture is None
+  loaded, = meshes.load(tmp_path / f'a{suffix}')
+  np.testing.assert_allclose(loaded.vertices, mesh.vertices)
+  np.testing.assert_allclose(loaded.colors, COLORS[:, :3] / 255, atol=1e-6)
+  assert loaded.texture is None
 
 
-def test_colors_of_our_own_glb_come_back_as_display_values(tmp_path):
+def test_linear_colors_of_glb_are_read_as_display_values(tmp_path):
   colors = np.array([[0.1, 0.5, 0.9]] * 4, np.float32)
   mesh = tetrahedron()
   meshes.save(tmp_path / 'a.glb', Mesh(
       mesh.vertices, mesh.faces, colors=colors))
-  found, = meshes.load(tmp_path / 'a.glb')
-  np.testing.assert_allclose(found.colors, colors, atol=1e-3)
+  loaded, = meshes.load(tmp_path / 'a.glb')
+  np.testing.assert_allclose(loaded.colors, colors, atol=1e-3)
 
 
-def test_textures_of_obj_and_glb_and_nodes_that_are_moved(tmp_path):
+def test_textures_of_obj_and_glb_and_transforms_of_nodes(tmp_path):
   pixels, mesh, uv = random_texture(), tetrahedron(), UV
   image, materials = Image.fromarray(pixels), trimesh.visual.material
   mesh.visual = trimesh.visual.TextureVisuals(
@@ -155,37 +155,37 @@ def test_textures_of_obj_and_glb_and_nodes_that_are_moved(tmp_path):
   moved, = meshes.load(tmp_path / 'a.glb')
   plain, = meshes.load(tmp_path / 'obj' / 'a.obj')
   np.testing.assert_allclose(moved.vertices, mesh.vertices + [1, 2, 3])
-  for found in (moved, plain):
-    np.testing.assert_array_equal(found.texture, pixels)
-    np.testing.assert_allclose(found.colors, 1)
-    np.testing.assert_allclose(found.uv, uv, atol=1e-6)
+  for loaded in (moved, plain):
+    np.testing.assert_array_equal(loaded.texture, pixels)
+    np.testing.assert_allclose(loaded.colors, 1)
+    np.testing.assert_allclose(loaded.uv, uv, atol=1e-6)
 
 
-def test_face_colors_and_no_colors(tmp_path):
+def test_face_colors_and_default_gray(tmp_path):
   mesh = tetrahedron()
-  mesh.export(tmp_path / 'grey.stl')
-  grey, = meshes.load(tmp_path / 'grey.stl')
-  np.testing.assert_allclose(grey.colors, 0.7, atol=0.01)
+  mesh.export(tmp_path / 'gray.stl')
+  gray, = meshes.load(tmp_path / 'gray.stl')
+  np.testing.assert_allclose(gray.colors, 0.7, atol=0.01)
   mesh.visual = trimesh.visual.ColorVisuals(mesh, face_colors=COLORS)
   mesh.export(tmp_path / 'a.ply')
-  found, = meshes.load(tmp_path / 'a.ply')
+  loaded, = meshes.load(tmp_path / 'a.ply')
   np.testing.assert_allclose(
-      found.colors[found.faces][:, 1], COLORS[:, :3] / 255)
+      loaded.colors[loaded.faces][:, 1], COLORS[:, :3] / 255)
 
 
-@pytest.mark.parametrize('name, content, said', [
+@pytest.mark.parametrize('name, content, message', [
     ('a.txt', b'', 'a.txt is not a mesh file that can be read; choose one'),
     ('a.obj', None, 'a.obj is missing'),
     ('a.ply', b'nonsense', 'a.ply cannot be read as a mesh'),
     ('a.obj', b'v 0 0 0\n', 'a.obj')])
-def test_files_that_are_no_meshes_are_named(tmp_path, name, content, said):
+def test_unreadable_files_are_refused_by_name(tmp_path, name, content, message):
   if content is not None:
     (tmp_path / name).write_bytes(content)
-  with pytest.raises(ValueError, match=said):
+  with pytest.raises(ValueError, match=message):
     meshes.load(tmp_path / name)
 
 
-def test_a_mesh_with_z_up_is_turned(tmp_path):
+def test_a_mesh_with_z_up_is_rotated(tmp_path):
   path = tmp_path / 'part.ply'
   trimesh.creation.icosphere(1).apply_scale((1, 2, 3)).export(path)
   same, = meshes.load(path)

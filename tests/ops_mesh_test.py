@@ -40,7 +40,8 @@ def test_sphere_has_its_radius_place_colors_and_topology():
   result = mesh.extract(solid(sphere(center, 0.4)), 1.0, 64)
   shape = check_topology(result)
   radii = np.linalg.norm(result.vertices - center, axis=-1)
-  # Tangent rays see the soft rim along a chord, so the edge lies outside 0.4.
+  # A tangent ray passes through the soft rim along a chord, so that it is
+  # half opaque outside 0.4.
   assert np.abs(radii - radii.mean()).max() < 0.005
   assert 0.40 < radii.mean() < 0.47
   assert shape.euler_number == 2
@@ -48,7 +49,7 @@ def test_sphere_has_its_radius_place_colors_and_topology():
       result.colors, np.clip(result.vertices + 0.5, 0, 1), atol=0.02)
 
 
-def test_axes_are_not_mixed_up():
+def test_box_has_its_extents_along_each_axis():
   box = lambda x: jnp.max(
       jnp.abs(x - jnp.array([0.1, 0.2, 0.3]))
       - jnp.array([0.5, 0.3, 0.15]), -1)
@@ -59,15 +60,15 @@ def test_axes_are_not_mixed_up():
       result.vertices.max(0), [0.6, 0.5, 0.45], atol=0.015)
 
 
-def test_object_that_leaves_the_bound_is_closed_there():
+def test_object_cut_by_the_bound_is_closed_there():
   result = mesh.extract(solid(sphere([0.9, 0.0, 0.0], 0.5)), 1.0, 48)
   check_topology(result)
   assert result.vertices[:, 0].max() < 1.0 + 1.0 / 40
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_noise_gives_watertight_meshes(seed):
-  """Random grids hold every ambiguous case of marching cubes."""
+def test_isosurface_of_noise_is_watertight(seed):
+  """Random grids contain every ambiguous case of marching cubes."""
   density = np.random.default_rng(seed).exponential(size=(16, 17, 18))
   vertices, faces = mesh.isosurface(density, 1.2, np.zeros(3), 0.1)
   edges = np.sort(np.concatenate(
@@ -77,19 +78,19 @@ def test_noise_gives_watertight_meshes(seed):
   assert mesh.volume(vertices, faces) > 0
 
 
-def test_only_the_largest_component_stays_unless_asked():
+def test_keep_share_selects_components_by_volume():
   field = solid(union(sphere([-0.4, 0.0, 0.0], 0.4),
                       sphere([0.6, 0.0, 0.0], 0.2),
                       sphere([0.5, 0.7, 0.0], 0.08)))
   count = lambda m: trimesh.Trimesh(
       m.vertices, m.faces, process=False).body_count
-  one = mesh.extract(field, 1.0, 64)
-  assert count(one) == 1 and one.vertices[:, 0].max() < 0.1
+  largest = mesh.extract(field, 1.0, 64)
+  assert count(largest) == 1 and largest.vertices[:, 0].max() < 0.1
   assert count(mesh.extract(field, 1.0, 64, keep_share=0.05)) == 2
   assert count(mesh.extract(field, 1.0, 64, keep_share=0.001)) == 3
 
 
-def test_hollows_are_filled():
+def test_surfaces_of_cavities_are_removed():
   shell = lambda x: jnp.maximum(
       sphere([0.0, 0.0, 0.0], 0.6)(x), -sphere([0.0, 0.0, 0.0], 0.3)(x))
   result = mesh.extract(solid(shell), 1.0, 64, keep_share=0.0)
@@ -99,8 +100,8 @@ def test_hollows_are_filled():
 
 @pytest.mark.parametrize('density, width', [
     (8.0, 0.15), (40.0, 0.05), (400.0, 0.01)])
-def test_threshold_agrees_with_what_the_renderer_shows(density, width):
-  """Silhouette and first surface, against rays marched finely."""
+def test_auto_threshold_agrees_with_the_rendered_silhouette(density, width):
+  """The level's radius against that of half opacity on finely sampled rays."""
   query = solid(sphere([0.0, 0.0, 0.0], 0.5), density, width)
   grid, _, spacing = mesh.sample_grid(
       query, np.array([[-1.0] * 3, [1.0] * 3]), 64)
@@ -111,15 +112,15 @@ def test_threshold_agrees_with_what_the_renderer_shows(density, width):
     points = np.stack([0 * steps + offset, 0 * steps, steps], -1)
     return np.asarray(query(points.astype(np.float32))[0])
 
-  # Seen from the side: the offset at which a ray is just half opaque.
+  # The offset from the center at which a ray is just half opaque.
   offsets = np.linspace(0.2, 1.0, 161)
   opacity = [1 - np.exp(-profile(o).sum() * 5e-4) for o in offsets]
-  seen = offsets[np.argmin(np.abs(np.array(opacity) - 0.5))]
+  silhouette = offsets[np.argmin(np.abs(np.array(opacity) - 0.5))]
   radius = np.interp(-level, -profile(0.0)[2000:], steps[2000:])
-  assert abs(radius - seen) < 0.03
+  assert abs(radius - silhouette) < 0.03
 
 
-def test_coarse_box_misses_no_thin_part():
+def test_coarse_grid_does_not_lose_thin_parts():
   rod = lambda x: jnp.maximum(
       jnp.linalg.norm(x[:, :2] - 0.012, axis=-1) - 0.02,
       jnp.abs(x[:, 2]) - 0.8)
@@ -128,7 +129,7 @@ def test_coarse_box_misses_no_thin_part():
   assert result.vertices[:, 2].max() == pytest.approx(0.8, abs=0.03)
 
 
-def test_smoothing_keeps_the_volume_and_evens_the_normals():
+def test_smoothing_preserves_the_volume_and_improves_the_normals():
   query = solid(sphere([0.0, 0.0, 0.0], 0.5), 400.0, 0.001)
   density, origin, spacing = mesh.sample_grid(
       query, np.array([[-0.6] * 3, [0.6] * 3]), 48)

@@ -163,8 +163,9 @@ def _read_parts(path: pathlib.Path) -> list[tuple[Any, np.ndarray]]:
   with files.restricted_image_formats():
     scene = trimesh.load_scene(path, process=False)
   for part in scene.geometry.values():
-    if getattr(part.visual, 'kind', None) == 'texture':
-      image, _ = _base_color(part.visual.material)
+    visual = getattr(part, 'visual', None)  # drawings have none
+    if visual is not None and visual.kind == 'texture':
+      image, _ = _base_color(visual.material)
       if image is not None:
         image.load()
   nodes = [scene.graph[node] for node in scene.graph.nodes_geometry]

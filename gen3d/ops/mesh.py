@@ -200,7 +200,7 @@ def isosurface(density: np.ndarray, level: float, origin: np.ndarray,
 
 
 def keep_components(vertices: np.ndarray, faces: np.ndarray,
-                    share: float) -> tuple[np.ndarray, np.ndarray]:
+                    keep_share: float) -> tuple[np.ndarray, np.ndarray]:
   """Removes small connected components and the surfaces of cavities.
 
   Surfaces of cavities enclose a negative volume and are not visible.
@@ -208,8 +208,8 @@ def keep_components(vertices: np.ndarray, faces: np.ndarray,
   Args:
     vertices: [V, 3].
     faces: [F, 3].
-    share: components of at least this fraction of the largest one's volume
-      are kept.
+    keep_share: components of at least this fraction of the largest one's
+      volume are kept.
 
   Returns:
     vertices, faces.
@@ -220,7 +220,7 @@ def keep_components(vertices: np.ndarray, faces: np.ndarray,
   count, label = scipy.sparse.csgraph.connected_components(graph, False)
   component = label[faces[:, 0]]
   volumes = np.bincount(component, _signed_volumes(vertices, faces), count)
-  keep = (volumes >= share * volumes.max()) & (volumes > 0)
+  keep = (volumes >= keep_share * volumes.max()) & (volumes > 0)
   faces = faces[keep[component]]
   used, faces = np.unique(faces, return_inverse=True)
   return vertices[used], faces.reshape(-1, 3)
@@ -261,7 +261,7 @@ def smooth(vertices: np.ndarray, faces: np.ndarray, rounds: int,
     vertices [V, 3].
   """
   edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-  # A closed mesh has every edge once in each direction: this is symmetric.
+  # A closed mesh has every edge once in each direction: symmetric.
   graph = scipy.sparse.csr_array(
       (np.ones(len(edges)), edges.T), shape=(len(vertices),) * 2)
   degree = graph.sum(axis=1)[:, None]
