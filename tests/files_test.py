@@ -53,7 +53,7 @@ def capture(tmp_path, content):
 def target(tmp_path, content):
   (tmp_path / 'bad.png').write_bytes(content)
   generator = types.SimpleNamespace(
-      rendering=types.SimpleNamespace(white_background=True))
+      rendering=types.SimpleNamespace(white=True))
   return lambda: inversion.read_target(
       types.SimpleNamespace(generator=generator), tmp_path / 'bad.png', None)
 
