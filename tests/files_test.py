@@ -97,14 +97,6 @@ def test_other_formats_are_refused(kind):
     files.open_image(file)
 
 
-def test_images_are_opened_nowhere_else():
-  """Of gen3d's own code; the pattern is tried on files.py itself."""
-  found = [path.relative_to(ROOT / 'gen3d').as_posix()
-           for path in (ROOT / 'gen3d').rglob('*.py')
-           if re.search(r'\bImage\.open\(', path.read_text())]
-  assert found == ['files.py']
-
-
 def test_restricted_formats_hold_within_the_block_only(started):
   with files.restricted_image_formats():
     with pytest.raises(UnidentifiedImageError):
@@ -115,3 +107,11 @@ def test_restricted_formats_hold_within_the_block_only(started):
   with Image.open(io.BytesIO(POSTSCRIPT)) as image:
     assert image.format == 'EPS'
   assert not started.exists()
+
+
+def test_images_are_opened_nowhere_else():
+  """Of gen3d's own code; the pattern is tried on files.py itself."""
+  found = [path.relative_to(ROOT / 'gen3d').as_posix()
+           for path in (ROOT / 'gen3d').rglob('*.py')
+           if re.search(r'\bImage\.open\(', path.read_text())]
+  assert found == ['files.py']

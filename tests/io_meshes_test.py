@@ -9,7 +9,6 @@ import pytest
 import trimesh
 from PIL import Image
 
-from gen3d import files
 from gen3d.io import meshes
 from gen3d.ops.mesh import Mesh
 
@@ -106,16 +105,6 @@ def test_paths_that_cannot_be_written_are_refused(tmp_path, ball):
   (tmp_path / 'file').write_text('')
   with pytest.raises(ValueError, match='Cannot write'):
     meshes.save(tmp_path / 'file' / 'ball.glb', ball)
-
-
-def test_a_failed_write_preserves_the_old_file(tmp_path):
-  path = tmp_path / 'a.txt'
-  path.write_text('old')
-  with pytest.raises(RuntimeError), files.atomic_write(path) as temporary:
-    temporary.write_text('half')
-    raise RuntimeError('full disk')
-  assert path.read_text() == 'old'
-  assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize('suffix', ['.ply', '.obj'])
