@@ -110,7 +110,7 @@ def test_a_film_is_one_program_and_compiled_once():
 
 
 def test_mesh_is_in_the_frame_that_to_world_leads_to():
-  plain = blob_run().mesh(48, 1.0)
+  plain = blob_run().mesh(48)
   np.testing.assert_allclose(
       plain.vertices.min(0), [0.2 - RADIUS, -RADIUS, -RADIUS], atol=0.02)
   to_world = np.diag([5.0, 5, 5, 1])

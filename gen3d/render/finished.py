@@ -59,13 +59,14 @@ class Finished(NamedTuple):
       for each size and mode, which is divided over the devices. `size` is a
       number of pixels or (H, W).
     mesh: (resolution, keep_share) -> ops.mesh.Mesh in world units; see
-      ops.mesh.extract, whose EmptyField it raises.
+      ops.mesh.extract, whose EmptyField it raises. Without keep_share, with
+      that of `defaults`.
     path: cameras [F] of the film.
     modes: modes of the film, side by side.
     defaults: options of `export` that the run's config asks for.
   """
   render: Callable[[cameras.Camera, Any, Any], np.ndarray]
-  mesh: Callable[[int, float], mesh_ops.Mesh]
+  mesh: Callable[..., mesh_ops.Mesh]
   path: cameras.Camera
   modes: Sequence[str] = MODES
   defaults: ExportOptions = DEFAULTS
@@ -95,7 +96,7 @@ def from_scene(scene: Scene, params: Any, path: cameras.Camera,
       return renderer(size, modes)(params, batch)[0]
     return renderer(size, modes)(params, camera)
 
-  def mesh(resolution, keep_share):
+  def mesh(resolution, keep_share=defaults.keep_share):
     extracted = _extract(scene, params, resolution, keep_share)
     if to_world is None:
       return extracted
