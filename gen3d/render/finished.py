@@ -49,6 +49,12 @@ class ExportOptions(NamedTuple):
 DEFAULTS = ExportOptions()
 
 
+def export_options(settings: Mapping[str, Any]) -> ExportOptions:
+  """Returns the options among a config's `export` settings."""
+  return ExportOptions(**{key: value for key, value in settings.items()
+                          if key in ExportOptions._fields})
+
+
 class Finished(NamedTuple):
   """A finished object, as it is displayed and exported.
 

@@ -122,8 +122,7 @@ def shown(scene, params, config):
   """The finished.Finished of a scene with trained parameters."""
   frame = params['frame']
   return finished.from_scene(
-      scene, params, frame.path, SHOWN, finished.ExportOptions(
-          **{k: v for k, v in config.export.items() if k != 'frames'}),
+      scene, params, frame.path, SHOWN, finished.export_options(config.export),
       frame.to_world)
 
 

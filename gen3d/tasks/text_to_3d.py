@@ -113,11 +113,10 @@ def load(workdir, step=None):
 
 def shown(scene, params, config):
   """The finished.Finished of a run's scene."""
-  defaults = {k: v for k, v in config.export.items() if k != 'frames'}
   return finished.from_scene(
       scene, params, finished.turntable(
           config.export.frames, dict(config.orbit)),
-      defaults=finished.ExportOptions(**defaults))
+      defaults=finished.export_options(config.export))
 
 
 def _coefficients(config):
