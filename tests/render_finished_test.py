@@ -16,7 +16,11 @@ RADIUS = 0.5
 
 
 class Blob:
-  """A ball; its image is flat, of a value that depends on all arguments."""
+  """A large and a small ball.
+
+  Images are constant, of a value that depends on all arguments.
+  """
+  bound = 1.0
 
   def __init__(self):
     self.traces = []
@@ -32,16 +36,17 @@ class Blob:
 
   def query(self, params, points):
     del params
-    distance = jnp.linalg.norm(points - jnp.array([0.2, 0.0, 0.0]), axis=-1)
-    return jnp.clip(4000 * (RADIUS - distance), 0, 400), points + 0.5
+    inside = jnp.maximum(
+        RADIUS - jnp.linalg.norm(points - jnp.array([0.2, 0, 0]), axis=-1),
+        0.1 - jnp.linalg.norm(points - jnp.array([-0.75, 0, 0]), axis=-1))
+    return jnp.clip(4000 * inside, 0, 400), points + 0.5
 
   def mesh(self, params, resolution, keep_share):
     return mesh_ops.extract(
         lambda points: self.query(params, points), 1.0, resolution, keep_share)
 
   def scene(self):
-    return Scene(*(getattr(self, name, None) if name != 'bound' else 1.0
-                   for name in Scene._fields))
+    return Scene(*(getattr(self, name, None) for name in Scene._fields))
 
 
 def value_of(mode, azimuth, params=1.0, white=1.0):
@@ -120,6 +125,18 @@ def test_mesh_is_in_the_frame_that_to_world_leads_to():
       moved.vertices, 5 * plain.vertices + [1, 2, 3], atol=1e-5)
   assert moved.vertices.dtype == plain.vertices.dtype == np.float32
   np.testing.assert_array_equal(moved.faces, plain.faces)
+
+
+def test_components_are_kept_by_the_runs_setting_or_the_argument():
+  smallest_x = lambda mesh: mesh.vertices[:, 0].min()
+  run = blob_run(defaults=finished.ExportOptions(keep_share=1e-3))
+  np.testing.assert_allclose(smallest_x(run.mesh(48)), -0.85, atol=0.02)
+  np.testing.assert_allclose(smallest_x(run.mesh(48, 1.0)), -0.3, atol=0.02)
+
+
+def test_export_options_are_read_from_a_config():
+  options = finished.export_options({'frames': 5, 'fps': 12, 'size': 64})
+  assert options == finished.ExportOptions(fps=12, size=64)
 
 
 def test_export_writes_film_sheet_and_meshes(tmp_path):

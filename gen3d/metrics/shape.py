@@ -47,6 +47,9 @@ def best_scale_iou(inside: Inside, reference: Inside, bound: float,
     bound: half the side of the cube, around the origin, that holds each.
     resolution: cells along its side.
 
+  Returns:
+    The Alignment with the largest IoU of the two searches.
+
   Raises:
     UserError: a shape is empty within the bound.
   """
