@@ -130,7 +130,8 @@ def test_mesh_is_in_the_frame_that_to_world_leads_to():
 def test_components_are_kept_by_the_runs_setting_or_the_argument():
   smallest_x = lambda mesh: mesh.vertices[:, 0].min()
   run = blob_run(defaults=finished.ExportOptions(keep_share=1e-3))
-  np.testing.assert_allclose(smallest_x(run.mesh(48)), -0.85, atol=0.02)
+  # Smoothing shrinks a ball of three cells visibly.
+  np.testing.assert_allclose(smallest_x(run.mesh(48)), -0.85, atol=0.05)
   np.testing.assert_allclose(smallest_x(run.mesh(48, 1.0)), -0.3, atol=0.02)
 
 
