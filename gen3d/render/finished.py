@@ -93,6 +93,7 @@ def from_scene(scene: Scene, params: Any, path: cameras.Camera,
     to_world: similarity [4, 4] from the scene's frame to that of the mesh, or
       None where they are the same.
   """
+  # Compiled once for each size and modes, whatever the path.
   renderer = functools.cache(functools.partial(make_renderer, scene))
 
   def render(camera, size, mode):
@@ -176,6 +177,8 @@ def make_renderer(scene: Scene, size: int | tuple[int, int],
     image = jnp.concatenate([images[mode] for mode in modes], axis=1)
     return jnp.round(255 * image).astype(jnp.uint8)
 
+  # lax.map renders one view at a time: the memory of a device does not depend
+  # on the length of the film.
   return sharding.map_over_devices(
       lambda params, path: jax.lax.map(
           functools.partial(render, params), path))
