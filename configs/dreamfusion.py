@@ -115,7 +115,7 @@ def paper():
       'orbit': {'elevation': 15.0, 'distance': 1.5, 'focal': 0.9},
       # Of the mesh's pieces the largest alone is kept.
       'export': {'resolution': 192, 'size': 256, 'frames': 96, 'fps': 24,
-                 'share': 1.0},
+                 'keep_share': 1.0},
       'log_every': 50, 'eval_every': 500, 'checkpoint_every': 1000,
       'keep_checkpoints': 2, 'progress': ('sds/grad_norm', 'opacity'),
   })
@@ -183,7 +183,7 @@ def shapes(steps=300):
   config.optimizer.rates = {'hidden': 0.1, 'out': 0.1, 'background': 0.03}
   config.orbit.distance, config.orbit.focal = 1.85, 1.3
   config.export.resolution, config.export.frames = 128, 48
-  config.export.share = 0.005  # a lamp's foot, an antenna's ball
+  config.export.keep_share = 0.005  # a lamp's foot, an antenna's ball
   config.log_every, config.eval_every, config.checkpoint_every = 10, 100, 200
   return config
 

@@ -25,7 +25,7 @@ from gen3d.data.captures import posed
 from gen3d.data.images import dataset
 from gen3d.engine import cli
 from gen3d.io import images as image_io
-from gen3d.io import surfaces as surface_files
+from gen3d.io import meshes
 
 _MESH = flags.DEFINE_string('mesh', None, 'Mesh file.')
 _CAPTION = flags.DEFINE_string('caption', None, 'Of the shapes world.')
@@ -62,7 +62,7 @@ def main():
   if _CAPTION.value:
     surfaces = synthetic.surface_from_caption(_CAPTION.value)
   else:
-    surfaces = surface_files.load(_MESH.value, _UP.value)
+    surfaces = meshes.load(_MESH.value, _UP.value)
   synthetic.write_blender(
       out, surfaces, train=_VIEWS.value, test=_TEST_VIEWS.value,
       size=_SIZE.value, lowest=_LOWEST.value, ambient=_AMBIENT.value,

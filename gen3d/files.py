@@ -74,3 +74,22 @@ def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
       remain as they are.
   """
   return Image.open(file, formats=IMAGE_FORMATS)
+
+
+@contextlib.contextmanager
+def restricted_image_formats() -> Iterator[None]:
+  """Lets Pillow open only IMAGE_FORMATS, in this process, while it lasts.
+
+  For libraries that call PIL.Image.open without a list of formats, as trimesh
+  does for textures. Pixels may be read later: the format of an opened image
+  does not change.
+  """
+  # All plugins are loaded first, since Pillow would load (and try) them where
+  # the registered formats do not fit.
+  Image.init()
+  registered = list(Image.ID)
+  Image.ID[:] = [name for name in registered if name in IMAGE_FORMATS]
+  try:
+    yield
+  finally:
+    Image.ID[:] = registered

@@ -38,6 +38,7 @@ RENAMED = {
     'schedule.augment_target': 'ada_target',
     'schedule.augment_every': 'ada_interval',
     'schedule.augment_images': 'ada_images',
+    'export.share': 'keep_share',
 }
 TASKS = {'image_text': 'clip'}
 

@@ -1,4 +1,4 @@
-"""The rasterizer against rays that are cast one by one, and known shapes."""
+"""data.raster against single ray casts and analytic shapes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,19 +7,19 @@ import trimesh
 
 from gen3d.data import raster
 from gen3d.ops import cameras
-from gen3d.ops.surfaces import Surface, fit
+from gen3d.ops.mesh import Mesh
 
 
 def camera(azimuth=25.0, elevation=20.0, distance=3.0, focal=1.2):
-  found = cameras.orbit(azimuth, elevation, distance, focal)
-  return tuple(np.asarray(x, np.float64) for x in found)
+  orbit = cameras.orbit(azimuth, elevation, distance, focal)
+  return tuple(np.asarray(x, np.float64) for x in orbit)
 
 
 def pixel_rays(c2w, intrinsics, height, width):
   """Origins [3] and unit directions [H, W, 3], by the library's cameras."""
-  found = cameras.rays(cameras.Camera(
+  rays = cameras.rays(cameras.Camera(
       jnp.float32(c2w), jnp.float32(intrinsics)), height, width)
-  return c2w[:3, 3], np.asarray(found.directions, np.float64)
+  return c2w[:3, 3], np.asarray(rays.directions, np.float64)
 
 
 def cast(origin, direction, corners):
@@ -35,21 +35,21 @@ def cast(origin, direction, corners):
   return best
 
 
-@pytest.mark.parametrize('place, spread', [(0.0, 0.4), (2.5, 1.0)])
-def test_faces_and_weights_are_those_of_rays_cast_one_by_one(place, spread):
+@pytest.mark.parametrize('depth_offset, scale', [(0.0, 0.4), (2.5, 1.0)])
+def test_rasterize_equals_ray_casting(depth_offset, scale):
   # The second soup surrounds the camera: faces reach behind it.
   rng = np.random.default_rng(1)
-  corners = (rng.normal(scale=spread, size=(25, 1, 3)) + [0, 0, place]
+  corners = (rng.normal(scale=scale, size=(25, 1, 3)) + [0, 0, depth_offset]
              + rng.normal(scale=0.7, size=(25, 3, 3)))
   c2w, k = camera(azimuth=0.0, elevation=0.0, distance=2.5, focal=0.6)
   k = k @ np.array([[1, 0, 0.06], [0, 1.3, -0.04], [0, 0, 1]])
   height, width = 11, 14
-  owner, weights, depth = raster.rasterize(c2w, k, height, width, corners)
+  nearest, weights, depth = raster.rasterize(c2w, k, height, width, corners)
   origin, directions = pixel_rays(c2w, k, height, width)
   for i in range(height):
     for j in range(width):
       face, t = cast(origin, directions[i, j], corners)
-      assert owner[i, j] == face
+      assert nearest[i, j] == face
       if face >= 0:
         hit = origin + t * directions[i, j]
         np.testing.assert_allclose(weights[i, j] @ corners[face], hit,
@@ -58,13 +58,13 @@ def test_faces_and_weights_are_those_of_rays_cast_one_by_one(place, spread):
             -((hit - origin) @ c2w[:3, :3])[2], rel=1e-5)
       else:
         assert np.isinf(depth[i, j]) and not weights[i, j].any()
-  seen = np.unique(owner[owner >= 0])
-  assert np.sum(owner >= 0) > 40 and len(seen) > 5
-  behind = (corners[seen] - origin) @ c2w[:3, 2] > 0
-  assert behind.any() == (place > 0)
+  visible = np.unique(nearest[nearest >= 0])
+  assert np.sum(nearest >= 0) > 40 and len(visible) > 5
+  behind = (corners[visible] - origin) @ c2w[:3, 2] > 0
+  assert behind.any() == (depth_offset > 0)
 
 
-def test_large_and_small_faces_meet_without_gaps():
+def test_faces_of_different_sizes_leave_no_gaps():
   # A plane of fans whose triangles are of every size.
   rng = np.random.default_rng(2)
   x = np.sort(np.concatenate([[-9, 9], rng.normal(scale=0.1, size=40)]))
@@ -75,8 +75,8 @@ def test_large_and_small_faces_meet_without_gaps():
   faces = np.concatenate([np.stack(t, -1).reshape(-1, 3)
                           for t in ((a, b, c), (a, c, d))])
   c2w, k = camera(azimuth=10.0, elevation=5.0)
-  owner, weights, _ = raster.rasterize(c2w, k, 60, 60, grid[faces])
-  assert np.all(owner >= 0)
+  nearest, weights, _ = raster.rasterize(c2w, k, 60, 60, grid[faces])
+  assert np.all(nearest >= 0)
   np.testing.assert_allclose(weights.sum(-1), 1)
   assert weights.min() >= 0
 
@@ -84,11 +84,11 @@ def test_large_and_small_faces_meet_without_gaps():
 def sphere(subdivisions=5, radius=1.0):
   ball = trimesh.creation.icosphere(subdivisions, radius)
   vertices = np.asarray(ball.vertices)
-  return Surface(vertices, np.asarray(ball.faces), vertices / radius,
+  return Mesh(vertices, np.asarray(ball.faces), vertices / radius,
                  0.5 + 0.5 * vertices / radius)
 
 
-def test_a_sphere_is_where_and_how_bright_it_should_be():
+def test_coverage_and_shading_of_a_sphere_equal_ray_tracing():
   c2w, k = camera(azimuth=-40.0, elevation=35.0)
   size, ambient, light = 48, 0.3, np.array([0.3, 0.9, -0.2])
   image = raster.render(
@@ -118,15 +118,15 @@ def test_a_sphere_is_where_and_how_bright_it_should_be():
 
 
 def quad(texture, repeat=1.0):
-  """A square in the plane z = 0, its texture upright seen from the front."""
+  """A square in the plane z = 0; from the front its texture is upright."""
   vertices = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0.0]])
-  return Surface(
+  return Mesh(
       vertices, np.array([[0, 1, 2], [0, 2, 3]]),
       np.tile([[0, 0, 1.0]], (4, 1)), np.ones((4, 3)),
       (vertices[:, :2] + 1) / 2 * repeat, texture)
 
 
-def test_a_textured_quad_in_perspective_shows_the_texel_that_a_ray_hits():
+def test_texture_lookup_is_perspective_correct():
   texture = np.random.default_rng(3).integers(
       40, 256, size=(4, 6, 3), dtype=np.uint8)
   c2w, k = camera(azimuth=50.0, elevation=30.0)
@@ -148,19 +148,19 @@ def test_a_textured_quad_in_perspective_shows_the_texel_that_a_ray_hits():
     np.testing.assert_allclose(image[i, j, :3], value, atol=0.6)
 
 
-def test_fine_textures_are_averaged_not_sampled():
+def test_fine_textures_are_averaged_by_mipmaps():
   texture = np.where(np.indices((256, 256)).sum(0)[..., None] % 2, 255, 0
                      ).astype(np.uint8).repeat(3, -1)
   c2w, k = camera(azimuth=0.0, elevation=0.0)
   image = raster.render(
       raster.gather((quad(texture, repeat=3.0),)), c2w, k, 40, 40, samples=2,
       ambient=1.0)
-  shown = image[image[..., 3] == 255][:, :3]
-  assert len(shown) > 500
-  np.testing.assert_allclose(shown, 127.5, atol=2)
+  colors = image[image[..., 3] == 255][:, :3]
+  assert len(colors) > 500
+  np.testing.assert_allclose(colors, 127.5, atol=2)
 
 
-def test_both_sides_are_lit_alike_by_the_side_that_is_seen():
+def test_shading_uses_the_side_towards_the_camera():
   white = np.full((1, 1, 3), 255, np.uint8)
   front, back = (raster.render(
       raster.gather((quad(white),)), *camera(azimuth, 0.0), 8, 8, samples=1,
@@ -169,7 +169,7 @@ def test_both_sides_are_lit_alike_by_the_side_that_is_seen():
   assert tuple(back) == (64, 64, 64, 255)
 
 
-def test_several_materials_hide_one_another():
+def test_meshes_with_different_materials_occlude_each_other():
   red = np.zeros((1, 1, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
   green = np.full((2, 2, 3), 0, np.uint8)
   green[..., 1] = 255
@@ -185,16 +185,10 @@ def test_several_materials_hide_one_another():
   assert tuple(image[15, 1]) == (0, 0, 255, 255)
 
 
-def test_fitting_and_turning_surfaces():
-  ball = sphere(2, 3.0)._replace(faces=sphere(2).faces[:40])
-  moved = ball._replace(vertices=ball.vertices + [5.0, 0, 0])
-  fitted, = fit((moved,), 0.5)
-  used = fitted.vertices[np.unique(fitted.faces)]
-  assert np.linalg.norm(used, axis=-1).max() == pytest.approx(0.5)
-  np.testing.assert_allclose(used.min(0), -used.max(0), atol=1e-12)
-  with pytest.raises(ValueError, match='no triangles'):
-    fit(())
-  with pytest.raises(ValueError, match='at one place'):
-    fit((ball._replace(vertices=ball.vertices * 0),))
-  with pytest.raises(ValueError, match='not finite'):
-    fit((ball._replace(vertices=ball.vertices * np.nan),))
+def test_a_mesh_without_normals_and_colors_is_white_with_computed_normals():
+  ball = sphere()
+  white = ball._replace(colors=np.ones_like(ball.vertices))
+  bare = Mesh(ball.vertices, ball.faces)
+  images = [raster.render(raster.gather((mesh,)), *camera(), 24, 24)
+            for mesh in (white, bare)]
+  np.testing.assert_allclose(*map(np.float64, images), atol=2)

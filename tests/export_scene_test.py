@@ -6,136 +6,19 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import trimesh
 from PIL import Image
 
 from gen3d.data import synthetic
 from gen3d.data.captures import posed
 from gen3d.data.images import dataset
-from gen3d.data.shapes import captions
-from gen3d.io import meshes, surfaces
 from gen3d.ops import cameras
-from gen3d.ops.mesh import Mesh
-
-COLORS = np.array([[255, 0, 0, 255], [0, 128, 0, 255], [0, 0, 64, 255],
-                    [255, 255, 255, 255]], np.uint8)
-
-
-def tetrahedron():
-  return trimesh.Trimesh(
-      [[0, 0, 0], [2, 0, 0], [0, 2, 0], [0, 0, 2]],
-      [[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], process=False)
 
 
 def run(*flags):
   return subprocess.run(
       [sys.executable, '-m', 'gen3d.export_scene', *flags],
       capture_output=True, text=True, timeout=600)
-
-
-@pytest.mark.parametrize('suffix', ['.ply', '.obj'])
-def test_vertex_colors_are_read_as_they_are(tmp_path, suffix):
-  mesh = tetrahedron()
-  mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=COLORS)
-  mesh.export(tmp_path / f'a{suffix}')
-  found, = surfaces.load(tmp_path / f'a{suffix}')
-  np.testing.assert_allclose(found.vertices, mesh.vertices)
-  np.testing.assert_allclose(found.colors, COLORS[:, :3] / 255, atol=1e-6)
-  assert found.texture is None
-
-
-def test_colors_of_our_own_glb_come_back_as_display_values(tmp_path):
-  colors = np.array([[0.1, 0.5, 0.9]] * 4, np.float32)
-  mesh = tetrahedron()
-  meshes.save(tmp_path / 'a.glb', Mesh(mesh.vertices, mesh.faces, colors))
-  found, = surfaces.load(tmp_path / 'a.glb')
-  np.testing.assert_allclose(found.colors, colors, atol=1e-3)
-
-
-def test_textures_of_obj_and_glb_and_nodes_that_are_moved(tmp_path):
-  pixels = np.random.default_rng(0).integers(
-      256, size=(4, 4, 3), dtype=np.uint8)
-  mesh, uv = tetrahedron(), np.array([[0, 0], [1, 0], [0, 1], [0.5, 0.5]])
-  image, materials = Image.fromarray(pixels), trimesh.visual.material
-  mesh.visual = trimesh.visual.TextureVisuals(
-      uv, materials.PBRMaterial(baseColorTexture=image))
-  scene = trimesh.Scene()
-  move = np.eye(4)
-  move[:3, 3] = [1, 2, 3]
-  scene.add_geometry(mesh, transform=move)
-  scene.export(tmp_path / 'a.glb')
-  mesh.visual = trimesh.visual.TextureVisuals(
-      uv, materials.SimpleMaterial(image))
-  (tmp_path / 'obj').mkdir()
-  mesh.export(tmp_path / 'obj' / 'a.obj')
-  moved, = surfaces.load(tmp_path / 'a.glb')
-  plain, = surfaces.load(tmp_path / 'obj' / 'a.obj')
-  np.testing.assert_allclose(moved.vertices, mesh.vertices + [1, 2, 3])
-  for found in (moved, plain):
-    np.testing.assert_array_equal(found.texture, pixels)
-    np.testing.assert_allclose(found.colors, 1)
-    np.testing.assert_allclose(found.uv, uv, atol=1e-6)
-
-
-def test_face_colors_and_no_colors(tmp_path):
-  mesh = tetrahedron()
-  mesh.export(tmp_path / 'grey.stl')
-  grey, = surfaces.load(tmp_path / 'grey.stl')
-  np.testing.assert_allclose(grey.colors, 0.7, atol=0.01)
-  mesh.visual = trimesh.visual.ColorVisuals(mesh, face_colors=COLORS)
-  mesh.export(tmp_path / 'a.ply')
-  found, = surfaces.load(tmp_path / 'a.ply')
-  np.testing.assert_allclose(
-      found.colors[found.faces][:, 1], COLORS[:, :3] / 255)
-
-
-@pytest.mark.parametrize('name, content, said', [
-    ('a.txt', b'', 'a.txt is no mesh file that can be read; choose one of'),
-    ('a.obj', None, 'a.obj is missing'),
-    ('a.ply', b'nonsense', 'a.ply cannot be read as a mesh'),
-    ('a.obj', b'v 0 0 0\n', 'a.obj')])
-def test_files_that_are_no_meshes_are_named(tmp_path, name, content, said):
-  if content is not None:
-    (tmp_path / name).write_bytes(content)
-  with pytest.raises(ValueError, match=said):
-    surfaces.load(tmp_path / name)
-
-
-def test_cameras_of_all_splits_see_the_ball_and_differ():
-  train, val, test = (synthetic.views(n, s) for n, s in (
-      (50, 'train'), (5, 'val'), (20, 'test')))
-  for camera in (train, val, test):
-    positions = camera.c2w[:, :3, 3]
-    np.testing.assert_allclose(np.linalg.norm(positions, axis=-1), 4, rtol=1e-5)
-    assert positions[:, 1].min() >= 0
-    # The ball fits, and nearly fills the picture.
-    half = np.tan(np.arcsin(1 / 4))
-    edge = 0.5 / camera.intrinsics[:, 0, 0]
-    assert np.all((edge > half) & (edge < 1.1 * half))
-  # Even: half of the hemisphere's area lies below 30 degrees.
-  assert abs(np.mean(train.c2w[:, 1, 3] < 2.0) - 0.5) < 0.05
-  below = synthetic.views(50, 'train', lowest=-90.0).c2w[:, 1, 3]
-  assert abs(np.mean(below < 0) - 0.5) < 0.05
-  for places in (train.c2w, np.concatenate([val.c2w, test.c2w])):
-    apart = np.linalg.norm(places[:, None, :3, 3] - places[:, :3, 3], axis=-1)
-    assert np.min(apart + 9 * np.eye(len(apart))) > 0.2
-
-
-def test_the_object_of_a_caption_has_its_parts_colors():
-  surface, = synthetic.surface_from_caption('a red mushroom with white stem', 48)
-  for name in ('red', 'white'):
-    near = np.abs(surface.colors - captions.COLORS[name]).max(-1) < 0.05
-    assert near.mean() > 0.1
-  height = lambda name: np.mean(surface.vertices[np.abs(
-      surface.colors - captions.COLORS[name]).max(-1) < 0.05, 1])
-  assert height('red') > height('white') + 0.1
-  a, b, c = surface.vertices[surface.faces.T]
-  flat = np.cross(b - a, c - a)
-  agree = np.sum(flat * surface.normals[surface.faces[:, 0]], -1) > 0
-  assert agree.mean() > 0.95
-  with pytest.raises(ValueError, match='No object of the shapes world'):
-    synthetic.surface_from_caption('a zebra')
 
 
 def test_a_mesh_becomes_a_scene_that_the_loader_reads(tmp_path):
@@ -182,18 +65,6 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path):
     assert result.returncode == 2 and 'Traceback' not in result.stderr
     assert said in result.stderr.strip().splitlines()[-1]
   assert not (tmp_path / 'out').exists()
-
-
-def test_a_mesh_with_z_up_is_turned(tmp_path):
-  path = tmp_path / 'part.ply'
-  trimesh.creation.icosphere(1).apply_scale((1, 2, 3)).export(path)
-  same, = surfaces.load(path)
-  upright, = surfaces.load(path, up='z')
-  x, y, z = same.vertices.T
-  np.testing.assert_allclose(upright.vertices, np.stack([x, z, -y], -1))
-  x, y, z = same.normals.T
-  np.testing.assert_allclose(
-      upright.normals, np.stack([x, z, -y], -1), atol=1e-6)
 
 
 def test_a_map_of_a_capture_that_is_there(tmp_path):

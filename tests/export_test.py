@@ -30,18 +30,18 @@ def run(tmp_path_factory):
   return workdir
 
 
-def test_files_are_made_again_at_another_size(run, tmp_path):
+def test_files_are_exported_at_another_size(run, tmp_path):
   out = tmp_path / 'again'
   done = command('gen3d.export', f'--workdir={run}', f'--out={out}',
-                 '--size=24', '--resolution=40', '--step=2')
+                 '--size=24', '--resolution=40', '--step=2', '--share=0.5')
   assert done.returncode == 0, done.stderr[-3000:]
   names = ('turntable.mp4', 'preview.png', 'mesh.glb', 'mesh.ply')
   assert done.stdout.split() == [str(out / name) for name in names]
   assert sorted(p.name for p in out.iterdir()) == sorted(names)
   assert video.load(out / 'turntable.mp4')[0].shape[1:3] == (24, 72)
   assert Image.open(out / 'preview.png').size[0] == 4 * 24 + 3 * 2
-  small = meshes.load(run / 'mesh.glb')
-  large = meshes.load(out / 'mesh.glb')
+  small, = meshes.load(run / 'mesh.glb')
+  large, = meshes.load(out / 'mesh.glb')
   assert len(large.vertices) > 2 * len(small.vertices)
   for mesh in (small, large):
     np.testing.assert_allclose(
@@ -49,16 +49,16 @@ def test_files_are_made_again_at_another_size(run, tmp_path):
         rtol=0.25)
 
 
-def test_mistakes_are_told_in_a_sentence_and_leave_nothing(run, tmp_path):
+def test_errors_of_the_user_are_one_sentence_and_leave_no_files(run, tmp_path):
   other = tmp_path / 'other'
   other.mkdir()
   (other / 'config.json').write_text(json.dumps({'task': 'text_to_image'}))
   out = tmp_path / 'out'
-  for args, said in (
+  for args, message in (
       ([f'--workdir={tmp_path / "typo"}'], 'There is no run in'),
       ([f'--workdir={other}'], "of the task 'text_to_image'"),
       ([f'--workdir={run}', '--step=7'], 'no checkpoint 7 in'),
   ):
     done = command('gen3d.export', *args, f'--out={out}')
-    assert done.returncode == 2 and said in done.stderr
+    assert done.returncode == 2 and message in done.stderr
     assert 'Traceback' not in done.stderr and not out.exists()

@@ -6,8 +6,10 @@ import re
 import types
 import zipfile
 
+import ghostscript
 import pytest
-from PIL import EpsImagePlugin, Image, UnidentifiedImageError
+from ghostscript import DOS, POSTSCRIPT
+from PIL import Image, UnidentifiedImageError
 from posed_layouts import around, write_blender
 
 from gen3d import files
@@ -16,30 +18,12 @@ from gen3d.data.images import dataset
 from gen3d.gan import inversion
 
 ROOT = pathlib.Path(__file__).parents[1]
-POSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
-%%BoundingBox: 0 0 8 8
-%%EndComments
-0 0 8 8 rectfill
-showpage
-%%EOF
-"""
-# The same in a file with the binary header that DOS programs write.
-DOS = b'\xc5\xd0\xd3\xc6' + (32).to_bytes(4, 'little') + len(
-    POSTSCRIPT).to_bytes(4, 'little') + bytes(20) + POSTSCRIPT
 
 
 @pytest.fixture
 def started(tmp_path, monkeypatch):
   """The file that a stand-in for Ghostscript makes when it is started."""
-  marker = tmp_path / 'started'
-  program = tmp_path / 'bin' / 'gs'
-  program.parent.mkdir()
-  program.write_text(f'#!/bin/sh\necho "$@" >> "{marker}"\n')
-  program.chmod(0o755)
-  monkeypatch.setenv('PATH', str(program.parent), prepend=':')
-  # Pillow looks for the program once.
-  monkeypatch.setattr(EpsImagePlugin, 'gs_binary', None)
-  return marker
+  return ghostscript.plant(tmp_path, monkeypatch)
 
 
 def image_folder(tmp_path, content):
@@ -111,6 +95,18 @@ def test_other_formats_are_refused(kind):
   Image.new('RGB', (6, 4)).save(file, kind)
   with pytest.raises(UnidentifiedImageError):
     files.open_image(file)
+
+
+def test_restricted_formats_hold_within_the_block_only(started):
+  with files.restricted_image_formats():
+    with pytest.raises(UnidentifiedImageError):
+      Image.open(io.BytesIO(POSTSCRIPT))
+    file = io.BytesIO()
+    Image.new('RGB', (6, 4)).save(file, 'PNG')
+    assert Image.open(file).size == (6, 4)
+  with Image.open(io.BytesIO(POSTSCRIPT)) as image:
+    assert image.format == 'EPS'
+  assert not started.exists()
 
 
 def test_images_are_opened_nowhere_else():

@@ -133,7 +133,7 @@ def test_meshes_are_where_and_as_colored_as_the_field(tmp_path, suffix):
   shape = inference.mesher(
       inference.Network(Blob(), {}, 4, 8, CAMERA), 40)(jnp.zeros((1, 4)))
   meshes.save(tmp_path / f'a{suffix}', shape)
-  found = meshes.load(tmp_path / f'a{suffix}')
+  found, = meshes.load(tmp_path / f'a{suffix}')
   low, high = found.vertices.min(0), found.vertices.max(0)
   np.testing.assert_allclose((low + high) / 2, Blob.CENTER, atol=0.02)
   np.testing.assert_allclose(high - low, 2 * Blob.RADIUS, rtol=0.05)

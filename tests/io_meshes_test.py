@@ -1,28 +1,44 @@
-"""io.meshes: what is written is read back, and is right for glTF."""
+"""io.meshes: round trips, conformance to glTF, files of other programs."""
 
 import json
 import struct
 
+import ghostscript
 import numpy as np
 import pytest
 import trimesh
+from PIL import Image
 
-from gen3d import files
 from gen3d.io import meshes
-from gen3d.ops import mesh
+from gen3d.ops.mesh import Mesh
+
+COLORS = np.array([[255, 0, 0, 255], [0, 128, 0, 255], [0, 0, 64, 255],
+                   [255, 255, 255, 255]], np.uint8)
+UV = np.array([[0, 0], [1, 0], [0, 1], [0.5, 0.5]])
+
+
+def tetrahedron():
+  return trimesh.Trimesh(
+      [[0, 0, 0], [2, 0, 0], [0, 2, 0], [0, 0, 2]],
+      [[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], process=False)
+
+
+def random_texture(height=4, width=4):
+  return np.random.default_rng(0).integers(
+      256, size=(height, width, 3), dtype=np.uint8)
 
 
 @pytest.fixture
 def ball():
   shape = trimesh.creation.icosphere(subdivisions=2)
   vertices = np.asarray(shape.vertices) * [0.3, 0.5, 0.7]
-  return mesh.Mesh(vertices.astype(np.float32),
-                   np.asarray(shape.faces, np.int32),
-                   (0.5 * np.asarray(shape.vertices) + 0.5).astype(np.float32))
+  return Mesh(
+      vertices.astype(np.float32), np.asarray(shape.faces, np.int32),
+      colors=(0.5 * np.asarray(shape.vertices) + 0.5).astype(np.float32))
 
 
 def gltf(path):
-  """The JSON of a .glb, and its buffer, read by the letter of the format."""
+  """The JSON of a .glb and its buffer, parsed without trimesh."""
   data = path.read_bytes()
   magic, version, length = struct.unpack_from('<4sII', data)
   assert (magic, version, length) == (b'glTF', 2, len(data))
@@ -46,7 +62,7 @@ def test_round_trip_keeps_axes_orientation_and_colors(
     tmp_path, ball, suffix):
   path = tmp_path / 'new' / f'ball{suffix}'
   meshes.save(path, ball)
-  back = meshes.load(path)
+  back, = meshes.load(path)
   np.testing.assert_allclose(back.vertices, ball.vertices, atol=1e-6)
   np.testing.assert_array_equal(back.faces, ball.faces)
   np.testing.assert_allclose(
@@ -70,20 +86,20 @@ def test_glb_has_linear_colors_matte_material_and_unit_normals(
   assert (np.sum(normals * ball.vertices, -1) > 0).all()
   material = tree['materials'][primitive['material']]['pbrMetallicRoughness']
   assert material == {'metallicFactor': 0.0, 'roughnessFactor': 1.0}
-  # No node may turn or move what is in the world's axes already.
+  # Vertices are in world axes, so that no node may have a transform.
   for node in tree['nodes']:
     assert np.allclose(np.reshape(node.get('matrix', np.eye(4)), (4, 4)),
                        np.eye(4))
     assert not {'rotation', 'translation', 'scale'} & set(node)
 
 
-def test_srgb_pair_is_an_inverse_with_the_known_middle():
+def test_srgb_conversions_are_inverse_and_match_a_known_value():
   x = np.linspace(0, 1, 101)
   np.testing.assert_allclose(meshes.to_srgb(meshes.to_linear(x)), x, atol=1e-6)
   assert meshes.to_linear(np.array(0.5)) == pytest.approx(0.21404, abs=1e-5)
 
 
-def test_bad_paths_are_told_in_a_sentence(tmp_path, ball):
+def test_paths_that_cannot_be_written_are_refused(tmp_path, ball):
   with pytest.raises(ValueError, match=r"'ball.stl'; choose .*\.glb"):
     meshes.save('ball.stl', ball)
   (tmp_path / 'file').write_text('')
@@ -91,11 +107,153 @@ def test_bad_paths_are_told_in_a_sentence(tmp_path, ball):
     meshes.save(tmp_path / 'file' / 'ball.glb', ball)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-  path = tmp_path / 'a.txt'
-  path.write_text('old')
-  with pytest.raises(RuntimeError), files.atomic_write(path) as temporary:
-    temporary.write_text('half')
-    raise RuntimeError('full disk')
-  assert path.read_text() == 'old'
-  assert list(tmp_path.iterdir()) == [path]
+@pytest.mark.parametrize('suffix', ['.ply', '.obj'])
+def test_vertex_colors_are_read_unchanged(tmp_path, suffix):
+  mesh = tetrahedron()
+  mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=COLORS)
+  mesh.export(tmp_path / f'a{suffix}')
+  loaded, = meshes.load(tmp_path / f'a{suffix}')
+  np.testing.assert_allclose(loaded.vertices, mesh.vertices)
+  np.testing.assert_allclose(loaded.colors, COLORS[:, :3] / 255, atol=1e-6)
+  assert loaded.texture is None
+
+
+def test_linear_colors_of_glb_are_read_as_display_values(tmp_path):
+  colors = np.array([[0.1, 0.5, 0.9]] * 4, np.float32)
+  mesh = tetrahedron()
+  meshes.save(tmp_path / 'a.glb', Mesh(
+      mesh.vertices, mesh.faces, colors=colors))
+  loaded, = meshes.load(tmp_path / 'a.glb')
+  np.testing.assert_allclose(loaded.colors, colors, atol=1e-3)
+
+
+def test_textures_of_obj_and_glb_and_transforms_of_nodes(tmp_path):
+  pixels, mesh, uv = random_texture(), tetrahedron(), UV
+  image, materials = Image.fromarray(pixels), trimesh.visual.material
+  mesh.visual = trimesh.visual.TextureVisuals(
+      uv, materials.PBRMaterial(baseColorTexture=image))
+  scene = trimesh.Scene()
+  move = np.eye(4)
+  move[:3, 3] = [1, 2, 3]
+  scene.add_geometry(mesh, transform=move)
+  scene.export(tmp_path / 'a.glb')
+  mesh.visual = trimesh.visual.TextureVisuals(
+      uv, materials.SimpleMaterial(image))
+  (tmp_path / 'obj').mkdir()
+  mesh.export(tmp_path / 'obj' / 'a.obj')
+  moved, = meshes.load(tmp_path / 'a.glb')
+  plain, = meshes.load(tmp_path / 'obj' / 'a.obj')
+  np.testing.assert_allclose(moved.vertices, mesh.vertices + [1, 2, 3])
+  for loaded in (moved, plain):
+    np.testing.assert_array_equal(loaded.texture, pixels)
+    np.testing.assert_allclose(loaded.colors, 1)
+    np.testing.assert_allclose(loaded.uv, uv, atol=1e-6)
+
+
+def test_face_colors_and_default_gray(tmp_path):
+  mesh = tetrahedron()
+  mesh.export(tmp_path / 'gray.stl')
+  gray, = meshes.load(tmp_path / 'gray.stl')
+  np.testing.assert_allclose(gray.colors, 0.7, atol=0.01)
+  mesh.visual = trimesh.visual.ColorVisuals(mesh, face_colors=COLORS)
+  mesh.export(tmp_path / 'a.ply')
+  loaded, = meshes.load(tmp_path / 'a.ply')
+  np.testing.assert_allclose(
+      loaded.colors[loaded.faces][:, 1], COLORS[:, :3] / 255)
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('a.txt', b'', 'a.txt is not a mesh file that can be read; choose one'),
+    ('a.obj', None, 'a.obj is missing'),
+    ('a.ply', b'nonsense', 'a.ply cannot be read as a mesh'),
+    ('a.obj', b'v 0 0 0\n', 'a.obj')])
+def test_unreadable_files_are_refused_by_name(tmp_path, name, content, message):
+  if content is not None:
+    (tmp_path / name).write_bytes(content)
+  with pytest.raises(ValueError, match=message):
+    meshes.load(tmp_path / name)
+
+
+def test_a_mesh_with_z_up_is_rotated(tmp_path):
+  path = tmp_path / 'part.ply'
+  trimesh.creation.icosphere(1).apply_scale((1, 2, 3)).export(path)
+  same, = meshes.load(path)
+  upright, = meshes.load(path, up='z')
+  x, y, z = same.vertices.T
+  np.testing.assert_allclose(upright.vertices, np.stack([x, z, -y], -1))
+  x, y, z = same.normals.T
+  np.testing.assert_allclose(
+      upright.normals, np.stack([x, z, -y], -1), atol=1e-6)
+
+
+@pytest.mark.parametrize('colored', [False, True])
+def test_glb_keeps_texture_uv_and_normals(tmp_path, colored):
+  shape = tetrahedron()
+  colors = np.linspace(0.1, 1, 12).reshape(4, 3) if colored else None
+  normals = np.roll(np.eye(4, 3), 1, 0) + [[0, 0, 1]] * np.eye(4)[:, :1]
+  normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+  mesh = Mesh(np.asarray(shape.vertices), np.asarray(shape.faces), normals,
+              colors, UV, random_texture(8, 6))
+  meshes.save(tmp_path / 'a.glb', mesh)
+  back, = meshes.load(tmp_path / 'a.glb')
+  np.testing.assert_array_equal(back.texture, mesh.texture)
+  np.testing.assert_allclose(back.uv, UV, atol=1e-6)
+  np.testing.assert_allclose(back.vertices, mesh.vertices)
+  np.testing.assert_array_equal(back.faces, mesh.faces)
+  np.testing.assert_allclose(back.normals, normals, atol=1e-6)
+  np.testing.assert_allclose(
+      back.colors, 1 if colors is None else colors, atol=1e-5)
+  tree, buffer = gltf(tmp_path / 'a.glb')
+  primitive, = tree['meshes'][0]['primitives']
+  assert set(primitive['attributes']) == {
+      'POSITION', 'NORMAL', 'TEXCOORD_0', *['COLOR_0'] * colored}
+  material = tree['materials'][primitive['material']]['pbrMetallicRoughness']
+  assert material['metallicFactor'] == 0 and material['roughnessFactor'] == 1
+  # glTF's uv have their origin at the upper left.
+  uv = np.frombuffer(buffer, np.float32, 8, tree['bufferViews'][
+      tree['accessors'][primitive['attributes']['TEXCOORD_0']]['bufferView']
+      ]['byteOffset']).reshape(4, 2)
+  np.testing.assert_allclose(uv, UV * [1, -1] + [0, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize('suffix', ['.ply', '.obj'])
+def test_textures_are_refused_in_other_formats(tmp_path, ball, suffix):
+  textured = ball._replace(
+      uv=np.asarray(ball.vertices[:, :2]), texture=random_texture())
+  with pytest.raises(ValueError, match='can be written as .glb only'):
+    meshes.save(tmp_path / f'a{suffix}', textured)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('content', [
+    ghostscript.POSTSCRIPT, ghostscript.DOS], ids=['plain', 'dos'])
+def test_postscript_as_a_texture_starts_no_program(
+    tmp_path, monkeypatch, content):
+  started = ghostscript.plant(tmp_path, monkeypatch)
+  mesh = tetrahedron()
+  mesh.visual = trimesh.visual.TextureVisuals(
+      UV, trimesh.visual.material.SimpleMaterial(
+          Image.fromarray(random_texture())))
+  mesh.export(tmp_path / 'a.obj')
+  texture, = tmp_path.glob('*.png')
+  texture.write_bytes(content)
+  loaded, = meshes.load(tmp_path / 'a.obj')
+  assert loaded.texture is None and len(loaded.faces) == 4
+  assert not started.exists()
+  # Without the restriction the same file would start it.
+  part, = trimesh.load_scene(tmp_path / 'a.obj').geometry.values()
+  with pytest.raises(OSError):
+    part.visual.material.image.load()
+  assert started.exists()
+
+
+def test_a_damaged_texture_is_an_error_that_names_the_file(tmp_path):
+  mesh = tetrahedron()
+  mesh.visual = trimesh.visual.TextureVisuals(
+      UV, trimesh.visual.material.SimpleMaterial(
+          Image.fromarray(random_texture(64, 64))))
+  mesh.export(tmp_path / 'a.obj')
+  texture, = tmp_path.glob('*.png')
+  texture.write_bytes(texture.read_bytes()[:2000])
+  with pytest.raises(ValueError, match='a.obj cannot be read as a mesh'):
+    meshes.load(tmp_path / 'a.obj')

@@ -15,7 +15,6 @@ from gen3d.data.captures import posed
 from gen3d.engine import loop, sharding
 from gen3d.io import meshes
 from gen3d.ops import cameras
-from gen3d.render import finished
 from gen3d.tasks import reconstruction
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -159,7 +158,7 @@ def test_a_finished_run_leaves_its_files_in_the_captures_world(
   scores = json.loads((tmp_path / 'test.json').read_text())
   assert scores['test/psnr'] > 18
   assert len(list((tmp_path / 'test').iterdir())) == 6
-  mesh = meshes.load(tmp_path / 'mesh.ply')
+  mesh, = meshes.load(tmp_path / 'mesh.ply')
   # It fills most of the unit cube, which is ten units wide here.
   assert 5 < np.ptp(mesh.vertices, axis=0).max() < 10
   red = mesh.colors[:, 0] - mesh.colors[:, 2]
@@ -177,7 +176,7 @@ def test_a_run_is_shown_again_without_its_photographs(tmp_path):
   stored['data']['path'] = '/nowhere'
   (workdir / 'config.json').write_text(json.dumps(stored))
   shown = reconstruction.load(workdir)
-  film = finished.viewer(shown.scene, 8, shown.modes)(shown.params, shown.path)
+  film = shown.render(shown.path, 8, shown.modes)
   assert film.shape == (8, 8, 24, 3)
   done = command('gen3d.export', f'--workdir={workdir}', '--size=20',
                  '--resolution=12', f'--out={tmp_path / "again"}')

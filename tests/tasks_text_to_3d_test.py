@@ -12,7 +12,6 @@ from configs import dreamfusion as configs
 from gen3d.diffusion import noise
 from gen3d.engine import sharding
 from gen3d.ops import cameras
-from gen3d.render import finished
 from gen3d.tasks import text_to_3d
 
 SCHEDULE = noise.cosine_schedule()
@@ -127,15 +126,6 @@ def test_a_teacher_that_knows_cameras_is_told_the_views():
       azimuth, 0.0, 1.6, 1.3), 9, ('albedo',))['albedo'][4, 4, 0]
          for azimuth in (0.0, 180.0)]
   assert red[0] > red[1] + 0.05
-
-
-def test_viewer_puts_the_modes_side_by_side():
-  config = _config()
-  scene = text_to_3d.make_scene(config)
-  params = scene.init(jax.random.key(0))
-  film = finished.viewer(scene, 8)(
-      params, finished.turntable(3, dict(config.orbit)))
-  assert film.shape == (3, 8, 24, 3) and film.dtype == np.uint8
 
 
 def test_texts_are_heard_before_the_teacher_is_read():

@@ -1,14 +1,17 @@
-"""Photographs of surfaces from all around, in Blender's layout.
+"""Synthetic posed images, rendered from meshes or objects of the shapes world.
 
-Real reconstruction data without a download: any mesh (io/surfaces.py) or an
-object of the shapes world stands in the middle, and is seen from cameras on a
-sphere around it that just have it in view. What is written is what NeRF's
-Blender scenes consist of: transforms_{train,val,test}.json and RGBA pictures.
+Reconstruction data without a download: a mesh (io/meshes.py) or an object of
+the shapes world is placed at the origin and rendered from cameras on a sphere
+that just frame it. `write_blender` writes the layout of NeRF's Blender scenes:
+transforms_{train,val,test}.json and RGBA images.
 """
 
 import functools
 import json
+import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,78 +23,84 @@ from gen3d.data import raster
 from gen3d.data.captures import posed
 from gen3d.data.shapes import captions, categories, primitives
 from gen3d.data.shapes import world as shapes_world
-from gen3d.ops import cameras, mesh, shading
-from gen3d.ops.surfaces import Surface, fit
+from gen3d.ops import cameras, shading
+from gen3d.ops import mesh as mesh_ops
+from gen3d.ops.mesh import Mesh
 
 RADIUS = 1.0    # of the ball that holds the object
 DISTANCE = 4.0  # of the cameras, as in NeRF's Blender scenes
-_MARGIN = 1.05  # how much wider than the ball the cameras see
-_GOLDEN = 180 * (3 - 5 ** 0.5)  # degrees between neighbors of the spiral
+_MARGIN = 1.05  # width of the images relative to that of the ball
+_GOLDEN_ANGLE = 180 * (3 - 5 ** 0.5)  # degrees
 
 
-def surface_from_caption(text, resolution=160):
-  """The typical object of the shapes world that a caption names.
+def surface_from_caption(text: str,
+                         resolution: int = 160) -> tuple[Mesh]:
+  """Meshes the typical object of the shapes world that a caption names.
 
-  The true surface, by marching cubes of the known distance: the vertices have
-  the color of the part that they lie on and the distance's gradient as
-  normal. Colors that the caption does not say are white and gray.
+  The surface is extracted by marching cubes from the signed distance of the
+  object's parts. A vertex has the color of the part that it lies on and the
+  gradient of the distance as normal.
 
   Args:
-    text: such as 'a red car with blue wheels'.
-    resolution: cells a side.
+    text: such as 'a red car with blue wheels'; colors that it does not name
+      are white and gray.
+    resolution: grid points per side.
 
   Returns:
-    tuple of one Surface, in a ball of radius categories.RADIUS.
+    Tuple of one Mesh with normals and colors, in a ball of radius
+    categories.RADIUS.
 
   Raises:
     UserError: the caption names no object of the shapes world.
   """
-  _, parts = _typical(text)
+  _, parts = _typical_object(text)
   bound = 1.1 * categories.RADIUS
 
   @jax.jit
   def query(points):
-    # As a density that is 1 on the surface: what ops.mesh expects.
+    # A density that is 1 on the surface: `isosurface` takes positive levels.
     return (jnp.exp(-10 * primitives.sdf(parts, points)),
             primitives.color(parts, points))
 
-  density, origin, spacing = mesh.sample_grid(
+  density, origin, spacing = mesh_ops.sample_grid(
       query, np.outer([-bound, bound], np.ones(3)), resolution)
-  vertices, faces = mesh.isosurface(density, 1.0, origin, spacing)
+  vertices, faces = mesh_ops.isosurface(density, 1.0, origin, spacing)
   points = jnp.asarray(vertices, jnp.float32)
   normals = jax.jit(functools.partial(shapes_world.normals, parts))(points)
-  return Surface(vertices, faces, np.asarray(normals, np.float64),
-                 np.asarray(primitives.color(parts, points), np.float64)),
+  return Mesh(vertices, faces, np.asarray(normals, np.float64),
+              np.asarray(primitives.color(parts, points), np.float64)),
 
 
-def render_views(text, split, count, size):
-  """Pictures of that object in memory, by sphere tracing, without any file.
+def render_views(text: str, split: str, count: int,
+                 size: int) -> posed.Posed:
+  """Renders that object in memory by sphere tracing, without any file.
 
   Args:
-    text: as in `of_caption`.
+    text: as in `surface_from_caption`.
     split: 'train', 'val' or 'test'.
-    count: how many pictures.
-    size: pixels a side.
+    count: number of images.
+    size: pixels per side.
 
   Returns:
-    posed.Posed. The light stays where it is in the world.
+    posed.Posed; the light is fixed in the world.
 
   Raises:
     UserError: the caption names no object of the shapes world.
   """
-  spec, parts = _typical(text)
-  c2w, intrinsics = views(count, split)
+  spec, parts = _typical_object(text)
+  c2w, intrinsics = sphere_cameras(count, split)
   scale = categories.RADIUS / RADIUS
   c2w[:, :3, 3] *= scale
   light = shading.Light(cameras.spherical(30.0, 60.0, jnp.float32(4.0)),
                         0.5, 0.5, 0.0)
 
   @jax.jit
-  def look(camera):
+  def render(camera):
     view = shapes_world.trace(parts, camera, size)
-    # Straight alpha: a pixel's color is the object's alone.
-    whole = view._replace(coverage=jnp.full_like(view.coverage, 255))
-    colors = jnp.round(255 * shapes_world.shade_and_composite(whole, light, 0.0))
+    # Full coverage gives colors without background: straight alpha.
+    opaque = view._replace(coverage=jnp.full_like(view.coverage, 255))
+    colors = jnp.round(
+        255 * shapes_world.shade_and_composite(opaque, light, 0.0))
     return jnp.concatenate([colors.astype(jnp.uint8),
                             view.coverage[..., None]], axis=-1)
 
@@ -101,24 +110,25 @@ def render_views(text, split, count, size):
   return posed.Posed(
       f'shapes world ({captions.plain(spec)})',
       tuple(f'{split}_{i:03d}' for i in range(count)), camera,
-      np.stack([look(cameras.Camera(*pair)) for pair in zip(*camera)]),
+      np.stack([render(cameras.Camera(*pair)) for pair in zip(*camera)]),
       distance - half, distance + half,
       np.array([3 * [-half], 3 * [half]], np.float32), True)
 
 
-def views(count, split, lowest=0.0):
-  """Cameras around the ball: Camera, float64 NumPy [count, ...].
+def sphere_cameras(count: int, split: str,
+                   lowest: float = 0.0) -> cameras.Camera:
+  """Cameras around the ball: Camera with float64 NumPy arrays [count, ...].
 
-  Training cameras are spread evenly over the sphere above the elevation
-  `lowest` (a spiral by the golden angle). Test and validation cameras go
-  round twice while they climb from 10 to 60 degrees, validation half a step
-  before the tests.
+  Training cameras are distributed evenly, on a golden-angle spiral, over the
+  part of the sphere above the elevation `lowest` (degrees). Test and
+  validation cameras make two turns from 10 to 60 degrees of elevation,
+  validation half a step before test.
   """
   index = np.arange(count) + (0.0 if split == 'val' else 0.5)
   if split == 'train':
     low = np.sin(np.deg2rad(lowest))
     elevation = np.rad2deg(np.arcsin(low + (1 - low) * index / count))
-    azimuth = _GOLDEN * index
+    azimuth = _GOLDEN_ANGLE * index
   else:
     elevation = 10 + 50 * index / count
     azimuth = 720 * index / count
@@ -127,36 +137,39 @@ def views(count, split, lowest=0.0):
   return cameras.Camera(*(np.asarray(x, np.float64) for x in camera))
 
 
-def write_blender(out, surfaces, *, train=100, test=25, size=200, lowest=0.0,
-                  **look):
-  """Photographs an object and writes pictures and cameras into a folder.
+def write_blender(out: str | os.PathLike, meshes: Sequence[Mesh], *,
+                  train: int = 100, test: int = 25, size: int = 200,
+                  lowest: float = 0.0, **shading_options: Any) -> None:
+  """Renders an object and writes images and cameras into a folder.
 
   The files have z up, as Blender does: the world's (x, y, z) is written as
-  (x, -z, y). There are a fifth as many validation as test pictures. The JSON
-  files come last: a folder with them is complete.
+  (x, -z, y). There are a fifth as many validation as test images. The JSON
+  files are written last: a folder that has them is complete.
 
   Args:
     out: folder.
-    surfaces: tuple of Surface, y up; they are fitted into the ball.
-    train, test: how many pictures.
-    size: pixels a side.
-    lowest: least elevation of a training camera, degrees.
-    **look: samples, ambient, light: see raster.render.
+    meshes: of the object, y up; they are normalized to the ball.
+    train: number of training images.
+    test: number of test images.
+    size: pixels per side.
+    lowest: smallest elevation of a training camera, degrees.
+    **shading_options: samples, ambient, light; see raster.render.
 
   Raises:
-    UserError: the surfaces are empty.
+    UserError: the meshes are empty.
   """
   out = pathlib.Path(out)
-  triangles = raster.gather(fit(surfaces, RADIUS))
+  triangles = raster.gather(mesh_ops.normalize_to_ball(meshes, RADIUS))
   counts = {'train': train, 'val': max(1, test // 5), 'test': test}
-  progress = tqdm.tqdm(total=sum(counts.values()), desc='photographs',
+  progress = tqdm.tqdm(total=sum(counts.values()), desc='images',
                        disable=None)
   listings = {}
   for split, count in counts.items():
     (out / split).mkdir(parents=True, exist_ok=True)
-    camera, frames = views(count, split, lowest), []
+    camera, frames = sphere_cameras(count, split, lowest), []
     for i, (c2w, intrinsics) in enumerate(zip(*camera)):
-      image = raster.render(triangles, c2w, intrinsics, size, size, **look)
+      image = raster.render(
+          triangles, c2w, intrinsics, size, size, **shading_options)
       Image.fromarray(image).save(out / split / f'r_{i}.png')
       frames.append({'file_path': f'./{split}/r_{i}',
                      'transform_matrix': (cameras.Z_UP.T @ c2w).tolist()})
@@ -168,8 +181,8 @@ def write_blender(out, surfaces, *, train=100, test=25, size=200, lowest=0.0,
     (out / f'transforms_{split}.json').write_text(json.dumps(listing, indent=1))
 
 
-def _typical(text):
-  """(Spec, parts) of the typical object; unsaid colors are white and gray."""
+def _typical_object(text):
+  """(Spec, parts) with mean parameters; missing colors are white and gray."""
   spec = captions.parse(text)
   spec = spec._replace(main=spec.main or 'white', second=spec.second or 'gray')
   return spec, categories.build(

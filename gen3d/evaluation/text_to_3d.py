@@ -152,7 +152,7 @@ def contact_sheet(runs: str | os.PathLike, size: int = 128) -> np.ndarray:
   images, labels = [], []
   for stored in sorted(pathlib.Path(runs).glob(f'*/{REPORT}')):
     scene, params, config = text_to_3d.load_run(stored.parent)
-    render = finished.viewer(scene, size, ('color',))
+    render = finished.make_renderer(scene, size, ('color',))
     camera = cameras.orbit([SHEET_AZIMUTH], **config.orbit)
     images.append(render(params, camera)[0])
     labels.append(config.prompt)
@@ -240,7 +240,7 @@ def _score_run(pair, folder):
       clip_evaluation.retrieval_rate(
           pair, views[mode], config.prompt, mode == 'textureless')
       for mode in MODES)
-  iou, f_score = shape_scores(meshes.load(folder / MESH), spec)
+  iou, f_score = shape_scores(*meshes.load(folder / MESH), spec)
   return RunScores(config.prompt, split, color, textureless, iou, f_score)
 
 
@@ -262,5 +262,5 @@ def _is_current(stored, source):
 # compiled program.
 @functools.lru_cache(maxsize=4)
 def _renderer(config, size, background):
-  return finished.viewer(text_to_3d.make_scene(config), size, MODES,
+  return finished.make_renderer(text_to_3d.make_scene(config), size, MODES,
                          (background,) * 3)

@@ -1,1 +1,1 @@
-"""Mesh and video files."""
+"""Image, mesh and video files."""

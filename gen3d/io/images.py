@@ -1,4 +1,7 @@
-"""Pictures: PNG files and labeled sheets of them."""
+"""PNG files, and labeled sheets of images."""
+
+import os
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -6,11 +9,12 @@ from PIL import Image, ImageDraw, ImageFont
 from gen3d import files
 from gen3d.choices import UserError
 
-LABEL = 16  # the height of a line of label, in pixels
+_FONT_SIZE = 12    # pixels
+_LINE_HEIGHT = 16  # of a label, pixels
 
 
-def save(path, image):
-  """Writes uint8 [H, W, 3] (or [H, W]) as PNG.
+def save(path: str | os.PathLike, image: np.ndarray) -> None:
+  """Writes uint8 [H, W, 3] or [H, W] as PNG.
 
   Raises:
     UserError: the folder cannot be written to.
@@ -19,53 +23,58 @@ def save(path, image):
     Image.fromarray(np.asarray(image)).save(temporary, format='PNG')
 
 
-def to_uint8(image):
-  """Floats in [0, 1], clipped, as uint8; uint8 stays."""
+def to_uint8(image: np.ndarray) -> np.ndarray:
+  """Converts floats, clipped to [0, 1], to uint8; uint8 is returned as is."""
   image = np.asarray(image)
   if image.dtype == np.uint8:
     return image
   return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
-def tile(images, columns, labels=None, gap=2):
-  """One white sheet of images, row by row, with a label under each.
+def tile(images: np.ndarray, columns: int,
+         labels: Sequence[str] | None = None, gap: int = 2) -> np.ndarray:
+  """Arranges images row by row on a white sheet, with labels below them.
 
   Args:
     images: [N, H, W, 3], uint8 or float in [0, 1].
     columns: images per row.
-    labels: N strings or None; those that are too wide are wrapped.
+    labels: N strings, wrapped to the width of an image, or None.
     gap: pixels between images.
 
   Returns:
     uint8 [H', W', 3].
+
+  Raises:
+    UserError: the number of labels is not that of the images.
   """
   images = to_uint8(images)
   count, height, width, _ = images.shape
   if labels is not None and len(labels) != count:
-    raise UserError(f'{count} images cannot have {len(labels)} labels.')
+    raise UserError(f'{count} images cannot have {len(labels)} labels; give '
+                    'one label per image.')
   lines = [_wrap(label, width) for label in labels or [''] * count]
-  below = LABEL * max(map(len, lines)) if labels else 0
+  label_height = _LINE_HEIGHT * max(map(len, lines)) if labels else 0
   rows = -(-count // columns)
+  row_height = height + label_height + gap
   sheet = Image.new('RGB', (
-      columns * (width + gap) - gap, rows * (height + below + gap) - gap),
-      'white')
-  draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+      columns * (width + gap) - gap, rows * row_height - gap), 'white')
+  draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=_FONT_SIZE)
   for i, image in enumerate(images):
-    x, y = i % columns * (width + gap), i // columns * (height + below + gap)
+    x, y = i % columns * (width + gap), i // columns * row_height
     sheet.paste(Image.fromarray(image), (x, y))
     for j, line in enumerate(lines[i]):
-      draw.text((x + width / 2, y + height + LABEL * j), line, 'black', font,
-                anchor='ma')
+      draw.text((x + width / 2, y + height + _LINE_HEIGHT * j), line, 'black',
+                font, anchor='ma')
   return np.asarray(sheet)
 
 
 def _wrap(label, width):
-  """The label's words in lines of at most `width` pixels where they can be."""
-  font, lines = ImageFont.load_default(size=12), ['']
+  """Lines of a label of at most `width` pixels; longer words stay whole."""
+  font, lines = ImageFont.load_default(size=_FONT_SIZE), ['']
   for word in label.split():
-    longer = f'{lines[-1]} {word}'.strip()
-    if lines[-1] and font.getlength(longer) > width:
+    extended = f'{lines[-1]} {word}'.strip()
+    if lines[-1] and font.getlength(extended) > width:
       lines.append(word)
     else:
-      lines[-1] = longer
+      lines[-1] = extended
   return lines

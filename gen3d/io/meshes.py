@@ -1,95 +1,221 @@
-"""Mesh files: .glb, .ply and .obj.
+"""Mesh files.
 
-All are written in the world's own axes, which are glTF's: y up, front to +z.
-Colors in a Mesh are display values (sRGB). glTF 2.0 (section 3.7.2.1) says
-that COLOR_0 is linear, so a .glb gets them decoded; .ply and .obj have no
-rule, and viewers take their colors as display values, so they get them as
-they are (8 bits in .ply).
+Written are .glb, .ply and .obj, in the world's own axes, which are glTF's (y
+up, front to +z). Read is every format that trimesh opens: the faces of all
+nodes of a scene, vertex normals, and colors from a base color texture and
+factor, vertex colors or face colors. Transparency, other texture maps and
+animations are ignored.
+
+Color space. The colors and textures of an ops.mesh.Mesh are display values
+(sRGB). glTF 2.0 (sections 3.7.2.1 and 3.9.2) defines vertex colors and color
+factors as linear and textures as sRGB, so for .glb and .gltf the former two
+are converted in both directions. The other formats define no color space;
+viewers take their colors as display values, so they are stored unchanged (with
+8 bits).
 """
 
+import os
 import pathlib
+from typing import Any
 
 import numpy as np
 import trimesh
+from PIL import Image
 
 from gen3d import files
 from gen3d.choices import UserError
-from gen3d.ops import mesh as ops_mesh
+from gen3d.ops import mesh as mesh_ops
+from gen3d.ops.cameras import Z_UP
+from gen3d.ops.mesh import Mesh
 
 SUFFIXES = ('.glb', '.ply', '.obj')
+DEFAULT_GRAY = 0.7  # display value of meshes without any color
+_GLTF = ('.glb', '.gltf')
 
 
-def save(path, mesh):
-  """Writes an ops.mesh.Mesh; the suffix of `path` names the format.
+def save(path: str | os.PathLike, mesh: Mesh) -> None:
+  """Writes a mesh.
+
+  Args:
+    path: file to be written; its suffix, one of SUFFIXES, names the format.
+    mesh: with colors, or with uv and texture (.glb only), or both. Normals
+      are written to .glb, computed from the faces where the mesh has none.
 
   Raises:
-    UserError: an unknown suffix, or a folder that cannot be written to.
+    UserError: an unknown suffix, a texture in a format other than .glb, or a
+      folder that cannot be written to.
   """
-  suffix = _suffix(path)
-  shape = trimesh.Trimesh(
+  suffix = pathlib.Path(path).suffix.lower()
+  if suffix not in SUFFIXES:
+    raise UserError(f'Unknown mesh format {str(path)!r}; choose a name that '
+                    f'ends in one of {", ".join(SUFFIXES)}.')
+  if mesh.texture is not None and suffix != '.glb':
+    raise UserError(f'{path}: a mesh with a texture can be written as .glb '
+                    'only; choose a name that ends in .glb.')
+  normals = None if mesh.normals is None else np.asarray(mesh.normals)
+  exported = trimesh.Trimesh(
       np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces),
-      process=False)
-  colors = np.clip(np.asarray(mesh.colors), 0, 1)
+      vertex_normals=normals, process=False)
+  colors = None if mesh.colors is None else np.clip(
+      np.asarray(mesh.colors), 0, 1)
   if suffix == '.glb':
-    # Through an attribute of our own, renamed below: trimesh would round
-    # linear colors to 8 bits, too few for the dark ones.
-    shape.vertex_attributes['_COLOR'] = to_linear(colors).astype(np.float32)
-    data = shape.export(file_type='glb', include_normals=True,
-                        tree_postprocessor=_finish_gltf)
+    data = _export_glb(exported, mesh, colors)
   else:
-    shape.visual = trimesh.visual.ColorVisuals(
-        shape, vertex_colors=np.round(255 * colors).astype(np.uint8))
-    data = shape.export(file_type=suffix[1:])
-  with files.atomic_write(path) as temporary:
-    if isinstance(data, str):
-      temporary.write_text(data)
-    else:
-      temporary.write_bytes(data)
+    if colors is not None:
+      exported.visual = trimesh.visual.ColorVisuals(
+          exported, vertex_colors=np.round(255 * colors).astype(np.uint8))
+    data = exported.export(file_type=suffix[1:])
+  content = data.encode() if isinstance(data, str) else data
+  files.write_bytes(path, content)
 
 
-def load(path):
-  """Inverse of `save`; .ply and .obj keep 8 bits of color."""
-  suffix = _suffix(path)
-  shape, = trimesh.load_scene(path, process=False).geometry.values()
-  if suffix == '.glb':
-    colors = to_srgb(shape.visual.vertex_attributes['color'][:, :3])
-  else:
-    colors = np.asarray(shape.visual.vertex_colors)[:, :3] / 255
-  return ops_mesh.Mesh(np.asarray(shape.vertices, np.float32),
-                       np.asarray(shape.faces, np.int32),
-                       colors.astype(np.float32))
+def load(path: str | os.PathLike, up: str = 'y') -> tuple[Mesh, ...]:
+  """Reads a mesh file: one Mesh per material and node of its scene.
+
+  Textures are read only from the formats of files.IMAGE_FORMATS; others are
+  ignored, like missing ones.
+
+  Args:
+    path: file of any format that trimesh opens.
+    up: the file's upward axis, 'y' or 'z'; the meshes have y up.
+
+  Returns:
+    Meshes in the scene's common frame, each with normals and colors.
+
+  Raises:
+    UserError: the file is missing, of an unknown format, damaged, or has no
+      triangles.
+  """
+  path = pathlib.Path(path)
+  formats = sorted(trimesh.available_formats())
+  if path.suffix[1:].lower() not in formats:
+    raise UserError(f'{path} is not a mesh file that can be read; choose one '
+                    f'of {", ".join(formats)}.')
+  if not path.is_file():
+    raise UserError(f'{path} is missing; give the path of a mesh file.')
+  try:
+    parts = _read_parts(path)
+  except Exception as error:  # each format's parser has its own exceptions
+    raise UserError(f'{path} cannot be read as a mesh ({error}); export it '
+                    'again, for instance as .glb.') from error
+  is_linear = path.suffix.lower() in _GLTF
+  upright = Z_UP if up == 'z' else np.eye(4)
+  meshes = tuple(
+      mesh_ops.transform(_to_mesh(part, is_linear), upright @ matrix)
+      for part, matrix in parts
+      if isinstance(part, trimesh.Trimesh) and len(part.faces))
+  if not meshes:
+    raise UserError(f'{path} has no triangles; export the surface as '
+                    'triangles.')
+  return meshes
 
 
-def to_linear(srgb):
-  """Linear light of display values in [0, 1] (IEC 61966-2-1)."""
+def to_linear(srgb: np.ndarray) -> np.ndarray:
+  """Linear intensities of sRGB values in [0, 1] (IEC 61966-2-1)."""
   return np.where(srgb <= 0.04045, srgb / 12.92,
                   ((srgb + 0.055) / 1.055) ** 2.4)
 
 
-def to_srgb(linear):
+def to_srgb(linear: np.ndarray) -> np.ndarray:
   """Inverse of `to_linear`."""
   return np.where(linear <= 0.0031308, linear * 12.92,
                   1.055 * np.maximum(linear, 0) ** (1 / 2.4) - 0.055)
 
 
-def _suffix(path):
-  suffix = pathlib.Path(path).suffix.lower()
-  if suffix not in SUFFIXES:
-    raise UserError(f'Unknown mesh format {str(path)!r}; choose a name that '
-                    f'ends in one of {", ".join(SUFFIXES)}.')
-  return suffix
+def _export_glb(exported: trimesh.Trimesh, mesh: Mesh,
+                colors: np.ndarray | None) -> bytes:
+  """The content of a .glb file; `colors` [V, 3] are those of `mesh`."""
+  if mesh.texture is not None:
+    material = trimesh.visual.material.PBRMaterial(
+        baseColorTexture=Image.fromarray(np.asarray(mesh.texture)))
+    exported.visual = trimesh.visual.TextureVisuals(
+        np.asarray(mesh.uv, np.float64), material)
+  if colors is not None:
+    # As an attribute of another name, which _set_material renames: trimesh
+    # rounds vertex colors to 8 bits, too coarse for dark linear values.
+    exported.vertex_attributes['_COLOR'] = to_linear(colors).astype(np.float32)
+  return exported.export(file_type='glb', include_normals=True,
+                         tree_postprocessor=_set_material)
 
 
-def _finish_gltf(tree):
-  """Names the colors and gives a matte material, in place.
+def _set_material(tree: dict[str, Any]) -> None:
+  """Renames the color attribute and sets a matte material, in place.
 
-  glTF's default is a metal, which viewers without surroundings show black.
+  glTF's default material is metallic, which renderers without an environment
+  map show black.
   """
-  tree['materials'] = [{
-      'name': 'matte',
-      'pbrMetallicRoughness': {'metallicFactor': 0.0, 'roughnessFactor': 1.0}}]
+  materials = tree.setdefault('materials', [{}])
+  for material in materials:
+    material['name'] = 'matte'
+    material.setdefault('pbrMetallicRoughness', {}).update(
+        metallicFactor=0.0, roughnessFactor=1.0)
   for mesh in tree['meshes']:
     for primitive in mesh['primitives']:
       attributes = primitive['attributes']
-      attributes['COLOR_0'] = attributes.pop('_COLOR')
+      if '_COLOR' in attributes:
+        attributes['COLOR_0'] = attributes.pop('_COLOR')
       primitive['material'] = 0
+
+
+def _read_parts(path: pathlib.Path) -> list[tuple[Any, np.ndarray]]:
+  """(geometry, pose [4, 4]) of all nodes of a file, with textures decoded."""
+  # trimesh opens textures itself, in any format that Pillow supports.
+  with files.restricted_image_formats():
+    scene = trimesh.load_scene(path, process=False)
+  for part in scene.geometry.values():
+    visual = getattr(part, 'visual', None)  # drawings have none
+    if visual is not None and visual.kind == 'texture':
+      image, _ = _base_color(visual.material)
+      if image is not None:
+        image.load()
+  nodes = [scene.graph[node] for node in scene.graph.nodes_geometry]
+  return [(scene.geometry[name], matrix) for matrix, name in nodes]
+
+
+def _to_mesh(part: trimesh.Trimesh, is_linear: bool) -> Mesh:
+  """Mesh of one geometry; `is_linear`: its vertex colors and factors are."""
+  vertices = np.asarray(part.vertices, np.float64)
+  faces, normals = np.asarray(part.faces), np.asarray(part.vertex_normals)
+  encode = to_srgb if is_linear else lambda color: color
+  visual = part.visual
+  if visual.kind == 'face':
+    # One color per face: every face gets its own three vertices.
+    face_colors = _to_unit(visual.face_colors)
+    return Mesh(vertices[faces].reshape(-1, 3),
+                np.arange(faces.size).reshape(-1, 3),
+                normals[faces].reshape(-1, 3),
+                encode(np.repeat(face_colors, 3, axis=0)))
+  if visual.kind == 'vertex':
+    return Mesh(vertices, faces, normals,
+                encode(_to_unit(visual.vertex_colors)))
+  if visual.kind != 'texture':
+    return Mesh(vertices, faces, normals,
+                np.full((len(vertices), 3), DEFAULT_GRAY))
+  image, factor = _base_color(visual.material)
+  attributes = getattr(visual, 'vertex_attributes', {})
+  if 'color' in attributes:
+    factor = factor * _to_unit(attributes['color'])
+  colors = encode(np.zeros((len(vertices), 3)) + factor)
+  if image is None or visual.uv is None:
+    return Mesh(vertices, faces, normals, colors)
+  return Mesh(vertices, faces, normals, colors,
+              np.asarray(visual.uv, np.float64),
+              np.asarray(image.convert('RGB')))
+
+
+def _base_color(material: Any) -> tuple[Image.Image | None, np.ndarray]:
+  """(image or None, factor [3]) of either kind of material of trimesh."""
+  if isinstance(material, trimesh.visual.material.PBRMaterial):
+    factor = material.baseColorFactor
+    return (material.baseColorTexture,
+            np.ones(3) if factor is None else _to_unit(factor))
+  image = getattr(material, 'image', None)
+  # An image replaces the diffuse color, which exporters leave at some gray.
+  return image, np.ones(3) if image else _to_unit(material.diffuse)
+
+
+def _to_unit(colors: Any) -> np.ndarray:
+  """RGB in [0, 1] of 8-bit or float colors, without alpha."""
+  colors = np.asarray(colors)
+  scale = 255 if colors.dtype.kind in 'ui' else 1
+  return colors[..., :3] / scale

@@ -1,10 +1,12 @@
-"""How close a shape is to another one: IoU, F-score, chamfer distance.
+"""Similarity of solid shapes: IoU at the best scale, and F-score.
 
-Vocabulary. A shape is `inside`: points [N, 3] -> bool [N]. Host-side NumPy:
-these judge finished objects. A text does not say how large its object is or
-where it stands, so `best_scale_iou` first lays the shape over the reference.
+Vocabulary. A shape is an indicator function `inside`: points [N, 3] -> bool
+[N]. These metrics run on the host, on finished objects. A text determines
+neither the size nor the position of its object, so `best_scale_iou` first
+aligns the shape with the reference.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,166 +16,158 @@ import scipy.spatial
 
 from gen3d.choices import UserError
 
+Inside = Callable[[np.ndarray], Any]  # points [N, 3] -> bool [N]
 
-class Fit(NamedTuple):
-  """The best placement of a shape over a reference, and its overlap.
 
-  A point p of the shape comes to scale * (yaw @ p) + shift.
+class Alignment(NamedTuple):
+  """The placement of a shape with the largest overlap, and that overlap.
+
+  A point p of the shape is moved to scale * p + shift.
   """
   iou: float
   scale: float
   shift: Any  # [3]
-  yaw: int    # quarter turns about y that were given to the shape
 
-  def place(self, points):
-    """Points [N, 3] of the shape in the reference's frame."""
-    return self.scale * _turn(points, self.yaw) + self.shift
-
-
-def volumetric_iou(inside_a, inside_b, bound, resolution=64):
-  """Volume of the intersection over that of the union, by counting cells.
-
-  Args:
-    inside_a, inside_b: points [N, 3] -> bool [N].
-    bound: half the side of the cube, around the origin, that holds both.
-    resolution: cells along its side.
-
-  Raises:
-    UserError: both shapes are empty.
-  """
-  points = cell_centers(bound, resolution)
-  a, b = np.asarray(inside_a(points)), np.asarray(inside_b(points))
-  union = np.sum(a | b)
-  if not union:
-    raise UserError('Both shapes are empty, which leaves no IoU to tell.')
-  return float(np.sum(a & b) / union)
+  def place(self, points: np.ndarray) -> np.ndarray:
+    """Moves points [N, 3] of the shape into the reference's frame."""
+    return self.scale * points + self.shift
 
 
-def best_scale_iou(inside, reference, bound, resolution=96, yaws=(0,)):
-  """The placement of `inside` over `reference` with the largest IoU.
+def best_scale_iou(inside: Inside, reference: Inside, bound: float,
+                   resolution: int = 96) -> Alignment:
+  """Finds the scale and shift of a shape that maximize its IoU.
 
-  Begins with equal volumes and centroids, and again with equal boxes, for a
-  solid laid over what is hollow is far from its size by the first; then climbs
-  in scale and the three shifts (Nelder and Mead).
+  Nelder-Mead over the scale and the three shifts from two starts: equal
+  volumes and centroids, and equal bounding boxes. The first is far from the
+  optimum for a solid shape with a hollow reference.
 
   Args:
-    inside, reference: points [N, 3] -> bool [N].
+    inside: the shape.
+    reference: the shape that it is compared with.
     bound: half the side of the cube, around the origin, that holds each.
     resolution: cells along its side.
-    yaws: the quarter turns about y to try, such as range(4) where the front
-      is not known.
 
   Returns:
-    A Fit.
+    The Alignment with the largest IoU of the two searches.
 
   Raises:
     UserError: a shape is empty within the bound.
   """
   points = cell_centers(bound, resolution)
   cell = 2 * bound / resolution
-  # The reference is looked at off the lattice: where both lie on one, a shape
-  # can shrink by half a cell without losing a point.
-  off = points + np.random.default_rng(0).uniform(
+  # The reference is sampled off the lattice: with both on one lattice, a shape
+  # could shrink by half a cell without losing a point.
+  jittered = points + np.random.default_rng(0).uniform(
       -0.5 * cell, 0.5 * cell, points.shape).astype(np.float32)
-  target = np.asarray(reference(off))
-  occupied = np.asarray(inside(points))
-  for name, cells in (('shape', occupied), ('reference', target)):
+  in_reference = np.asarray(reference(jittered))
+  in_shape = np.asarray(inside(points))
+  for name, cells in (('shape', in_shape), ('reference', in_reference)):
     if not cells.any():
-      raise UserError(f'The {name} is empty within {bound:g} of the origin.')
-  soft = occupied.reshape((resolution,) * 3).astype(np.float32)
-  around = off[target]
+      raise UserError(
+          f'The {name} is empty within {bound:g} of the origin, so that it has '
+          'no IoU; train the object for more steps (--config.steps).')
+  grid = in_shape.reshape((resolution,) * 3).astype(np.float32)
+  target = jittered[in_reference]
 
-  def overlap(yaw, scale, shift):
-    back = _turn((around - shift) / scale, -yaw)
-    where = (back + bound) / cell - 0.5
-    shared = np.sum(scipy.ndimage.map_coordinates(
-        soft, where.T, order=1, mode='constant') > 0.5)
-    union = len(around) + occupied.sum() * scale**3 - shared
-    return float(shared / union)
+  def overlap(scale, shift):
+    index = ((target - shift) / scale + bound) / cell - 0.5
+    intersection = np.sum(scipy.ndimage.map_coordinates(
+        grid, index.T, order=1, mode='constant') > 0.5)
+    union = len(target) + in_shape.sum() * scale**3 - intersection
+    return float(intersection / union)
 
-  def climb(yaw, start):
-    scale, shift = start(_turn(points[occupied], yaw), around, cell)
-    # Unknowns of one size: shifts in steps of 3 cells, scale in steps of 10 %.
-    placed = lambda x: (scale * np.exp(0.1 * x[3]), shift + 3 * cell * x[:3])
+  def climb(start):
+    scale, shift = start(points[in_shape], target, cell)
+    # Unknowns of one magnitude: shifts in units of 3 cells, scale of 10 %.
+    decode = lambda x: (scale * np.exp(0.1 * x[3]), shift + 3 * cell * x[:3])
     simplex = np.concatenate([np.zeros((1, 4)), np.eye(4)]) - 0.2
-    found = scipy.optimize.minimize(
-        lambda x: -overlap(yaw, *placed(x)), np.zeros(4), method='Nelder-Mead',
+    optimum = scipy.optimize.minimize(
+        lambda x: -overlap(*decode(x)), np.zeros(4), method='Nelder-Mead',
         options={'initial_simplex': simplex, 'xatol': 0.02, 'fatol': 1e-4})
-    return Fit(-float(found.fun), *placed(found.x), yaw)
+    return Alignment(-float(optimum.fun), *decode(optimum.x))
 
-  return max((climb(yaw, start) for yaw in yaws
-              for start in (_equal_volumes, _equal_boxes)),
-             key=lambda fit: fit.iou)
-
-
-def chamfer(points_a, points_b):
-  """Mean distance to the nearest point of the other set, both ways added."""
-  a_to_b, b_to_a = _nearest(points_a, points_b)
-  return float(a_to_b.mean() + b_to_a.mean())
+  return max((climb(start) for start in (_equal_volumes, _equal_boxes)),
+             key=lambda alignment: alignment.iou)
 
 
-def f_score(points_a, points_b, threshold):
-  """Harmonic mean of the shares that lie within `threshold` of the other.
+def f_score(points_a: np.ndarray, points_b: np.ndarray,
+            threshold: float) -> float:
+  """Harmonic mean of precision and recall of surface points.
 
-  Knapitsch et al., Tanks and Temples, 2017: precision is the share of
-  points_a near points_b, recall the other way.
+  Precision is the fraction of points_a within `threshold` of points_b, recall
+  the fraction of points_b within it of points_a (Knapitsch et al., Tanks and
+  Temples, 2017).
+
+  Args:
+    points_a: [N, 3], of the evaluated surface.
+    points_b: [M, 3], of the reference.
+    threshold: distance.
   """
-  a_to_b, b_to_a = _nearest(points_a, points_b)
+  tree_a, tree_b = map(scipy.spatial.cKDTree, (points_a, points_b))
+  a_to_b, b_to_a = tree_b.query(points_a)[0], tree_a.query(points_b)[0]
   precision, recall = np.mean(a_to_b < threshold), np.mean(b_to_a < threshold)
   return float(2 * precision * recall / max(precision + recall, 1e-12))
 
 
-def sample_surface(vertices, faces, count, seed=0):
-  """Points [count, 3] spread evenly over a mesh's surface."""
+def sample_surface(vertices: np.ndarray, faces: np.ndarray, count: int,
+                   seed: int = 0) -> np.ndarray:
+  """Samples points [count, 3] uniformly by area on a mesh."""
   rng = np.random.default_rng(seed)
   a, b, c = np.asarray(vertices, np.float64)[np.asarray(faces).T]
   area = np.linalg.norm(np.cross(b - a, c - a), axis=-1)
   face = rng.choice(len(area), count, p=area / area.sum())
+  # Uniform in the parallelogram; its far half is reflected into the triangle.
   u, v = rng.random((2, count, 1))
   u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
   return a[face] + u * (b - a)[face] + v * (c - a)[face]
 
 
-def inside_mesh(vertices, faces, bound, resolution=128):
-  """The `inside` of a closed mesh, read off a grid of winding numbers.
+def inside_mesh(vertices: np.ndarray, faces: np.ndarray, bound: float,
+                resolution: int = 128) -> Inside:
+  """Returns the indicator function of a closed mesh, by winding numbers.
 
-  Each column of the grid along z adds up the faces below a point: +1 where
-  it is entered, -1 where it is left.
+  In every column of the grid along z, the winding number of a cell is the sum
+  over the faces below it: +1 where the column enters the solid, -1 where it
+  leaves.
 
   Args:
     vertices: [V, 3].
     faces: [F, 3], counter-clockwise from outside.
-    bound: half the side of the cube, around the origin, that is looked at.
+    bound: half the side of the cube, around the origin, that is covered;
+      points outside are not inside.
     resolution: cells along its side.
   """
   cell = 2 * bound / resolution
-  # A shift that no mesh shares: a column through an edge would count it twice.
+  # A small shift against columns that pass exactly through an edge, which
+  # would count it twice.
   corner = np.asarray(vertices, np.float64) + cell * np.array(
       [1.37e-4, 2.91e-4, 0])
   a, b, c = ((corner + bound) / cell - 0.5)[np.asarray(faces).T]
+  # All pairs (face, column) of the faces' bounding boxes, flattened.
   low = np.ceil(np.minimum(np.minimum(a, b), c)[:, :2]).astype(int)
   high = np.floor(np.maximum(np.maximum(a, b), c)[:, :2]).astype(int)
   low, high = np.clip(low, 0, resolution), np.clip(high, -1, resolution - 1)
-  wide, tall = np.maximum(high - low + 1, 0).T
-  face = np.repeat(np.arange(len(a)), wide * tall)
-  first = np.cumsum(wide * tall) - wide * tall
+  width, height = np.maximum(high - low + 1, 0).T
+  face = np.repeat(np.arange(len(a)), width * height)
+  first = np.cumsum(width * height) - width * height
   inner = np.arange(len(face)) - first[face]
-  x = low[face, 0] + inner // tall[face]
-  y = low[face, 1] + inner % tall[face]
+  x = low[face, 0] + inner // height[face]
+  y = low[face, 1] + inner % height[face]
+  # Of these, the columns that pierce the face, and at which z they do.
   a, b, c = a[face], b[face], c[face]
-  side = lambda p, q: ((q[:, 0] - p[:, 0]) * (y - p[:, 1])
+  edge = lambda p, q: ((q[:, 0] - p[:, 0]) * (y - p[:, 1])
                        - (q[:, 1] - p[:, 1]) * (x - p[:, 0]))
-  at_a, at_b, at_c = side(b, c), side(c, a), side(a, b)
-  double = at_a + at_b + at_c  # twice the face's area as seen along z
-  crossed = (np.sign(at_a) == np.sign(at_b)) & (
-      np.sign(at_b) == np.sign(at_c)) & (double != 0)
-  x, y, double = x[crossed], y[crossed], double[crossed]
-  z = np.sum([w[crossed] * p[crossed, 2] for w, p in
-              ((at_a, a), (at_b, b), (at_c, c))], axis=0) / double
+  at_a, at_b, at_c = edge(b, c), edge(c, a), edge(a, b)
+  doubled_area = at_a + at_b + at_c  # signed, of the projection along z
+  pierced = (np.sign(at_a) == np.sign(at_b)) & (
+      np.sign(at_b) == np.sign(at_c)) & (doubled_area != 0)
+  x, y, doubled_area = x[pierced], y[pierced], doubled_area[pierced]
+  z = np.sum([w[pierced] * p[pierced, 2] for w, p in
+              ((at_a, a), (at_b, b), (at_c, c))], axis=0) / doubled_area
   z = np.clip(np.ceil(z), 0, resolution).astype(int)
   winding = np.zeros((resolution, resolution, resolution + 1), np.int32)
-  # A face that looks up, counter-clockwise from above, is where we leave.
-  np.add.at(winding, (x, y, z), -np.sign(double).astype(np.int32))
+  # A face oriented towards +z, with positive area, is left upwards.
+  np.add.at(winding, (x, y, z), -np.sign(doubled_area).astype(np.int32))
   solid = np.cumsum(winding, axis=-1)[..., :-1] > 0
 
   def inside(points):
@@ -185,36 +179,23 @@ def inside_mesh(vertices, faces, bound, resolution=128):
   return inside
 
 
-def cell_centers(bound, resolution):
+def cell_centers(bound: float, resolution: int) -> np.ndarray:
   """Centers [resolution^3, 3] of the cells of the cube, z fastest."""
   line = (np.arange(resolution) + 0.5) * (2 * bound / resolution) - bound
   return np.stack(np.meshgrid(line, line, line, indexing='ij'), -1).reshape(
       -1, 3).astype(np.float32)
 
 
-def _equal_volumes(cells, around, cell):
-  """(scale, shift) that lays cells [N, 3] on as much of their like [M, 3]."""
+def _equal_volumes(cells, target, cell):
+  """(scale, shift) that maps cells [N, 3] to the volume and centroid [M, 3]."""
   del cell
-  scale = np.cbrt(len(around) / len(cells))
-  return scale, around.mean(0) - scale * cells.mean(0)
+  scale = np.cbrt(len(target) / len(cells))
+  return scale, target.mean(0) - scale * cells.mean(0)
 
 
-def _equal_boxes(cells, around, cell):
-  """The same by volumes and centers of the boxes, a `cell` thick or more."""
+def _equal_boxes(cells, target, cell):
+  """The same by volumes and centers of bounding boxes, enlarged by `cell`."""
   size = lambda x: np.prod(np.ptp(x, 0) + cell)
-  scale = np.cbrt(size(around) / size(cells))
-  middle = lambda x: 0.5 * (x.min(0) + x.max(0))
-  return scale, middle(around) - scale * middle(cells)
-
-
-def _turn(points, quarters):
-  """Points [N, 3] turned about y by quarters of a turn (+z to +x)."""
-  x, y, z = np.moveaxis(points, -1, 0)
-  for _ in range(quarters % 4):
-    x, z = z, -x
-  return np.stack([x, y, z], axis=-1)
-
-
-def _nearest(points_a, points_b):
-  tree_a, tree_b = map(scipy.spatial.cKDTree, (points_a, points_b))
-  return tree_b.query(points_a)[0], tree_a.query(points_b)[0]
+  scale = np.cbrt(size(target) / size(cells))
+  center = lambda x: 0.5 * (x.min(0) + x.max(0))
+  return scale, center(target) - scale * center(cells)

@@ -1,1 +1,1 @@
-"""Films, sheets and meshes of finished scenes and generators."""
+"""Films, sheets of views and meshes of finished scenes and generators."""

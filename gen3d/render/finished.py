@@ -1,7 +1,13 @@
-"""What people get of a finished scene: a film, a sheet of views, a mesh."""
+"""Finished runs: films, sheets of views and meshes.
 
+A Finished is a record of functions without parameters, so that what displays
+or exports an object depends neither on its scene nor on its task.
+"""
+
+import functools
+import os
 import pathlib
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,87 +17,176 @@ import numpy as np
 from gen3d.engine import sharding
 from gen3d.io import images as image_io
 from gen3d.io import meshes, video
-from gen3d.ops import cameras, mesh
+from gen3d.ops import cameras
+from gen3d.ops import mesh as mesh_ops
+from gen3d.scenes import Scene
 
-SHOWN = ('color', 'normal', 'textureless')
+MODES = ('color', 'normal', 'textureless')
+FILES = ('turntable.mp4', 'preview.png', 'mesh.glb', 'mesh.ply')
+WHITE = (1.0, 1.0, 1.0)
+_SHEET_VIEWS = 8
+_SHEET_COLUMNS = 4
+
+# (params, cameras [F]) -> uint8 images [F, H, W, 3]
+Renderer = Callable[[Any, cameras.Camera], np.ndarray]
 
 
-class Shown(NamedTuple):
-  """A scene, its parameters, and how it is looked at.
+class ExportOptions(NamedTuple):
+  """Options of `export`.
 
   Attributes:
+    resolution: grid points along the longest side of the mesh.
+    size: height of a frame, pixels.
+    fps: frames per second of the film.
+    keep_share: see ops.mesh.extract.
+  """
+  resolution: int = 192
+  size: int = 256
+  fps: int = 24
+  keep_share: float = 1.0
+
+
+DEFAULTS = ExportOptions()
+
+
+def export_options(settings: Mapping[str, Any]) -> ExportOptions:
+  """Returns the options among a config's `export` settings."""
+  return ExportOptions(**{key: value for key, value in settings.items()
+                          if key in ExportOptions._fields})
+
+
+class Finished(NamedTuple):
+  """A finished object, as it is displayed and exported.
+
+  Attributes:
+    render: (camera, size, mode) -> uint8 image [H, W, 3]. `camera` may have a
+      leading axis [F], which the image then has, too; `mode` may be a sequence
+      of modes, whose images are side by side. There is one compiled program
+      for each size and mode, which is divided over the devices. `size` is a
+      number of pixels or (H, W).
+    mesh: (resolution, keep_share) -> ops.mesh.Mesh in world units; see
+      ops.mesh.extract, whose EmptyField it raises. Without keep_share, with
+      that of `defaults`.
+    path: cameras [F] of the film.
+    modes: modes of the film, side by side.
+    defaults: options of `export` that the run's config asks for.
+  """
+  render: Callable[[cameras.Camera, Any, Any], np.ndarray]
+  mesh: Callable[..., mesh_ops.Mesh]
+  path: cameras.Camera
+  modes: Sequence[str] = MODES
+  defaults: ExportOptions = DEFAULTS
+
+
+def from_scene(scene: Scene, params: Any, path: cameras.Camera,
+               modes: Sequence[str] = MODES,
+               defaults: ExportOptions = DEFAULTS,
+               to_world: np.ndarray | None = None) -> Finished:
+  """Returns the Finished of a scene with trained parameters.
+
+  Args:
     scene: scenes.Scene.
     params: of the scene.
-    path: cameras.Camera [F], the frames of its film.
-    modes: of scene.show, side by side in the film.
-    to_world: [4, 4], similarity that the mesh is written through.
-    defaults: {'resolution', 'size', 'fps', 'share'} of `export` that its
-      config asks for.
+    path: cameras [F] of the film, in the scene's frame.
+    modes: modes of the film.
+    defaults: options of `export`.
+    to_world: similarity [4, 4] from the scene's frame to that of the mesh, or
+      None where they are the same.
   """
-  scene: Any
-  params: Any
-  path: Any
-  modes: tuple
-  to_world: Any
-  defaults: Any
+  # Compiled once for each size and modes, whatever the path.
+  renderer = functools.cache(functools.partial(make_renderer, scene))
+
+  def render(camera, size, mode):
+    modes = (mode,) if isinstance(mode, str) else tuple(mode)
+    if np.ndim(camera.c2w) == 2:
+      batch = jax.tree.map(lambda x: np.asarray(x)[None], camera)
+      return renderer(size, modes)(params, batch)[0]
+    return renderer(size, modes)(params, camera)
+
+  def mesh(resolution, keep_share=defaults.keep_share):
+    extracted = _extract(scene, params, resolution, keep_share)
+    if to_world is None:
+      return extracted
+    moved = mesh_ops.transform(extracted, np.asarray(to_world))
+    return moved._replace(vertices=moved.vertices.astype(np.float32))
+
+  return Finished(render, mesh, path, modes, defaults)
 
 
-def turntable(frames, orbit):
-  """Cameras [frames] once around at {'elevation', 'distance', 'focal'}."""
+def turntable(frames: int, orbit: Mapping[str, float]) -> cameras.Camera:
+  """Cameras [frames] on a full circle around the vertical axis.
+
+  Args:
+    frames: number of cameras, evenly spaced from azimuth 0 (the front) on.
+    orbit: 'elevation' (degrees), 'distance' and 'focal' of cameras.orbit.
+  """
   return cameras.orbit(np.linspace(0.0, 360.0, frames, endpoint=False),
                        **orbit)
 
 
-def export(shown, workdir, *, resolution, size, fps, share=1.0):
-  """Writes what a person wants to have of a scene.
+def export(finished: Finished, workdir: str | os.PathLike,
+           options: ExportOptions | None = None) -> list[pathlib.Path]:
+  """Writes the film, a sheet of views and the mesh of a finished object.
 
   Args:
-    shown: Shown.
-    workdir: where turntable.mp4, preview.png, mesh.glb and mesh.ply go.
-    resolution: of the mesh's grid.
-    size: of the frames, in pixels.
-    fps: of the film.
-    share: of the mesh's pieces, those with at least this share of the largest
-      one's volume are kept.
+    finished: the object.
+    workdir: folder for FILES.
+    options: None for those of the object.
 
   Returns:
     The paths written.
 
   Raises:
-    UserError: if there is no surface to export.
+    UserError: there is no surface to export, or the folder cannot be written
+      to.
   """
   workdir = pathlib.Path(workdir)
-  scene, path = shown.scene, shown.path
-  film = viewer(scene, size, shown.modes)(shown.params, path)
-  video.save(workdir / 'turntable.mp4', film, fps)
-  eight = np.arange(8) * len(film) // 8
-  azimuths = np.round(cameras.angles(path.c2w[eight, :3, 3])[0]) % 360
+  options = options or finished.defaults
+  size, path = options.size, finished.path
+  film = finished.render(path, size, finished.modes)
+  video.save(workdir / 'turntable.mp4', film, options.fps)
+  views = np.arange(_SHEET_VIEWS) * len(film) // _SHEET_VIEWS
+  azimuths = np.round(cameras.angles(path.c2w[views, :3, 3])[0]) % 360
   image_io.save(workdir / 'preview.png', image_io.tile(
-      film[eight][:, :, :size], 4, [f'{a:z.0f} degrees' for a in azimuths]))
-  query = jax.jit(partial(scene.query, shown.params))
-  surface = mesh.extract(query, scene.bound, resolution, share=share)
-  matrix = np.asarray(shown.to_world)
-  surface = surface._replace(vertices=(
-      surface.vertices @ matrix[:3, :3].T + matrix[:3, 3]).astype(np.float32))
+      film[views][:, :, :size], _SHEET_COLUMNS,
+      [f'{a:z.0f} degrees' for a in azimuths]))
+  surface = finished.mesh(options.resolution, options.keep_share)
   meshes.save(workdir / 'mesh.glb', surface)
   meshes.save(workdir / 'mesh.ply', surface)
-  return [workdir / name for name in (
-      'turntable.mp4', 'preview.png', 'mesh.glb', 'mesh.ply')]
+  return [workdir / name for name in FILES]
 
 
-def viewer(scene, size, modes=SHOWN, background=(1.0, 1.0, 1.0)):
-  """A compiled (params, cameras [N]) -> uint8 [N, size, M size, 3].
+def make_renderer(scene: Scene, size: int | tuple[int, int],
+                  modes: Sequence[str] = MODES,
+                  background: Sequence[float] | None = WHITE) -> Renderer:
+  """Compiles a renderer of a scene; its views are divided over the devices.
 
-  The M `modes` side by side; size, modes and background as scenes.Scene.show
-  has them. The views are divided over this process's devices.
+  Args:
+    scene: scenes.Scene.
+    size: pixels per side, or (height, width).
+    modes: M of scene.show's modes, rendered side by side.
+    background: color [3], or None for the scene's own.
+
+  Returns:
+    (params, cameras [F]) -> uint8 [F, H, M W, 3].
   """
-  if background is not None:
-    background = jnp.asarray(background, jnp.float32)
+  color = None if background is None else jnp.asarray(background, jnp.float32)
 
-  def look(params, camera):
-    images = scene.show(params, camera, size, modes, background)
+  def render(params, camera):
+    images = scene.show(params, camera, size, modes, color)
     image = jnp.concatenate([images[mode] for mode in modes], axis=1)
     return jnp.round(255 * image).astype(jnp.uint8)
 
+  # lax.map renders one view at a time: the memory of a device does not depend
+  # on the length of the film.
   return sharding.map_over_devices(
-      lambda params, path: jax.lax.map(partial(look, params), path))
+      lambda params, path: jax.lax.map(
+          functools.partial(render, params), path))
+
+
+def _extract(scene, params, resolution, keep_share):
+  """The scene's mesh; scenes without `mesh` have a density field `query`."""
+  if hasattr(scene, 'mesh'):
+    return scene.mesh(params, resolution, keep_share)
+  query = jax.jit(functools.partial(scene.query, params))
+  return mesh_ops.extract(query, scene.bound, resolution, keep_share)

@@ -45,8 +45,8 @@ def make(config):
   test = in_frame(test, frame.to_world)
   scene = radiance.make(config.scene, frame)
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
-  look = finished.viewer(scene, test.images.shape[1:3], ('color', 'depth'),
-                        None)
+  look = finished.make_renderer(
+      scene, test.images.shape[1:3], ('color', 'depth'), None)
   measure = partial(judge, look=look, test=test,
                     network=config.lpips and perceptual.load(config.lpips))
   some = np.linspace(0, len(test.names) - 1, min(
@@ -63,7 +63,7 @@ def make(config):
       temporary.write_text(json.dumps(scalars, indent=2))
     seen = shown(scene, state.params, config)
     return [pathlib.Path(workdir) / RESULTS, folder,
-            *finished.export(seen, workdir, **seen.defaults)]
+            *finished.export(seen, workdir)]
 
   return Task(
       init=lambda key: states.create(jax.jit(scene.init)(key), optimizer),
@@ -97,7 +97,7 @@ def open_data(data, split):
 
 
 def load(workdir, step=None):
-  """The showing.Shown of a run of this task; its photographs need not exist.
+  """The finished.Finished of a run of this task; its photographs need not exist.
 
   Raises:
     UserError: where there is no such run or it is damaged.
@@ -119,11 +119,11 @@ def load(workdir, step=None):
 
 
 def shown(scene, params, config):
-  """The showing.Shown of a scene with trained parameters."""
+  """The finished.Finished of a scene with trained parameters."""
   frame = params['frame']
-  return finished.Shown(
-      scene, params, frame.path, SHOWN, frame.to_world,
-      {k: v for k, v in config.export.items() if k != 'frames'})
+  return finished.from_scene(
+      scene, params, frame.path, SHOWN, finished.export_options(config.export),
+      frame.to_world)
 
 
 def to_unit_frame(train, frames):

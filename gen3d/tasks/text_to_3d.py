@@ -56,7 +56,7 @@ def make(config, teacher=None):
       batches=partial(_batches, views=config.views),
       evaluate=partial(
           _evaluate, path=finished.turntable(4, dict(config.orbit)),
-          view=finished.viewer(scene, 96, ('color', 'normal'))),
+          view=finished.make_renderer(scene, 96, ('color', 'normal'))),
       finish=lambda state, workdir: _finish(
           shown(scene, state.params['scene'], config), workdir))
 
@@ -107,17 +107,16 @@ def load_run(workdir, step=None):
 
 
 def load(workdir, step=None):
-  """The showing.Shown of a run; errors as in `load_run`."""
+  """The finished.Finished of a run; errors as in `load_run`."""
   return shown(*load_run(workdir, step))
 
 
 def shown(scene, params, config):
-  """The showing.Shown of a run's scene."""
-  defaults = {k: v for k, v in config.export.items() if k != 'frames'}
-  return finished.Shown(
+  """The finished.Finished of a run's scene."""
+  return finished.from_scene(
       scene, params, finished.turntable(
           config.export.frames, dict(config.orbit)),
-      finished.SHOWN, np.eye(4), defaults)
+      defaults=finished.export_options(config.export))
 
 
 def _coefficients(config):
@@ -234,7 +233,7 @@ def _batches(seed, first_step, *, views):
 
 
 def _finish(shown, workdir):
-  return finished.export(shown, workdir, **shown.defaults)
+  return finished.export(shown, workdir)
 
 
 def _evaluate(state, key, *, view, path):
