@@ -103,7 +103,7 @@ def _blender():
       'export': {'resolution': 256, 'size': 400, 'frames': 120, 'fps': 30},
       'log_every': 100, 'eval_every': 5000, 'eval_views': 4,
       'checkpoint_every': 5000, 'keep_checkpoints': 2,
-      'progress': ('psnr',), 'counted': 'rays',
+      'progress': ('psnr',), 'throughput_unit': 'rays',
   })
 
 

@@ -62,5 +62,5 @@ def hybrid(variant, encode):
   config.optimizer.final = 0.1
   config.optimizer.warmup = {'tiny': 1, 'race': 50}.get(variant, 100)
   config.optimizer.eps = 1e-15
-  config.optimizer.rates = {'encode': 20.0}
+  config.optimizer.lr_multipliers = {'encode': 20.0}
   return config
