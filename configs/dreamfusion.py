@@ -26,17 +26,8 @@ import ml_collections
 
 
 def get_config(variant='shapes'):
-  """The config of a variant.
-
-  Raises:
-    ValueError: if there is no such variant.
-  """
-  variants = {'shapes': shapes, 'sd': stable_diffusion, 'if': deepfloyd,
-              'paper': paper, 'tiny': tiny}
-  if variant not in variants:
-    raise ValueError(f'Unknown variant {variant!r} of configs/dreamfusion.py; '
-                     f'choose from {sorted(variants)}.')
-  return variants[variant]()
+  """The config of one of VARIANTS."""
+  return VARIANTS[variant]()
 
 
 def sweep():
@@ -258,3 +249,9 @@ def tiny(steps=4):
 
 def _config(fields):
   return ml_collections.ConfigDict(fields, convert_dict=True)
+
+
+VARIANTS = {
+    'shapes': shapes, 'sd': stable_diffusion, 'if': deepfloyd, 'paper': paper,
+    'tiny': tiny,
+}

@@ -18,13 +18,11 @@ Variants:
 
 from configs import mip_nerf
 
+VARIANTS = mip_nerf.VARIANTS
+
 
 def get_config(variant='blender'):
-  """The config of a variant.
-
-  Raises:
-    ValueError: if there is no such variant.
-  """
+  """The config of one of VARIANTS."""
   return hybrid(variant, {
       'blender': {'name': 'planes', 'resolution': 512, 'features': 48},
       'quick': {'name': 'planes', 'resolution': 128, 'features': 16},
