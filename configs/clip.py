@@ -9,7 +9,6 @@ distractors at least 95 % of the time. The record beside the shipped weights
 
 import ml_collections
 
-
 VARIANTS = {
     'shapes': {},
     'tiny': {

@@ -22,7 +22,8 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory; each run has one of its own inside it.')
 _RUN = flags.DEFINE_bool('run', False, 'Run them all, one after another.')
 _COUNT = flags.DEFINE_bool('count', False, 'Print the number of runs.')
-_INDEX = flags.DEFINE_integer('index', None, 'Run only the run with this index, from 0.')
+_INDEX = flags.DEFINE_integer(
+    'index', None, 'Run only the run with this index, from 0.')
 
 
 def main() -> None:

@@ -120,7 +120,8 @@ def make_optimizer(
                             optimizer)
   if config.get('lr_multipliers'):
     # After the optimizer: Adam is invariant to the scale of its gradients.
-    optimizer = optax.chain(optimizer, _multiply(dict(config['lr_multipliers'])))
+    optimizer = optax.chain(
+        optimizer, _multiply(dict(config['lr_multipliers'])))
   return optimizer
 
 

@@ -44,6 +44,9 @@ class Execution(NamedTuple):
   min_per_device_key: str = ''
 
 
+_DEFAULTS = Execution()
+
+
 def device_mesh(
     batch_size: int | None = None, min_per_device: int = 1) -> Mesh:
   """Returns the Mesh over all devices of all processes, axis 'devices'.
@@ -73,7 +76,7 @@ def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
 
 
 def pmap(
-    step: Step, mesh: Mesh, execution: Execution = Execution()) -> Callable:
+    step: Step, mesh: Mesh, execution: Execution = _DEFAULTS) -> Callable:
   """Returns a train step compiled for all devices of the mesh.
 
   Args:
@@ -272,7 +275,7 @@ def rows(count: int) -> np.ndarray | None:
 
 
 def check_divides(
-    batch: Any, mesh: Mesh, execution: Execution = Execution()) -> None:
+    batch: Any, mesh: Mesh, execution: Execution = _DEFAULTS) -> None:
   """Checks that devices get equally many examples, and enough of them.
 
   Raises:
@@ -283,8 +286,8 @@ def check_divides(
     if np.ndim(x) == 0 or np.shape(x)[0] % mesh.size:
       size = f'of {np.shape(x)[0]}' if np.ndim(x) else 'without leading axis'
       raise UserError(
-          f'A batch {size} cannot be divided over {mesh.size} devices; choose a '
-          f'batch that is a multiple of {mesh.size}, or fewer devices.')
+          f'A batch {size} cannot be divided over {mesh.size} devices; choose '
+          f'a batch that is a multiple of {mesh.size}, or fewer devices.')
     if np.shape(x)[0] // mesh.size < execution.min_per_device:
       key = execution.min_per_device_key
       raise UserError(
