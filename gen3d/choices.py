@@ -34,7 +34,7 @@ def check(what: str, choices: Collection[str], name: Any) -> None:
 
 def unknown(what: str, choices: Collection[str], name: Any) -> str:
   """Returns the error message for a name that is not one of the choices."""
-  near = difflib.get_close_matches(str(name), [str(c) for c in choices], 3)
+  near = difflib.get_close_matches(str(name), list(choices), 3)
   hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
   if near and len(choices) > 20:  # A long list would bury the hint.
     return f'Unknown {what} {name!r}.{hint}'

@@ -19,10 +19,10 @@ from gen3d.engine import cli, sweeps
 from gen3d.evaluation import representations
 
 _DATA = flags.DEFINE_string(
-    'data', None, 'What the configs\' data.path takes: a capture\'s folder, or '
+    'data', '', 'What the configs\' data.path takes: a capture\'s folder, or '
     '"shapes:" and a caption.')
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Directory; each representation has one inside it.')
+    'workdir', '', 'Directory; each representation has one inside it.')
 _CONFIGS = flags.DEFINE_list(
     'configs', ['mip_nerf', 'nerf', 'voxels', 'triplanes'],
     'Files of configs/ without the suffix.')

@@ -19,7 +19,7 @@ from gen3d.engine import cli, sweeps
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file with a sweep(), FILE.py or FILE.py:VARIANT.')
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Directory; each run has one of its own inside it.')
+    'workdir', '', 'Directory; each run has one of its own inside it.')
 _RUN = flags.DEFINE_bool('run', False, 'Run them all, one after another.')
 _COUNT = flags.DEFINE_bool('count', False, 'Print the number of runs.')
 _INDEX = flags.DEFINE_integer(

@@ -13,7 +13,7 @@ from gen3d.engine import cli, loop
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, FILE.py or FILE.py:VARIANT.')
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Directory for checkpoints, reports and results.')
+    'workdir', '', 'Directory for checkpoints, reports and results.')
 
 
 def main() -> None:

@@ -102,8 +102,9 @@ def test_renamed_checkpoint_is_refused(tmp_path):
   save(tmp_path, 2, 3)
   folder = tmp_path / 'checkpoints'
   (folder / '3').rename(folder / '7')
-  message = (f'Checkpoint {folder}/7 holds step 3, not step 7 as its name says; '
-             'rename that directory to 3, or delete it.')
+  message = (
+      f'Checkpoint {folder}/7 holds step 3, not step 7 as its name says; '
+      'rename that directory to 3, or delete it.')
   for step in (None, 7):
     with pytest.raises(ValueError, match=re.escape(message)):
       checkpoints.load(tmp_path, make_state(), step)

@@ -90,7 +90,8 @@ def test_signal_saves_and_stops(tmp_path, number, outcome):
 
   before = signal.getsignal(number)
   with pytest.raises(outcome) as error:
-    run(tmp_path / 'run', interrupted, steps=1000, checkpoint_every=0, eval_every=0)
+    run(tmp_path / 'run', interrupted, steps=1000, checkpoint_every=0,
+        eval_every=0)
   assert signal.getsignal(number) is before
   if outcome is SystemExit:
     assert error.value.code == 0
@@ -203,8 +204,9 @@ def test_second_run_is_refused_until_the_first_is_killed(tmp_path):
       time.sleep(.01)
     assert first.poll() is None, first.stderr.read()
     stored = (tmp_path / 'run' / 'config.json').read_text()
-    message = (f'{tmp_path / "run"} is in use by another run (process {first.pid} '
-            f'on {platform.node()}); wait for its end or stop it, or choose')
+    message = (
+        f'{tmp_path / "run"} is in use by another run (process {first.pid} '
+        f'on {platform.node()}); wait for its end or stop it, or choose')
     for _ in range(2):  # A refused run does not release it.
       with pytest.raises(ValueError, match=re.escape(message)):
         run(tmp_path / 'run', steps=1, **overrides)
@@ -230,7 +232,8 @@ def test_locked_workdir_is_not_written_but_can_be_read(tmp_path):
 
 
 def fails_if_batches_are_made(task):
-  return task._replace(batches=lambda seed, first: pytest.fail('batches were made'))
+  return task._replace(
+      batches=lambda seed, first: pytest.fail('batches were made'))
 
 
 def test_lock_is_held_until_finish_and_then_released(tmp_path):

@@ -61,7 +61,8 @@ def test_lr_multipliers_scale_the_updates_of_a_group():
     optimizer = optim.make_optimizer({**config, 'lr_multipliers': multipliers})
     state = optim.apply_gradients(
         states.create(params, optimizer), params, optimizer)
-    moved[bool(multipliers)] = jax.tree.map(lambda a, b: a - b, state.params, params)
+    moved[bool(multipliers)] = jax.tree.map(
+        lambda a, b: a - b, state.params, params)
   np.testing.assert_allclose(
       moved[True]['slow']['w'], .2 * moved[False]['slow']['w'], rtol=1e-5)
   np.testing.assert_array_equal(moved[True]['rest'], moved[False]['rest'])

@@ -71,7 +71,8 @@ def capture(tmp_path, content):
 def target(tmp_path, content):
   (tmp_path / 'bad.png').write_bytes(content)
   generator = types.SimpleNamespace(
-      rendering=types.SimpleNamespace(white=True))
+      background='white',
+      rendering=types.SimpleNamespace(white_background=True))
   return lambda: inversion.read_target(
       types.SimpleNamespace(generator=generator), tmp_path / 'bad.png', None)
 

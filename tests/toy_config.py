@@ -2,7 +2,6 @@
 
 import ml_collections
 
-
 VARIANTS = ('small', 'long')
 
 

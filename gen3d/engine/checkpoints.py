@@ -4,6 +4,7 @@ Each holds the SHA-256 of every array, so that damage is reported when the
 checkpoint is read instead of appearing as a wrong result later.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -81,12 +82,10 @@ class Checkpoints:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         to_save(state))
     try:
-      meta = self._manager.restore(
-          step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+      meta = self._restore(step, meta=ocp.args.JsonRestore())
       if 'leaves' not in meta:
         raise UserError(legacy.incompatible(self.path.parent, 1))
-      tree = self._manager.restore(step, args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(like))).state
+      tree = self._restore(step, state=ocp.args.StandardRestore(like))
     except UserError:
       raise
     except Exception as error:  # Orbax raises many kinds for one damage.
@@ -97,6 +96,11 @@ class Checkpoints:
     _check_step(self.path, step, steps, sharding.unreplicate(tree['step']))
     return state.replace(
         frozen=sharding.replicate(state.frozen, mesh, share=True), **tree)
+
+  def _restore(self, step: int, **item: Any) -> Any:
+    """Reads one item of a checkpoint: {name: arguments of Orbax}."""
+    name, = item
+    return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
 
   def wait(self) -> None:
     """Returns when the save in progress, if any, is on disk."""
@@ -209,21 +213,21 @@ def load_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
                     ) from error
 
 
-def _read(folder, keys):
+def _read(folder: pathlib.Path, keys: list[str]) -> dict[str, Any]:
   """Reads 'step' and the arrays below the nested `keys` of a saved state."""
   checkpointer = ocp.PyTreeCheckpointer()
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)  # It warns about optional metadata.
   try:
-    saved = checkpointer.metadata(folder).item_metadata.tree
-    node = saved
+    saved: Any = checkpointer.metadata(folder).item_metadata
+    saved = saved.tree
+    node: Any = saved
     for key in keys:
       if not isinstance(node, Mapping):
         raise LookupError(key)
       node = node[key]
-    for key in reversed(keys):
-      node = {key: node}
-    like = {'step': saved['step'], **node}
+    like = functools.reduce(lambda x, key: {key: x}, reversed(keys), node)
+    like['step'] = saved['step']
     # As NumPy arrays, not with the sharding of the devices that saved them.
     arguments = jax.tree.map(
         lambda x: ocp.RestoreArgs(restore_type=np.ndarray), like)
@@ -239,11 +243,11 @@ def _steps(path):
   return sorted(int(name) for name in names if name.isdigit())
 
 
-def _choose(path, steps, step):
+def _choose(path: pathlib.Path, steps: list[int], step: int | None) -> int:
   """Returns the step to read, one of `steps`: `step`, or the newest."""
   if step is None and steps:
     return steps[-1]
-  if step not in steps:
+  if step is None or step not in steps:
     missing = 'no checkpoint' if step is None else f'no checkpoint {step}'
     raise FileNotFoundError(
         f'There is {missing} in {path}; there are {steps}.')
@@ -277,7 +281,7 @@ def _digests(tree):
   for path, leaf in leaves:
     x = np.asarray(leaf)
     digest = hashlib.sha256(f'{x.dtype} {x.shape}'.encode())
-    digest.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+    digest.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
     # The same name for a field of a NamedTuple and for a key of the dict that
     # it is read as.
     name = jax.tree_util.keystr(path, simple=True, separator='/')

@@ -20,9 +20,14 @@ def use_all_cores() -> None:
   """
   chosen = (
       'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
-      or jax.config.jax_num_cpu_devices > 0)
+      or num_cpu_devices() > 0)
   if not chosen:
     jax.config.update('jax_num_cpu_devices', cores())
+
+
+def num_cpu_devices() -> int:
+  """Returns JAX's setting of the number of CPU devices; -1 where not set."""
+  return jax.config.jax_num_cpu_devices  # pyrefly: ignore[missing-attribute]
 
 
 def cores() -> int:

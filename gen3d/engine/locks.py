@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from gen3d.choices import UserError
 
@@ -15,7 +15,7 @@ except ImportError:  # Not on Windows.
 
 
 @contextlib.contextmanager
-def hold(workdir: str | os.PathLike) -> Iterator[None]:
+def hold(workdir: str | os.PathLike) -> Generator[None]:
   """Keeps other processes from holding a workdir, until the context ends.
 
   The lock is on workdir/.lock, which names the process that holds it and

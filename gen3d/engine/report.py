@@ -121,7 +121,8 @@ class _ProgressLine:
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(initial=step, total=steps, unit='it',
                             dynamic_ncols=True, mininterval=.2)
-    self._printed = (None, step)  # Time and step of the last text.
+    # Time and step of the last text.
+    self._printed: tuple[float | None, int] = (None, step)
 
   def move(self, step, metrics):
     """Advances to a step and prints if it is time; metrics as in Report."""

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gen3d.choices import UserError
+from gen3d.engine.devices import num_cpu_devices
 from gen3d.engine.state import TrainState, copy
 
 AXIS = 'devices'
@@ -54,13 +55,13 @@ def device_mesh(
   Args:
     batch_size: where given, and the devices are the CPU cores that
       `devices.use_all_cores` took by default, the mesh has the largest number
-      of them that divides the batch. A number of devices that the user has
-      chosen is never reduced.
+      of them that divides the batch. A number of devices from XLA_FLAGS is
+      never reduced.
     min_per_device: examples that each of these devices must get.
   """
   devices = jax.devices()
   by_default = (devices[0].platform == 'cpu' and jax.process_count() == 1
-                and jax.config.jax_num_cpu_devices > 0)
+                and num_cpu_devices() > 0)
   if batch_size and by_default:
     divides = lambda n: (batch_size % n == 0
                          and batch_size // n >= min_per_device)
@@ -76,7 +77,7 @@ def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
 
 
 def pmap(
-    step: Step, mesh: Mesh, execution: Execution = _DEFAULTS) -> Callable:
+    step: Step, mesh: Mesh, execution: Execution = _DEFAULTS) -> 'MappedStep':
   """Returns a train step compiled for all devices of the mesh.
 
   Args:
@@ -93,7 +94,7 @@ def pmap(
     batch from `to_devices`, and the run's key, which is folded with state.step
     and is the same on all devices. `static` is hashable; each of its values
     compiles a program, in which `step` gets it as the keyword `static`; None is
-    not passed on. `lower` takes the same arguments, as that of jax.jit.
+    not passed on.
 
   Raises:
     ValueError: at the first call, if a metric is not a scalar.
@@ -125,17 +126,29 @@ def pmap(
       compiler_options=(_memory_scheduler() if execution.minimize_memory
                         else None))
 
-  def over_devices(
-      state: TrainState, batch: Any, key: jax.Array,
+  return MappedStep(mapped)
+
+
+class MappedStep:
+  """A step over all devices, as `pmap` describes it."""
+
+  def __init__(self, mapped: Any):
+    self._mapped = mapped
+
+  def __call__(
+      self, state: TrainState, batch: Any, key: jax.Array,
       static: Hashable | None = None) -> tuple[TrainState, dict[str, Any]]:
     frozen = state.frozen
-    state, metrics = mapped(
+    state, metrics = self._mapped(
         state.replace(frozen=None), frozen, batch, key, static)
     return state.replace(frozen=frozen), metrics
 
-  over_devices.lower = lambda state, batch, key, static=None: mapped.lower(
-      state.replace(frozen=None), state.frozen, batch, key, static)
-  return over_devices
+  def lower(
+      self, state: TrainState, batch: Any, key: jax.Array,
+      static: Hashable | None = None) -> jax.stages.Lowered:
+    """Lowers the program of these arguments, as `lower` of jax.jit does."""
+    return self._mapped.lower(
+        state.replace(frozen=None), state.frozen, batch, key, static)
 
 
 def map_over_devices(

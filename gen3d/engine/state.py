@@ -8,8 +8,7 @@ import optax
 from flax import struct
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
   """The state of a training after `step` updates.
 
   The fields are annotated as Any because JAX and Orbax rebuild this tree with

@@ -7,7 +7,7 @@ for one device names the mapped axis 'devices'.
 
 import importlib
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -78,7 +78,7 @@ class Task(NamedTuple):
       with the batch of step `first_step`.
     evaluate: (state, key) -> (scalars, images): {name: float} and
       {name: uint8 [H, W, 3]}. Runs on the host, on one device.
-    finish: (state, workdir) -> list of the files that it wrote.
+    finish: (state, workdir) -> paths of the files that it wrote.
     static: step number -> hashable facts that shape the compiled program (the
       resolution of rendering, phases that are due), or None.
     execution: options of the compiler and of placement.
@@ -88,7 +88,7 @@ class Task(NamedTuple):
   step: Step
   batches: Callable[[int, int], Iterator[Any]]
   evaluate: Evaluate
-  finish: Callable[[TrainState, str], list[Any]]
+  finish: Callable[[TrainState, str], Iterable[Any]]
   static: Callable[[int], Hashable | None] = _no_static
   execution: Execution = Execution()
   costs: Callable[[], Costs] = _no_costs
@@ -100,7 +100,7 @@ def module_of(config: ml_collections.ConfigDict) -> ModuleType:
   Raises:
     UserError: the config's task is unknown.
   """
-  return importlib.import_module(pick('task', TASKS, config.get('task')))
+  return importlib.import_module(pick('task', TASKS, str(config.get('task'))))
 
 
 def load_finished(
