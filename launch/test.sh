@@ -19,7 +19,7 @@ lint=''
 # Types, by [tool.pyrefly] in pyproject.toml.
 "$python" -m pyrefly check --python-interpreter-path "$python" \
   --progress-bar=no || lint="${lint:+$lint and }pyrefly"
-# More workers than this want more memory than a laptop has.
+# More workers need more memory than a laptop has.
 cores=$(getconf _NPROCESSORS_ONLN)
 workers=$((cores < 4 ? cores : 4))
 "$python" -m pytest --numprocesses="$workers" --dist=worksteal --durations=15 "$@" </dev/null

@@ -52,13 +52,13 @@ def test_freed_memory_is_kept_unless_malloc_is_configured():
       'import resource\n'
       'import numpy as np\n'
       'from gen3d.engine import devices\n'
-      'kept = devices.tune_malloc()\n'
+      'accepted = devices.tune_malloc()\n'
       'def faults():\n'
       '  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
       'np.ones(2**25).sum()\n'
       'before = faults()\n'
       'for _ in range(4): np.ones(2**25).sum()\n'
-      'print(kept, (faults() - before) < 4 * 2**28 / 4096 / 8)\n')
+      'print(accepted, (faults() - before) < 4 * 2**28 / 4096 / 8)\n')
   run = lambda **extra: subprocess.run(
       [sys.executable, '-c', program], capture_output=True, text=True,
       check=True, cwd=TESTS.parent,

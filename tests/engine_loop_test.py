@@ -105,10 +105,10 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
   with pytest.raises(loop.Diverged, match='step 8.*is that of step 6'):
     run(tmp_path / 'run', steps=20, nan_at=8, checkpoint_every=2)
   assert newest(tmp_path / 'run') == 6
-  kept = checkpoints.load(tmp_path / 'run', toy_state())
-  assert all(np.isfinite(x).all() for x in leaves(kept).values())
+  loaded = checkpoints.load(tmp_path / 'run', toy_state())
+  assert all(np.isfinite(x).all() for x in leaves(loaded).values())
   good = run(tmp_path / 'good', steps=6)
-  same(kept, good)
+  same(loaded, good)
 
 
 def test_nan_in_a_metric_is_named(tmp_path):

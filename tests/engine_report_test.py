@@ -33,16 +33,16 @@ def test_tensorboard_has_the_scalars(tmp_path):
   writer = report.Report(tmp_path, 0, 100)
   writer.scalars(10, {'loss/sds': .5})
   writer.close()
-  found = {}
+  scalars = {}
   for path in (tmp_path / 'tensorboard').iterdir():
     content = path.read_bytes()
     while content:  # Records: length, its checksum, the event, its checksum.
       size = int.from_bytes(content[:8], 'little')
       event = event_pb2.Event.FromString(content[12:12 + size])
-      found.update({v.tag: (event.step, v.simple_value)
+      scalars.update({v.tag: (event.step, v.simple_value)
                     for v in event.summary.value})
       content = content[16 + size:]
-  assert found == {'loss/sds': (10, .5)}
+  assert scalars == {'loss/sds': (10, .5)}
 
 
 def test_progress_lines_without_a_terminal(tmp_path, capsys, monkeypatch):
@@ -66,9 +66,9 @@ def test_throughput_is_the_step_rate_times_its_examples(tmp_path, capsys):
   writer.progress(2, lambda: {})
   writer.close()
   line = capsys.readouterr().err.splitlines()[-1]
-  found = re.search(r'([\d.e+]+) it/s  ([\d,]+) rays/s', line)
-  assert found, line
-  steps, rays = float(found[1]), float(found[2].replace(',', ''))
+  match = re.search(r'([\d.e+]+) it/s  ([\d,]+) rays/s', line)
+  assert match, line
+  steps, rays = float(match[1]), float(match[2].replace(',', ''))
   assert abs(rays / (1000 * steps) - 1) < 0.01
 
 

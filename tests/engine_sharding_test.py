@@ -59,12 +59,12 @@ def test_map_over_devices_compiles_one_program(count, rows):
   run = sharding.map_over_devices(scaled, rows)
   x = np.arange(2.0 * count, dtype=np.float32).reshape(count, 2)
   for _ in range(2):
-    found = run(np.float32(3), {'x': x})
-    np.testing.assert_array_equal(found['y'], 3 * x)
+    results = run(np.float32(3), {'x': x})
+    np.testing.assert_array_equal(results['y'], 3 * x)
   part = rows or -(-count // 2)
   assert compiled == [part]
   np.testing.assert_array_equal(
-      found['first'], x[np.arange(count) // part * part])
+      results['first'], x[np.arange(count) // part * part])
 
 
 def test_each_device_gets_its_rows_and_the_state_stays_replicated():

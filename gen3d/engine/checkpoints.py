@@ -72,7 +72,7 @@ class Checkpoints:
 
     Raises:
       UserError: the checkpoint is damaged, of another model or of version 1,
-        or its state is of another step than its directory's name says.
+        or its state is of another step than that of its directory's name.
       FileNotFoundError: there is no such checkpoint.
     """
     steps = sorted(self._manager.all_steps())
@@ -95,7 +95,7 @@ class Checkpoints:
           _damaged(self.path, step, steps, 'its SHA-256 differs'))
     _check_step(self.path, step, steps, sharding.unreplicate(tree['step']))
     return state.replace(
-        frozen=sharding.replicate(state.frozen, mesh, share=True), **tree)
+        frozen=sharding.replicate(state.frozen, mesh, may_alias=True), **tree)
 
   def _restore(self, step: int, **item: Any) -> Any:
     """Reads one item of a checkpoint: {name: arguments of Orbax}."""
@@ -129,7 +129,7 @@ def load(
   Raises:
     FileNotFoundError: there is no such checkpoint.
     UserError: it is damaged, of another model or of version 1, or of another
-      step than its name says.
+      step than that of its name.
   """
   path = pathlib.Path(workdir) / 'checkpoints'
   if not path.is_dir():
@@ -162,8 +162,8 @@ def load_tree(
 
   Raises:
     FileNotFoundError: there is no such checkpoint.
-    UserError: it is damaged, has no such part, or is of another step than its
-      name says.
+    UserError: it is damaged, has no such part, or is of another step than that
+      of its name.
   """
   path = pathlib.Path(workdir).absolute() / 'checkpoints'
   if not path.is_dir():

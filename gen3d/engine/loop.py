@@ -68,7 +68,7 @@ def run(
 
   Raises:
     UserError: the workdir cannot be used, another run is using it, a
-      checkpoint is damaged or of another step than its name says, or the
+      checkpoint is damaged or of another step than that of its name, or the
       batch cannot be divided over the devices.
     Diverged: at a NaN or an infinity; the last good checkpoint stays.
   """
@@ -199,7 +199,7 @@ def make_batches(
 
 def replicate_state(state: TrainState, mesh: Mesh) -> TrainState:
   """Replicates a new state; frozen weights are neither donated nor copied."""
-  frozen = sharding.replicate(state.frozen, mesh, share=True)
+  frozen = sharding.replicate(state.frozen, mesh, may_alias=True)
   state = sharding.replicate(state.replace(frozen=None), mesh)
   return state.replace(frozen=frozen)
 
@@ -297,7 +297,7 @@ class MetricBuffer:
 
   def __init__(self, mesh: Mesh):
     # Reading a metric waits for its step. An accelerator is kept busy by two
-    # steps in flight; virtual devices of the CPU share its cores, so that
+    # steps in flight; virtual devices of the CPU use the same cores, so that
     # steps in flight only wait for each other.
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
     self._in_flight = 0 if on_cpu else 2

@@ -195,7 +195,7 @@ def map_over_devices(
             np.arange(start, start + devices * part), total - 1)
         done.append(mapped(
             shared, jax.tree.map(lambda x, index=index: x[index], work)))
-        if len(done) > 1:  # At most two in flight: they share the cores.
+        if len(done) > 1:  # At most two in flight, on the same cores.
           done[-2] = jax.device_get(done[-2])
           bar.update(devices)
       done[-1] = jax.device_get(done[-1])
@@ -219,19 +219,19 @@ def _memory_scheduler():
   return options
 
 
-def replicate(tree: Any, mesh: Mesh, share: bool = False) -> Any:
+def replicate(tree: Any, mesh: Mesh, may_alias: bool = False) -> Any:
   """Copies a pytree of arrays, the same on all processes, to every device.
 
   Args:
     tree: pytree of arrays.
     mesh: from `device_mesh`.
-    share: whether the result may use the buffers of `tree`. Donating the
+    may_alias: whether the result may use the buffers of `tree`. Donating the
       result then deletes `tree` too: only for arrays that are never donated.
   """
   sharding = NamedSharding(mesh, P())
   if jax.process_count() == 1:
     # device_put's own may_alias=False has no effect over several devices.
-    tree = tree if share else copy(tree)
+    tree = tree if may_alias else copy(tree)
     return jax.device_put(tree, sharding)
 
   def send(x):

@@ -20,7 +20,8 @@ class TrainState(struct.PyTreeNode):
     opt_state: the optimizer's state.
     ema: exponential moving average of params, or None.
     extra: pytree of running values that are saved but not optimized (a mean,
-      a probability), or None. `optim.apply_gradients` leaves it to the step.
+      a probability), or None. Only the step changes it, and returns the same
+      values on every device: it is not averaged over the devices.
     frozen: pytree of weights that the step reads and never changes (a
       teacher), or None. Never saved: the task's init rebuilds it.
   """
