@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gen3d import tasks
-from gen3d.engine import cli, loop
+from gen3d.engine import cli, loop, workdirs
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, FILE.py or FILE.py:VARIANT.')
@@ -20,7 +20,7 @@ def main() -> None:
   cli.require('config', 'workdir')
   config, workdir = _CONFIG.value, _WORKDIR.value
   module = tasks.module_of(config)
-  loop.check_workdir(config, workdir)
+  workdirs.check(config, workdir)
   task = module.make(config)
   _, files = loop.run(task, config, workdir)
   for file in files:

@@ -23,7 +23,7 @@ from toy_run import leaves
 
 from gen3d import legacy
 from gen3d.choices import UserError
-from gen3d.engine import checkpoints, locks, loop
+from gen3d.engine import checkpoints, locks, loop, workdirs
 
 TESTS = pathlib.Path(__file__).parent
 
@@ -272,11 +272,11 @@ def test_run_that_ended_during_the_first_batch_is_detected(tmp_path):
 
 def test_only_process_0_holds_the_lock(tmp_path, monkeypatch):
   with locks.hold(tmp_path), contextlib.ExitStack() as held:
-    monkeypatch.setattr(loop.jax, 'process_index', lambda: 1)
-    loop._lock(tmp_path, held)
-    monkeypatch.setattr(loop.jax, 'process_index', lambda: 0)
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    workdirs.lock(tmp_path, held)
+    monkeypatch.setattr(jax, 'process_index', lambda: 0)
     with pytest.raises(ValueError, match='in use'):
-      loop._lock(tmp_path, held)
+      workdirs.lock(tmp_path, held)
 
 
 def test_run_without_file_locks(tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ import os
 import pathlib
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -26,19 +25,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from gen3d import files, legacy
+from gen3d import files
 from gen3d.choices import UserError
-from gen3d.engine import locks, sharding
+from gen3d.engine import sharding, workdirs
 from gen3d.engine.checkpoints import Checkpoints, latest
 from gen3d.engine.prefetch import prefetch
 from gen3d.engine.report import Report
 from gen3d.engine.state import TrainState
 
-# Config keys that may differ when a run is resumed: its length and its
-# reports. 'version' is that of gen3d, and checked apart.
-_MAY_CHANGE = ('steps', 'log_every', 'eval_every', 'checkpoint_every',
-               'checkpoint_minutes', 'keep_checkpoints', 'progress',
-               'throughput_unit', 'version')
 _FINITE = 'params/finite'
 
 
@@ -78,18 +72,18 @@ def run(
     # a run that cannot start leaves no directory.
     exists = workdir.is_dir()
     if exists:
-      _lock(workdir, held)
-    check_workdir(config, workdir)
+      workdirs.lock(workdir, held)
+    workdirs.check(config, workdir)
     start = latest(workdir)
     mesh, batches = make_batches(task, config, start)
     if not exists:
-      _lock(workdir, held)
+      workdirs.lock(workdir, held)
       if latest(workdir) != start:
         raise UserError(
             f'Another run has written to the workdir {workdir} since this one '
             'began; run the same command again to go on from there, or choose '
             'another workdir.')
-    write_config(config, workdir)
+    workdirs.write_config(config, workdir)
     keys = jax.random.split(jax.random.key(config.seed), 3)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     held.callback(checkpoints.close)
@@ -101,74 +95,6 @@ def run(
                      keys)
     checkpoints.wait()
     return _finish(task, config, workdir, sharding.unreplicate(state))
-
-
-def check_workdir(
-    config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None:
-  """Checks that a run of a config can use a workdir; changes nothing.
-
-  Raises:
-    UserError: the workdir cannot be written, or it has checkpoints of another
-      config or of another version of gen3d.
-  """
-  workdir = pathlib.Path(workdir).absolute()
-  parent = next(p for p in (workdir, *workdir.parents) if p.exists())
-  if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-    raise UserError(f'The workdir {workdir} cannot be written, because '
-                    f'{parent} is not a directory that you can write to.')
-  stored = workdir / 'config.json'
-  if not latest(workdir):
-    return  # Without a checkpoint, no training time is lost.
-  if not stored.exists():
-    raise UserError(f'The workdir {workdir} holds checkpoints but no '
-                    f'config.json; choose another workdir.')
-  try:
-    before = json.loads(stored.read_text())
-    version = before.get('version', 1)
-  except (ValueError, AttributeError) as error:
-    raise UserError(f'{stored} is damaged; choose another workdir.'
-                    ) from error
-  if version != legacy.VERSION:
-    raise UserError(legacy.incompatible(workdir, version))
-  differ = _differences(before, json.loads(config.to_json_best_effort()))
-  if differ:
-    raise UserError(
-        f'The workdir {workdir} holds a run of another config, which differs '
-        f'in {", ".join(differ)}; choose another workdir, or delete it.')
-
-
-def _lock(workdir, held):
-  """Creates and locks the workdir (process 0), until the ExitStack ends."""
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-      held.enter_context(locks.hold(workdir))
-  except OSError as error:
-    raise UserError(f'The workdir {workdir} cannot be written '
-                    f'({error.filename or workdir}: {error.strerror}); choose '
-                    'another workdir.') from error
-
-
-def write_config(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Writes config.json into the workdir, on process 0; waits for it on all.
-
-  Raises:
-    UserError: the workdir cannot be written.
-  """
-  try:
-    with tempfile.TemporaryFile(dir=workdir):
-      pass
-    if jax.process_index() == 0:
-      content = json.loads(config.to_json_best_effort())
-      content['version'] = legacy.VERSION
-      files.write_bytes(workdir / 'config.json',
-                        (json.dumps(content, indent=2) + '\n').encode())
-  except OSError as error:
-    raise UserError(f'The workdir {workdir} cannot be written '
-                    f'({error.strerror}).') from error
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('workdir')
 
 
 def make_batches(
@@ -398,16 +324,3 @@ def _due(done, every, steps=None):
 
 def _minutes_since(moment):
   return (time.monotonic() - moment) / 60.
-
-
-def _differences(before, now, prefix=''):
-  """Returns the dotted keys in which two configs differ, as 'key (a, b)'."""
-  differ = []
-  for key in sorted(set(before) | set(now)):
-    a, b = before.get(key), now.get(key)
-    if isinstance(a, dict) and isinstance(b, dict):
-      differ += _differences(a, b, f'{prefix}{key}.')
-    elif a != b and (prefix or key not in _MAY_CHANGE):
-      differ.append(f'{prefix}{key} ({json.dumps(a)} there, {json.dumps(b)} '
-                    f'here)')
-  return differ
