@@ -87,7 +87,7 @@ def _blender():
           'epsilon': 0.02},       # of normals that are shown
       'optimizer': {'name': 'adam', 'learning_rate': 5e-4,
                     'schedule': 'exponential', 'final': 0.1, 'warmup': 0,
-                    'b1': 0.9, 'b2': 0.999, 'eps': 1e-7, 'rates': {}},
+                    'b1': 0.9, 'b2': 0.999, 'eps': 1e-7, 'lr_multipliers': {}},
       'lpips': '',  # weights, to report LPIPS by
       'export': {'resolution': 256, 'size': 400, 'frames': 120, 'fps': 30},
       'log_every': 100, 'eval_every': 5000, 'eval_views': 4,
