@@ -34,7 +34,7 @@ VARIANTS = {
         'drop_caption': 0.0, 'drop_camera': 0.0,
         'lessons': {'v': 0.0, 'reading': 0.0},
         'optimizer': {'learning_rate': 5e-3, 'warmup': 50, 'cooldown': 650,
-                      'rates': {'t5': 0.0, 'unet': 0.0}},
+                      'lr_multipliers': {'t5': 0.0, 'unet': 0.0}},
         'progress': ('loss/sketch',)},
     'tiny': {
         'views': 16, 'held_out': 8, 'batch': 4, 'steps': 2, 'grid': 2,
@@ -50,14 +50,7 @@ VARIANTS = {
 
 
 def get_config(variant='shapes'):
-  """The config of one of VARIANTS.
-
-  Raises:
-    ValueError: if there is no such variant.
-  """
-  if variant not in VARIANTS:
-    raise ValueError(f'Unknown variant {variant!r}; choose from '
-                     f'{list(VARIANTS)}.')
+  """The config of one of VARIANTS."""
   config = shapes()
   config.update(VARIANTS[variant])
   return config
@@ -98,8 +91,8 @@ def shapes():
       'warmup': 300, 'cooldown': 2000, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-8,
       'weight_decay': 0.01, 'clip': 1.0,
       # Faster where a network that draws already has more to begin with.
-      'rates': {'t5': 0.15, 'unet': 1.0, 'rays': 10.0, 'sketch': 10.0,
-                'sketch_share': 10.0, 'light_field': 1.0}}
+      'lr_multipliers': {'t5': 0.15, 'unet': 1.0, 'rays': 10.0, 'sketch': 10.0,
+                         'sketch_share': 10.0, 'light_field': 1.0}}
   config.ema_decay = 0.999
   config.most_weight = 4.0  # of an image's squared error, else 1 + SNR
   config.late_times = 30.0  # at 1, relative to 0

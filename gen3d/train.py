@@ -1,4 +1,4 @@
-"""Trains what a config describes; the same command resumes.
+"""Trains the task that a config describes; the same command resumes.
 
 python -m gen3d.train --config=configs/dreamfusion.py:shapes \
   --config.prompt='a red chair' --workdir=/tmp/chair
@@ -8,19 +8,19 @@ from absl import flags
 from ml_collections import config_flags
 
 from gen3d import tasks
-from gen3d.engine import cli, loop
+from gen3d.engine import cli, loop, workdirs
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, FILE.py or FILE.py:VARIANT.')
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Directory for checkpoints, reports and results.')
+    'workdir', '', 'Directory for checkpoints, reports and results.')
 
 
-def main():
+def main() -> None:
   cli.require('config', 'workdir')
   config, workdir = _CONFIG.value, _WORKDIR.value
   module = tasks.module_of(config)
-  loop.check_workdir(config, workdir)
+  workdirs.check(config, workdir)
   task = module.make(config)
   _, files = loop.run(task, config, workdir)
   for file in files:

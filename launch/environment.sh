@@ -1,7 +1,7 @@
-# Sourced by the other scripts: a Python environment in .venv, kept in step
-# with the requirements files.
-#   environment FILE...   makes .venv where it is missing and installs what
-#                         changed in the files since the last time
+# Sourced by the other scripts: a Python environment in .venv, updated from the
+# requirements files.
+#   environment FILE...   creates .venv if it is missing and installs the files
+#                         that have changed since the last time
 # Sets root (the repository) and python (the environment's).
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -13,8 +13,8 @@ fail() {
 }
 
 environment() {
-  # One left half made, or by a Python that is gone, does not pass and is
-  # made again.
+  # An incomplete environment, or one of a Python that was removed, fails this
+  # check and is created again.
   if ! new_enough "$python" || ! "$python" -m pip --version >/dev/null 2>&1
   then
     make_environment
@@ -35,8 +35,8 @@ make_environment() {
   fi
 }
 
-# Prints the first Python that will do. Names are tried by running them: a
-# version manager's shim may stand for a version that is not there.
+# Prints the first suitable Python. Names are tried by running them, because a
+# version manager's shim may exist for a version that is not installed.
 find_python() {
   local name bare=''
   for name in python3.12 python3.11 python3 python; do
@@ -60,7 +60,7 @@ new_enough() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
-# Installs a requirements file unless it is what was installed last.
+# Installs a requirements file unless it is unchanged since the last time.
 install_changed() {
   local file=$root/$1 stamp=$root/.venv/installed-$1 log=$root/.venv/pip.log
   if cmp -s "$file" "$stamp"; then

@@ -41,8 +41,8 @@ case $prompt in
   *) fail 'the prompt is empty; write what to make, such as "a red chair".' ;;
 esac
 
-# The folder's name tells the prompt; a checksum keeps prompts apart whose
-# names would be the same.
+# The folder is named after the prompt; a checksum distinguishes prompts with
+# the same name.
 slug=$(printf %s "$prompt" | LC_ALL=C tr '[:upper:]' '[:lower:]' |
   LC_ALL=C tr -cs 'a-z0-9' '-' | cut -c 1-60)
 slug=${slug#-}

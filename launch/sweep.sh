@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs all that the sweep() of a config gives, here or on a SLURM cluster:
+# Runs all runs of a config's sweep(), here or on a SLURM cluster:
 #   bash launch/sweep.sh local CONFIG WORKDIR [--config.KEY=VALUE...]
 #   bash launch/sweep.sh slurm CONFIG WORKDIR [--config.KEY=VALUE...]
 #   bash launch/sweep.sh print CONFIG WORKDIR [--config.KEY=VALUE...]
 # `local` runs one after another, `slurm` submits a job array of
-# launch/slurm.sbatch (what that assumes holds here; not run on a real cluster
-# by its authors), `print` shows the command lines. The same command resumes.
+# launch/slurm.sbatch (with the same assumptions; not tested on a real
+# cluster), `print` shows the command lines. The same command resumes.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 [ $# -ge 3 ] ||

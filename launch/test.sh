@@ -14,12 +14,15 @@ fi
 environment "${files[@]}"
 
 cd "$root"
-lint=clean
-"$python" -m ruff check . || lint=dirty
-# More workers than this want more memory than a laptop has.
+lint=''
+"$python" -m ruff check . || lint='ruff'
+# Types, by [tool.pyrefly] in pyproject.toml.
+"$python" -m pyrefly check --python-interpreter-path "$python" \
+  --progress-bar=no || lint="${lint:+$lint and }pyrefly"
+# More workers need more memory than a laptop has.
 cores=$(getconf _NPROCESSORS_ONLN)
 workers=$((cores < 4 ? cores : 4))
 "$python" -m pytest --numprocesses="$workers" --dist=worksteal --durations=15 "$@" </dev/null
-if [ "$lint" = dirty ]; then
-  fail "the tests passed, but ruff has found what is listed above them."
+if [ -n "$lint" ]; then
+  fail "the tests passed, but not the checks by $lint above them."
 fi

@@ -7,7 +7,7 @@
 # ~/gen3d, or where DIR says, with a .venv that has requirements.txt and
 # 'jax[tpu]'; WORKDIR is on a file system that all workers share (Filestore, or
 # a bucket mounted with gcsfuse: a gs:// address will not do).
-# Not run on a TPU by its authors: there was none.
+# Not tested on a TPU.
 set -euo pipefail
 if [ $# -lt 2 ] || [ -z "${TPU:-}" ] || [ -z "${ZONE:-}" ]; then
   echo "usage: TPU=NAME ZONE=ZONE bash launch/tpu_pod.sh CONFIG WORKDIR" \
@@ -16,7 +16,7 @@ if [ $# -lt 2 ] || [ -z "${TPU:-}" ] || [ -z "${ZONE:-}" ]; then
 fi
 config=$1 workdir=$2
 shift 2
-# Quoted twice: the shell of the workers reads it once more.
+# Quoted twice, because the shell of the workers parses it again.
 train=$(printf '%q ' .venv/bin/python -m gen3d.train \
   --config="$config" --workdir="$workdir" "$@")
 exec gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \

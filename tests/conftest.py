@@ -1,12 +1,13 @@
-"""What all tests share: devices, seeds, how to compile, the parity mark.
+"""Common to all tests: devices, seeds, compilation, the parity mark.
 
-Two virtual CPU devices, so that what is written for several chips runs on
-several; a test that wants another number starts a process of its own. The
-variables are inherited by such processes.
+There are two virtual CPU devices, so that code for several devices runs on
+several. A test that needs another number starts a process, which inherits
+these variables.
 
-Most tests run a program for less time than it takes to compile, so that it is
-compiled without LLVM's optimizations, but for tests marked `optimized`; and
-kernels by XLA's older emitters where it has them still: a third less.
+Most tests run a program for less time than it takes to compile. Programs are
+therefore compiled without LLVM's optimizations, except in tests marked
+`optimized`, and by XLA's older kernel emitters where this version still has
+them, which saves a third of the time.
 """
 
 import importlib.metadata
@@ -53,21 +54,21 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope='module')
 def memory_of_compiled_programs():
-  """What one module has compiled, no other one is likely to call."""
+  """Frees the compiled programs of a module, which others rarely use."""
   yield
   jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
 def fixed_seeds():
-  """Libraries that draw from a global generator draw the same every time."""
+  """Seeds the global generators, which some libraries use."""
   random.seed(0)
   np.random.seed(0)
 
 
 @pytest.fixture(scope='session')
 def with_devices():
-  """count -> the environment of a process that has so many devices."""
+  """count -> the environment of a process that has `count` devices."""
   flags = re.sub(rf'{_DEVICES}=\d+', '', os.environ['XLA_FLAGS'])
   return lambda count: {
       **os.environ, 'PYTHONPATH': str(_ROOT),
@@ -76,7 +77,7 @@ def with_devices():
 
 @pytest.fixture(scope='session')
 def on_eight_devices(with_devices):
-  """(module, name) -> how a process ended that called a test's function."""
+  """(module, name) -> finished process that called a test's function."""
   return lambda module, name: subprocess.run(
       [sys.executable, '-c', f'from tests import {module}; {module}.{name}()'],
       capture_output=True, text=True, cwd=_ROOT, env=with_devices(8))

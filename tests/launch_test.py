@@ -11,12 +11,13 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = ('turntable.mp4', 'preview.png', 'mesh.glb', 'mesh.ply')
 
-# Passes for an environment's Python; notes what it is asked to run.
+# Stands in for the Python of an environment; records its command lines.
 STAND_IN = """#!/usr/bin/env bash
 case "$*" in
   -c*|*--version) exit ${STAND_IN_AGE:-0} ;;
 esac
 printf '%s|' "$@" >> "$CALLS"; echo >> "$CALLS"
+case "$2" in ${FAILING_MODULE:-none}) exit 1 ;; esac
 for word in "$@"; do
   case $word in --workdir=*) workdir=${word#--workdir=} ;; esac
 done
@@ -28,7 +29,7 @@ touch "$workdir"/{finished.json,turntable.mp4,preview.png,mesh.glb,mesh.ply}
 
 @pytest.fixture
 def clone(tmp_path):
-  """A copy of what the scripts need, in a folder with a space in its name."""
+  """A copy of the scripts' files, in a folder with a space in its name."""
   folder = tmp_path / 'a clone'
   folder.mkdir()
   shutil.copytree(ROOT / 'launch', folder / 'launch')
@@ -66,14 +67,14 @@ def calls(clone, module):
 
 
 def sentence(done):
-  """The one line that the user sees."""
+  """Returns the one line of the error message."""
   assert done.returncode == 1
   line, = [x for x in done.stderr.splitlines() if x.startswith('gen3d: ')]
   assert 'Traceback' not in done.stderr
   return line
 
 
-def test_prompt_becomes_an_object_once(ready):
+def test_prompt_is_trained_and_exported_once(ready):
   done = launch(ready, 'quickstart.sh', 'a blue cat')
   assert done.returncode == 0, done.stderr
   for file in FILES:
@@ -89,7 +90,7 @@ def test_prompt_becomes_an_object_once(ready):
   assert len(calls(ready, 'gen3d.export')) == 1
 
 
-def test_prompts_are_kept_apart_and_passed_on_as_they_are(ready):
+def test_each_prompt_has_a_folder_and_is_passed_unchanged(ready):
   prompts = ['a cat', 'A cat!', "a 'b' $(touch x) \"c\" * ; d", '猫', 'a/../b']
   for prompt in prompts:
     assert launch(ready, 'quickstart.sh', prompt).returncode == 0
@@ -117,7 +118,7 @@ def test_words_flags_and_the_default_prompt(ready):
 @pytest.mark.parametrize('words', [
     ['-h'], ['--help'], ['a cat', '--help'],
     ['a cat', '--config.seed=1', '-h']])
-def test_usage_is_printed_and_nothing_is_made(clone, words):
+def test_help_prints_the_usage_only(clone, words):
   """Without an environment or a Python to make one with."""
   tools = clone / 'tools'
   tools.mkdir()
@@ -132,7 +133,7 @@ def test_usage_is_printed_and_nothing_is_made(clone, words):
 @pytest.mark.parametrize('words, unknown', [
     (['-x'], '-x'), (['-help'], '-help'), (['-5 degrees'], '-5 degrees'),
     (['a cat', '-config.seed=1'], '-config.seed=1')])
-def test_a_word_with_one_dash_is_no_prompt(ready, words, unknown):
+def test_word_with_one_dash_is_refused(ready, words, unknown):
   done = launch(ready, 'quickstart.sh', *words)
   assert sentence(done) == (
       f'gen3d: the option "{unknown}" is unknown; flags begin with two dashes, '
@@ -140,7 +141,7 @@ def test_a_word_with_one_dash_is_no_prompt(ready, words, unknown):
   assert not calls(ready, 'gen3d.train') and not (ready / 'runs').exists()
 
 
-def test_a_dash_inside_a_prompt_remains(ready):
+def test_dash_inside_a_prompt_remains(ready):
   assert launch(ready, 'quickstart.sh', 'a', '-', 'cat-like', 'car',
                 '--flag', '-1').returncode == 0
   train, = calls(ready, 'gen3d.train')
@@ -148,7 +149,7 @@ def test_a_dash_inside_a_prompt_remains(ready):
   assert '|--flag|-1|' in train
 
 
-def test_readme_activates_the_environment_that_quickstart_makes():
+def test_readme_activates_the_environment_of_quickstart():
   """After quickstart, and before the first command that imports gen3d."""
   blocks = (ROOT / 'README.md').read_text().split('```bash\n')[1:]
   lines = '\n'.join(block.split('```')[0] for block in blocks).splitlines()
@@ -158,12 +159,12 @@ def test_readme_activates_the_environment_that_quickstart_makes():
 
 
 @pytest.mark.parametrize('prompt', ['', '  '])
-def test_an_empty_prompt_is_told(ready, prompt):
+def test_empty_prompt_is_refused(ready, prompt):
   assert 'prompt is empty' in sentence(launch(ready, 'quickstart.sh', prompt))
   assert not calls(ready, 'gen3d.train')
 
 
-def test_an_interrupted_run_is_not_called_done(ready):
+def test_interrupted_run_is_an_error(ready):
   done = launch(ready, 'quickstart.sh', 'a cat', STOP='1')
   assert 'same command goes on' in sentence(done) and not done.stdout
   assert launch(ready, 'quickstart.sh', 'a cat').returncode == 0
@@ -180,7 +181,7 @@ def test_only_changed_requirements_are_installed(ready):
   assert len(calls(ready, 'pip')) == 2
 
 
-def test_suite_wants_its_extras_and_parity_only_when_asked(ready):
+def test_suite_installs_parity_requirements_only_with_the_flag(ready):
   assert launch(ready, 'test.sh', cwd='/').returncode == 0
   installed = calls(ready, 'pip')
   assert len(installed) == 2 and 'requirements-parity' not in str(installed)
@@ -191,7 +192,18 @@ def test_suite_wants_its_extras_and_parity_only_when_asked(ready):
       ROOT / 'requirements-parity.txt').read_text().split()
 
 
-def test_old_python_is_told_and_nothing_made(clone):
+@pytest.mark.parametrize('module, passes', [
+    ('ruff', False), ('pyrefly', False), ('pytest', False), ('none', True)])
+def test_suite_runs_all_checks_and_fails_with_any(ready, module, passes):
+  done = launch(ready, 'test.sh', FAILING_MODULE=module)
+  assert (done.returncode == 0) == passes
+  for run in ('ruff', 'pyrefly', 'pytest'):
+    assert len(calls(ready, run)) == 1
+  if module in ('ruff', 'pyrefly'):
+    assert f'checks by {module} above' in sentence(done)
+
+
+def test_old_python_is_an_error(clone):
   for name in ('python3.12', 'python3.11', 'python3', 'python'):
     executable(clone / 'bin' / name, '#!/bin/sh\n'
                '[ "$1" = --version ] && echo Python 3.8.1 && exit; exit 1\n')
@@ -203,7 +215,7 @@ def test_old_python_is_told_and_nothing_made(clone):
   assert not (clone / '.venv').exists()
 
 
-def test_unreachable_registry_is_told_and_the_next_call_goes_on(clone):
+def test_unreachable_registry_is_an_error_and_can_be_retried(clone):
   """A real environment, from a Python behind a shim that stands for none."""
   executable(clone / 'bin' / 'python3.12', '#!/bin/sh\nexit 127\n')
   for name in ('python3.11', 'python3'):

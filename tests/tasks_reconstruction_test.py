@@ -128,7 +128,7 @@ def trained():
   config = triplanes.get_config('tiny')
   config.data.update({'path': 'shapes:a red apple with green leaf',
                       'count': 24, 'size': 32})
-  config.batch, config.optimizer.rates = 512, {'encode': 10.0}
+  config.batch, config.optimizer.lr_multipliers = 512, {'encode': 10.0}
   config.scene.coarse.samples = config.scene.fine.samples = 24
   config.scene.field.width, config.scene.field.encode.resolution = 32, 24
   config.optimizer.learning_rate, config.steps = 3e-3, 250

@@ -14,8 +14,10 @@ from gen3d.tasks import Task
 
 
 def make(config):
-  """Fits tanh(x W) V to sin(x); step `nan_at` is poisoned, a batch takes
-  `pause` seconds to make."""
+  """Fits tanh(x W) V to sin(x).
+
+  The gradients of step `nan_at` are NaN; a batch takes `pause` seconds.
+  """
   optimizer = optim.make_optimizer({
       'name': 'adamw', 'learning_rate': 1e-2, 'clip': 1.,
       'schedule': 'cosine', 'warmup': 5}, 1000)
@@ -25,7 +27,8 @@ def make(config):
     params = {'w': jax.random.normal(first, (4, 16)),
               'v': jax.random.normal(second, (16, 3)), 'b': jnp.zeros(3)}
     return states.create(params, optimizer, ema=True,
-                         frozen={'scale': jnp.float32(2.)})
+                         frozen={'scale': jnp.float32(2.)},
+                         extra={'mean_loss': jnp.float32(0.)})
 
   def loss_fn(params, frozen, batch, key):
     def example(x, y, index):
@@ -42,7 +45,8 @@ def make(config):
     poison = jnp.where(state.step + 1 == config.nan_at, jnp.nan, 0.)
     grads = jax.tree.map(lambda g: g + poison, grads)
     state = optim.apply_gradients(state, grads, optimizer, ema_decay=.99)
-    return state, {'loss': loss}
+    mean = .9 * state.extra['mean_loss'] + .1 * jax.lax.pmean(loss, 'devices')
+    return state.replace(extra={'mean_loss': mean}), {'loss': loss}
 
   def batches(seed, first_step):
     step = first_step
@@ -51,7 +55,7 @@ def make(config):
       x = rng.normal(size=(config.rows, 4)).astype(np.float32)
       time.sleep(config.pause)
       sent = sharding.rows(config.rows)
-      if sent is not None:  # Nothing of the other rows may be looked at.
+      if sent is not None:  # The other rows must not be read.
         x[np.setdiff1d(np.arange(config.rows), sent)] = np.nan
       yield {'x': x, 'y': np.sin(x[:, :3]),
              'index': np.arange(config.rows, dtype=np.int32)}

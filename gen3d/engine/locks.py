@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from gen3d.choices import UserError
 
@@ -15,7 +15,7 @@ except ImportError:  # Not on Windows.
 
 
 @contextlib.contextmanager
-def hold(workdir: str | os.PathLike) -> Iterator[None]:
+def hold(workdir: str | os.PathLike) -> Generator[None]:
   """Keeps other processes from holding a workdir, until the context ends.
 
   The lock is on workdir/.lock, which names the process that holds it and
@@ -27,7 +27,7 @@ def hold(workdir: str | os.PathLike) -> Iterator[None]:
     workdir: directory that exists.
 
   Raises:
-    UserError: another run holds the lock; the sentence says which process.
+    UserError: another run holds the lock; the message names its process.
     OSError: workdir/.lock cannot be written, or is a symbolic link.
   """
   if fcntl is None:
@@ -55,6 +55,6 @@ def hold(workdir: str | os.PathLike) -> Iterator[None]:
 
 
 def _holder(file):
-  """' (process 7 on a_host)', or '' where the file does not say it yet."""
+  """Returns ' (process 7 on a_host)', or '' while the file is empty."""
   name = ' '.join(os.read(file, 200).decode(errors='replace').split())
   return f' ({name})' if name else ''

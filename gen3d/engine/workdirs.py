@@ -1,0 +1,107 @@
+"""The workdir of a run: its lock, its config and whether a run may use it."""
+
+import contextlib
+import json
+import os
+import pathlib
+import tempfile
+
+import jax
+import ml_collections
+from jax.experimental import multihost_utils
+
+from gen3d import files, legacy
+from gen3d.choices import UserError
+from gen3d.engine import locks
+from gen3d.engine.checkpoints import latest
+
+# Config keys that may differ when a run is resumed: its length and its
+# reports. 'version' is that of gen3d, and checked apart.
+_MAY_CHANGE = ('steps', 'log_every', 'eval_every', 'checkpoint_every',
+               'checkpoint_minutes', 'keep_checkpoints', 'progress',
+               'throughput_unit', 'version')
+
+
+def check(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None:
+  """Checks that a run of a config can use a workdir; changes nothing.
+
+  Raises:
+    UserError: the workdir cannot be written, or it has checkpoints of another
+      config or of another version of gen3d.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  parent = next(p for p in (workdir, *workdir.parents) if p.exists())
+  if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    raise UserError(f'The workdir {workdir} cannot be written, because '
+                    f'{parent} is not a directory that you can write to.')
+  stored = workdir / 'config.json'
+  if not latest(workdir):
+    return  # Without a checkpoint, no training time is lost.
+  if not stored.exists():
+    raise UserError(f'The workdir {workdir} holds checkpoints but no '
+                    f'config.json; choose another workdir.')
+  try:
+    before = json.loads(stored.read_text())
+    version = before.get('version', 1)
+  except (ValueError, AttributeError) as error:
+    raise UserError(f'{stored} is damaged; choose another workdir.'
+                    ) from error
+  if version != legacy.VERSION:
+    raise UserError(legacy.incompatible(workdir, version))
+  differ = _differences(before, json.loads(config.to_json_best_effort()))
+  if differ:
+    raise UserError(
+        f'The workdir {workdir} holds a run of another config, which differs '
+        f'in {", ".join(differ)}; choose another workdir, or delete it.')
+
+
+def lock(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
+  """Creates a workdir; process 0 locks it until the ExitStack ends.
+
+  Raises:
+    UserError: it cannot be written, or another run has locked it.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+      stack.enter_context(locks.hold(workdir))
+  except OSError as error:
+    raise UserError(f'The workdir {workdir} cannot be written '
+                    f'({error.filename or workdir}: {error.strerror}); choose '
+                    'another workdir.') from error
+
+
+def write_config(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Writes config.json into the workdir, on process 0; waits for it on all.
+
+  Raises:
+    UserError: the workdir cannot be written.
+  """
+  try:
+    with tempfile.TemporaryFile(dir=workdir):
+      pass
+    if jax.process_index() == 0:
+      content = json.loads(config.to_json_best_effort())
+      content['version'] = legacy.VERSION
+      files.write_bytes(workdir / 'config.json',
+                        (json.dumps(content, indent=2) + '\n').encode())
+  except OSError as error:
+    raise UserError(f'The workdir {workdir} cannot be written '
+                    f'({error.strerror}).') from error
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('workdir')
+
+
+def _differences(before, now, prefix=''):
+  """Returns the dotted keys in which two configs differ, as 'key (a, b)'."""
+  differ = []
+  for key in sorted(set(before) | set(now)):
+    a, b = before.get(key), now.get(key)
+    if isinstance(a, dict) and isinstance(b, dict):
+      differ += _differences(a, b, f'{prefix}{key}.')
+    elif a != b and (prefix or key not in _MAY_CHANGE):
+      differ.append(f'{prefix}{key} ({json.dumps(a)} there, {json.dumps(b)} '
+                    f'here)')
+  return differ

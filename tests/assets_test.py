@@ -1,0 +1,83 @@
+"""Weights that ship: round trips, damage, and the tokenizer."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen3d import assets
+from gen3d.choices import UserError
+
+
+def make_asset(tmp_path, dtype='float16'):
+  tree = {'net': {'w': np.linspace(-1, 1, 300, dtype=np.float32),
+                  'ids': np.arange(5)}, 'b': jnp.float32(2.)}
+  path, beside = assets.save(
+      tmp_path / 'sub' / 'net.safetensors', tree, {'hours': 2.5}, dtype)
+  return tree, path, beside
+
+
+def test_asset_is_loaded_as_float32(tmp_path):
+  for dtype, rtol in (('float32', 0.), ('float16', 1e-3)):
+    tree, path, beside = make_asset(tmp_path, dtype)
+    loaded, record = assets.load(path)
+    assert loaded['net']['w'].dtype == np.float32
+    np.testing.assert_allclose(loaded['net']['w'], tree['net']['w'], rtol)
+    np.testing.assert_array_equal(loaded['net']['ids'], np.arange(5))
+    assert loaded['b'] == 2 and loaded['b'].shape == ()
+    assert record['hours'] == 2.5 and record['parameters'] == 306
+    assert sorted(path.parent.iterdir()) == sorted([path, beside])
+
+
+@pytest.mark.parametrize('harm', ['truncate', 'flip', 'json', 'remove'])
+def test_damaged_asset_is_one_sentence(tmp_path, harm):
+  _, path, beside = make_asset(tmp_path)
+  content = bytearray(path.read_bytes())
+  if harm == 'truncate':
+    path.write_bytes(content[:-7])
+  elif harm == 'flip':
+    content[-7] ^= 1
+    path.write_bytes(content)
+  elif harm == 'json':
+    beside.write_text(beside.read_text()[:20])
+  else:
+    path.unlink()
+  with pytest.raises(ValueError, match='get it again') as error:
+    assets.load(path)
+  assert str(beside if harm == 'json' else path) in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_config_of_version_1_has_present_names(tmp_path):
+  path, beside = assets.save(
+      tmp_path / 'a.safetensors', {'w': np.ones(2)},
+      {'config': {'task': 'image_text', 'sizes': [1, 2],
+                  'optimizer': {'rates': {'encode': 2.0}}}})
+  _, record = assets.load(path)
+  assert record['config'] == {
+      'task': 'clip', 'sizes': (1, 2),
+      'optimizer': {'lr_multipliers': {'encode': 2.0}}}
+  assert json.loads(beside.read_text())['sha256'] == record['sha256']
+
+
+def test_slash_in_a_name_is_refused(tmp_path):
+  with pytest.raises(UserError, match="'a/b' contains"):
+    assets.save(tmp_path / 'a.safetensors', {'a/b': np.ones(2)}, {})
+
+
+@pytest.mark.parametrize('path', sorted(
+    assets.FOLDER.glob('*.safetensors')), ids=lambda p: p.stem)
+def test_shipped_weights_match_their_records(path):
+  tree, record = assets.load(path)
+  assert tree and record['parameters'] > 0
+
+
+def test_tokenizer_truncates_before_the_end_token():
+  tokens, mask = assets.tokenizer().encode(
+      ['a red car', 'a red car ' * 20], length=8)
+  assert tokens.shape == mask.shape == (2, 8)
+  lengths = mask.sum(1).astype(int)
+  assert lengths[0] < lengths[1] == 8
+  for row, length in zip(tokens, lengths):
+    assert row[length - 1] == 1 and not row[length:].any()
