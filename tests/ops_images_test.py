@@ -63,7 +63,7 @@ def test_blur_is_the_kernel_that_its_docstring_states(image, sigma, largest):
   kernel = np.exp2(-(i / sigma) ** 2)
   kernel /= kernel.sum()
   np.testing.assert_allclose(
-      jax.jit(lambda x, s: images.blur(x, (s, largest)))(image, sigma),
+      jax.jit(lambda x, s: images.blur(x, s, largest))(image, sigma),
       loop_filter(image, np.outer(kernel, kernel), reach, reach), atol=1e-5)
 
 

@@ -64,35 +64,36 @@ def downsample2(x, margin=1):
   return x[..., ::2, ::2, :]
 
 
-def blur(x, sigma):
-  """Gaussian blur whose weight at distance i is 2^-(i / sigma)^2.
+def blur(
+    x: jax.Array, sigma: jax.Array | float, max_sigma: float
+) -> jax.Array:
+  """Gaussian blur with the weight 2^-(i / sigma)^2 at distance i.
 
-  EG3D fades its reals and fakes in with it: `sigma` may be traced, its
-  largest value is what the kernel's size needs, so give it as
-  (sigma, largest). Zeros lie beyond the edges.
+  EG3D blurs fakes and reals at the start of a training. Zeros lie beyond the
+  edges.
 
   Args:
     x: [..., H, W, C].
-    sigma: (value, largest value as a Python number), in pixels; no blur where
-      the value is below 1/3, as official.
+    sigma: in pixels, at most `max_sigma`; may be traced. No blur below 1/3,
+      as in the official code.
+    max_sigma: determines the size of the kernel.
   """
-  value, largest = sigma
-  reach = int(np.floor(3 * largest))
-  if not reach:
+  radius = int(np.floor(3 * max_sigma))
+  if not radius:
     return x
-  i = jnp.arange(-reach, reach + 1)
-  value = jnp.asarray(value, jnp.float32)
-  safe = jnp.maximum(value, 1 / 3)
+  i = jnp.arange(-radius, radius + 1)
+  sigma = jnp.asarray(sigma, jnp.float32)
+  nonzero = jnp.maximum(sigma, 1 / 3)
   kernel = jnp.where(
-      jnp.abs(i) <= jnp.floor(3 * value), jnp.exp2(-(i / safe) ** 2), 0.0)
+      jnp.abs(i) <= jnp.floor(3 * sigma), jnp.exp2(-(i / nonzero) ** 2), 0.0)
   kernel = kernel / jnp.sum(kernel)
   # As a band matrix: with dozens of taps a matrix product is the fast way.
   for axis in (x.ndim - 3, x.ndim - 2):
     size = x.shape[axis]
     offset = jnp.arange(size)[:, None] - jnp.arange(size)
-    inside = jnp.abs(offset) <= reach
+    inside = jnp.abs(offset) <= radius
     band = jnp.where(
-        inside, kernel[jnp.clip(offset + reach, 0, 2 * reach)], 0.0)
+        inside, kernel[jnp.clip(offset + radius, 0, 2 * radius)], 0.0)
     x = jnp.moveaxis(jnp.tensordot(band, x, (1, axis)), 0, axis)
   return x
 
