@@ -25,7 +25,8 @@ OPTIONS = {
 NETWORK = eg3d.Generator(
     {'resolution': 256, 'channel_base': 256, 'channel_max': 8, 'clamp': None},
     {'width': 16, 'layers': 2},
-    eg3d.RenderingConfig(4, 4, axes='eg3d_legacy'), eg3d.SUPER_RESOLUTIONS['2X'],
+    eg3d.RenderingConfig(4, 4, axes='eg3d_legacy'),
+    eg3d.SUPER_RESOLUTIONS['2X'],
     super_resolution_clamp=256)
 
 
@@ -53,7 +54,8 @@ def pickled(path, variables, axes=LEGACY, options=(), drop=(), extra=(),
   super_resolution = {n.partition('.')[2]: weights.pop(n) for n in list(weights)
                if n.startswith('superresolution.')}
   children['superresolution'] = module(
-      rename.get('super_resolution', 'SuperresolutionHybrid2X'), super_resolution)
+      rename.get('super_resolution', 'SuperresolutionHybrid2X'),
+      super_resolution)
   generator = module(
       rename.get('generator', 'TriPlaneGenerator'), weights,
       children=children, z_dim=8, c_dim=25, w_dim=16, img_resolution=128,
@@ -127,7 +129,8 @@ def test_cameras_of_the_official_viewers(
                  'distance': 1.7, 'pivot': (0, 0, 0)}
 
 
-def test_tuned_weights_load_with_the_architecture_of_their_pickle(tmp_path, variables):
+def test_tuned_weights_load_with_the_architecture_of_their_pickle(
+    tmp_path, variables):
   path = pickled(tmp_path / 'n.pkl', variables)
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
   tuned = jax.tree.map(lambda x: x + 1, variables)
@@ -168,10 +171,12 @@ def test_rendering_options_of_old_and_new_pickles(tmp_path, variables):
      r'n\.pkl: .*1 mis-shaped: decoder\.net\.0\.bias \[3\]'),
     ({'without': ['ray_start', 'box_warp']},
      r"n\.pkl has no \['ray_start', 'box_warp'\]"),
-    ({'super_resolution': 'SuperresolutionHybrid9X'}, "super-resolution '.*9X'"),
+    ({'super_resolution': 'SuperresolutionHybrid9X'},
+     "super-resolution '.*9X'"),
     ({'generator': 'Generator3'}, "contains a 'Generator3'"),
     ({'axes': LEGACY[[1, 0, 2]]}, 'planes with the axes')])
-def test_error_names_the_weight_or_option_that_does_not_fit(tmp_path, variables, change, message):
+def test_error_names_the_weight_or_option_that_does_not_fit(
+    tmp_path, variables, change, message):
   path = pickled(tmp_path / 'n.pkl', variables, **change)
   with pytest.raises((pickles.PickleError, port.PortingError), match=message):
     nvidia.load(path)

@@ -40,13 +40,13 @@ def phases(
   for name, interval in lazy_phases(networks, schedule).items():
     due |= {name}
     seconds = seconds_of(Static(render_size, due))
-    yield f'{_NAMES[name]}, every {_ordinal(interval)}', seconds - last
+    yield f'{_NAMES[name]}, every {ordinal(interval)}', seconds - last
     average += (seconds - last) / interval
     last = seconds
   yield 'training step on average', average
 
 
-def _ordinal(steps: int) -> str:
+def ordinal(steps: int) -> str:
   """Which steps, after 'every': 'step', '2nd step', '16th step'."""
   if steps == 1:
     return 'step'
