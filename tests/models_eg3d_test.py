@@ -225,7 +225,7 @@ def test_names_are_those_of_the_published_generator():
   names |= {f'{dense}.{n}' for n in ('weight', 'bias') for dense in (
       'backbone.mapping.embed', 'backbone.mapping.fc0', 'backbone.mapping.fc1',
       'decoder.net.0', 'decoder.net.2')}
-  assert {n for n, _ in stylegan2.sources(shapes).values()} == names
+  assert {n for n, _ in nvidia.sources(shapes).values()} == names
 
 
 def test_the_discriminator_sees_both_images():
@@ -251,8 +251,8 @@ def golden(reference):
 def ported(golden, letter, like):
   tensors = {name[2:]: value for name, value in golden.items()
              if name.startswith(f'{letter}.')}
-  return port.to_flax(tensors, stylegan2.sources(like), like,
-                      ignored=stylegan2.NOT_OURS)
+  return port.to_flax(tensors, nvidia.sources(like), like,
+                      ignored=nvidia.NOT_OURS)
 
 
 def test_official_networks_have_the_names_that_we_write(reference):

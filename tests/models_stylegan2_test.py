@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen3d.models import stylegan2
+from gen3d.models import nvidia, stylegan2
 from gen3d.weights import port
 
 BINOMIAL = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
@@ -202,7 +202,7 @@ def test_official_names_round_trip():
       8, labeled=True, channel_base=32, channel_max=4)
   x, label = jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 25))
   variables = discriminator.init(jax.random.key(0), x, label)
-  sources = stylegan2.sources(variables)
+  sources = nvidia.sources(variables)
   tensors = port.to_torch(variables, sources)
   assert tensors['b8.fromrgb.weight'].shape == (4, 3, 1, 1)
   assert tensors['b4.conv.weight'].shape == (4, 5, 3, 3)

@@ -101,16 +101,8 @@ def eg3d(config: Any, resolution: int, label_width: int) -> GANNetworks:
     UserError: the images have no cameras, or the super-resolution does not
       make images of this resolution.
   """
-  if label_width != 25:
-    raise UserError('EG3D learns from images with cameras, and these have '
-                    'none; give a dataset.json with labels of 25 numbers.')
   generator = eg3d_generator(config)
-  super_resolution = generator.super_resolution
-  generated = super_resolution.size * 2 ** sum(super_resolution.up)
-  if generated != resolution:
-    raise UserError(
-        f'The super-resolution makes images of {generated} pixels, but the '
-        f'data have {resolution}; change model.super_resolution.')
+  _check_eg3d(generator, resolution, label_width)
   discriminator = stylegan2_model.Discriminator(
       resolution, labeled=True, **config.discriminator)
   rendering, apply = generator.rendering, functools.partial(_apply, generator)
@@ -118,12 +110,14 @@ def eg3d(config: Any, resolution: int, label_width: int) -> GANNetworks:
   def init(key):
     keys = jax.random.split(key)
     z, label = jnp.zeros((1, config.z_dim)), jnp.zeros((1, 25))
+    # The parameters do not depend on the resolution of rendering: 4 is cheap.
     draws = eg3d_model.draw(None, 1, 4, rendering)
     return {'generator': generator.init(keys[0], z, label, label, 4, draws),
             'discriminator': discriminator.init(
                 keys[1], jnp.zeros((1, resolution, resolution, 6)), label)}
 
   def planes_of(variables, latents):
+    # Keys of the synthesis noise, and of samples along rays or in the volume.
     key_noise, key_rest = jax.random.split(latents.key)
     ws = mix_styles(functools.partial(apply, variables, method='map'), latents)
     planes = apply(variables, ws, latents.index, method='planes',
@@ -132,6 +126,8 @@ def eg3d(config: Any, resolution: int, label_width: int) -> GANNetworks:
 
   def generate(variables, latents, render_size):
     ws, planes, keys = planes_of(variables, latents)
+    # One draw for each key, so that the ray samples of an example do not depend
+    # on the rest of the batch; without the axis of size 1.
     draws = jax.tree.map(lambda x: x[:, 0], jax.vmap(
         lambda key: eg3d_model.draw(key, 1, render_size, rendering))(keys))
     generated = apply(variables, planes, ws, latents.label, render_size, draws,
@@ -162,6 +158,19 @@ def eg3d(config: Any, resolution: int, label_width: int) -> GANNetworks:
       samples_per_ray=(rendering.samples_coarse, rendering.samples_fine),
       parts=functools.partial(
           _eg3d_parts, generator, generate, discriminate, config.z_dim))
+
+
+def _check_eg3d(generator, resolution, label_width):
+  """Raises UserError where EG3D's generator does not fit the images."""
+  if label_width != 25:
+    raise UserError('EG3D learns from images with cameras, and these have '
+                    'none; give a dataset.json with labels of 25 numbers.')
+  super_resolution = generator.super_resolution
+  generated = super_resolution.size * 2 ** sum(super_resolution.up)
+  if generated != resolution:
+    raise UserError(
+        f'The super-resolution makes images of {generated} pixels, but the '
+        f'data have {resolution}; change model.super_resolution.')
 
 
 def eg3d_generator(config: Any) -> eg3d_model.Generator:
@@ -220,7 +229,7 @@ def _eg3d_parts(
           render_gradient, params['generator'], planes, draws),
       'discriminator forward': (
           discriminate, params['discriminator'], fakes, label)}
-  # As arguments: XLA would compute what depends on constants only.
+  # The inputs are arguments: XLA would fold a function of constants.
   return {name: functools.partial(jax.jit(part), *arguments)
           for name, (part, *arguments) in parts.items()}
 
@@ -298,6 +307,8 @@ def mix_styles(
   if latents.z_mix is None:
     return ws
   num_ws = ws.shape[1]
+  # Layers from `first` to the end: a cutoff in [0, 1) gives 1 to L - 1, and 1
+  # gives L, which is past the last layer.
   first = 1 + jnp.floor(latents.mix_cutoff * (num_ws - 1))
   later = jnp.arange(num_ws) >= first[:, None]
   return jnp.where(
@@ -318,6 +329,7 @@ def _update_w_avg(path, rate, variables, w):
   """Updates the buffer w_avg of the mapping network at `path`."""
   mean = jax.lax.pmean(jnp.mean(jax.lax.stop_gradient(w), axis=0), 'devices')
 
+  # Flax's variables are nested dictionaries; those on the path are copied.
   def update(buffers, path):
     if not path:
       old = buffers['w_avg']

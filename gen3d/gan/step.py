@@ -216,6 +216,8 @@ def sample_latents(
   key_latent, key_image = jax.random.split(key)
   keys = keys_of(key_latent, batch['index'])
   z = jax.vmap(lambda k: jax.random.normal(k, (z_dim,)))(keys)
+  # EG3D's generator pose conditioning: the mapping network sometimes gets the
+  # camera of another image, so that shapes do not depend on the view.
   uniform = jax.vmap(
       lambda k: jax.random.uniform(jax.random.fold_in(k, 1)))(keys)
   labels = batch['sampled_cameras']
@@ -252,11 +254,14 @@ def step(
     schedule: Schedule.
   """
   ctx = _context(state, batch, key, static, networks, optimizers, schedule)
-  metrics = {}
+  metrics: Metrics = {}
+  # The official order. Each phase takes the networks that the one before has
+  # updated, so that the discriminator's fakes are of the new generator.
   for phase in (_generator_phase, _regularizer_phase, _discriminator_phase,
                 _r1_phase):
     state, values = phase(state, ctx)
     metrics |= values
+  # Once a step: the probability of augmentation, then the moving average.
   state, values = _update_ada(state, ctx, metrics['logits/real_sign'])
   metrics |= values
   state = _update_ema(state, ctx)
@@ -273,10 +278,12 @@ def _context(state, batch, key, static, networks, optimizers, schedule):
   blur = lambda x: images.blur(x, sigma, schedule.blur_init_sigma)
   swap_prob = schedule.pose_swap_prob + (1 - schedule.pose_swap_prob) * _fade(
       images_seen, schedule.pose_swap_fade_images)
+  # The generator, its regularization and the discriminator each have latents.
   latents = tuple(
       sample_latents(jax.random.fold_in(key, phase), batch, phase, swap_prob,
                      schedule.style_mixing_prob, networks.z_dim)
       for phase in range(3))
+  # Pixels to [-1, 1].
   reals = networks.prepare_reals(
       batch['image'] / 127.5 - 1.0, static.render_size)
   # As in the official code: the raw image of a fake is not blurred, that of a
@@ -328,6 +335,7 @@ def _regularizer_phase(state, ctx):
       return value * interval, pl_mean
 
     state, value, pl_mean = _update(state, ctx, 'generator', loss)
+    # Each device has updated it by its own images.
     pl_mean = jax.lax.pmean(pl_mean, 'devices')
     return (state.replace(extra={**state.extra, 'pl_mean': pl_mean}),
             value / interval)
@@ -340,6 +348,7 @@ def _discriminator_phase(state, ctx):
   """Logistic loss of the discriminator; also updates w_avg by its latents."""
   fakes, w = ctx.networks.generate(
       state.params['generator'], ctx.latents[2], ctx.static.render_size)
+  # No gradient for the generator, whose w is used for w_avg only.
   fakes = ctx.blur_and_augment(jax.lax.stop_gradient(fakes), 1)
   reals = ctx.blur_and_augment(ctx.reals, 2)
 
@@ -395,6 +404,7 @@ def _update_ema(state, ctx):
   half_life = (
       jnp.minimum(schedule.ema_images, ctx.images_seen * schedule.ema_ramp)
       if schedule.ema_ramp else schedule.ema_images)
+  # A half-life in images: halved after that many, for any size of the batch.
   decay = 0.5 ** (ctx.images_per_step / jnp.maximum(half_life, 1e-8))
   generator = state.params['generator']
   average = jax.tree.map(lambda old, new: new + decay * (old - new),
@@ -429,6 +439,7 @@ def _update(
 
   (value, aux), grads = jax.value_and_grad(of_params, has_aux=True)(
       variables['params'])
+  # Averaged after differentiation, as shard_map expects; see sharding.pmap.
   grads = jax.lax.pmean(grads, 'devices')
   updates, opt_state = optimizer.update(
       grads, state.opt_state[name], variables['params'])
@@ -458,6 +469,7 @@ def _if_due(state, ctx, name, interval, phase):
     return state, jnp.zeros(())
 
   phases = ctx.static.phases
+  # An interval of 0 needs neither program nor condition.
   if phases is None and interval:
     state, value = jax.lax.cond(
         ctx.step % interval == 0, phase, skip, state)

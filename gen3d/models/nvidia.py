@@ -22,6 +22,10 @@ _HYBRID = 'SuperresolutionHybrid'  # at the start of its class's name
 
 Path = str | os.PathLike
 
+# Official buffers that are constants, and statistics of the training data that
+# no network uses.
+NOT_OURS = ('*resample_filter', 'dataset_label_std')
+
 
 class Loaded(NamedTuple):
   """A network and its variables, ready for `network.apply(variables, ...)`.
@@ -90,6 +94,33 @@ def load_discriminator(path: Path) -> Loaded:
   return Loaded(network, _port(path, module, like), label_width=label_width)
 
 
+class FlattenedWeight(NamedTuple):
+  """Layout of a matrix [out, C * size * size] that acts on flattened images.
+
+  Official images are flattened with channels first, ours with channels last.
+  """
+  size: int
+
+  def __call__(self, tensor: np.ndarray) -> np.ndarray:
+    out = tensor.shape[0]
+    cube = tensor.reshape(out, -1, self.size, self.size)
+    return cube.transpose(2, 3, 1, 0).reshape(-1, out)
+
+  def inverse(self, weight: np.ndarray) -> np.ndarray:
+    cube = weight.reshape(self.size, self.size, -1, weight.shape[-1])
+    return cube.transpose(3, 2, 0, 1).reshape(weight.shape[-1], -1)
+
+
+def sources(like: Any) -> dict[str, Any]:
+  """The official name and layout of each leaf; see weights/port.py.
+
+  Args:
+    like: variables of a generator or a discriminator, StyleGAN2's or EG3D's,
+      as arrays or shapes.
+  """
+  return port.by_path(like, {'b4.fc.weight': FlattenedWeight(4)})
+
+
 def tensors(variables: Any) -> dict[str, np.ndarray]:
   """{official name: array} of the variables of a network: inverse of `load`.
 
@@ -97,7 +128,7 @@ def tensors(variables: Any) -> dict[str, np.ndarray]:
   convolution, so that they are the complete state of an official network:
   np.savez(path, **tensors(variables)) writes it to a file.
   """
-  arrays = port.to_torch(variables, stylegan2.sources(variables))
+  arrays = port.to_torch(variables, sources(variables))
   return arrays | dict.fromkeys(_filters(arrays), np.outer(
       images.BINOMIAL, images.BINOMIAL).astype(np.float32))
 
@@ -245,8 +276,8 @@ def _port(path, module, like):
 
 def _ported(path, arrays, like):
   try:
-    return port.to_flax(arrays, stylegan2.sources(like), like,
-                        ignored=stylegan2.NOT_OURS)
+    return port.to_flax(arrays, sources(like), like,
+                        ignored=NOT_OURS)
   except port.PortingError as error:
     raise port.PortingError(f'{path}: {error}') from None
 

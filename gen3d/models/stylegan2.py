@@ -15,7 +15,7 @@ random stream 'noise', not on the rest of the batch.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,11 +24,9 @@ import numpy as np
 
 from gen3d.choices import UserError, check
 from gen3d.ops import images, linear
-from gen3d.weights import port
 
 NOISE = ('random', 'const', 'none')
 Noise = str | jax.Array
-Variables = dict[str, Any]  # {'params', 'buffers'}
 
 
 def activate(
@@ -84,6 +82,8 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     fan_in = x.shape[-1]
+    # Divided by lr_mul, then multiplied by it in use: the same function, with
+    # a learning rate that is effectively lower.
     weight = self.param('weight', nn.initializers.normal(1 / self.lr_mul),
                         (fan_in, self.features))
     bias = self.param('bias', nn.initializers.constant(self.bias_init),
@@ -115,6 +115,7 @@ class Conv(nn.Module):
     size, fan_in = self.kernel, x.shape[-1]
     weight = self.param('weight', nn.initializers.normal(1.0),
                         (size, size, fan_in, self.features))
+    # Equalized learning rate: He's scale at run time.
     weight = (weight / np.sqrt(fan_in * size * size)).astype(x.dtype)
     if not self.down:
       x = linear.correlate(x, weight)
@@ -160,6 +161,7 @@ def modulated_conv(
   else:
     y = linear.correlate(y, kernel)
   if demodulate:
+    # The norm of each output's modulated kernel, eq. 3.
     power = jnp.square(style) @ jnp.sum(jnp.square(weight), axis=(0, 1))
     y = y * jax.lax.rsqrt(power + 1e-8)[:, None, None].astype(x.dtype)
   return y
@@ -197,6 +199,7 @@ class SynthesisLayer(nn.Module):
       if noise == 'const':
         x += (strength * constant.value)[:, :, None].astype(x.dtype)
     elif not self.is_initializing():
+      # One key per image, so that its noise is the same on any device.
       keys = jax.vmap(jax.random.fold_in, (None, 0))(
           self.make_rng('noise'), noise)
       random = jax.vmap(lambda key: jax.random.normal(key, (*size, 1)))(keys)
@@ -262,6 +265,7 @@ class SynthesisBlock(nn.Module):
     rgb = ToRGB(self.image_channels, self.clamp, name='torgb')(x, ws[:, -1])
     if image is None:
       return x, rgb.astype(jnp.float32)
+    # Images are added in float32, whatever the precision of the layers.
     image = images.upsample2(image) if self.up else image
     return x, image + rgb.astype(jnp.float32)
 
@@ -476,43 +480,12 @@ def minibatch_deviation(x: jax.Array, group: int) -> jax.Array:
     raise UserError(f'{count} images on a device cannot be divided into groups '
                     f'of {group} for the minibatch standard deviation; '
                     'change the batch or the group.')
+  # Group axis first: this makes the groups strided.
   groups = x.reshape(group, count // group, *x.shape[1:])
   deviation = jnp.sqrt(jnp.var(groups, axis=0) + 1e-8)
   statistic = jnp.tile(jnp.mean(deviation, axis=(1, 2, 3)), group)
   return jnp.concatenate([x, jnp.broadcast_to(
       statistic[:, None, None, None], (*x.shape[:-1], 1))], axis=-1)
-
-
-class FlattenedWeight(NamedTuple):
-  """Layout of a matrix [out, C * size * size] that acts on flattened images.
-
-  Official images are flattened with channels first, ours with channels last.
-  """
-  size: int
-
-  def __call__(self, tensor: np.ndarray) -> np.ndarray:
-    out = tensor.shape[0]
-    cube = tensor.reshape(out, -1, self.size, self.size)
-    return cube.transpose(2, 3, 1, 0).reshape(-1, out)
-
-  def inverse(self, weight: np.ndarray) -> np.ndarray:
-    cube = weight.reshape(self.size, self.size, -1, weight.shape[-1])
-    return cube.transpose(3, 2, 0, 1).reshape(weight.shape[-1], -1)
-
-
-def sources(like: Variables) -> dict[str, Any]:
-  """The official name and layout of each leaf; see weights/port.py.
-
-  Args:
-    like: variables of a generator or a discriminator, StyleGAN2's or EG3D's,
-      as arrays or shapes.
-  """
-  return port.by_path(like, {'b4.fc.weight': FlattenedWeight(4)})
-
-
-# Official buffers that are constants, and statistics of the training data that
-# no network uses.
-NOT_OURS = ('*resample_filter', 'dataset_label_std')
 
 
 def _precision(index, count, num_half_res):
