@@ -33,7 +33,6 @@ from gen3d.gan.networks import (
 from gen3d.ops import augment, images
 
 Metrics = dict[str, Any]
-Phase = Callable[[TrainState, 'StepContext'], tuple[TrainState, Metrics]]
 Optimizers = dict[str, optax.GradientTransformation]
 
 
