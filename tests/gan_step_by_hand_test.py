@@ -110,9 +110,11 @@ class Reference:
                  'b': Adam(RATES['discriminator'], SCHEDULE.d_reg_interval)}
 
   def step(self, step, key):
-    batch, seen = batch_of(step), step * COUNT
-    sigma = SCHEDULE.blur_init_sigma * fade(seen, SCHEDULE.blur_fade_images)
-    swap = .5 + .5 * fade(seen, SCHEDULE.pose_swap_fade_images)
+    batch, images_seen = batch_of(step), step * COUNT
+    sigma = SCHEDULE.blur_init_sigma * fade(
+        images_seen, SCHEDULE.blur_fade_images)
+    swap = .5 + .5 * fade(
+        images_seen, SCHEDULE.pose_swap_fade_images)
     amounts, squares = [], []
     for phase in range(3):
       latents = gan_step.sample_latents(
@@ -149,7 +151,8 @@ class Reference:
           .5 * SCHEDULE.r1_gamma * SCHEDULE.d_reg_interval
           * 2 * self.b * power)
 
-    half_life = max(min(SCHEDULE.ema_images, seen * SCHEDULE.ema_ramp), 1e-8)
+    half_life = max(min(
+        SCHEDULE.ema_images, images_seen * SCHEDULE.ema_ramp), 1e-8)
     decay = .5 ** (COUNT / half_life)
     self.average = self.a + decay * (self.average - self.a)
     return {'swap': swap, 'sigma': sigma, 'penalty': penalty}

@@ -160,11 +160,11 @@ def test_each_to_rgb_shares_its_w_with_the_next_blocks_first_layer(
   variables = synthesis.init(jax.random.key(0), ws, 'const')
 
   def layers(ws):
-    _, seen = synthesis.apply(
+    _, captured = synthesis.apply(
         variables, ws, 'const', capture_intermediates=lambda module, _:
         isinstance(module, (stylegan2.SynthesisLayer, stylegan2.ToRGB)))
     return {f'{block}/{layer}': found['__call__'][0]
-            for block, inside in seen['intermediates'].items()
+            for block, inside in captured['intermediates'].items()
             for layer, found in inside.items()}
 
   before, after = layers(ws), layers(ws.at[0, slot].add(1.0))
