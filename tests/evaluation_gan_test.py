@@ -11,7 +11,6 @@ from gen3d import assets
 from gen3d.evaluation import gan as gan_evaluation
 from gen3d.gan import networks as gan_networks
 from gen3d.metrics import shape as shape_metrics
-from gen3d.tasks import gan
 
 CELLS = shape_metrics.cell_centers(1.0, 24)
 
@@ -48,7 +47,7 @@ def test_each_is_held_against_the_one_that_it_is_most_like():
 def trained(tmp_path_factory):
   """A generator of a few pixels that makes a solid cube, as a file."""
   config = config_file.get_config('tiny')
-  variables = gan_networks.new_generator(gan.build(config), jax.random.key(0))
+  variables = gan_networks.new_generator(gan_networks.build(config), jax.random.key(0))
   params = variables['params']
   layer = params['decoder']['net.2']
   layer = {**layer, 'bias': layer['bias'].at[0].set(30.0)}

@@ -13,7 +13,6 @@ from gen3d.gan import networks as gan_networks
 from gen3d.io import meshes
 from gen3d.models import eg3d
 from gen3d.ops import cameras
-from gen3d.tasks import gan
 
 CAMERA = {'elevation': 20.0, 'distance': 1.7, 'focal': 1.35}
 
@@ -25,7 +24,7 @@ def config():
 
 @pytest.fixture(scope='module')
 def network(config):
-  variables = gan_networks.new_generator(gan.build(config), jax.random.key(0))
+  variables = gan_networks.new_generator(gan_networks.build(config), jax.random.key(0))
   return inference.trained(config, variables, CAMERA, 8)
 
 

@@ -18,7 +18,6 @@ from gen3d.gan import inference, inversion
 from gen3d.gan import networks as gan_networks
 from gen3d.models import eg3d, perceptual
 from gen3d.ops import cameras
-from gen3d.tasks import gan
 
 CAMERA = {'elevation': 20.0, 'distance': 1.7, 'focal': 1.35}
 # Pixels, and their means over 4 x 4: cheap to compile.
@@ -33,7 +32,7 @@ def config():
 
 @pytest.fixture(scope='module')
 def network(config):
-  variables = gan_networks.new_generator(gan.build(config), jax.random.key(0))
+  variables = gan_networks.new_generator(gan_networks.build(config), jax.random.key(0))
   # With noise that is seen, as after a training.
   params = variables['params']
   layer = params['backbone']['synthesis']['b8']['conv1']

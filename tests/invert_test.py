@@ -15,7 +15,6 @@ from gen3d import assets
 from gen3d.gan import inference
 from gen3d.gan import networks as gan_networks
 from gen3d.io import video
-from gen3d.tasks import gan
 
 CAMERA = gan_inference_test.CAMERA
 
@@ -29,7 +28,7 @@ def run(*flags):
 def test_a_picture_becomes_an_object(tmp_path):
   config = config_file.get_config('tiny')
   network = gan_inference_test.dense(inference.trained(
-      config, gan_networks.new_generator(gan.build(config), jax.random.key(0)),
+      config, gan_networks.new_generator(gan_networks.build(config), jax.random.key(0)),
       CAMERA, 8))
   weights, _ = assets.save(
       tmp_path / 'mine.safetensors', network.variables,

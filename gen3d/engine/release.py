@@ -13,7 +13,7 @@ from gen3d.engine.state import TrainState
 
 def save_release(
     asset: pathlib.Path, config: ml_collections.ConfigDict, state: TrainState,
-    workdir: str | os.PathLike, **more: Any
+    workdir: str | os.PathLike, *, weights: Any = None, **more: Any
 ) -> tuple[pathlib.Path, pathlib.Path]:
   """Writes the averaged weights into the workdir, named as the asset.
 
@@ -22,6 +22,7 @@ def save_release(
     config: ConfigDict of the run, with `batch`.
     state: TrainState.
     workdir: the run's directory.
+    weights: pytree to save; None for the averaged weights, state.ema.
     **more: further entries of the record beside the weights.
 
   Returns:
@@ -34,7 +35,8 @@ def save_release(
   if config.get('start_from'):
     record = _merge_history(record, config.start_from)
   return assets.save(
-      pathlib.Path(workdir) / asset.name, state.ema, record, 'float16')
+      pathlib.Path(workdir) / asset.name,
+      state.ema if weights is None else weights, record, 'float16')
 
 
 def _merge_history(record, start_from):

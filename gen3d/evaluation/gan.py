@@ -12,14 +12,15 @@ import numpy as np
 import tqdm
 
 from gen3d.choices import UserError
+from gen3d.data.images import open as opening
 from gen3d.data.shapes import captions, primitives
 from gen3d.data.shapes import world as shapes_world
 from gen3d.evaluation import text_to_3d as text_to_3d_evaluation
-from gen3d.gan import inference
+from gen3d.gan import inference, sampling
 from gen3d.gan import networks as gan_networks
+from gen3d.metrics import features, frechet
 from gen3d.metrics import shape as shape_metrics
 from gen3d.models import clip_pair
-from gen3d.tasks import gan
 
 SIDES = 8  # from which the judge looks at an object
 CELLS = 48  # along a side of the grid on which the nearest shape is looked for
@@ -47,7 +48,7 @@ def report(path, count=64, truths=1000):
            f'untrained {far["untrained"]:.3f}, trained {far["trained"]:.4f} '
            f'({far["untrained"] / far["trained"]:.0f} times less), two halves '
            f'of the real ones {far["real halves"]:.4f}']
-  if not gan.is_world(config.data):
+  if not opening.is_world(config.data):
     return lines[0]
   lines += [
       f'{found.count} shapes, {name}: IoU {found.iou:.2f}, F-score '
@@ -73,14 +74,16 @@ def distances(path):
     {'untrained', 'trained', 'real halves': number}.
   """
   network, config = inference.load_trained(path)
-  source = gan.open_data(config.data)
-  networks = gan.build(config, source.labels.shape[1])
-  measure = gan.frechet_distance_fn(config, networks, source)
+  source = opening.open_data(config.data)
+  networks = gan_networks.build(config, source.labels.shape[1])
+  measure = sampling.distance_fn(
+      networks, source, config.distance_count,
+      functools.partial(frechet.distance_to_real, features.shapes_clip))
   start = gan_networks.new_generator(networks, jax.random.key(config.seed))
   found = measure(network.variables, network.size)
-  return {'untrained': measure(start, network.size)['frechet_clip/generated'],
-          'trained': found['frechet_clip/generated'],
-          'real halves': found['frechet_clip/real_halves']}
+  return {'untrained': measure(start, network.size)['frechet_shapes_clip/generated'],
+          'trained': found['frechet_shapes_clip/generated'],
+          'real halves': found['frechet_shapes_clip/real_halves']}
 
 
 def geometry(path, count=64, truths=1000):
@@ -102,10 +105,10 @@ def geometry(path, count=64, truths=1000):
     UserError: it has not learned from the shapes world.
   """
   network, config = inference.load_trained(path)
-  if not gan.is_world(config.data):
+  if not opening.is_world(config.data):
     raise UserError(f'{path} has learned from {config.data.path}, of which no '
                     'true shapes are known.')
-  world = gan.world_of(config.data)
+  world = opening.world_of(config.data)
   bound = network.generator.rendering.box_warp / 2
   known = [shapes_world.example(0, 'train', i, world).object for i in range(truths)]
   others = [shapes_world.example(0, 'seen', i, world).object for i in range(count)]
@@ -139,7 +142,7 @@ def named(path, count=64):
     true pictures that the generator has not seen.
   """
   network, config = inference.load_trained(path)
-  world = gan.world_of(config.data)
+  world = opening.world_of(config.data)
   paint = inference.painter(network, ('image',))
   labels = inference.label(network.camera, np.arange(SIDES) * 360.0 / SIDES)
   films = [paint(inference.ws_of(network, inference.latent(network, seed)), labels)
