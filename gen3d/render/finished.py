@@ -11,7 +11,7 @@ import numpy as np
 from gen3d.engine import sharding
 from gen3d.io import images as image_io
 from gen3d.io import meshes, video
-from gen3d.ops import cameras, mesh
+from gen3d.ops import cameras
 
 SHOWN = ('color', 'normal', 'textureless')
 
@@ -68,8 +68,7 @@ def export(shown, workdir, *, resolution, size, fps, share=1.0):
   azimuths = np.round(cameras.angles(path.c2w[eight, :3, 3])[0]) % 360
   image_io.save(workdir / 'preview.png', image_io.tile(
       film[eight][:, :, :size], 4, [f'{a:z.0f} degrees' for a in azimuths]))
-  query = jax.jit(partial(scene.query, shown.params))
-  surface = mesh.extract(query, scene.bound, resolution, share=share)
+  surface = scene.mesh(shown.params, resolution, share)
   matrix = np.asarray(shown.to_world)
   surface = surface._replace(vertices=(
       surface.vertices @ matrix[:3, :3].T + matrix[:3, 3]).astype(np.float32))
