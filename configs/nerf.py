@@ -80,17 +80,18 @@ def _blender():
       # A folder, or 'shapes:' and a caption: `count` pictures of `size`.
       'data': {'path': '', 'format': 'auto', 'factor': 1,
                'count': 100, 'size': 128},
-      'crop': {'steps': 500, 'share': 0.5},
+      'crop': {'steps': 500, 'fraction': 0.5},
       'scene': {
           'field': {
               'encode': {'name': 'frequencies', 'degree': 10},
               'depth': 8, 'width': 256, 'skip': 5, 'activation': 'relu',
-              'view_degree': 4, 'view_width': 128, 'padding': 0.0},
+              'view_degree': 4, 'view_width': 128, 'rgb_padding': 0.0},
           'extent': 'range',      # or 'box'
           'spacing': 'distance',  # or 'disparity'
           'contract': False,      # all of space into a ball (Mip-NeRF 360)
-          'coarse': {'samples': 64, 'loss': 1.0, 'separate': True},
-          'fine': {'samples': 128, 'merge': True, 'padding': 0.0},
+          'coarse': {'samples': 64, 'loss_weight': 1.0, 'separate': True},
+          'fine': {'samples': 128, 'include_coarse': True,
+                   'resample_padding': 0.0},
           'background': 'white',  # or 'black', 'random', 'learned'
           'background_mlp': {'degree': 4, 'width': 64, 'layers': 2},
           'total_variation': 0.0,

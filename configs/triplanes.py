@@ -41,7 +41,7 @@ def hybrid(variant, encode):
   """
   config = mip_nerf.get_config(variant)
   field = config.scene.field
-  field.encode = {'degree': 4, 'spread': 0.1, **encode[variant]}
+  field.encode = {'degree': 4, 'init_std': 0.1, **encode[variant]}
   field.skip = 0
   if variant != 'tiny':
     field.depth, field.width, field.view_width = 4, 128, 128
@@ -55,7 +55,7 @@ def hybrid(variant, encode):
   config.steps = {'blender': 30_000, 'quick': 3000}.get(variant, config.steps)
   config.scene.extent = 'box'
   if variant != 'race':  # There, only the field is to differ.
-    config.scene.coarse.loss = 0.0  # A look without gradient: half the work.
+    config.scene.coarse.loss_weight = 0.0  # No gradient: half the work.
   config.scene.total_variation = 1e-2
   config.scene.epsilon = 0.03  # Wider than the grid's cells.
   config.optimizer.learning_rate = 1e-3

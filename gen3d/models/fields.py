@@ -122,8 +122,8 @@ class RadianceField(nn.Module):
   Attributes:
     encode: Gaussian [..., 3] -> [..., D], a function or a Module.
     depth, width: of the MLP.
-    skip_layer: the layer after which the encoding is concatenated again; 0
-      for never.
+    skip: the layer after which the encoding is concatenated again; 0 for
+      never.
     activation: raw density [...] -> density.
     view_degree, view_width: of the directions' encoding and layer.
     rgb_padding: how far colors reach beyond [0, 1], so that a finite input of
@@ -132,7 +132,7 @@ class RadianceField(nn.Module):
   encode: Callable
   depth: int = 8
   width: int = 256
-  skip_layer: int = 5
+  skip: int = 5
   activation: Callable = nn.relu
   view_degree: int = 4
   view_width: int = 128
@@ -147,7 +147,7 @@ class RadianceField(nn.Module):
     x = encoded
     for i in range(self.depth):
       x = nn.relu(dense(self.width, f'layer_{i}')(x))
-      if i + 1 == self.skip_layer:
+      if i + 1 == self.skip:
         x = jnp.concatenate([x, encoded], axis=-1)
     raw = dense(1, 'density')(x)[..., 0]
     encoded_directions = jnp.concatenate([directions, encodings.positional(

@@ -5,8 +5,8 @@ Vocabulary. The world has y up; an object's front looks along +z and its left
 the right and y up (OpenGL). `c2w` is the 4x4 camera-to-world matrix.
 Intrinsics are 3x3 and normalized: image coordinates run from (0, 0) at the
 top left corner to (1, 1) at the bottom right one, so that they do not depend
-on the resolution. Azimuth and elevation are in degrees. Azimuth 0 is the front, 90 is the +x side, 180 the
-back; elevation 90 is overhead.
+on the resolution. Azimuth and elevation are in degrees: azimuth 0 is the
+front, 90 the +x side, 180 the back; elevation 90 is overhead.
 """
 
 from typing import Any, NamedTuple

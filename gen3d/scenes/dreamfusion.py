@@ -35,6 +35,8 @@ NORMALS = ('analytic', 'finite', 'surface')
 # Where rays enter and leave, and the norm that is at most the bound within.
 BOUNDARIES = {'sphere': (sampling.intersect_sphere, 2),
               'box': (sampling.intersect_box, jnp.inf)}
+PENALTIES = ('orientation', 'sparsity', 'opacity_entropy', 'depth_variance',
+             'normal_smoothness')
 # (ambient, diffuse, textureless) of the lights of previews.
 SHADING_MODES = {'color': (0.4, 0.6, 0.0), 'albedo': (1.0, 0.0, 0.0),
                  'textureless': (0.2, 0.8, 1.0)}
@@ -107,9 +109,12 @@ def make(config: Any) -> Scene:
   """The Scene of a config (configs/dreamfusion.py: `scene`).
 
   Raises:
-    UserError: a field, density bias, boundary or kind of normals is unknown.
+    UserError: a field, density bias, boundary, penalty or kind of normals is
+      unknown.
   """
   check('kind of normals', NORMALS, config.normals)
+  for name in config.penalties:
+    check('penalty', PENALTIES, name)
   field, background = _field(config), fields.Background(
       **config.background_mlp)
   boundary, _ = pick('boundary', BOUNDARIES, config.boundary)
@@ -383,7 +388,7 @@ def _penalties(params, render, step, *, weights):
           render.normals, render.opacity),
   }
   return {name: schedules.piecewise(step, weight)
-          * jnp.sum(pick('penalty', terms, name))
+          * jnp.sum(terms[name])
           for name, weight in weights.items()}
 
 
