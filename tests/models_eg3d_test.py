@@ -31,9 +31,9 @@ def count(tree):
 def small(**rendering):
   rendering = {'samples_coarse': 6, 'samples_fine': 6, 'chunk': 0, **rendering}
   return eg3d.Generator(
-      {'resolution': 16, 'channel_base': 64, 'channel_max': 8}, {'width': 16, 'layers': 1},
-      eg3d.RenderingConfig(**rendering), eg3d.SuperResolutionConfig(8, (8, 4), (False, True)),
-      features=4)
+      {'resolution': 16, 'channel_base': 64, 'channel_max': 8},
+      {'width': 16, 'layers': 1}, eg3d.RenderingConfig(**rendering),
+      eg3d.SuperResolutionConfig(8, (8, 4), (False, True)), features=4)
 
 
 def start(generator, resolution=8):
@@ -271,7 +271,8 @@ def test_official_networks_have_the_names_that_we_write(reference):
 def test_every_stage_agrees_with_the_official_code(golden):
   generator = eg3d.Generator(
       {'resolution': 256, 'channel_base': 1024, 'channel_max': 16},
-      {'width': 512, 'layers': 2}, eg3d.RenderingConfig(12, 12, axes='eg3d_legacy'),
+      {'width': 512, 'layers': 2},
+      eg3d.RenderingConfig(12, 12, axes='eg3d_legacy'),
       eg3d.SUPER_RESOLUTIONS['2X'], super_resolution_clamp=256)
   z, c = jnp.array(golden['z']), jnp.array(golden['c'])
   draws = eg3d.Draws(jnp.array(golden['u.coarse_u'][..., 0]),
@@ -307,7 +308,8 @@ def test_every_stage_agrees_with_the_official_code(golden):
   near(color, golden['pts_rgb'])
 
   discriminator = stylegan2.Discriminator(
-      128, labeled=True, channel_base=1024, channel_max=16, mbstd_group=2, clamp=256)
+      128, labeled=True, channel_base=1024, channel_max=16, mbstd_group=2,
+      clamp=256)
   pair = eg3d.dual_image(made.image, made.image_raw)
   variables = ported(golden, 'D', jax.eval_shape(
       lambda: discriminator.init(jax.random.key(0), pair, c)))

@@ -84,8 +84,9 @@ def test_density_bias_is_added_before_the_activation():
 
 def test_density_scale_multiplies_the_raw_density_only():
   samples = _samples()
-  one, five = (fields.TriPlane(fields.magic3d_bias, resolution=8, density_scale=scale)
-               for scale in (1.0, 5.0))
+  one, five = (
+      fields.TriPlane(fields.magic3d_bias, resolution=8, density_scale=scale)
+      for scale in (1.0, 5.0))
   params = one.init(jax.random.key(0), samples, samples.mean)
   (soft, same), (hard, values) = (
       f.apply(params, samples, samples.mean) for f in (one, five))

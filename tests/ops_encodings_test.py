@@ -111,7 +111,8 @@ def _gradients(lookup, table, points, stride):
   Returns:
     (those of automatic differentiation, finite differences).
   """
-  cotangent = jnp.asarray(np.random.default_rng(8).normal(size=(2, 2)), jnp.float32)
+  cotangent = jnp.asarray(
+      np.random.default_rng(8).normal(size=(2, 2)), jnp.float32)
   loss = lambda *inputs: jnp.sum(cotangent * lookup(*inputs))
   inputs = table, points
   automatic, differences = [], []

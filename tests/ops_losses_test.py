@@ -29,7 +29,8 @@ def test_sparsity_and_opacity_entropy():
       -p * np.log(p) - (1 - p) * np.log(1 - p), rtol=1e-5)
   for f in (losses.sparsity, losses.opacity_entropy):
     assert np.all(np.isfinite(jax.vmap(jax.grad(f))(o)))
-  assert float(losses.opacity_entropy(o)[1]) > 50 * float(losses.opacity_entropy(o)[2])
+  _, half, opaque = losses.opacity_entropy(o)
+  assert float(half) > 50 * float(opaque)
 
 
 def test_depth_variance():
@@ -56,8 +57,8 @@ def test_normal_smoothness_against_a_loop():
           expected[y, x] += 0.5 * total[y, x] * total[v, u] * np.sum(
               (normals[y, x] - normals[v, u])**2)
   np.testing.assert_allclose(
-      losses.normal_smoothness(jnp.asarray(normals), jnp.asarray(total)), expected,
-      rtol=1e-5)
+      losses.normal_smoothness(jnp.asarray(normals), jnp.asarray(total)),
+      expected, rtol=1e-5)
 
 
 def test_piecewise():

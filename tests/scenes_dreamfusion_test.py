@@ -14,7 +14,8 @@ from gen3d.scenes import View, dreamfusion
 def _config(**changes):
   config = configs.get_config('tiny').scene
   # A hard ball of radius 0.3.
-  config.density_bias.update({'name': 'magic3d', 'strength': 400.0, 'radius': 0.3})
+  config.density_bias.update(
+      {'name': 'magic3d', 'strength': 400.0, 'radius': 0.3})
   config.field.resolution, config.bound, config.field.bound = 4, 0.65, 0.65
   config.samples, config.importance.samples = 64, 0
   config.update(changes)
