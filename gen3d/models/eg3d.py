@@ -103,7 +103,14 @@ class RenderedRays(NamedTuple):
 
 def draw(key: jax.Array | None, count: int, resolution: int,
          rendering: RenderingConfig) -> Draws:
-  """Draws for `count` images; without a key the middle of every stratum."""
+  """Draws for images; without a key the middle of every stratum.
+
+  Args:
+    key: of the random numbers, or None.
+    count: of images.
+    resolution: of the rendering; resolution^2 rays.
+    rendering: RenderingConfig.
+  """
   shapes = [(count, resolution ** 2, number)
             for number in (rendering.samples_coarse, rendering.samples_fine)]
   if key is None:
@@ -371,7 +378,7 @@ class Generator(nn.Module):
   def _field(self, decode: Callable, planes: jax.Array) -> volume.Field:
     """The Field [N, ...] of N objects' planes, with raw density.
 
-    It is a field of points that looks the same from all directions.
+    It depends on the samples' means only, not on variance and direction.
     """
     def field(samples, directions):
       del directions

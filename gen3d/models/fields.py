@@ -66,6 +66,7 @@ class MipMLP(nn.Module):
     x = encodings.integrated(samples, self.degree)
     x = nn.Dense(self.width)(x)
     for _ in range(self.blocks):
+      # Normalization before each layer: the sum of the blocks is unnormalized.
       h = nn.Dense(self.width)(nn.swish(nn.LayerNorm()(x)))
       x = x + nn.Dense(self.width)(nn.swish(h))
     raw = nn.Dense(1 + self.channels)(nn.swish(nn.LayerNorm()(x)))
@@ -105,6 +106,7 @@ class TriPlane(nn.Module):
         'planes', nn.initializers.normal(self.init_std),
         (3, self.resolution, self.resolution, self.features))
     x = encodings.triplanes(planes, samples.mean / self.bound)
+    # Names, for learning rates of their own (configs/dreamfusion.py).
     x = nn.relu(nn.Dense(self.width, name='hidden')(x))
     raw = nn.Dense(1 + self.channels, name='out')(x)
     density = nn.softplus(
@@ -141,6 +143,7 @@ class RadianceField(nn.Module):
   @nn.compact
   def __call__(self, samples: encodings.Gaussian, directions: jax.Array
                ) -> tuple[jax.Array, jax.Array]:
+    # Glorot initialization as in the papers' code.
     dense = lambda width, name: nn.Dense(
         width, kernel_init=nn.initializers.glorot_uniform(), name=name)
     encoded = self.encode(samples)
@@ -149,6 +152,7 @@ class RadianceField(nn.Module):
       x = nn.relu(dense(self.width, f'layer_{i}')(x))
       if i + 1 == self.skip:
         x = jnp.concatenate([x, encoded], axis=-1)
+    # The density must not depend on the direction, which comes in only now.
     raw = dense(1, 'density')(x)[..., 0]
     encoded_directions = jnp.concatenate([directions, encodings.positional(
         directions, self.view_degree)], axis=-1)
@@ -253,7 +257,7 @@ class Background(nn.Module):
   def __call__(self, directions: jax.Array) -> jax.Array:
     x = encodings.positional(directions, self.degree)
     for _ in range(self.layers):
-      x = nn.swish(nn.Dense(self.width)(x))
+      x = nn.swish(nn.Dense(self.width)(x))  # smooth in the direction
     return nn.sigmoid(nn.Dense(3)(x))
 
 
@@ -266,6 +270,8 @@ def _append_octaves(features, samples, degree):
 @jax.custom_jvp
 def _exp(x):
   """exp, with value and slope bounded where the density would overflow."""
+  # A bounded value alone would have slope zero: such densities could not
+  # decrease again.
   return jnp.exp(jnp.minimum(x, 15.0))
 
 

@@ -1,6 +1,6 @@
 """Cameras and rays.
 
-Vocabulary. The world has y up; an object's front looks along +z and its left
+Vocabulary. The world has y up; an object's front faces +z and its left
 (the viewer's right) is +x, as in glTF. A camera faces its own -z with x to
 the right and y up (OpenGL). `c2w` is the 4x4 camera-to-world matrix.
 Intrinsics are 3x3 and normalized: image coordinates run from (0, 0) at the
@@ -47,7 +47,10 @@ def normalize(x: jax.Array, eps: float = 1e-12) -> jax.Array:
 
 
 def spherical(azimuth: Any, elevation: Any, distance: jax.Array) -> jax.Array:
-  """Position [..., 3] on a sphere around the origin (angles in degrees)."""
+  """Position [..., 3] on a sphere of radius `distance` around the origin.
+
+  Angles are in degrees; all arguments are of shape [...].
+  """
   azimuth, elevation = jnp.deg2rad(azimuth), jnp.deg2rad(elevation)
   return distance[..., None] * jnp.stack([
       jnp.cos(elevation) * jnp.sin(azimuth),
@@ -87,8 +90,10 @@ def look_at(position: jax.Array, target: jax.Array, up: jax.Array
 
 
 def pinhole(focal: Any) -> jax.Array:
-  """Normalized intrinsics [..., 3, 3]; `focal` [...] in heights of a square
-  image."""
+  """Normalized intrinsics [..., 3, 3] of square images.
+
+  `focal` [...] is the focal length in image heights.
+  """
   focal = jnp.asarray(focal)
   zero, one = jnp.zeros_like(focal), jnp.ones_like(focal)
   half = one / 2
@@ -117,7 +122,10 @@ def orbit(azimuth: Any, elevation: Any, distance: Any, focal: Any,
 
 
 def rays(camera: Camera, height: int, width: int) -> Rays:
-  """Rays [..., H, W, .] through the pixel centers of `camera`."""
+  """Rays [..., H, W, .] through the pixel centers of `camera` [...].
+
+  `height` and `width` are H and W, in pixels.
+  """
   y, x = jnp.meshgrid((jnp.arange(height) + 0.5) / height,
                       (jnp.arange(width) + 0.5) / width, indexing='ij')
   every = jax.tree.map(lambda a: a[..., None, None, :, :], camera)

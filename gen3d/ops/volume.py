@@ -3,8 +3,8 @@
 Vocabulary. A field is a function (Gaussian samples [..., 3], unit directions
 [..., 3]) -> (density [...], values [..., C]). `distances` [..., D] along a ray
 increase; N = D - 1 intervals lie between them. `interval_weights` [..., N] and
-`weights` [..., S] are the shares of the intervals and of the samples in the
-pixel; what they leave of 1 belongs to the background.
+`weights` [..., S] are the contributions of the intervals and of the samples to
+the pixel; the remainder to 1 is the background's.
 
 A `Quadrature` turns the rendering integral into a sum. Papers differ in it:
 NeRF (2003.08934, eq. 3) has one sample and one constant density in each
@@ -183,8 +183,7 @@ def composite(weights: jax.Array, values: jax.Array,
   Args:
     weights: [..., S].
     values: [..., S, C].
-    background: [..., C], which gets what the weights leave of 1; None adds
-      nothing.
+    background: [..., C], weighted by 1 minus the opacity; None adds nothing.
   """
   foreground = jnp.einsum('...n,...nc->...c', weights, values)
   if background is None:
@@ -240,7 +239,7 @@ def in_chunks(render: Callable, rays: Any, chunk: int, axes: int = 2) -> Any:
   """`map_rays`, or one call where there are at most `chunk` rays.
 
   The intermediate values of a chunk are recomputed in the backward pass
-  instead of stored.
+  instead of stored. Args and results are those of `map_rays`.
   """
   leading = jax.tree.leaves(rays)[0].shape[:axes]
   if math.prod(leading) <= chunk:

@@ -122,7 +122,7 @@ def make(config: Any) -> Scene:
 
   def init(key):
     key_field, key_background = jax.random.split(key)
-    points = jnp.zeros((1, 3))
+    points = jnp.zeros((1, 3))  # for the shapes of the parameters
     return {
         'field': field.init(
             key_field, encodings.Gaussian(points, points), points),
@@ -197,12 +197,14 @@ def _sample_view(key, step, part=(0.0, 1.0), *, cameras_config, lighting,
   position = shading.sample_position(
       keys[1], camera.c2w[:3, 3], distance_range=lighting.distance_range)
   bernoulli = lambda key, p: jax.random.bernoulli(key, p).astype(jnp.float32)
+  # A view without shading has the full ambient light: its image is the albedo.
   shaded = (bernoulli(keys[2], lighting.shaded_prob)
             * (step >= lighting.albedo_steps))
   textureless = shaded * bernoulli(keys[3], lighting.textureless_prob)
   light = shading.Light(
       position, ambient=1 - shaded + shaded * lighting.ambient,
       diffuse=shaded * lighting.diffuse, textureless=textureless)
+  # Around gray, the mean of all colors.
   color_range = schedules.piecewise(step, backgrounds.color_range)
   background = 0.5 + color_range * (jax.random.uniform(keys[4], (3,)) - 0.5)
   return View(camera, cameras.rays(camera, size, size), light,
@@ -220,6 +222,7 @@ def _show(render, params, camera, size, modes, background=None):
               jnp.float32(learned))
   rendered = render(params, None, view)
   opacity = rendered.opacity[..., None]
+  # In ambient light the image is the albedo over the background.
   behind = rendered.image - rendered.albedo
   points = rays.origins + rendered.depth[..., None] * rays.directions
   normals = cameras.normalize(rendered.normals)
@@ -239,6 +242,7 @@ def _show(render, params, camera, size, modes, background=None):
 def _render(params, key, view, *, field, background, intersect,
             sampling_config, normals):
   """A Render of `view`; without a key nothing is jittered."""
+  # Background, then edges of one or two passes, then pixels.
   field = partial(field.apply, params['field'])
   learned = background.apply(params['background'], view.rays.directions)
   behind = view.learned * learned + (1 - view.learned) * view.background
@@ -262,6 +266,7 @@ def _shade(field, light, normals_config, rays_and_edges):
     return _shade_surface(field, light, normals_config.epsilon, rays,
                           volume.march(field, rays, edges))
 
+  # Normals are composited like values, so that one evaluation gives both.
   def with_normals(samples, directions):
     density, values, normals = sample_normals(
         field, samples, directions, normals_config)
@@ -289,6 +294,7 @@ def _shade_surface(field, light, epsilon, rays, ray_samples):
       rays.origins + depth[..., None] * rays.directions)
   point = encodings.Gaussian(points, jnp.zeros_like(points))
   normals = shading.difference_normals(field, point, rays.directions, epsilon)
+  # All samples of a ray have the shade of its surface.
   shade = shading.lambertian(jnp.ones_like(points), normals, points, light)
   white = light.textureless
   values = (1 - white) * ray_samples.values + white
@@ -335,6 +341,8 @@ def importance_edges(
   corners = jax.tree.map(lambda x: x[::stride, ::stride], (rays, edges))
   weights = jax.lax.stop_gradient(
       volume.in_chunks(weights_of, corners, chunk))
+  # From corners to squares, along one axis after the other: the maximum of a
+  # corner and the next one, repeated for the pixels of the square.
   if stride > 1:
     for axis in (0, 1):
       count = weights.shape[axis]

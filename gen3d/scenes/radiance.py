@@ -189,8 +189,9 @@ def _sampling(config):
 
 def _init(key, *, field, background, passes, frame):
   keys = jax.random.split(key, 3)
-  points = jnp.zeros((1, 3))
+  points = jnp.zeros((1, 3))  # for the shapes of the parameters
   samples = encodings.Gaussian(points, points)
+  # Sorted, so that a pass's key does not depend on the order of the names.
   params = {name: field.init(keys[i], samples, points)
             for i, name in enumerate(sorted(set(passes)))}
   if background is not None:
@@ -220,6 +221,7 @@ def _render(params, key, view, *, field_of, background, sampling_config, chunk,
     learned = background.apply(params['background'], rays.directions)
     behind = view.learned * learned + (1 - view.learned) * behind
   behind = jnp.broadcast_to(behind, rays.directions.shape)
+  # A key for each ray, so that a ray's jitter does not depend on its chunk.
   if key is not None and key.ndim == 0:
     key = jax.random.split(key, rays.radii.shape[:-1])
   render_chunk = partial(
@@ -242,6 +244,7 @@ def _render_chunk(pass_fields, bounds, sampling_config, coarse_image,
     rays_keys_background: Rays [...], keys [...] or None, colors [..., 3].
   """
   rays, keys, behind = rays_keys_background
+  # Where the coarse image is not used, XLA removes its colors.
   coarse, fine = volume.coarse_to_fine(
       pass_fields, rays, coarse_edges(rays, keys, bounds, sampling_config),
       partial(fine_edges, keys, config=sampling_config))
@@ -300,6 +303,7 @@ def fine_edges(keys: jax.Array | None, edges: jax.Array, weights: jax.Array,
 
 def _each_ray(function, keys, *arrays):
   """`function` of each ray's key and arrays; of all at once without keys."""
+  # One vmap for each axis of the keys.
   for _ in range(0 if keys is None else keys.ndim):
     function = jax.vmap(function)
   return function(keys, *arrays)
@@ -321,6 +325,7 @@ def _show(render, field_of, params, camera, size, modes, background=None, *,
   rendered = render(params, None, View(
       camera, rays, None, background, jnp.float32(learned)))
   opacity = rendered.opacity[..., None]
+  # The albedo of this scene is its color without the background.
   behind = rendered.image - rendered.albedo
   points = rays.origins + rendered.depth[..., None] * rays.directions
 
@@ -332,6 +337,7 @@ def _show(render, field_of, params, camera, size, modes, background=None, *,
       return jnp.broadcast_to(jnp.clip(
           (far - rendered.depth) / (far - near), 0, 1)[..., None] * opacity,
                               rendered.image.shape)
+    # Normals are not rendered: the field has no use for them in training.
     normals = shading.difference_normals(
         field_of(params, 'fine'),
         encodings.Gaussian(points, jnp.zeros_like(points)), rays.directions,

@@ -45,6 +45,7 @@ def make(config: Any) -> Task:
   """
   train = open_data(config.data, 'train')
   frame, train = to_unit_frame(train, config.export.frames)
+  # The test views must be in the frame of the training views.
   test = in_frame(open_data(config.data, 'test'), frame.to_world)
   scene = radiance.make(config.scene, frame)
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
@@ -54,6 +55,7 @@ def make(config: Any) -> Task:
       render_views=finished.viewer(
           scene, (height, width), ('color', 'depth'), None),
       network=config.lpips and perceptual.load(config.lpips))
+  # Evenly spaced test views for evaluation during training.
   eval_rows = np.linspace(0, len(test.names) - 1, min(
       config.eval_views, len(test.names))).astype(int)
   return Task(
@@ -142,6 +144,7 @@ def _costs(*, scene, rays, samples, height):
   """The Costs of a training; see tasks.Costs."""
   def parts(params, batch, devices):
     count = rays // devices
+    # One device's part of the batch.
     camera, pixel = jax.tree.map(
         lambda x: jnp.asarray(x[:count]), (batch['camera'], batch['pixel']))
     view = View(None, cameras.rays_through(camera, pixel, height), None,
@@ -293,6 +296,8 @@ def step(
   behind = jax.vmap(partial(radiance.background_color, background))(
       fold(key_background, batch['index']))
   rays = cameras.rays_through(batch['camera'], batch['pixel'], height)
+  # The photographs' background is that of the scene, so that a random one
+  # cannot be learned as density.
   truth = posed.composite_over(batch['color'], behind)
   view = View(None, rays, None, behind, jnp.float32(1.0))
 
@@ -309,6 +314,7 @@ def step(
 
   grads, metrics = jax.grad(loss, has_aux=True)(state.params)
   grads, metrics = jax.lax.pmean((grads, metrics), 'devices')
+  # Of the mean error: the mean of devices' PSNRs would depend on their number.
   metrics['psnr'] = -10 * jnp.log10(metrics['loss/photometric'])
   return optim.apply_gradients(state, grads, optimizer), metrics
 
@@ -338,6 +344,7 @@ def score_test_views(
     truth = posed.composite_over(test.images[row], 1.0)
     color = image[:, :width] / 255.0
     scores = {'test/psnr': image_metrics.psnr(truth, color)}
+    # SSIM needs images as large as its filter.
     if min(height, width) >= image_metrics.TAPS:
       scores['test/ssim'] = image_metrics.ssim(truth, color)
     if network:
