@@ -2,8 +2,9 @@
 
 Vocabulary. `near` and `far` [..., 1] bound the part of a ray that is sampled;
 `edges` [..., N + 1] increase along it and bound N intervals; `weights`
-[..., N] are the intervals' contributions to the pixel (ops/volume.py). A ray that misses the scene gets near == far: its intervals are empty
-and their weights are zero.
+[..., N] are the intervals' contributions to the pixel (ops/volume.py). A ray
+that misses the scene gets near == far: its intervals are empty and their
+weights are zero.
 """
 
 import jax

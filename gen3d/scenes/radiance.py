@@ -337,7 +337,7 @@ def _show(render, field_of, params, camera, size, modes, background=None, *,
       return jnp.broadcast_to(jnp.clip(
           (far - rendered.depth) / (far - near), 0, 1)[..., None] * opacity,
                               rendered.image.shape)
-    # Normals are not rendered: the field has no use for them in training.
+    # Computed for previews only, at the expected depth.
     normals = shading.difference_normals(
         field_of(params, 'fine'),
         encodings.Gaussian(points, jnp.zeros_like(points)), rays.directions,
