@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import dreamfusion as configs
+from gen3d import legacy
 from gen3d.ops import cameras, shading, volume
 from gen3d.scenes import View, dreamfusion
 
@@ -284,3 +285,22 @@ def test_every_penalty_is_weighted_and_summed_over_rays():
   config.penalties.roughness = 1.0
   with pytest.raises(ValueError, match="'roughness'"):
     dreamfusion.make(config)
+
+
+def test_config_keys_of_version_1_are_upgraded():
+  config = {'scene': {
+      'blob': {'strength': 1.0}, 'field': {'gain': 5.0},
+      'random_background': 0.5, 'background_spread': 1.0,
+      'light': {'norm': (1.0, 2.0), 'shaded': 1.0, 'textureless': 0.0},
+      'penalties': {'opacity': 1.0, 'entropy': 1.0, 'spread': 1.0,
+                    'roughness': 1.0, 'orientation': 1.0}}}
+  upgraded = legacy.upgrade(config)['scene']
+  current = configs.get_config('shapes').scene.to_dict()
+
+  def check(old, new):
+    assert set(old) <= set(new)
+    for key, value in old.items():
+      if isinstance(value, dict):
+        check(value, new[key])
+
+  check(upgraded, current)

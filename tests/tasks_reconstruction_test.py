@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from configs import nerf, triplanes
+from gen3d import legacy
 from gen3d.data.captures import posed
 from gen3d.engine import loop, sharding
 from gen3d.io import meshes
@@ -206,3 +207,16 @@ def test_costs_are_of_the_rays_of_a_step():
   parts = costs.parts(params, next(task.batches(0, 0)), 2)
   assert set(parts) == {'rays rendered'}
   assert parts['rays rendered']().shape == (config.batch // 2, 3)
+
+
+def test_config_keys_of_version_1_are_upgraded():
+  upgraded = legacy.upgrade({
+      'crop': {'share': 0.5}, 'scene': {
+          'field': {'padding': 0.0, 'encode': {'spread': 0.1}},
+          'coarse': {'loss': 1.0}, 'fine': {'merge': True, 'padding': 0.0}}})
+  config = triplanes.get_config('tiny')
+  assert set(upgraded['crop']) <= set(config.crop)
+  for part in ('coarse', 'fine', 'field'):
+    assert set(upgraded['scene'][part]) <= set(config.scene[part])
+  assert set(upgraded['scene']['field']['encode']) <= set(
+      config.scene.field.encode)

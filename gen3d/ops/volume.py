@@ -128,8 +128,9 @@ def coarse_to_fine(
       the second one.
     quadrature: None for `edge_quadrature()`.
     union: whether the first pass's samples are used in the result, too, as in
-      EG3D. Both records then have the intervals between the samples of both
-      passes, and each record has its own samples' weights among all.
+      EG3D; for a quadrature with a sample at every distance. Both records then
+      have the intervals between the samples of both passes, and each record
+      has its own samples' weights among all.
 
   Returns:
     RaySamples of the first and of the second pass.
