@@ -190,7 +190,7 @@ def test_views_are_from_cameras_of_the_path():
   assert np.ptp(views.background) > 0.1
 
 
-def test_mesh_of_a_field_that_is_solid_in_the_middle():
+def test_mesh_is_the_surface_of_a_field_that_is_solid_in_parts():
   config = _config(triplanes)
   scene = radiance.make(config, FRAME)
   params = jax.jit(scene.init)(jax.random.key(0))
@@ -204,10 +204,11 @@ def test_mesh_of_a_field_that_is_solid_in_the_middle():
         layer['bias'], -30.0 if name == 'density' else 0.0)
   encode['planes'] = jnp.asarray(inside)
   surface = scene.mesh(params, 16, 1.0)
-  density, _ = radiance.make_query(config)(
-      params, jnp.asarray(surface.vertices))
-  assert np.abs(surface.vertices).max() <= 1 and len(surface.faces) > 10
-  assert np.all(np.isfinite(density))
+  # Closed half a cell beyond the cube, where the density ends.
+  assert len(surface.faces) > 10 and np.abs(surface.vertices).max() < 1 + 1 / 15
+  density, _ = radiance.make_query(config)(params, jnp.asarray(
+      [[0.0, 0.0, 0.0], [0.9, 0.9, 0.9]]))
+  assert density[0] > 100 * density[1]
 
 
 def test_previews_have_all_modes():
