@@ -204,8 +204,8 @@ def test_mesh_is_the_surface_of_a_field_that_is_solid_in_parts():
         layer['bias'], -30.0 if name == 'density' else 0.0)
   encode['planes'] = jnp.asarray(inside)
   surface = scene.mesh(params, 16, 1.0)
-  # Closed half a cell beyond the cube, where the density ends.
-  assert len(surface.faces) > 10 and np.abs(surface.vertices).max() < 1 + 1 / 15
+  # Closed beyond the cube, within one cell of it.
+  assert len(surface.faces) > 10 and np.abs(surface.vertices).max() < 1 + 2 / 15
   density, _ = radiance.make_query(config)(params, jnp.asarray(
       [[0.0, 0.0, 0.0], [0.9, 0.9, 0.9]]))
   assert density[0] > 100 * density[1]
