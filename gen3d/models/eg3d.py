@@ -170,9 +170,10 @@ def _resample(distances, weights, *, quantiles):
   # The official code takes the midpoints of the samples for the bounds of the
   # weights' intervals, so that the first and last weight and the last midpoint
   # stay unused. Released networks were trained so.
+  weights = sampling.blur_weights(weights)
   return sampling.sample_pdf(
-      volume.midpoints(distances)[..., :-1],
-      sampling.blur_weights(weights)[..., 1:-1] + 1e-5, quantiles)
+      volume.midpoints(distances)[..., :-1], weights[..., 1:-1] + 1e-5,
+      quantiles)
 
 
 def ray_bounds(rays: cameras.Rays, rendering: RenderingConfig
