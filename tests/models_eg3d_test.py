@@ -157,10 +157,10 @@ def test_chunks_do_not_change_images_and_gradients():
   variables, z, draws = start(whole)
 
   def loss(params, generator):
-    made = generator.apply(
+    generated = generator.apply(
         {**variables, 'params': params}, z, LABEL, LABEL, 8, draws,
         noise='const')
-    return jnp.mean(made.image ** 2) + jnp.mean(made.depth), made
+    return jnp.mean(generated.image ** 2) + jnp.mean(generated.depth), generated
 
   for a, b in zip(*(
       jax.tree.leaves(jax.jit(functools.partial(jax.grad(
@@ -260,12 +260,12 @@ def test_official_networks_have_the_names_that_we_write(reference):
   like = jax.eval_shape(networks.init, jax.random.key(0))
   for letter, name in (('G', 'generator'), ('D', 'discriminator')):
     zeros = jax.tree.map(lambda x: np.zeros(x.shape), like[name])
-    found = {name: list(x.shape)
+    ours = {name: list(x.shape)
              for name, x in nvidia.tensors(zeros).items()}
     lines = (reference / f'eg3d_{letter}_keys.txt').read_text().splitlines()
     theirs = {line.split()[1]: json.loads(line.split(maxsplit=2)[2])
               for line in lines if 'dataset_label_std' not in line}
-    assert found == theirs
+    assert ours == theirs
 
 
 def test_every_stage_agrees_with_the_official_code(golden):
@@ -300,9 +300,9 @@ def test_every_stage_agrees_with_the_official_code(golden):
   values, depth, _ = render('features_at', planes)
   near(first(values), golden['feature_image'])
   near(depth, golden['image_depth'][:, 0])
-  made = render('render', planes, ws)
-  near(first(made.image_raw), golden['image_raw'])
-  near(first(made.image), golden['image'])
+  generated = render('render', planes, ws)
+  near(first(generated.image_raw), golden['image_raw'])
+  near(first(generated.image), golden['image'])
   density, color = call('query', planes, jnp.array(golden['pts']))
   near(density, golden['pts_sigma'][..., 0])
   near(color, golden['pts_rgb'])
@@ -310,7 +310,7 @@ def test_every_stage_agrees_with_the_official_code(golden):
   discriminator = stylegan2.Discriminator(
       128, labeled=True, channel_base=1024, channel_max=16, mbstd_group=2,
       clamp=256)
-  pair = eg3d.dual_image(made.image, made.image_raw)
+  pair = eg3d.dual_image(generated.image, generated.image_raw)
   variables = ported(golden, 'D', jax.eval_shape(
       lambda: discriminator.init(jax.random.key(0), pair, c)))
   near(discriminator.apply(variables, pair, c), golden['logits'][:, 0])

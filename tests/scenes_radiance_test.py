@@ -67,10 +67,10 @@ def test_one_key_gives_every_ray_a_key_of_its_own():
 def test_passes_with_a_loss_and_networks_of_the_passes():
   view = _view()
   scene, params = _scene()
-  seen = scene.render(params, None, view)
-  assert {'coarse', 'fine'} <= set(params) and len(seen.passes) == 1
-  assert seen.passes[0].shape == seen.image.shape
-  assert np.abs(seen.passes[0] - seen.image).max() > 0
+  rendered = scene.render(params, None, view)
+  assert {'coarse', 'fine'} <= set(params) and len(rendered.passes) == 1
+  assert rendered.passes[0].shape == rendered.image.shape
+  assert np.abs(rendered.passes[0] - rendered.image).max() > 0
   one, shared = _scene(**{'coarse.separate': False, 'coarse.loss_weight': 0.0})
   assert 'coarse' not in shared
   assert one.render(shared, None, view).passes == ()
@@ -150,10 +150,10 @@ def test_backgrounds():
   empty = {'field.activation': 'relu'}
   scene, params = _scene(**empty)
   params = jax.tree.map(jnp.zeros_like, params) | {'frame': params['frame']}
-  seen = scene.render(params, None, _view((0.2, 0.4, 0.6)))
+  rendered = scene.render(params, None, _view((0.2, 0.4, 0.6)))
   np.testing.assert_allclose(
-      seen.image, np.broadcast_to([0.2, 0.4, 0.6], (6, 6, 3)), atol=1e-6)
-  np.testing.assert_allclose(seen.opacity, 0, atol=1e-6)
+      rendered.image, np.broadcast_to([0.2, 0.4, 0.6], (6, 6, 3)), atol=1e-6)
+  np.testing.assert_allclose(rendered.opacity, 0, atol=1e-6)
   scene, params = _scene(background='learned', **empty)
   blank = {**params, 'fine': jax.tree.map(jnp.zeros_like, params['fine'])}
   sky = scene.render(blank, None, _view((0.2, 0.4, 0.6), learned=1.0)).image

@@ -45,7 +45,7 @@ def _config(views=2, steps=4):
   config.views = views
   config.scene.size, config.scene.samples = 8, 6
   config.scene.importance.samples = 0
-  config.scene.random_background_prob = 0.5  # Else nobody learns the background.
+  config.scene.random_background_prob = 0.5  # Else it is not learned.
   config.optimizer.schedule = 'constant'
   return config
 
