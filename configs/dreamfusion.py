@@ -85,20 +85,22 @@ def paper():
           'chunk': 256,  # rays at once; bounds the memory
           'boundary': 'sphere', 'bound': 1.4, 'near': 0.05,
           'field': {'name': 'mip_mlp', 'degree': 8, 'width': 128, 'blocks': 5},
-          'blob': {'name': 'dreamfusion', 'strength': 5.0, 'width': 0.2},
+          'density_bias': {
+              'name': 'dreamfusion', 'strength': 5.0, 'width': 0.2},
           'normals': 'analytic', 'epsilon': 0.01,
           'background_mlp': {'degree': 4, 'width': 64, 'layers': 3},
           # How often it is not the learned one, and how far from gray then.
-          'random_background': 0.0, 'background_spread': 1.0,
+          'random_background_prob': 0.0, 'background_range': 1.0,
           'camera': {
               'azimuth': (-180.0, 180.0), 'elevation': (-10.0, 90.0),
               'distance': (1.0, 1.5), 'focal': (0.7, 1.35),
               'jitter_position': 0.1, 'jitter_target': 0.2,
               'jitter_up': 0.02},
-          'light': {'norm': (0.8, 1.5), 'albedo_steps': 1000, 'shaded': 0.75,
-                    'textureless': 0.5, 'ambient': 0.1, 'diffuse': 0.9},
+          'light': {'distance_range': (0.8, 1.5), 'albedo_steps': 1000,
+                    'shaded_prob': 0.75, 'textureless_prob': 0.5,
+                    'ambient': 0.1, 'diffuse': 0.9},
           'penalties': {'orientation': ((0, 1e-4), (5000, 1e-2)),
-                        'opacity': 1e-3},
+                        'sparsity': 1e-3},
       },
       'optimizer': {'name': 'adam', 'learning_rate': 1e-4,
                     'schedule': 'cosine', 'warmup': 3000,
@@ -127,7 +129,7 @@ def shapes(steps=300):
     # Strong while thin parts become solid.
     config.guidance.scale = ((formed, 1.0), (formed + 1, 6.0), (solid, 6.0),
                              (late, 3.0))
-    config.scene.background_spread = ((formed, 0.0), (clear, 1.0))
+    config.scene.background_range = ((formed, 0.0), (clear, 1.0))
   config.guidance.options = ml_collections.ConfigDict({
       # The paper's weighting would hardly listen where there is much noise.
       **config.guidance.options, 'weighting': 'image',
@@ -145,27 +147,28 @@ def shapes(steps=300):
   scene.bound = 0.7
   scene.field = ml_collections.ConfigDict({
       'name': 'triplane', 'resolution': 64, 'features': 16, 'width': 64,
-      'bound': scene.get_ref('bound'), 'gain': 5.0})
-  scene.blob = ml_collections.ConfigDict({
+      'bound': scene.get_ref('bound'), 'density_scale': 5.0})
+  scene.density_bias = ml_collections.ConfigDict({
       'name': 'magic3d', 'strength': 1.0, 'radius': 0.35})
   scene.normals, scene.epsilon = 'surface', 0.02
   scene.background_mlp.layers = 2
   # A background that is learned would hide a fog of its own color.
-  scene.random_background = 1.0
+  scene.random_background_prob = 1.0
   # As the pictures were taken on which the teacher was trained.
   scene.camera.distance, scene.camera.focal = (1.4, 1.8), (1.1, 1.5)
   scene.camera.jitter_target = 0.04
-  scene.light.albedo_steps, scene.light.textureless = 2 * steps // 5, 0.0
+  scene.light.albedo_steps, scene.light.textureless_prob = 2 * steps // 5, 0.0
   # Most of the teacher's pictures are lit, so that it takes what is not for
   # darker than it is.
-  scene.light.shaded = 1.0
+  scene.light.shaded_prob = 1.0
   scene.light.ambient, scene.light.diffuse = 0.4, 0.6
   scene.penalties = ml_collections.ConfigDict({
-      'orientation': 1e-2, 'opacity': ((formed, 0.0), (clear, 2e-3)),
+      'orientation': 1e-2, 'sparsity': ((formed, 0.0), (clear, 2e-3)),
       # What is thick would stay a fog, without a surface to be lit.
-      'spread': ((clear, 0.0), (steps // 2, 30.0)),
+      'depth_variance': ((clear, 0.0), (steps // 2, 30.0)),
       # Not before small parts have come: it takes what is half there.
-      'entropy': ((solid, 0.0), (steps, 0.5)), 'roughness': 1e-2})
+      'opacity_entropy': ((solid, 0.0), (steps, 0.5)),
+      'normal_smoothness': 1e-2})
   config.optimizer = ml_collections.ConfigDict({
       'name': 'adam', 'learning_rate': 3e-2, 'schedule': 'cosine',
       'b1': 0.9, 'b2': 0.99, 'eps': 1e-15})
@@ -201,11 +204,11 @@ def stable_diffusion():
   scene.field = ml_collections.ConfigDict({
       'name': 'triplane', 'resolution': 128, 'features': 32, 'width': 64,
       'bound': scene.get_ref('bound')})
-  scene.blob = ml_collections.ConfigDict({
+  scene.density_bias = ml_collections.ConfigDict({
       'name': 'magic3d', 'strength': 10.0, 'radius': 0.5})
   scene.normals, scene.epsilon = 'finite', 0.01
   scene.background_mlp.update({'width': 16, 'layers': 2})
-  scene.random_background = 0.5
+  scene.random_background_prob = 0.5
   # Fields of view from 70 to 40 degrees.
   scene.camera.update({'elevation': (-10.0, 45.0), 'distance': (1.5, 2.0),
                        'focal': (0.714, 1.374)})
@@ -214,7 +217,7 @@ def stable_diffusion():
   rays = scene.size**2
   scene.penalties = ml_collections.ConfigDict({
       'orientation': ((0, 10.0 / rays), (5000, 1000.0 / rays)),
-      'opacity': 1.0 / rays})
+      'sparsity': 1.0 / rays})
   config.optimizer = ml_collections.ConfigDict({
       'name': 'adam', 'learning_rate': 1e-2, 'schedule': 'constant',
       'b1': 0.9, 'b2': 0.99, 'eps': 1e-15,
@@ -241,7 +244,7 @@ def tiny(steps=4):
   scene.size, scene.samples, scene.importance.samples = 16, 8, 4
   scene.field.resolution, scene.field.features, scene.field.width = 8, 4, 8
   scene.background_mlp.width = 8
-  scene.blob.strength = 8.0  # a ball from the first step on, no fog
+  scene.density_bias.strength = 8.0  # a ball from the first step on, no fog
   config.export.update({'resolution': 16, 'size': 16, 'frames': 8})
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
   return config

@@ -1,24 +1,24 @@
 """NeRF: a scene in a network (Mildenhall et al., 2003.08934).
 
 Variants:
-  blender  Every number of the paper's appendix for the synthetic scenes, in
-           the frame whose cube [-1, 1]^3 is the capture's box; distances are
-           of intervals, not points. 31.01 dB on average there after 500,000
-           steps, one to two days on a V100. The default.
-  quick    Minutes on two CPU cores, for pictures of about 200 pixels.
-  race     The paper's networks with few rays, samples and steps: what
-           gen3d.compare trains side by side on two CPU cores.
-  tiny     Seconds; for tests.
+  blender  The default. Every number of the paper's appendix for the synthetic
+           scenes, in the frame whose cube [-1, 1]^3 is the capture's box.
+           Samples are intervals, not points. The paper reports 31.01 dB on
+           average after 500,000 steps, one to two days on a V100.
+  quick    Minutes on two CPU cores, for images of about 200 pixels.
+  race     The paper's networks with few rays, samples and steps, for the
+           comparison of gen3d.compare on two CPU cores.
+  tiny     Seconds, for tests.
 
   python -m gen3d.train --config=configs/nerf.py \
     --config.data.path=nerf_synthetic/lego --workdir=runs/lego
 
-Captures that look one way (LLFF) or have no end (NeRF++) are looked at evenly
-in disparity, and contracted, where the paper has normalized device coordinates:
+Forward-facing captures (LLFF) and unbounded ones (NeRF++) are sampled evenly in
+disparity, in contracted space. The paper has normalized device coordinates:
   --config.scene.extent=range --config.scene.spacing=disparity \
   --config.scene.contract=True
 
-configs/mip_nerf.py, voxels.py and triplanes.py begin with `base`.
+configs/mip_nerf.py, voxels.py and triplanes.py start from `base`.
 """
 
 import ml_collections
@@ -50,7 +50,7 @@ def base(variant, changes):
     config.steps, config.eval_every, config.log_every = 1000, 125, 20
     config.optimizer.learning_rate, config.optimizer.warmup = 1e-3, 50
     config.crop.steps = 50
-    config.scene.chunk = 4096  # All at once: the memory is to be seen.
+    config.scene.chunk = 4096  # One chunk, so that memory is comparable.
     config.data.factor, config.eval_views = 2, 3
     config.export.update({'resolution': 64, 'size': 100, 'frames': 8})
   if variant == 'tiny':
@@ -65,30 +65,34 @@ def _blender():
       'task': 'reconstruction',
       'seed': 0,
       'steps': 500_000,
-      'batch': 4096,  # rays, over all chips
-      # A folder, or 'shapes:' and a caption: `count` pictures of `size`.
+      'batch': 4096,  # rays, over all devices
+      # `path`: a folder, or 'shapes:' and a caption, of which `count` images of
+      # `size` pixels are rendered.
       'data': {'path': '', 'format': 'auto', 'factor': 1,
                'count': 100, 'size': 128},
-      'crop': {'steps': 500, 'share': 0.5},
+      'crop': {'steps': 500, 'fraction': 0.5},
       'scene': {
           'field': {
               'encode': {'name': 'frequencies', 'degree': 10},
               'depth': 8, 'width': 256, 'skip': 5, 'activation': 'relu',
-              'view_degree': 4, 'view_width': 128, 'padding': 0.0},
-          'extent': 'range',      # or 'box'
+              'view_degree': 4, 'view_width': 128, 'rgb_padding': 0.0},
+          # Rays are sampled within the bounds of distances ('range') or within
+          # the cube [-1, 1]^3 ('box').
+          'extent': 'range',
           'spacing': 'distance',  # or 'disparity'
-          'contract': False,      # all of space into a ball (Mip-NeRF 360)
-          'coarse': {'samples': 64, 'loss': 1.0, 'separate': True},
-          'fine': {'samples': 128, 'merge': True, 'padding': 0.0},
+          'contract': False,      # unbounded space to a ball (Mip-NeRF 360)
+          'coarse': {'samples': 64, 'loss_weight': 1.0, 'separate': True},
+          'fine': {'samples': 128, 'include_coarse': True,
+                   'resample_padding': 0.0},
           'background': 'white',  # or 'black', 'random', 'learned'
           'background_mlp': {'degree': 4, 'width': 64, 'layers': 2},
           'total_variation': 0.0,
-          'chunk': 4096,          # rays at once on a chip; bounds the memory
-          'epsilon': 0.02},       # of normals that are shown
+          'chunk': 4096,          # rays at a time on a device: memory bound
+          'epsilon': 0.02},       # finite differences of preview normals
       'optimizer': {'name': 'adam', 'learning_rate': 5e-4,
                     'schedule': 'exponential', 'final': 0.1, 'warmup': 0,
                     'b1': 0.9, 'b2': 0.999, 'eps': 1e-7, 'lr_multipliers': {}},
-      'lpips': '',  # weights, to report LPIPS by
+      'lpips': '',  # path of weights, to report LPIPS
       'export': {'resolution': 256, 'size': 400, 'frames': 120, 'fps': 30},
       'log_every': 100, 'eval_every': 5000, 'eval_views': 4,
       'checkpoint_every': 5000, 'keep_checkpoints': 2,

@@ -1,16 +1,16 @@
 """Hybrid tri-planes for one scene (EG3D, 2112.07945, section 3).
 
-Three planes of 512 x 512 with 48 features, summed, then an MLP of 4 x 128,
-where Mip-NeRF has 8 x 256. Rays are sampled as in configs/mip_nerf.py, so
-that only the field differs. The paper does not say how it was trained: steps,
-rates and the first planes are ours.
+The sum of three planes of 512 x 512 with 48 features, then an MLP of 4 layers
+of 128 (Mip-NeRF has 8 of 256). Rays are sampled as in configs/mip_nerf.py, so
+that only the field differs. The paper does not report the training: steps,
+learning rates and the initialization of the planes are ours.
 
 Variants:
-  blender  The paper's size. The default.
-  quick    Minutes on two CPU cores, for pictures of about 200 pixels.
-  race     See configs/nerf.py. Planes of 128 x 128: few rays leave finer ones
-           half learned.
-  tiny     Seconds; for tests.
+  blender  The default. The paper's size.
+  quick    Minutes on two CPU cores, for images of about 200 pixels.
+  race     See configs/nerf.py. Planes of 128 x 128: in so few steps, rays do
+           not reach every texel of finer ones often enough.
+  tiny     Seconds, for tests.
 
   python -m gen3d.train --config=configs/triplanes.py:quick \
     --config.data.path=shapes:'a red car with blue wheels' --workdir=runs/car
@@ -39,7 +39,7 @@ def hybrid(variant, encode):
   """
   config = mip_nerf.get_config(variant)
   field = config.scene.field
-  field.encode = {'degree': 4, 'spread': 0.1, **encode[variant]}
+  field.encode = {'degree': 4, 'init_std': 0.1, **encode[variant]}
   field.skip = 0
   if variant != 'tiny':
     field.depth, field.width, field.view_width = 4, 128, 128
@@ -47,15 +47,15 @@ def hybrid(variant, encode):
     field.depth, field.width, field.view_width = 2, 64, 32
     config.batch = 1024
   if variant == 'blender':
-    # What is between a ray and its color is computed again on the way back:
-    # less than a third of Mip-NeRF's memory, and still six times its speed.
+    # Intermediate values of a chunk are recomputed in the backward pass: less
+    # than a third of Mip-NeRF's memory, at six times its speed.
     config.scene.chunk = 1024
   config.steps = {'blender': 30_000, 'quick': 3000}.get(variant, config.steps)
   config.scene.extent = 'box'
-  if variant != 'race':  # There, only the field is to differ.
-    config.scene.coarse.loss = 0.0  # A look without gradient: half the work.
+  if variant != 'race':  # `race` compares fields only.
+    config.scene.coarse.loss_weight = 0.0  # No gradient: half the work.
   config.scene.total_variation = 1e-2
-  config.scene.epsilon = 0.03  # Wider than the grid's cells.
+  config.scene.epsilon = 0.03  # Larger than a cell of the grid.
   config.optimizer.learning_rate = 1e-3
   config.optimizer.final = 0.1
   config.optimizer.warmup = {'tiny': 1, 'race': 50}.get(variant, 100)

@@ -1,13 +1,13 @@
 """Hybrid voxels for one scene (EG3D, 2112.07945, section 3).
 
-A cube of 128^3 voxels with 18 features, as many numbers as the tri-planes of
-configs/triplanes.py, and the same network and training.
+A grid of 128^3 voxels with 18 features, as many parameters as the tri-planes of
+configs/triplanes.py, with the same network and training.
 
 Variants:
-  blender  The paper's size. The default.
-  quick    Minutes on two CPU cores, for pictures of about 200 pixels.
-  race     See configs/nerf.py. As many numbers as the planes there, too.
-  tiny     Seconds; for tests.
+  blender  The default. The paper's size.
+  quick    Minutes on two CPU cores, for images of about 200 pixels.
+  race     See configs/nerf.py. As many parameters as the planes' `race`.
+  tiny     Seconds, for tests.
 
   python -m gen3d.train --config=configs/voxels.py:quick \
     --config.data.path=shapes:'a red car with blue wheels' --workdir=runs/car

@@ -45,6 +45,23 @@ RENAMED = {
     'schedule.augment_every': 'ada_interval',
     'schedule.augment_images': 'ada_images',
     'export.share': 'keep_share',
+    'crop.share': 'fraction',
+    'scene.blob': 'density_bias',
+    'scene.random_background': 'random_background_prob',
+    'scene.background_spread': 'background_range',
+    'scene.light.norm': 'distance_range',
+    'scene.light.shaded': 'shaded_prob',
+    'scene.light.textureless': 'textureless_prob',
+    'scene.penalties.opacity': 'sparsity',
+    'scene.penalties.entropy': 'opacity_entropy',
+    'scene.penalties.spread': 'depth_variance',
+    'scene.penalties.roughness': 'normal_smoothness',
+    'scene.field.gain': 'density_scale',
+    'scene.field.encode.spread': 'init_std',
+    'scene.field.padding': 'rgb_padding',
+    'scene.coarse.loss': 'loss_weight',
+    'scene.fine.merge': 'include_coarse',
+    'scene.fine.padding': 'resample_padding',
 }
 TASKS = {'image_text': 'clip'}
 

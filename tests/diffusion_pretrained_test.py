@@ -315,7 +315,7 @@ def test_from_a_checkpoints_folder_to_an_object(variant, request, tmp_path):
   shutil.rmtree(path)
   scene, params, config = text_to_3d.load_run(workdir)
   assert config.teacher.name == name
-  assert scene.query(params, jnp.zeros((1, 3)))[0][0] > 1
+  assert len(scene.mesh(params, 16, 1.0).faces) > 0
 
 
 @pytest.mark.parity

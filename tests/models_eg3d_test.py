@@ -1,4 +1,4 @@
-"""EG3D against loops, published counts and, where it is at hand, the original.
+"""EG3D against loops, published sizes and, where available, the original.
 
 Reference values of the official code are not part of this repository (their
 license is non-commercial): give their folder as $GEN3D_REFERENCE.
@@ -31,9 +31,9 @@ def count(tree):
 def small(**rendering):
   rendering = {'samples_coarse': 6, 'samples_fine': 6, 'chunk': 0, **rendering}
   return eg3d.Generator(
-      {'resolution': 16, 'channel_base': 64, 'channel_max': 8}, {'width': 16, 'layers': 1},
-      eg3d.RenderingConfig(**rendering), eg3d.SuperResolutionConfig(8, (8, 4), (False, True)),
-      features=4)
+      {'resolution': 16, 'channel_base': 64, 'channel_max': 8},
+      {'width': 16, 'layers': 1}, eg3d.RenderingConfig(**rendering),
+      eg3d.SuperResolutionConfig(8, (8, 4), (False, True)), features=4)
 
 
 def start(generator, resolution=8):
@@ -45,7 +45,7 @@ def start(generator, resolution=8):
   return variables, z, draws
 
 
-def slow_march(field, origin, direction, near, far, coarse, fine, white):
+def slow_render(field, origin, direction, near, far, coarse, fine, white):
   """One ray in two passes, in the order of the paper's supplement."""
   def softplus(x):
     return np.log1p(np.exp(x))
@@ -82,55 +82,52 @@ def slow_march(field, origin, direction, near, far, coarse, fine, white):
           np.sum(w * middle) / w.sum(), w.sum())
 
 
-@pytest.mark.parametrize('white_background', [False, True])
-def test_march_is_the_two_pass_renderer(white):
+@pytest.mark.parametrize('white', [False, True])
+def test_rendering_in_two_passes_agrees_with_a_loop(white):
   rng = np.random.default_rng(0)
   origins = rng.normal(size=(5, 3)).astype(np.float32)
   directions = rng.normal(size=(5, 3)).astype(np.float32)
   directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
   coarse, fine = rng.random((5, 8)), rng.random((5, 6))
 
-  def field(points, xp=jnp):
-    inside = 3 * xp.sin(4 * points[..., 0]) + 2 * points[..., 1]
-    return inside, xp.stack([xp.cos(points[..., i]) for i in range(3)], -1)
+  def at_points(points, xp):
+    density = 3 * xp.sin(4 * points[..., 0]) + 2 * points[..., 1]
+    return density, xp.stack([xp.cos(points[..., i]) for i in range(3)], -1)
+
+  field = lambda samples, directions: at_points(samples.mean, jnp)
 
   ones = jnp.ones((5, 1))
-  found = eg3d.march(
+  rendered = eg3d.render_rays(
       field, cameras.Rays(jnp.array(origins), jnp.array(directions), ones),
       ones, 3 * ones, eg3d.Draws(jnp.array(coarse), jnp.array(fine)),
       eg3d.RenderingConfig(8, 6, white_background=white))
   for i in range(5):
-    expected = slow_march(
-        functools.partial(field, xp=np), origins[i], directions[i], 1., 3.,
+    expected = slow_render(
+        functools.partial(at_points, xp=np), origins[i], directions[i], 1., 3.,
         coarse[i], fine[i], white)
-    for x, y in zip(found[:3], expected, strict=True):
+    for x, y in zip(rendered[:3], expected, strict=True):
       np.testing.assert_allclose(x[i], y, atol=1e-4)
 
 
 @pytest.mark.parametrize('samples, importance', [(1, 0), (3, 2), (2, 2)])
 def test_too_few_samples_are_refused(samples, importance):
   with pytest.raises(ValueError, match=f'A ray has {samples} samples'):
-    eg3d.march(None, None, None, None, None,
-               eg3d.RenderingConfig(samples, importance))
-
-
-def test_disparity_is_even_in_inverse_distance():
-  t = eg3d._spread(jnp.ones((1, 1)), jnp.full((1, 1), 4.), jnp.zeros((1, 5)),
-                   True)
-  np.testing.assert_allclose(np.diff(1 / t[0]), -.75 / 4, rtol=1e-5)
+    eg3d.render_rays(None, None, None, None, None,
+                     eg3d.RenderingConfig(samples, importance))
 
 
 def test_automatic_bounds_are_those_of_the_cube():
   rays = cameras.Rays(
       jnp.array([[0., 0., 3.], [.2, 0., 4.], [0., 5., 3.]]),
       jnp.array([[0., 0., -1.]] * 3), jnp.ones((3, 1)))
-  near, far = eg3d.bounds(rays, eg3d.RenderingConfig(ray_start='auto', box_warp=2.0))
+  near, far = eg3d.ray_bounds(
+      rays, eg3d.RenderingConfig(ray_start='auto', box_warp=2.0))
   np.testing.assert_allclose(near[:, 0], [2, 3, 2], atol=1e-6)
   np.testing.assert_allclose(far[:, 0], [4, 5, 3], atol=1e-6)
 
 
 @pytest.mark.parametrize('axes', ['xy_xz_yz', 'eg3d_legacy'])
-def test_a_query_is_the_decoder_of_the_mean_of_three_planes(axes):
+def test_query_decodes_the_mean_of_three_planes(axes):
   generator = small()
   generator = generator.clone(
       rendering=generator.rendering._replace(axes=axes, box_warp=1.6))
@@ -155,15 +152,15 @@ def test_a_query_is_the_decoder_of_the_mean_of_three_planes(axes):
       values[0], 1.002 / (1 + np.exp(-out[:, 1:])) - 0.001, atol=1e-4)
 
 
-def test_chunks_change_nothing_but_memory():
+def test_chunks_do_not_change_images_and_gradients():
   whole, parts = small(), small(chunk=24)
   variables, z, draws = start(whole)
 
   def loss(params, generator):
-    made = generator.apply(
+    generated = generator.apply(
         {**variables, 'params': params}, z, LABEL, LABEL, 8, draws,
         noise='const')
-    return jnp.mean(made.image ** 2) + jnp.mean(made.depth), made
+    return jnp.mean(generated.image ** 2) + jnp.mean(generated.depth), generated
 
   for a, b in zip(*(
       jax.tree.leaves(jax.jit(functools.partial(jax.grad(
@@ -172,12 +169,15 @@ def test_chunks_change_nothing_but_memory():
     np.testing.assert_allclose(a, b, atol=2e-5 + 1e-3 * np.abs(a).max())
 
 
-def test_the_pose_that_is_told_is_scaled():
-  told, deaf = small(), small().clone(pose_conditioning=0.0)
-  variables, z, _ = start(told)
+def test_pose_conditioning_of_zero_ignores_the_label():
+  conditioned = small()
+  unconditioned = conditioned.clone(pose_conditioning=0.0)
+  variables, z, _ = start(conditioned)
   ws = lambda g, label: g.apply(variables, z, label, method='map')
-  assert not np.allclose(ws(told, LABEL), ws(told, LABEL[::-1]))
-  np.testing.assert_array_equal(ws(deaf, LABEL), ws(deaf, LABEL[::-1]))
+  assert not np.allclose(
+      ws(conditioned, LABEL), ws(conditioned, LABEL[::-1]))
+  np.testing.assert_array_equal(
+      ws(unconditioned, LABEL), ws(unconditioned, LABEL[::-1]))
 
 
 def test_planes_are_channels_plane_by_plane():
@@ -203,7 +203,7 @@ def test_published_sizes_of_super_resolution(name, parameters):
       size * 2 ** sum(eg3d.SUPER_RESOLUTIONS[name].up), 3)
 
 
-def test_names_are_those_of_the_published_generator():
+def test_parameter_names_are_those_of_the_published_generator():
   generator = eg3d.Generator(
       {'resolution': 256}, {'layers': 2}, eg3d.RenderingConfig(),
       eg3d.SUPER_RESOLUTIONS['8XDC'])
@@ -228,11 +228,11 @@ def test_names_are_those_of_the_published_generator():
   assert {n for n, _ in nvidia.sources(shapes).values()} == names
 
 
-def test_the_discriminator_sees_both_images():
+def test_dual_image_is_the_image_and_the_resized_raw_image():
   image = jnp.ones((1, 16, 16, 3))
-  seen = eg3d.dual_image(image, jnp.zeros((1, 4, 4, 3)))
-  np.testing.assert_array_equal(seen[..., :3], image)
-  np.testing.assert_array_equal(seen[..., 3:], 0)
+  dual = eg3d.dual_image(image, jnp.zeros((1, 4, 4, 3)))
+  np.testing.assert_array_equal(dual[..., :3], image)
+  np.testing.assert_array_equal(dual[..., 3:], 0)
 
 
 @pytest.fixture(scope='module')
@@ -260,18 +260,19 @@ def test_official_networks_have_the_names_that_we_write(reference):
   like = jax.eval_shape(networks.init, jax.random.key(0))
   for letter, name in (('G', 'generator'), ('D', 'discriminator')):
     zeros = jax.tree.map(lambda x: np.zeros(x.shape), like[name])
-    found = {name: list(x.shape)
+    ours = {name: list(x.shape)
              for name, x in nvidia.tensors(zeros).items()}
     lines = (reference / f'eg3d_{letter}_keys.txt').read_text().splitlines()
     theirs = {line.split()[1]: json.loads(line.split(maxsplit=2)[2])
               for line in lines if 'dataset_label_std' not in line}
-    assert found == theirs
+    assert ours == theirs
 
 
-def test_every_stage_is_the_official_one(golden):
+def test_every_stage_agrees_with_the_official_code(golden):
   generator = eg3d.Generator(
       {'resolution': 256, 'channel_base': 1024, 'channel_max': 16},
-      {'width': 512, 'layers': 2}, eg3d.RenderingConfig(12, 12, axes='eg3d_legacy'),
+      {'width': 512, 'layers': 2},
+      eg3d.RenderingConfig(12, 12, axes='eg3d_legacy'),
       eg3d.SUPER_RESOLUTIONS['2X'], super_resolution_clamp=256)
   z, c = jnp.array(golden['z']), jnp.array(golden['c'])
   draws = eg3d.Draws(jnp.array(golden['u.coarse_u'][..., 0]),
@@ -299,19 +300,20 @@ def test_every_stage_is_the_official_one(golden):
   values, depth, _ = render('features_at', planes)
   near(first(values), golden['feature_image'])
   near(depth, golden['image_depth'][:, 0])
-  made = render('render', planes, ws)
-  near(first(made.image_raw), golden['image_raw'])
-  near(first(made.image), golden['image'])
+  generated = render('render', planes, ws)
+  near(first(generated.image_raw), golden['image_raw'])
+  near(first(generated.image), golden['image'])
   density, color = call('query', planes, jnp.array(golden['pts']))
   near(density, golden['pts_sigma'][..., 0])
   near(color, golden['pts_rgb'])
 
-  judge = stylegan2.Discriminator(
-      128, labeled=True, channel_base=1024, channel_max=16, mbstd_group=2, clamp=256)
-  pair = eg3d.dual_image(made.image, made.image_raw)
+  discriminator = stylegan2.Discriminator(
+      128, labeled=True, channel_base=1024, channel_max=16, mbstd_group=2,
+      clamp=256)
+  pair = eg3d.dual_image(generated.image, generated.image_raw)
   variables = ported(golden, 'D', jax.eval_shape(
-      lambda: judge.init(jax.random.key(0), pair, c)))
-  near(judge.apply(variables, pair, c), golden['logits'][:, 0])
+      lambda: discriminator.init(jax.random.key(0), pair, c)))
+  near(discriminator.apply(variables, pair, c), golden['logits'][:, 0])
   back = nvidia.tensors(variables)
   theirs = {name[2:]: x for name, x in golden.items() if name[:2] == 'D.'}
   assert set(back) == set(theirs)

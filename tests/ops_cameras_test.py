@@ -33,7 +33,7 @@ def test_known_points_from_the_front():
 
 @pytest.mark.parametrize('azimuth, right', [
     (90.0, (0, 0, -1)), (180.0, (-1, 0, 0)), (-90.0, (0, 0, 1))])
-def test_what_is_on_the_right(azimuth, right):
+def test_axis_on_the_right_of_the_image(azimuth, right):
   camera = cameras.orbit(azimuth, 0.0, 2.0, 1.0)
   np.testing.assert_allclose(camera.c2w[:3, 0], right, atol=1e-6)
   np.testing.assert_allclose(camera.c2w[:3, 1], (0, 1, 0), atol=1e-6)
@@ -67,10 +67,6 @@ def test_radius_at_the_center_is_a_pixels():
   rays = cameras.rays(cameras.orbit(0.0, 0.0, 2.0, 1.0), 65, 65)
   np.testing.assert_allclose(
       rays.radii[32, 32, 0], (1 / 65) * 2 / np.sqrt(12), rtol=1e-5)
-
-
-def test_focal_from_fov():
-  np.testing.assert_allclose(cameras.focal_from_fov(90.0), 0.5, rtol=1e-6)
 
 
 def test_sample_is_dreamfusions_distribution():

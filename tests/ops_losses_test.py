@@ -1,4 +1,4 @@
-"""Penalties against their formulas."""
+"""Penalties and schedules against their formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import numpy as np
 from gen3d.ops import losses, schedules
 
 
-def test_orientation_is_of_normals_that_face_away():
+def test_orientation_penalizes_normals_that_face_away():
   weights = jnp.array([0.5, 0.3])
   normals = jnp.array([[0.0, 0.0, 1.0], [0.0, 0.6, -0.8]])
   direction = jnp.array([0.0, 0.0, -1.0])
@@ -19,25 +19,26 @@ def test_orientation_is_of_normals_that_face_away():
   assert np.abs(to_normals[1]).max() > 0
 
 
-def test_opacity_and_entropy():
+def test_sparsity_and_opacity_entropy():
   o = jnp.array([0.0, 0.3, 1.0])
   np.testing.assert_allclose(
       losses.sparsity(o), np.sqrt(np.array([0.01, 0.1, 1.01])), rtol=1e-6)
   p = 0.3
   np.testing.assert_allclose(
-      losses.entropy(jnp.array(p)),
+      losses.opacity_entropy(jnp.array(p)),
       -p * np.log(p) - (1 - p) * np.log(1 - p), rtol=1e-5)
-  for f in (losses.sparsity, losses.entropy):
+  for f in (losses.sparsity, losses.opacity_entropy):
     assert np.all(np.isfinite(jax.vmap(jax.grad(f))(o)))
-  assert float(losses.entropy(o)[1]) > 50 * float(losses.entropy(o)[2])
+  _, half, opaque = losses.opacity_entropy(o)
+  assert float(half) > 50 * float(opaque)
 
 
 def test_depth_variance():
   edges = jnp.array([0.0, 1.0, 2.0, 3.0])
   weights = np.array([0.2, 0.1, 0.1])
-  share = weights / weights.sum()
+  normalized = weights / weights.sum()
   middle = np.array([0.5, 1.5, 2.5])
-  variance = np.sum(share * middle**2) - np.sum(share * middle)**2
+  variance = np.sum(normalized * middle**2) - np.sum(normalized * middle)**2
   np.testing.assert_allclose(
       losses.depth_variance(jnp.asarray(weights), edges), 0.4 * variance,
       rtol=1e-5)
@@ -45,7 +46,7 @@ def test_depth_variance():
   assert np.all(np.isfinite(gradient))
 
 
-def test_roughness_against_a_loop():
+def test_normal_smoothness_against_a_loop():
   rng = np.random.default_rng(0)
   normals, total = rng.normal(size=(3, 4, 3)), rng.random((3, 4))
   expected = np.zeros((3, 4))
@@ -56,8 +57,8 @@ def test_roughness_against_a_loop():
           expected[y, x] += 0.5 * total[y, x] * total[v, u] * np.sum(
               (normals[y, x] - normals[v, u])**2)
   np.testing.assert_allclose(
-      losses.normal_smoothness(jnp.asarray(normals), jnp.asarray(total)), expected,
-      rtol=1e-5)
+      losses.normal_smoothness(jnp.asarray(normals), jnp.asarray(total)),
+      expected, rtol=1e-5)
 
 
 def test_piecewise():

@@ -1,4 +1,4 @@
-"""Where rays are looked at: closed forms and histograms."""
+"""Sampling of rays against closed forms and histograms."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def test_sphere_ends_are_on_the_sphere_or_at_the_camera():
   np.testing.assert_allclose(ends[1][hit], 1.2, atol=1e-4)
   np.testing.assert_allclose(ends[0][hit & starts], 1.2, atol=1e-4)
   assert np.all(ends[0][hit & ~starts] < 1.2)
-  # Those that are said to miss stay outside.
+  # Those that miss stay outside.
   t = np.linspace(0, 10, 500)[:, None, None]
   path = np.linalg.norm(rays.origins + t * rays.directions, axis=-1)
   assert np.all(path[:, ~hit].min(0) > 1.2 - 1e-3)
@@ -54,7 +54,7 @@ def test_axis_parallel_ray_through_a_box():
   np.testing.assert_allclose([near[0, 0], far[0, 0]], [2.0, 4.0], atol=1e-5)
 
 
-def test_misses_weigh_nothing_and_are_finite():
+def test_rays_that_miss_are_empty_and_finite():
   near, far, hit = sampling.intersect_sphere(
       _rays([[0.0, 5.0, 3.0]], [[0.0, 0.0, -1.0]]), 1.0)
   assert not bool(hit[0, 0])
@@ -72,7 +72,21 @@ def test_stratified_edges_increase_and_span():
       sampling.stratified(None, near, far, 2)[0], [1.0, 2.0, 3.0])
 
 
-def test_importance_follows_the_weights():
+def test_stratified_points_are_one_in_each_stratum():
+  near, far = jnp.ones((3, 1)), jnp.full((3, 1), 4.0)
+  uniform = jax.random.uniform(jax.random.key(0), (3, 5))
+  strata = 0.75 * (jnp.arange(5) + uniform)
+  np.testing.assert_allclose(
+      sampling.stratified_points(uniform, near, far), 1 + strata, rtol=1e-6)
+
+
+def test_stratified_points_in_disparity_are_even_in_inverse_distance():
+  t = sampling.stratified_points(
+      jnp.zeros((1, 5)), jnp.ones((1, 1)), jnp.full((1, 1), 4.), True)
+  np.testing.assert_allclose(np.diff(1 / t[0]), -.75 / 4, rtol=1e-5)
+
+
+def test_importance_samples_are_distributed_like_the_weights():
   edges = jnp.array([0.0, 1.0, 1.5, 3.0, 4.0])
   weights = jnp.array([0.1, 0.6, 0.0, 0.3])
   drawn = sampling.importance(jax.random.key(1), edges, weights, 20_000)
@@ -83,13 +97,13 @@ def test_importance_follows_the_weights():
   np.testing.assert_allclose(within.mean(), 1.25, atol=5e-3)
 
 
-def test_importance_without_weights_is_even():
+def test_importance_samples_of_zero_weights_are_uniform():
   drawn = sampling.importance(
       None, jnp.linspace(0.0, 1.0, 5), jnp.zeros(4), 8)
   np.testing.assert_allclose(drawn, (np.arange(8) + 0.5) / 8, atol=1e-5)
 
 
-def test_widen_is_mip_nerfs_blur():
+def test_blur_weights_is_equation_18_of_mip_nerf():
   w = np.array([0.0, 0.8, 0.0, 0.2])
   padded = np.array([0.0, *w, 0.2])
   expected = [0.5 * (max(padded[i], padded[i + 1])
@@ -99,7 +113,7 @@ def test_widen_is_mip_nerfs_blur():
                              rtol=1e-6)
 
 
-def test_merge_sorts():
+def test_sort_union():
   np.testing.assert_array_equal(
       sampling.sort_union(jnp.array([0.0, 2.0]), jnp.array([1.0, 3.0])),
       [0.0, 1.0, 2.0, 3.0])

@@ -1,4 +1,4 @@
-"""Diffuse reflection and where the light stands."""
+"""Diffuse reflection and random lights."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def test_lambertian_against_the_formula():
   np.testing.assert_allclose(white, np.full(3, 0.64), rtol=1e-6)
 
 
-def test_light_stands_around_the_camera():
+def test_lights_are_around_the_camera():
   camera = jnp.array([0.0, 0.0, 3.0])
   position = jax.vmap(lambda key: shading.sample_position(key, camera))(
       jax.random.split(jax.random.key(0), 2000))

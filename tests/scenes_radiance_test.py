@@ -1,4 +1,4 @@
-"""The captured scene: looks, bounds, backgrounds, chunks."""
+"""The captured scene: passes, bounds, backgrounds, chunks."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,14 @@ FRAME = radiance.Frame(np.eye(4), np.array([1.0, 5.0]), cameras.Camera(
     np.zeros((2, 4, 4)), np.zeros((2, 3, 3))))
 
 
-def _scene(module=nerf, **changes):
+def _config(module=nerf, **changes):
   config = module.get_config('tiny').scene
   config.update_from_flattened_dict(changes)
-  scene = radiance.make(config, FRAME)
+  return config
+
+
+def _scene(module=nerf, **changes):
+  scene = radiance.make(_config(module, **changes), FRAME)
   scene = scene._replace(
       render=jax.jit(scene.render),
       show=jax.jit(scene.show, static_argnames=('size', 'modes')))
@@ -33,7 +37,7 @@ def _keys(shape, seed=0):
   return jax.random.split(jax.random.key(seed), shape)
 
 
-def test_chunks_do_not_show():
+def test_chunks_do_not_change_the_image():
   view = _view()
   for keys in (None, _keys((6, 6))):
     whole, chunked = (scene.render(params, keys, view) for scene, params in (
@@ -42,7 +46,7 @@ def test_chunks_do_not_show():
       np.testing.assert_allclose(a, b, rtol=1e-5, atol=3e-5)
 
 
-def test_a_rays_chance_is_its_keys():
+def test_jitter_of_a_ray_depends_on_its_key_only():
   scene, params = _scene()
   view = _view()
   keys = _keys((6, 6))
@@ -52,77 +56,90 @@ def test_a_rays_chance_is_its_keys():
   assert changed[2, 3] and changed.sum() == 1
 
 
-def test_which_looks_are_judged_and_which_network_answers():
+def test_one_key_gives_every_ray_a_key_of_its_own():
+  scene, params = _scene()
+  key = jax.random.key(5)
+  one, many = (scene.render(params, keys, _view()).image
+               for keys in (key, jax.random.split(key, (6, 6))))
+  np.testing.assert_array_equal(one, many)
+
+
+def test_passes_with_a_loss_and_networks_of_the_passes():
   view = _view()
   scene, params = _scene()
-  seen = scene.render(params, None, view)
-  assert {'coarse', 'fine'} <= set(params) and len(seen.aux['colors']) == 2
-  np.testing.assert_array_equal(seen.aux['colors'][1], seen.image)
-  one, shared = _scene(**{'coarse.separate': False, 'coarse.loss': 0.0})
+  rendered = scene.render(params, None, view)
+  assert {'coarse', 'fine'} <= set(params) and len(rendered.passes) == 1
+  assert rendered.passes[0].shape == rendered.image.shape
+  assert np.abs(rendered.passes[0] - rendered.image).max() > 0
+  one, shared = _scene(**{'coarse.separate': False, 'coarse.loss_weight': 0.0})
   assert 'coarse' not in shared
-  assert len(one.render(shared, None, view).aux['colors']) == 1
+  assert one.render(shared, None, view).passes == ()
 
   def pull(params):
     return jnp.sum(scene.render(params, None, view).image)
 
   gradient = jax.grad(pull)(params)
   size = lambda tree: max(np.abs(x).max() for x in jax.tree.leaves(tree))
-  # The first look says where, which is not to be learned from; the frame
-  # never is.
+  # No gradient flows through importance sampling; the frame has none at all.
   assert size(gradient['fine']) > 0
   assert size(gradient['coarse']) == size(gradient['frame']) == 0
 
 
-def test_the_fine_look_goes_where_the_coarse_one_saw_something():
-  config = nerf.get_config('tiny').scene.fine
+def _sampling(**changes):
+  return radiance.Sampling(**{
+      'extent': 'range', 'spacing': 'distance', 'coarse_samples': 8,
+      'fine_samples': 16, 'include_coarse': False, 'resample_padding': 0.0,
+      **changes})
+
+
+def test_fine_edges_are_where_the_coarse_weights_are():
   edges = jnp.linspace(0.0, 8.0, 9)
   weights = jnp.zeros(8).at[3].set(1.0)
-  config.merge, config.samples, config.padding = False, 16, 0.0
-  found = radiance._resample(None, edges, weights, config)
-  assert found.shape == (17,)
-  assert found.min() >= 3.0 and found.max() <= 4.0
-  config.merge = True
-  merged = radiance._resample(None, edges, weights, config)
-  assert merged.shape == (9 + 16,) and np.all(np.diff(merged) >= 0)
-  assert set(np.asarray(edges)) <= set(np.asarray(merged))
-  config.merge, config.padding = False, 0.01
-  widened = np.asarray(radiance._resample(None, edges, weights, config))
-  assert widened.min() < 3 and widened.max() > 4
+  fine = lambda **changes: np.asarray(radiance.fine_edges(
+      None, edges, weights, config=_sampling(**changes)))
+  drawn = fine()
+  assert drawn.shape == (17,)
+  assert drawn.min() >= 3.0 and drawn.max() <= 4.0
+  union = fine(include_coarse=True)
+  assert union.shape == (9 + 16,) and np.all(np.diff(union) >= 0)
+  assert set(np.asarray(edges)) <= set(union)
+  blurred = fine(resample_padding=0.01)
+  assert blurred.min() < 3 and blurred.max() > 4
 
 
 def test_bounds_and_spacing():
   rays = _view().rays
-  config = nerf.get_config('tiny').scene
-  config.coarse.samples, config.extent = 4, 'range'
-  bounds = jnp.array([1.0, 5.0])
-  ranged = radiance._stratified(rays, None, bounds, config)
-  np.testing.assert_allclose(ranged[0, 0], [1, 2, 3, 4, 5], rtol=1e-6)
-  config.spacing = 'disparity'
-  farther = radiance._stratified(rays, None, bounds, config)
+  coarse = lambda **changes: radiance.coarse_edges(
+      rays, None, jnp.array([1.0, 5.0]), _sampling(
+          coarse_samples=4, **changes))
+  np.testing.assert_allclose(coarse()[0, 0], [1, 2, 3, 4, 5], rtol=1e-6)
+  disparity = coarse(spacing='disparity')
   np.testing.assert_allclose(
-      1 / np.asarray(farther[0, 0]), np.linspace(1, 0.2, 5), rtol=1e-5)
-  config.extent, config.spacing = 'box', 'distance'
-  boxed = radiance._stratified(rays, None, bounds, config)
+      1 / np.asarray(disparity[0, 0]), np.linspace(1, 0.2, 5), rtol=1e-5)
+  boxed = coarse(extent='box')
   middle = rays.origins[3, 3] + boxed[3, 3][:, None] * rays.directions[3, 3]
   np.testing.assert_allclose(np.abs(middle).max(-1)[[0, -1]], 1, atol=1e-5)
   assert np.all(np.abs(middle[1:-1]).max(-1) < 1)
 
 
-def test_contracted_space_has_no_end():
+def test_contracted_space_is_unbounded():
   smooth = {'field.encode.degree': 1, 'field.activation': 'softplus'}
-  scene, params = _scene(contract=True, spacing='disparity', **smooth)
+  changes = {'contract': True, 'spacing': 'disparity', **smooth}
+  _, params = _scene(**changes)
   points = jnp.array([[0.3, 0.2, 0.1], [30.0, 20.0, 10.0], [3e4, 2e4, 1e4]])
-  density, _ = scene.query(params, points)
-  plain, _ = _scene(**smooth)[0].query(params, points[:1])
+  density, _ = radiance.make_query(_config(**changes))(params, points)
+  plain, _ = radiance.make_query(_config(**smooth))(params, points[:1])
   np.testing.assert_allclose(density[0], plain[0], rtol=1e-5)
   # Close to the same place on the sphere of radius 2.
   np.testing.assert_allclose(density[1], density[2], rtol=0.05)
 
 
 def test_a_grid_spans_all_of_contracted_space():
-  scene, params = _scene(triplanes, contract=True, spacing='disparity')
+  changes = {'contract': True, 'spacing': 'disparity'}
+  _, params = _scene(triplanes, **changes)
+  query = radiance.make_query(_config(triplanes, **changes))
   far = jnp.array([[3.0, 0.0, 0.0], [9.0, 0.0, 0.0]])
-  planes = lambda at: jax.grad(lambda p: scene.query(p, at)[0].sum())(
+  planes = lambda at: jax.grad(lambda p: query(p, at)[0].sum())(
       params)['fine']['params']['encode']['planes']
   first, second = (np.abs(planes(far[i:i + 1])).sum(-1) for i in (0, 1))
   # |x| = 3 and 9 land at 1.67 and 1.89 of 2: in different texels of 8.
@@ -133,10 +150,10 @@ def test_backgrounds():
   empty = {'field.activation': 'relu'}
   scene, params = _scene(**empty)
   params = jax.tree.map(jnp.zeros_like, params) | {'frame': params['frame']}
-  seen = scene.render(params, None, _view((0.2, 0.4, 0.6)))
+  rendered = scene.render(params, None, _view((0.2, 0.4, 0.6)))
   np.testing.assert_allclose(
-      seen.image, np.broadcast_to([0.2, 0.4, 0.6], (6, 6, 3)), atol=1e-6)
-  np.testing.assert_allclose(seen.opacity, 0, atol=1e-6)
+      rendered.image, np.broadcast_to([0.2, 0.4, 0.6], (6, 6, 3)), atol=1e-6)
+  np.testing.assert_allclose(rendered.opacity, 0, atol=1e-6)
   scene, params = _scene(background='learned', **empty)
   blank = {**params, 'fine': jax.tree.map(jnp.zeros_like, params['fine'])}
   sky = scene.render(blank, None, _view((0.2, 0.4, 0.6), learned=1.0)).image
@@ -145,15 +162,13 @@ def test_backgrounds():
       scene.render(blank, None, _view((0.2, 0.4, 0.6), learned=0.0)).image,
       np.broadcast_to([0.2, 0.4, 0.6], (6, 6, 3)), atol=1e-6)
   key = jax.random.key(0)
-  config = nerf.get_config('tiny').scene
-  np.testing.assert_array_equal(radiance.backdrop(config, key), 1)
-  config.background = 'black'
-  np.testing.assert_array_equal(radiance.backdrop(config, key), 0)
-  config.background = 'random'
-  assert np.ptp(radiance.backdrop(config, key, (5,))) > 0.1
+  color = radiance.background_color
+  np.testing.assert_array_equal(color('white', key), 1)
+  np.testing.assert_array_equal(color('black', key), 0)
+  assert np.ptp(color('random', key, (5,))) > 0.1
 
 
-def test_grids_are_kept_smooth_by_a_penalty():
+def test_total_variation_penalty_of_grids():
   scene, params = _scene(triplanes, total_variation=2.0)
   value = scene.penalties(params, None, 0)['total_variation']
   planes = np.asarray(params['fine']['params']['encode']['planes'])
@@ -163,7 +178,40 @@ def test_grids_are_kept_smooth_by_a_penalty():
       params, None, 0) == {}
 
 
-def test_what_is_shown():
+def test_views_are_from_cameras_of_the_path():
+  path = cameras.orbit(np.linspace(0.0, 315.0, 8), 10.0, 3.0, 1.3)
+  scene = radiance.make(_config(background='random'), FRAME._replace(
+      path=path), view_size=5)
+  draw = jax.jit(jax.vmap(lambda key: scene.sample_view(key, 0, (0.25, 0.5))))
+  views = draw(jax.random.split(jax.random.key(0), 100))
+  assert views.rays.origins.shape == (100, 5, 5, 3)
+  azimuth, _, _ = cameras.angles(views.camera.c2w[:, :3, 3])
+  assert set(np.round(np.asarray(azimuth))) == {90, 135}
+  assert np.ptp(views.background) > 0.1
+
+
+def test_mesh_is_the_surface_of_a_field_that_is_solid_in_parts():
+  config = _config(triplanes)
+  scene = radiance.make(config, FRAME)
+  params = jax.jit(scene.init)(jax.random.key(0))
+  encode = params['fine']['params']['encode']
+  inside = np.zeros_like(encode['planes'])
+  inside[:, 2:6, 2:6] = 10.0
+  for name in ('layer_0', 'layer_1', 'density'):
+    layer = params['fine']['params'][name]
+    layer['kernel'] = jnp.abs(layer['kernel'])
+    layer['bias'] = jnp.full_like(
+        layer['bias'], -30.0 if name == 'density' else 0.0)
+  encode['planes'] = jnp.asarray(inside)
+  surface = scene.mesh(params, 16, 1.0)
+  # Closed beyond the cube, within one cell of it.
+  assert len(surface.faces) > 10 and np.abs(surface.vertices).max() < 1 + 2 / 15
+  density, _ = radiance.make_query(config)(params, jnp.asarray(
+      [[0.0, 0.0, 0.0], [0.9, 0.9, 0.9]]))
+  assert density[0] > 100 * density[1]
+
+
+def test_previews_have_all_modes():
   scene, params = _scene(triplanes)
   camera = cameras.orbit(0.0, 0.0, 3.0, 1.3)
   shown = scene.show(params, camera, (4, 6), radiance.MODES)

@@ -1,9 +1,10 @@
-"""Reconstruction: frames, batches, spreading, and that it reconstructs."""
+"""Reconstruction: frames, batches, several devices, and its quality."""
 
 import json
 import pathlib
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from configs import nerf, triplanes
+from gen3d import legacy
 from gen3d.data.captures import posed
 from gen3d.engine import loop, sharding
 from gen3d.io import meshes
@@ -33,7 +35,7 @@ def _posed(azimuths, elevation=20.0, target=(3.0, 1.0, -2.0), scale=4.0):
       pixels.astype(np.uint8), 8.0, 16.0, box.astype(np.float32), True)
 
 
-def test_the_box_becomes_the_unit_cube_and_pixels_stay():
+def test_unit_frame_keeps_projections():
   before = _posed((0.0, 90.0, 200.0))
   frame, after = reconstruction.to_unit_frame(before, 4)
   np.testing.assert_allclose(after.box, [[-1, -0.5, -1], [1, 0.5, 1]],
@@ -51,7 +53,7 @@ def test_the_box_becomes_the_unit_cube_and_pixels_stay():
     np.testing.assert_allclose(depth, 4 * nearer, rtol=1e-4)
 
 
-def test_the_film_goes_around_or_stays_on_its_side():
+def test_camera_path_is_a_circle_or_a_loop_on_one_side():
   around = reconstruction.to_unit_frame(_posed(range(0, 360, 30)), 8)[0].path
   azimuth, elevation, distance = cameras.angles(
       jnp.asarray(around.c2w[:, :3, 3]))
@@ -66,11 +68,11 @@ def test_the_film_goes_around_or_stays_on_its_side():
   assert 165 < azimuth.min() < 175 and 185 < azimuth.max() < 195
 
 
-def test_batches_are_pixels_of_the_pictures_and_pure():
+def test_batches_are_pixels_of_the_photographs_and_resume_exactly():
   _, train = reconstruction.to_unit_frame(_posed((0.0, 120.0)), 4)
-  crop = nerf.get_config('tiny').crop
-  crop.steps, crop.share = 2, 0.5
-  feed = reconstruction.batches(5, 0, train=train, size=64, crop=crop)
+  batches = partial(reconstruction.batches, train=train, size=64, crop_steps=2,
+                    crop_fraction=0.5)
+  feed = batches(5, 0)
   first, second, third = (next(feed) for _ in range(3))
   for batch, limits in ((first, (0.25, 0.75)), (third, (0.0, 1.0))):
     column = np.round(batch['pixel'][:, 0] * 8 - 0.5).astype(int)
@@ -84,7 +86,7 @@ def test_batches_are_pixels_of_the_pictures_and_pure():
     assert np.all((row >= np.floor(6 * low)) & (row < np.ceil(6 * high)))
     assert set(which) == {0, 1}
   assert set(np.round(third['pixel'][:, 0] * 8 - 0.5)) == set(range(8))
-  resumed = next(reconstruction.batches(5, 1, train=train, size=64, crop=crop))
+  resumed = next(batches(5, 1))
   jax.tree.map(np.testing.assert_array_equal, resumed, second)
 
 
@@ -102,7 +104,7 @@ def _train(config, devices, steps):
   return task, sharding.unreplicate(state), jax.device_get(metrics)
 
 
-def compare_spreadings():
+def compare_device_counts():
   """One device and eight, fed the same rays (in a subprocess)."""
   config = triplanes.get_config('tiny')
   config.optimizer.eps, config.scene.background = 0.1, 'random'
@@ -118,8 +120,8 @@ def compare_spreadings():
       results[1][2]['psnr'], results[0][2]['psnr'], rtol=1e-4)
 
 
-def test_eight_chips_equal_one(on_eight_devices):
-  done = on_eight_devices('tasks_reconstruction_test', 'compare_spreadings')
+def test_eight_devices_equal_one(on_eight_devices):
+  done = on_eight_devices('tasks_reconstruction_test', 'compare_device_counts')
   assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -136,7 +138,7 @@ def trained():
 
 
 @pytest.mark.optimized
-def test_an_object_is_reconstructed_from_its_pictures(trained):
+def test_object_is_reconstructed_from_its_photographs(trained):
   _, task, state, metrics = trained
   scalars, images = task.evaluate(state, jax.random.key(0))
   assert metrics['psnr'] > 21, metrics
@@ -145,7 +147,7 @@ def test_an_object_is_reconstructed_from_its_pictures(trained):
   assert images['test'].shape[1] == 3 * 32
 
 
-def test_a_finished_run_leaves_its_files_in_the_captures_world(
+def test_files_of_a_finished_run_are_in_the_world_of_the_capture(
     trained, tmp_path):
   config, task, state, _ = trained
   frame = state.params['frame']
@@ -165,7 +167,7 @@ def test_a_finished_run_leaves_its_files_in_the_captures_world(
   assert np.mean(red > 0.2) > 0.4
 
 
-def test_a_run_is_shown_again_without_its_photographs(tmp_path):
+def test_finished_run_is_loaded_without_its_photographs(tmp_path):
   workdir = tmp_path / 'run'
   command = lambda *args: subprocess.run(
       [sys.executable, '-m', *args], cwd=ROOT, capture_output=True, text=True)
@@ -187,8 +189,33 @@ def test_a_run_is_shown_again_without_its_photographs(tmp_path):
 @pytest.mark.parametrize('path, words', [
     ('', 'no photographs'), ('shapes:a zeppelin', "named in 'a zeppelin'"),
     ('/nowhere', '/nowhere')])
-def test_refusals_are_sentences(path, words):
+def test_unreadable_data_is_refused(path, words):
   config = nerf.get_config('tiny')
   config.data.path = path
   with pytest.raises(ValueError, match=words):
     reconstruction.make(config)
+
+
+def test_costs_are_of_the_rays_of_a_step():
+  config = nerf.get_config('tiny')
+  task = reconstruction.make(config)
+  costs = task.costs()
+  assert costs.unit == ('rays', config.batch)
+  assert costs.sizes == {'rays a step': config.batch, 'samples a ray': (8, 8)}
+  params = task.init(jax.random.key(0)).params
+  parts = costs.parts(params, next(task.batches(0, 0)), 2)
+  assert set(parts) == {'rays rendered'}
+  assert parts['rays rendered']().shape == (config.batch // 2, 3)
+
+
+def test_config_keys_of_version_1_are_upgraded():
+  upgraded = legacy.upgrade({
+      'crop': {'share': 0.5}, 'scene': {
+          'field': {'padding': 0.0, 'encode': {'spread': 0.1}},
+          'coarse': {'loss': 1.0}, 'fine': {'merge': True, 'padding': 0.0}}})
+  config = triplanes.get_config('tiny')
+  assert set(upgraded['crop']) <= set(config.crop)
+  for part in ('coarse', 'fine', 'field'):
+    assert set(upgraded['scene'][part]) <= set(config.scene[part])
+  assert set(upgraded['scene']['field']['encode']) <= set(
+      config.scene.field.encode)

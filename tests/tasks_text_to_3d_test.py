@@ -44,7 +44,7 @@ def _config(views=2, steps=4):
   config.views = views
   config.scene.size, config.scene.samples = 8, 6
   config.scene.importance.samples = 0
-  config.scene.random_background = 0.5  # Else nobody learns the background.
+  config.scene.random_background_prob = 0.5  # Else it is not learned.
   config.optimizer.schedule = 'constant'
   return config
 
@@ -89,7 +89,7 @@ def test_eight_chips_equal_one(on_eight_devices):
 
 def test_an_object_takes_the_teachers_color_and_is_exported(tmp_path):
   config = _config(steps=60)
-  config.scene.random_background = 1.0
+  config.scene.random_background_prob = 1.0
   task, state, metrics = _run(config, 1, steps=60)
   assert int(state.step) == 60
   assert {'opacity', 'sds/grad_norm', 'loss/orientation'} <= set(metrics)
@@ -107,7 +107,7 @@ def test_an_object_takes_the_teachers_color_and_is_exported(tmp_path):
 
 def test_a_teacher_that_knows_cameras_is_told_the_views():
   config = _config(steps=60)
-  config.scene.random_background = 1.0
+  config.scene.random_background_prob = 1.0
   # Of much noise throughout, where this teacher does not ask what it sees.
   options = config.guidance.options
   options.time_min, options.time_max = (0.7,), (0.93,)

@@ -1,13 +1,12 @@
 """Cameras and rays.
 
-Vocabulary. The world has y up; an object's front looks along +z and its left
-(the viewer's right) is +x, as in glTF. A camera looks along its own -z with x
-to the right and y up (OpenGL). `c2w` is the 4x4 camera-to-world matrix.
+Vocabulary. The world has y up; an object's front faces +z and its left
+(the viewer's right) is +x, as in glTF. A camera faces its own -z with x to
+the right and y up (OpenGL). `c2w` is the 4x4 camera-to-world matrix.
 Intrinsics are 3x3 and normalized: image coordinates run from (0, 0) at the
-top left corner to (1, 1) at the bottom right one, so they do not depend on
-the resolution. Angles are in degrees where a person writes them (azimuth,
-elevation, field of view). Azimuth 0 is the front, 90 is the +x side, 180 the
-back; elevation 90 is overhead.
+top left corner to (1, 1) at the bottom right one, so that they do not depend
+on the resolution. Azimuth and elevation are in degrees: azimuth 0 is the
+front, 90 the +x side, 180 the back; elevation 90 is overhead.
 """
 
 from typing import Any, NamedTuple
@@ -16,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Signs of the columns of c2w: OpenCV's cameras have y down and look along +z.
+# Signs of the columns of c2w: OpenCV's cameras have y down and face +z.
 OPENCV = np.array([1.0, -1.0, -1.0, 1.0], np.float32)
-# Turns a world with z up: its (x, y, z) is (x, z, -y) in one with y up.
+# Rotates a world with z up: its (x, y, z) is (x, z, -y) in one with y up.
 Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 
 
@@ -35,15 +34,23 @@ class Rays(NamedTuple):
   radii: Any       # [..., 1], Mip-NeRF's: a pixel's width * 2 / sqrt(12)
 
 
-def normalize(x, eps=1e-12):
-  """Unit vectors [..., 3]; zero stays zero, and so does its gradient."""
+def normalize(x: jax.Array, eps: float = 1e-12) -> jax.Array:
+  """Unit vectors [..., 3] of x; zero stays zero, and so does its gradient.
+
+  Args:
+    x: [..., 3].
+    eps: squared length below which x counts as zero.
+  """
   squared = jnp.sum(x * x, axis=-1, keepdims=True)
   safe = jnp.maximum(squared, eps)
   return jnp.where(squared > eps, x / jnp.sqrt(safe), 0.0)
 
 
-def spherical(azimuth, elevation, distance):
-  """Position [..., 3] on a sphere around the origin (angles in degrees)."""
+def spherical(azimuth: Any, elevation: Any, distance: jax.Array) -> jax.Array:
+  """Position [..., 3] on a sphere of radius `distance` around the origin.
+
+  Angles are in degrees; all arguments are of shape [...].
+  """
   azimuth, elevation = jnp.deg2rad(azimuth), jnp.deg2rad(elevation)
   return distance[..., None] * jnp.stack([
       jnp.cos(elevation) * jnp.sin(azimuth),
@@ -51,7 +58,7 @@ def spherical(azimuth, elevation, distance):
       jnp.cos(elevation) * jnp.cos(azimuth)], axis=-1)
 
 
-def angles(position):
+def angles(position: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Inverse of `spherical`: azimuth in (-180, 180], elevation, distance."""
   x, y, z = position[..., 0], position[..., 1], position[..., 2]
   distance = jnp.linalg.norm(position, axis=-1)
@@ -59,12 +66,16 @@ def angles(position):
           jnp.rad2deg(jnp.arcsin(jnp.clip(y / distance, -1, 1))), distance)
 
 
-def look_at(position, target, up):
-  """Camera-to-world [..., 4, 4] at `position`, looking at `target`.
+def look_at(position: jax.Array, target: jax.Array, up: jax.Array
+            ) -> jax.Array:
+  """Camera-to-world matrices [..., 4, 4].
 
-  When `up` is along the line of sight, which leaves the roll open, the
-  camera's up falls back to world -z (the way it is reached by climbing over
-  the front).
+  Args:
+    position: [..., 3].
+    target: [..., 3], which projects to the center of the image.
+    up: [..., 3], vertical in the image. Where it is parallel to the viewing
+      axis, which leaves the roll undefined, world -z is taken: the limit of a
+      camera that moves over the front to the top.
   """
   back = normalize(position - target)
   right = jnp.cross(up, back)
@@ -78,8 +89,11 @@ def look_at(position, target, up):
   return jnp.concatenate([columns, last], axis=-2)
 
 
-def pinhole(focal):
-  """Normalized intrinsics [..., 3, 3]; `focal` in image heights, square."""
+def pinhole(focal: Any) -> jax.Array:
+  """Normalized intrinsics [..., 3, 3] of square images.
+
+  `focal` [...] is the focal length in image heights.
+  """
   focal = jnp.asarray(focal)
   zero, one = jnp.zeros_like(focal), jnp.ones_like(focal)
   half = one / 2
@@ -89,13 +103,16 @@ def pinhole(focal):
       jnp.stack([zero, zero, one], -1)], -2)
 
 
-def focal_from_fov(degrees):
-  """Focal length in image heights of a vertical field of view."""
-  return 0.5 / jnp.tan(0.5 * jnp.deg2rad(degrees))
+def orbit(azimuth: Any, elevation: Any, distance: Any, focal: Any,
+          target: Any = (0.0, 0.0, 0.0)) -> Camera:
+  """Cameras on a sphere that face its center; scalars or batches [...].
 
-
-def orbit(azimuth, elevation, distance, focal, target=(0.0, 0.0, 0.0)):
-  """A camera on a sphere that looks at its center; scalars or batches."""
+  Args:
+    azimuth, elevation: degrees.
+    distance: radius of the sphere.
+    focal: in image heights.
+    target: center of the sphere, [..., 3].
+  """
   azimuth, elevation, distance, focal = jnp.broadcast_arrays(
       *map(jnp.float32, (azimuth, elevation, distance, focal)))
   position = spherical(azimuth, elevation, distance) + jnp.float32(target)
@@ -104,30 +121,33 @@ def orbit(azimuth, elevation, distance, focal, target=(0.0, 0.0, 0.0)):
   return Camera(look_at(position, target, up), pinhole(focal))
 
 
-def rays(camera, height, width):
-  """Rays [..., H, W, .] through the pixel centers of `camera`."""
+def rays(camera: Camera, height: int, width: int) -> Rays:
+  """Rays [..., H, W, .] through the pixel centers of `camera` [...].
+
+  `height` and `width` are H and W, in pixels.
+  """
   y, x = jnp.meshgrid((jnp.arange(height) + 0.5) / height,
                       (jnp.arange(width) + 0.5) / width, indexing='ij')
   every = jax.tree.map(lambda a: a[..., None, None, :, :], camera)
   return rays_through(every, jnp.stack([x, y], axis=-1), height)
 
 
-def nearest_to_origin(origins, directions):
-  """The point [..., 3] of each ray that is nearest to the world's origin.
+def nearest_to_origin(origins: jax.Array, directions: jax.Array) -> jax.Array:
+  """The point [..., 3] of each line that is nearest to the world's origin.
 
-  `directions` have length one; behind the camera counts, too.
+  It may be behind the camera. `directions` are unit vectors.
   """
   along = jnp.sum(origins * directions, -1, keepdims=True)
   return origins - along * directions
 
 
-def rays_through(camera, points, height):
+def rays_through(camera: Camera, points: jax.Array, height: int) -> Rays:
   """Rays [..., .] through image coordinates `points` [..., 2].
 
   Args:
     camera: Camera whose leading axes broadcast against [...].
     points: (x, y), from (0, 0) at the top left to (1, 1).
-    height: of the image in pixels, which makes the cones' radii.
+    height: of the image in pixels, which determines the cones' radii.
   """
   k = camera.intrinsics
   v = (points[..., 1] - k[..., 1, 2]) / k[..., 1, 1]
@@ -144,7 +164,7 @@ def rays_through(camera, points, height):
   return Rays(origins, directions / length, radii)
 
 
-def to_label(camera):
+def to_label(camera: Camera) -> jax.Array:
   """EG3D's labels [..., 25] of Cameras: OpenCV axes, then intrinsics."""
   c2w = jnp.asarray(camera.c2w) * OPENCV
   return jnp.concatenate([
@@ -152,14 +172,15 @@ def to_label(camera):
       jnp.asarray(camera.intrinsics).reshape(*c2w.shape[:-2], 9)], axis=-1)
 
 
-def from_label(label):
+def from_label(label: jax.Array) -> Camera:
   """Inverse of `to_label`."""
   leading = label.shape[:-1]
   return Camera(label[..., :16].reshape(*leading, 4, 4) * OPENCV,
                 label[..., 16:].reshape(*leading, 3, 3))
 
 
-def project(camera, points):
+def project(camera: Camera, points: jax.Array
+            ) -> tuple[jax.Array, jax.Array]:
   """Image coordinates [..., N, 2] and depths [..., N] of points [..., N, 3].
 
   Depth is along the viewing axis, positive in front of the camera.
@@ -174,16 +195,25 @@ def project(camera, points):
   return jnp.stack([x, y], axis=-1), depth
 
 
-def sample(key, *, azimuth=(-180.0, 180.0), elevation=(-10.0, 90.0),
-           distance=(1.0, 1.5), focal=(0.7, 1.35), jitter_position=0.1,
-           jitter_target=0.2, jitter_up=0.02):
+def sample(
+    key: jax.Array, *, azimuth: tuple = (-180.0, 180.0),
+    elevation: tuple = (-10.0, 90.0), distance: tuple = (1.0, 1.5),
+    focal: tuple = (0.7, 1.35), jitter_position: float = 0.1,
+    jitter_target: float = 0.2, jitter_up: float = 0.02) -> Camera:
   """One camera from DreamFusion's distribution (appendix of 2209.14988).
 
-  Elevation is uniform in angle half of the time, else uniform in area on its
-  band. `jitter_position` is the half-width of a uniform offset, the other two
-  are standard deviations (the paper leaves variance or deviation open; public
-  code takes deviations). `focal` is in image heights.
+  Args:
+    key: of the random numbers.
+    azimuth, elevation: ranges, degrees. Elevation is uniform in angle half of
+      the time, else uniform in area on its band.
+    distance: range of the distance from the origin.
+    focal: range of the focal length, in image heights.
+    jitter_position: half-width of a uniform offset of the position.
+    jitter_target, jitter_up: standard deviations of the target and the up
+      vector (the paper leaves variance or deviation open; public code takes
+      deviations).
   """
+  # The number of keys is part of the random stream.
   keys = jax.random.split(key, 8)
   uniform = lambda key, lo_hi: jax.random.uniform(
       key, minval=lo_hi[0], maxval=lo_hi[1])

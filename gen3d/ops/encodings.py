@@ -1,4 +1,4 @@
-"""Encodings of points and of the Gaussians that stand for pieces of a cone.
+"""Encodings of points and of Gaussians, and features of grids.
 
 Vocabulary. A sample of a field is a `Gaussian` with diagonal covariance; a
 point is one whose variance is zero. `edges` [..., N + 1] are distances along
@@ -10,6 +10,7 @@ an array [R, R, R, C] whose axes are z, y and x.
 import functools
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen3d.choices import UserError, check
+from gen3d.ops import cameras
 
 # (column axis, row axis) of each plane: x = 0, y = 1, z = 2. EG3D's released
 # networks were trained with two planes of the same axes (its issue 67).
@@ -24,11 +26,10 @@ AXES = {'xy_xz_yz': ((0, 1), (0, 2), (1, 2)),
         'xy_xz_zy': ((0, 1), (0, 2), (2, 1)),
         'eg3d_legacy': ((0, 1), (0, 2), (2, 0))}
 
-
-# On a CPU: numbers of a grid that are changed together (see _spread_in_turn),
-# and points that are looked up together.
-MOST_AT_ONCE = 96
-AT_ONCE = 4096
+# Block sizes of the loops on a CPU: points per lookup (see _interpolate) and
+# floats per update (see _scatter_add_in_place).
+CPU_POINTS = 4096
+CPU_FLOATS = 96
 
 
 class Gaussian(NamedTuple):
@@ -37,13 +38,24 @@ class Gaussian(NamedTuple):
   variance: Any  # [..., 3]
 
 
-def positional(x, degree):
+class _Query(NamedTuple):
+  """Points to be interpolated in grids [G, R, ..., R, H, C].
+
+  The first and the last index of a grid select one of several grids of one
+  shape: objects or planes.
+  """
+  points: Any  # [A, N, D] in [-1, 1]
+  first: Any   # [A], the first index of each group of N points
+  last: int    # the index along H
+
+
+def positional(x: jax.Array, degree: int) -> jax.Array:
   """sin and cos of 2^l x for l < degree: [..., D] -> [..., 2 D degree]."""
   scaled = _octaves(x, degree, 2.0)
   return jnp.concatenate([jnp.sin(scaled), jnp.cos(scaled)], axis=-1)
 
 
-def integrated(gaussian, degree):
+def integrated(gaussian: Gaussian, degree: int) -> jax.Array:
   """The expected positional encoding of a Gaussian, [..., 6 degree].
 
   Mip-NeRF (2103.13415), eq. 13-14, axis-aligned: octaves that vary within
@@ -55,7 +67,7 @@ def integrated(gaussian, degree):
       [jnp.sin(scaled) * fade, jnp.cos(scaled) * fade], axis=-1)
 
 
-def conical_frustums(rays, edges):
+def conical_frustums(rays: cameras.Rays, edges: jax.Array) -> Gaussian:
   """The Gaussians [..., N, 3] of a cone's pieces (Mip-NeRF, eq. 7-8 and 16).
 
   Args:
@@ -80,75 +92,71 @@ def conical_frustums(rays, edges):
       + variance_across[..., None] * (1 - outer))
 
 
-def midpoints(rays, edges):
-  """The same places as points: Gaussians [..., N, 3] of no variance."""
-  middle = (edges[..., 1:] + edges[..., :-1]) / 2
+def points_at(rays: cameras.Rays, distances: jax.Array) -> Gaussian:
+  """Points [..., S, 3], without variance, at distances [..., S] on rays."""
   mean = (rays.origins[..., None, :]
-          + middle[..., None] * rays.directions[..., None, :])
+          + distances[..., None] * rays.directions[..., None, :])
   return Gaussian(mean, jnp.zeros_like(mean))
 
 
-def triplanes(planes, points, *, reduce='sum', outside='clamp',
-              axes='xy_xz_yz'):
-  """Features [..., C] of points, bilinear in three planes.
+def triplanes(planes: jax.Array, points: jax.Array, *, reduce: str = 'sum',
+              outside: str = 'clamp', axes: str = 'xy_xz_yz') -> jax.Array:
+  """Features [..., C] of points, bilinear in three planes (EG3D, section 3).
 
   Args:
-    planes: [3, R, R, C], or those of N objects as a generator paints them,
+    planes: [3, R, R, C], or those of N objects as a generator outputs them,
       [N, R, R, 3, C]; a texel's value sits at its center, as in images.
     points: [..., 3] in [-1, 1]; [N, ..., 3] where there are N objects.
-    reduce: how the planes' features meet: 'sum', 'mean' or 'product'.
-    outside: beyond the outermost centers, 'clamp' goes on with their value,
+    reduce: how the planes' features are combined: 'sum' or 'mean'.
+    outside: beyond the outermost centers, 'clamp' extends their value,
       'zero' fades to zero within one texel.
     axes: which axes a plane's columns and rows are; a key of AXES.
 
   Raises:
-    UserError: if one of the three choices is not known, or R is 1.
+    UserError: one of the three choices is not known, or R is 1.
   """
-  check('reduce', ('sum', 'mean', 'product'), reduce)
+  check('reduce', ('sum', 'mean'), reduce)
   check('outside', ('clamp', 'zero'), outside)
   check('axes', AXES, axes)
-  painted = planes.ndim == 5
-  grids = planes if painted else planes[:, :, :, None]
-  count = len(planes) if painted else 1
+  generated = planes.ndim == 5
+  # Planes are the first index of a single tri-plane [3, R, R, 1, C], the last
+  # one of those that a generator outputs.
+  grids = planes if generated else planes[:, :, :, None]
+  count = len(planes) if generated else 1
   flat = points.reshape(count, -1, 3)
-  # A grid is told by its number and by the last index before the channels.
-  lookings = [
-      (flat[..., (column, row)], np.arange(count) if painted else [i],
-       i if painted else 0)
-      for i, (column, row) in enumerate(AXES[axes])]
-  if reduce == 'product':
-    features = math.prod(
-        _look_up(grids, [one], outside, painted) for one in lookings)
-  else:
-    features = _look_up(grids, lookings, outside, painted)
+  queries = [
+      _Query(flat[..., (column, row)],
+             np.arange(count) if generated else [plane],
+             plane if generated else 0)
+      for plane, (column, row) in enumerate(AXES[axes])]
+  features = _interpolate_queries(grids, queries, outside, generated)
   if reduce == 'mean':
     features = features / 3
   return features.reshape(*points.shape[:-1], planes.shape[-1])
 
 
-def voxels(grid, points, *, outside='clamp'):
+def voxels(grid: jax.Array, points: jax.Array) -> jax.Array:
   """Features [..., C] of points, trilinear in a grid.
 
   Args:
     grid: [R, R, R, C], indexed by z, y, x; a voxel's value sits at its
       center, as in `triplanes`.
-    points: [..., 3] in [-1, 1].
-    outside: as in `triplanes`.
+    points: [..., 3] in [-1, 1]; beyond the outermost centers their value is
+      extended.
 
   Raises:
-    UserError: if `outside` is not known, or R is 1.
+    UserError: R is 1.
   """
-  check('outside', ('clamp', 'zero'), outside)
-  features = _look_up(
-      grid[None, ..., None, :], [(points.reshape(1, -1, 3), [0], 0)], outside)
+  query = _Query(points.reshape(1, -1, 3), [0], 0)
+  features = _interpolate_queries(grid[None, ..., None, :], [query], 'clamp')
   return features.reshape(*points.shape[:-1], grid.shape[-1])
 
 
-def contract(gaussian):
-  """Gaussians of all space squeezed into the ball of radius 2.
+def contract(gaussian: Gaussian) -> Gaussian:
+  """Gaussians of all space contracted into the ball of radius 2.
 
   Mip-NeRF 360 (2111.12077), eq. 10: x stays within the unit ball, else it is
-  (2 - 1 / |x|) x / |x|. The variance goes through the linearised map, of
+  (2 - 1 / |x|) x / |x|. The variance goes through the linearized map, of
   which the diagonal is kept.
   """
   x = gaussian.mean
@@ -164,75 +172,77 @@ def contract(gaussian):
   return Gaussian(scale * x, variance)
 
 
-def _look_up(grids, lookings, outside, computed=False):
-  """Features in grids [G, R, ..., R, H, C], D-linear, of all lookings summed.
+def _interpolate_queries(grids: jax.Array, queries: list[_Query],
+                         outside: str, computed: bool = False) -> jax.Array:
+  """Features [A N, C] in grids, D-linear, summed over the queries.
 
   Args:
-    grids: all of one shape.
-    lookings: triples (points [A, N, D], number [A] of the grid, which of H). A
-      point's first coordinate is along a grid's last axis before H.
+    grids: [G, R, ..., R, H, C] with D axes R. A point's first coordinate is
+      along the last of them.
+    queries: each of the same number of points.
     outside: as in `triplanes`.
-    computed: whether the grids are computed where they are looked up.
-
-  Returns:
-    [A N, C].
+    computed: whether the grids are computed in the program that interpolates.
 
   Raises:
-    UserError: if R is 1.
+    UserError: R is 1.
   """
   resolution = grids.shape[1]
   if resolution < 2:
-    raise UserError('A grid of one texel has nothing to go between; give it '
-                    'a resolution of 2 or more.')
+    raise UserError('A grid of one texel cannot be interpolated; give the '
+                    'field a resolution of 2 or more.')
   starts, weights = [], []
-  for points, grid, part in lookings:
-    start, shares = _cells(points, resolution, outside)
-    like = (*start.shape[:-1], 1)
-    grid = np.broadcast_to(np.asarray(grid)[:, None, None], like)
+  for query in queries:
+    start, corner_weights = _cells(query.points, resolution, outside)
+    column = (*start.shape[:-1], 1)
+    first = np.broadcast_to(np.asarray(query.first)[:, None, None], column)
     starts.append(jnp.concatenate(
-        [grid, start, np.full(like, part)], axis=-1))
-    weights.append(shares)
+        [first, start, np.full(column, query.last)], axis=-1))
+    weights.append(corner_weights)
   by_point = lambda x: jnp.stack(x, axis=2).reshape(
-      -1, len(lookings), x[0].shape[-1])
-  return _blend(grids, by_point(starts), by_point(weights), computed)
+      -1, len(queries), x[0].shape[-1])
+  return _interpolate(grids, by_point(starts), by_point(weights), computed)
 
 
 def _cells(points, resolution, outside):
   """The first corners [..., D] of points' cells, weights [..., 2^D] of all."""
-  place = (points[..., ::-1] + 1) * (resolution / 2) - 0.5
+  position = (points[..., ::-1] + 1) * (resolution / 2) - 0.5
   if outside == 'clamp':
-    place = jnp.clip(place, 0, resolution - 1)
-  low = jnp.floor(place)
-  # Beyond the outermost centers the cell is theirs, and one corner or both
-  # have no share in it.
-  start = jnp.clip(low, 0, resolution - 2)
-  part, beside = place - low, low - start
-  none = 0 * part  # But what is not a number stays none.
-  shares = (
-      jnp.where(beside == 0, 1 - part, jnp.where(beside == -1, part, none)),
-      jnp.where(beside == 0, part, jnp.where(beside == 1, 1 - part, none)))
+    position = jnp.clip(position, 0, resolution - 1)
+  floor = jnp.floor(position)
+  # Beyond the outermost centers the outermost cell is used, `beyond` cells
+  # away, where one of its corners or both have no weight.
+  start = jnp.clip(floor, 0, resolution - 2)
+  fraction, beyond = position - floor, floor - start
+  zero = 0 * fraction  # NaN where the point is NaN: that must not be hidden.
+  low = jnp.where(beyond == 0, 1 - fraction,
+                  jnp.where(beyond == -1, fraction, zero))
+  high = jnp.where(beyond == 0, fraction,
+                   jnp.where(beyond == 1, 1 - fraction, zero))
   weights = [
-      math.prod(shares[side][..., axis] for axis, side in enumerate(sides))
-      for sides in _sides(points.shape[-1])]
+      math.prod((low, high)[offset][..., axis]
+                for axis, offset in enumerate(offsets))
+      for offsets in _corner_offsets(points.shape[-1])]
   return start.astype(jnp.int32), jnp.stack(weights, axis=-1)
 
 
-def _sides(dimension):
+def _corner_offsets(dimension: int) -> Iterator[tuple[int, ...]]:
   """The corners of a cell: 0 or 1 for each axis."""
   return itertools.product((0, 1), repeat=dimension)
 
 
-# Looking up is linear in each of three: the grids, the weights of the cells'
-# corners, and what features are held against. Below are its derivatives in the
-# last, first and second, each of which has the other two for its own gradient.
-# Every point has L cells, [N, L, ...], and gets the sum of what is found there.
+# The interpolation <cotangent, sum of weights * rows of grids> is trilinear in
+# the grids, the corners' weights and the cotangent. The three functions below
+# are its partial derivatives by the cotangent, the grids and the weights. Each
+# one's own VJP is made of the other two, so that gradients of any order work
+# without a scatter that XLA would derive. Every point has L cells, [N, L, ...],
+# and gets the sum of their features.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _blend(grids, starts, weights, computed=False):
+def _interpolate(grids, starts, weights, computed=False):
   """Features [N, C]: sums over cells and their corners of weights times rows.
 
-  Gathers that are summed as they come: stacking the corners, or
+  Gathers that are summed one by one: stacking the corners, or
   map_coordinates, is several times slower on a CPU.
 
   Args:
@@ -240,114 +250,124 @@ def _blend(grids, starts, weights, computed=False):
     starts: [N, L, 2 + D], the first corner of each cell.
     weights: [N, L, 2^D].
     computed: whether the grids are computed in this program. On a CPU, XLA
-      would do their last operations once for each number that is gathered,
-      but for a loop between: points are taken some at a time.
+      would fuse their last operations into the gather and repeat them for
+      each number that is gathered; a loop over blocks of points prevents it.
   """
-  def blend(starts, weights):
+  def interpolate(starts, weights):
     return sum(
         row * weights[:, cell, corner, None]
         for cell, corner, row in _rows(grids, starts))
 
   if not computed or jax.default_backend() != 'cpu':
-    return blend(starts, weights)
-  one = lambda cells: blend(*(x[None] for x in cells))[0]
-  return jax.lax.map(one, (starts, weights), batch_size=AT_ONCE)
+    return interpolate(starts, weights)
+  of_point = lambda cells: interpolate(*(x[None] for x in cells))[0]
+  return jax.lax.map(of_point, (starts, weights), batch_size=CPU_POINTS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _spread(starts, weights, pull, shape):
-  """Grids to which each corner of a cell adds its weight times pull [N, C].
+def _scatter_add(starts, weights, cotangent, shape):
+  """Grids to which each corner adds its weight times cotangent [N, C].
 
   On a CPU cell by cell, in place, for XLA's scatter takes as long for each
-  corner as this for a cell; elsewhere one point after another would be slow.
+  corner as this for a cell; elsewhere a sequential loop would be slow.
   """
   if jax.default_backend() == 'cpu':
-    return _spread_in_turn(starts, weights, pull, shape)
-  table = jnp.zeros((math.prod(shape[:-1]), shape[-1]), pull.dtype)
-  for cell, corner, number in _numbers(shape, starts):
-    table = table.at[number].add(
-        pull * weights[:, cell, corner, None], mode='promise_in_bounds')
+    return _scatter_add_in_place(starts, weights, cotangent, shape)
+  table = jnp.zeros((math.prod(shape[:-1]), shape[-1]), cotangent.dtype)
+  for cell, corner, index in _row_indices(shape, starts):
+    table = table.at[index].add(
+        cotangent * weights[:, cell, corner, None], mode='promise_in_bounds')
   return table.reshape(shape)
 
 
-def _spread_in_turn(starts, weights, pull, shape):
+def _scatter_add_in_place(starts, weights, cotangent, shape):
+  """_scatter_add as a sequential loop of slices that are updated in place."""
   dimension, channels = len(shape) - 3, shape[-1]
-  # A piece of a cell at a time: the corners along the last `whole` axes. XLA
-  # makes one function of a loop whose round touches less than 1,024 bytes, old
-  # and new values and what is between; one that touches more is interpreted,
-  # and a round takes two to four times as long.
+  # One update adds to the corners along the last `whole` axes of a cell. XLA
+  # compiles a loop into one function if its body touches less than 1,024
+  # bytes, old and new values and intermediate ones; the body of a larger one
+  # is interpreted, and an iteration takes two to four times as long.
   whole = dimension
-  while whole and 2 ** whole * channels > MOST_AT_ONCE:
+  while whole and 2 ** whole * channels > CPU_FLOATS:
     whole -= 1
   pieces, size = 2 ** (dimension - whole), 2 ** whole
-  corners = jnp.asarray([(0, *sides, 0) for sides in _sides(dimension)])[::size]
+  corners = jnp.asarray([
+      (0, *offsets, 0) for offsets in _corner_offsets(dimension)])[::size]
   block = (1,) * (1 + dimension - whole) + (2,) * whole + (1, channels)
 
+  # A vmapped fori_loop would become a scatter again.
   @jax.custom_batching.sequential_vmap
-  def spread(starts, weights, pull):
+  def scatter_add(starts, weights, cotangent):
 
     def add(i, grids, start, weights):
       point, piece = i // pieces, i % pieces
       at = (*(start[point] + corners[piece]), 0)
-      share = jax.lax.dynamic_slice(weights, (point, piece * size), (1, size))
+      weight = jax.lax.dynamic_slice(weights, (point, piece * size), (1, size))
       values = jax.lax.dynamic_slice(grids, at, block)
-      values += share.reshape(*block[:-1], 1) * pull[point]
+      values += weight.reshape(*block[:-1], 1) * cotangent[point]
       return jax.lax.dynamic_update_slice(grids, values, at)
 
-    grids = jnp.zeros(shape, pull.dtype)
-    # Not in one loop, which would go to and fro between the planes.
+    grids = jnp.zeros(shape, cotangent.dtype)
+    # One loop for each plane: alternating planes miss the cache.
     for cell in range(starts.shape[1]):
       grids = jax.lax.fori_loop(
-          0, len(pull) * pieces, functools.partial(
+          0, len(cotangent) * pieces, functools.partial(
               add, start=starts[:, cell], weights=weights[:, cell]), grids)
     return grids
 
-  return spread(starts, weights, pull)
+  return scatter_add(starts, weights, cotangent)
 
 
 @jax.custom_vjp
-def _against(grids, starts, pull):
-  """For each corner [N, L, 2^D]: its row of the grids times pull [N, C]."""
-  found = [jnp.sum(row * pull, axis=-1) for _, _, row in _rows(grids, starts)]
-  return jnp.stack(found, axis=-1).reshape(*starts.shape[:2], -1)
+def _dot_rows(grids, starts, cotangent):
+  """For each corner [N, L, 2^D]: its row of the grids times cotangent [N, C].
+  """
+  products = [jnp.sum(row * cotangent, axis=-1)
+              for _, _, row in _rows(grids, starts)]
+  return jnp.stack(products, axis=-1).reshape(*starts.shape[:2], -1)
 
 
 def _rows(grids, starts):
   """Yields (cell, corner, features [N, C]) for each corner of each cell."""
   table = grids.reshape(-1, grids.shape[-1])
-  for cell, corner, number in _numbers(grids.shape, starts):
-    yield cell, corner, table.at[number].get(mode='promise_in_bounds')
+  for cell, corner, index in _row_indices(grids.shape, starts):
+    yield cell, corner, table.at[index].get(mode='promise_in_bounds')
 
 
-def _numbers(shape, starts):
-  """Yields (cell, corner, row [N]) in grids of a shape, seen as a table."""
+def _row_indices(shape, starts):
+  """Yields (cell, corner, index [N]) of rows of grids reshaped to [rows, C].
+  """
   strides = [math.prod(shape[axis + 1:-1]) for axis in range(len(shape) - 1)]
   for cell in range(starts.shape[1]):
     first = sum(starts[:, cell, axis] * stride
                 for axis, stride in enumerate(strides))
-    for corner, sides in enumerate(_sides(len(shape) - 3)):
+    for corner, offsets in enumerate(_corner_offsets(len(shape) - 3)):
       yield cell, corner, first + sum(
-          side * stride
-          for side, stride in zip(sides, strides[1:-1], strict=True))
+          offset * stride
+          for offset, stride in zip(offsets, strides[1:-1], strict=True))
 
 
-_blend.defvjp(
+_interpolate.defvjp(
     lambda grids, starts, weights, computed: (
-        _blend(grids, starts, weights, computed), (grids, starts, weights)),
-    lambda computed, kept, pull: (
-        _spread(*kept[1:], pull, kept[0].shape).astype(kept[0].dtype), None,
-        _against(*kept[:2], pull)))
-_spread.defvjp(
-    lambda starts, weights, pull, shape: (
-        _spread(starts, weights, pull, shape), (starts, weights, pull)),
-    lambda shape, kept, grids: (
-        None, _against(grids, kept[0], kept[2]), _blend(grids, *kept[:2])))
-_against.defvjp(
-    lambda grids, starts, pull: (
-        _against(grids, starts, pull), (grids, starts, pull)),
-    lambda kept, weights: (
-        _spread(kept[1], weights, kept[2], kept[0].shape).astype(
-            kept[0].dtype), None, _blend(kept[0], kept[1], weights)))
+        _interpolate(grids, starts, weights, computed),
+        (grids, starts, weights)),
+    lambda computed, saved, cotangent: (
+        _scatter_add(*saved[1:], cotangent, saved[0].shape).astype(
+            saved[0].dtype), None,
+        _dot_rows(*saved[:2], cotangent)))
+_scatter_add.defvjp(
+    lambda starts, weights, cotangent, shape: (
+        _scatter_add(starts, weights, cotangent, shape),
+        (starts, weights, cotangent)),
+    lambda shape, saved, grids: (
+        None, _dot_rows(grids, saved[0], saved[2]),
+        _interpolate(grids, *saved[:2])))
+_dot_rows.defvjp(
+    lambda grids, starts, cotangent: (
+        _dot_rows(grids, starts, cotangent), (grids, starts, cotangent)),
+    lambda saved, weights: (
+        _scatter_add(saved[1], weights, saved[2], saved[0].shape).astype(
+            saved[0].dtype), None, _interpolate(saved[0], saved[1], weights)))
 
 
 def _octaves(x, degree, base):

@@ -1,4 +1,4 @@
-"""Penalties on what a volume shows: one function, one number per ray."""
+"""Penalties on rendered volumes: one function each, one number per ray."""
 
 import functools
 
@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 
-def orientation(weights, normals, directions):
+def orientation(weights: jax.Array, normals: jax.Array,
+                directions: jax.Array) -> jax.Array:
   """Visible normals that face away, [...] (Ref-NeRF, 2112.03907, eq. 11).
 
-  sum_i w_i max(0, n_i . d)^2, where no gradient goes to the weights: bent
-  normals are to turn, not to vanish (DreamFusion, section 3.2).
+  sum_i w_i max(0, n_i . d)^2. No gradient flows to the weights: normals that
+  face away are to turn, not to vanish (DreamFusion, section 3.2).
 
   Args:
     weights: [..., N].
@@ -22,58 +23,67 @@ def orientation(weights, normals, directions):
       jax.lax.stop_gradient(weights) * jnp.maximum(0.0, cosine)**2, axis=-1)
 
 
-def sparsity(total):
-  """sqrt(o^2 + 0.01) of a ray's opacity o [...]: empty space is preferred.
+def sparsity(opacity: jax.Array) -> jax.Array:
+  """sqrt(o^2 + 0.01) of a ray's opacity o [...], which prefers empty space.
 
   DreamFusion, appendix: against filling the whole bounding volume.
   """
-  return jnp.sqrt(total**2 + 0.01)
+  return jnp.sqrt(opacity**2 + 0.01)
 
 
-def entropy(total, epsilon=1e-3):
-  """Binary entropy of a ray's opacity [...], in nats: neither fog nor glass.
+def opacity_entropy(opacity: jax.Array, epsilon: float = 1e-3) -> jax.Array:
+  """Binary entropy [...] of a ray's opacity, in nats: opaque or empty.
 
   The opacity is clamped to [epsilon, 1 - epsilon], where the logarithms and
   their gradients are bounded.
   """
-  p = jnp.clip(total, epsilon, 1 - epsilon)
+  p = jnp.clip(opacity, epsilon, 1 - epsilon)
   return -(p * jnp.log(p) + (1 - p) * jnp.log1p(-p))
 
 
-def depth_variance(weights, edges):
-  """Variance [...] of where along the ray it is seen: thin shells, no fog.
+def depth_variance(weights: jax.Array, edges: jax.Array) -> jax.Array:
+  """Variance [...] of the depth along a ray: thin surfaces, no fog.
 
-  sum_i w_i (t_i - mean)^2 with the weights scaled to sum to one, as HiFA
-  (2305.18766) has it, times the opacity without gradient, so that empty rays
-  are left alone.
+  sum_i w_i (t_i - mean)^2 with the weights scaled to sum to one, as in HiFA
+  (2305.18766), times the opacity without gradient, so that empty rays are
+  not penalized.
+
+  Args:
+    weights: [..., N].
+    edges: [..., N + 1].
   """
   middle = (edges[..., 1:] + edges[..., :-1]) / 2
-  total = jnp.sum(weights, axis=-1, keepdims=True)
-  share = weights / jnp.maximum(total, 1e-3)
-  mean = jnp.sum(share * middle, axis=-1, keepdims=True)
-  spread = jnp.sum(share * (middle - mean)**2, axis=-1)
-  return jax.lax.stop_gradient(total[..., 0]) * spread
+  opacity = jnp.sum(weights, axis=-1, keepdims=True)
+  # Bounded below, for a ray without weights has no mean.
+  normalized = weights / jnp.maximum(opacity, 1e-3)
+  mean = jnp.sum(normalized * middle, axis=-1, keepdims=True)
+  variance = jnp.sum(normalized * (middle - mean)**2, axis=-1)
+  return jax.lax.stop_gradient(opacity[..., 0]) * variance
 
 
-def normal_smoothness(normals, total):
-  """How much the normals [H, W, 3] of neighboring pixels differ, [H, W].
+def normal_smoothness(normals: jax.Array, opacity: jax.Array) -> jax.Array:
+  """Differences between the normals of neighboring pixels, [H, W].
 
   Half the squared difference from the pixels below and to the right, where
-  both pixels have an opacity `total` [H, W]; no gradient goes to the latter.
+  both pixels are opaque.
+
+  Args:
+    normals: [H, W, 3].
+    opacity: [H, W]; no gradient flows to it.
   """
-  total = jax.lax.stop_gradient(total)
-  down = total[1:] * total[:-1] * jnp.sum(
+  opacity = jax.lax.stop_gradient(opacity)
+  down = opacity[1:] * opacity[:-1] * jnp.sum(
       jnp.diff(normals, axis=0)**2, axis=-1)
-  right = total[:, 1:] * total[:, :-1] * jnp.sum(
+  right = opacity[:, 1:] * opacity[:, :-1] * jnp.sum(
       jnp.diff(normals, axis=1)**2, axis=-1)
   return 0.5 * (jnp.pad(down, ((0, 1), (0, 0)))
                 + jnp.pad(right, ((0, 0), (0, 1))))
 
 
-# The differences, as large as the grid for each axis, are not kept for the
-# way back.
+# The differences, as large as the grid for each axis, are recomputed in the
+# backward pass instead of stored.
 @functools.partial(jax.checkpoint, static_argnums=1)
-def total_variation(grid, axes):
+def total_variation(grid: jax.Array, axes: tuple[int, ...]) -> jax.Array:
   """Mean squared difference [] of neighbors in a grid of features.
 
   Args:

@@ -1,19 +1,30 @@
-"""Where to look along rays.
+"""Where to sample along rays.
 
-Vocabulary. `near` and `far` [..., 1] bound the part of a ray that is looked
-at; `edges` [..., N + 1] increase along it and bound N intervals; `weights`
-[..., N] say how much of what is seen lies in each interval. A ray that misses
-gets near == far: its intervals are empty and weigh nothing.
+Vocabulary. `near` and `far` [..., 1] bound the part of a ray that is sampled;
+`edges` [..., N + 1] increase along it and bound N intervals; `weights`
+[..., N] are the intervals' contributions to the pixel (ops/volume.py). A ray
+that misses the scene gets near == far: its intervals are empty and their
+weights are zero.
 """
 
 import jax
 import jax.numpy as jnp
 
+from gen3d.ops import cameras
 
-def intersect_sphere(rays, radius, closest=0.0):
-  """near, far [..., 1] of rays within a sphere around the origin, hit [..., 1].
 
-  `closest` is the least distance from the camera, which may be inside.
+def intersect_sphere(
+    rays: cameras.Rays, radius: float, closest: float = 0.0
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Where rays enter and leave a sphere around the origin.
+
+  Args:
+    rays: Rays [...] with unit directions.
+    radius: of the sphere.
+    closest: the least distance from the camera, which may be inside.
+
+  Returns:
+    near, far [..., 1] and whether the ray hits the sphere, [..., 1].
   """
   b = jnp.sum(rays.origins * rays.directions, axis=-1, keepdims=True)
   c = jnp.sum(rays.origins**2, axis=-1, keepdims=True) - radius**2
@@ -22,8 +33,13 @@ def intersect_sphere(rays, radius, closest=0.0):
   return _clip(-b - root, -b + root, discriminant > 1e-12, closest)
 
 
-def intersect_box(rays, bound, closest=0.0):
-  """near, far [..., 1] of rays within the cube [-bound, bound]^3, and hit."""
+def intersect_box(
+    rays: cameras.Rays, bound: float, closest: float = 0.0
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Where rays enter and leave the cube [-bound, bound]^3.
+
+  Args and results are those of `intersect_sphere`.
+  """
   direction = jnp.where(
       jnp.abs(rays.directions) < 1e-9, 1e-9, rays.directions)
   a = (-bound - rays.origins) / direction
@@ -33,12 +49,16 @@ def intersect_box(rays, bound, closest=0.0):
   return _clip(near, far, far > near, closest)
 
 
-def stratified(key, near, far, count, disparity=False):
-  """Edges [..., count + 1] evenly from near to far.
+def stratified(key: jax.Array | None, near: jax.Array, far: jax.Array,
+               count: int, disparity: bool = False) -> jax.Array:
+  """Edges [..., count + 1], evenly spaced from near to far.
 
-  With a key, the inner ones are moved by up to half an interval; None leaves
-  them where they are. `disparity`: evenly in 1 / distance instead, for scenes
-  without an end (near must not be zero).
+  Args:
+    key: moves the inner edges by up to half an interval; None for no jitter.
+    near, far: [..., 1].
+    count: of intervals.
+    disparity: evenly in 1 / distance instead, for unbounded scenes (near must
+      not be zero).
   """
   fractions = jnp.linspace(0.0, 1.0, count + 1)
   fractions = jnp.broadcast_to(fractions, (*near.shape[:-1], count + 1))
@@ -46,18 +66,39 @@ def stratified(key, near, far, count, disparity=False):
     jitter = jax.random.uniform(
         key, fractions.shape, minval=-0.5, maxval=0.5) / count
     fractions += jitter.at[..., 0].set(0.0).at[..., -1].set(0.0)
-  if disparity:
-    return 1 / ((1 - fractions) / near + fractions / far)
-  return near + (far - near) * fractions
+  return _between(near, far, fractions, disparity)
 
 
-def importance(key, edges, weights, count):
-  """`count` distances [..., count] drawn from a piecewise constant density.
+def stratified_points(uniform: jax.Array, near: jax.Array, far: jax.Array,
+                      disparity: bool = False) -> jax.Array:
+  """Distances [..., S] of points, one in each stratum (EG3D).
 
-  Inverse of the cumulative weights at evenly spaced quantiles, which a key
-  jitters within their stratum; the result increases along the ray. No
-  gradient goes through it. Where all weights are zero the intervals count
-  alike.
+  As in EG3D's code the strata begin at S evenly spaced distances from near to
+  far, so that the last one lies beyond far.
+
+  Args:
+    uniform: [..., S] in [0, 1), the position within each stratum.
+    near, far: [..., 1].
+    disparity: evenly in 1 / distance.
+  """
+  count = uniform.shape[-1]
+  fractions = (jnp.arange(count) + uniform) / (count - 1)
+  return _between(near, far, fractions, disparity)
+
+
+def importance(key: jax.Array | None, edges: jax.Array, weights: jax.Array,
+               count: int) -> jax.Array:
+  """Importance samples: distances [..., count] from a piecewise constant pdf.
+
+  Inverse transform sampling at evenly spaced quantiles; the result increases
+  along the ray. No gradient flows through it.
+
+  Args:
+    key: jitters each quantile within its stratum; None for no jitter.
+    edges: [..., N + 1].
+    weights: [..., N], not normalized. Where all are zero the pdf is uniform
+      over the intervals.
+    count: of samples.
   """
   shape = (*edges.shape[:-1], count)
   offset = 0.5 if key is None else jax.random.uniform(key, shape)
@@ -65,10 +106,16 @@ def importance(key, edges, weights, count):
   return sample_pdf(edges, weights + 1e-5 / weights.shape[-1], quantiles)
 
 
-def sample_pdf(edges, weights, quantiles):
-  """Distances [..., M] at `quantiles` [..., M] of a piecewise constant density.
+def sample_pdf(edges: jax.Array, weights: jax.Array,
+               quantiles: jax.Array) -> jax.Array:
+  """The inverse CDF [..., M] of a piecewise constant pdf at `quantiles`.
 
-  The inverse of its cumulative weights; no gradient goes through it.
+  No gradient flows through it.
+
+  Args:
+    edges: [..., N + 1], the bounds of the pdf's pieces.
+    weights: [..., N], their probabilities, not normalized.
+    quantiles: [..., M] in [0, 1].
   """
   weights, edges = jax.lax.stop_gradient((weights, edges))
   cdf = jnp.cumsum(weights, axis=-1)
@@ -83,17 +130,27 @@ def sample_pdf(edges, weights, quantiles):
   return start + fraction * (end - start)
 
 
-def blur_weights(weights, padding=0.01):
-  """Weights made safe for resampling (Mip-NeRF, eq. 18): blurred, padded."""
+def blur_weights(weights: jax.Array, padding: float = 0.01) -> jax.Array:
+  """Weights [..., N] made safe for resampling: blurred, then padded.
+
+  Mip-NeRF (2103.13415), eq. 18.
+  """
   padded = jnp.concatenate(
       [weights[..., :1], weights, weights[..., -1:]], axis=-1)
   pairs = jnp.maximum(padded[..., :-1], padded[..., 1:])
   return 0.5 * (pairs[..., :-1] + pairs[..., 1:]) + padding
 
 
-def sort_union(*distances):
+def sort_union(*distances: jax.Array) -> jax.Array:
   """All the distances [..., sum of N] of a ray in increasing order."""
   return jnp.sort(jnp.concatenate(distances, axis=-1), axis=-1)
+
+
+def _between(near, far, fractions, disparity):
+  """Distances at fractions of the way from near to far."""
+  if disparity:
+    return 1 / ((1 - fractions) / near + fractions / far)
+  return near + (far - near) * fractions
 
 
 def _clip(near, far, hit, closest):

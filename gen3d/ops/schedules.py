@@ -1,24 +1,32 @@
-"""Values that change while training."""
+"""Values that change during training.
 
+A schedule is a number or ((step, value), ...), joined by straight lines.
+"""
+
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
+Schedule = Any  # a number, or a tuple of pairs (step, value)
 
-def points(value):
+
+def points(value: Schedule) -> tuple[tuple[int, float], ...]:
   """((step, value), ...) of a number or a schedule.
 
-  (number,) is a number: a flag makes it of one where the config has a
-  schedule.
+  (number,) is a number: a command-line flag gives that form where the config
+  has a schedule.
   """
   several = value if isinstance(value, (tuple, list)) else (value,)
   return tuple(tuple(x) if isinstance(x, (tuple, list)) else (0, x)
                for x in several)
 
 
-def piecewise(step, value):
-  """`value` at `step`: a number, or ((step, value), ...) joined by lines.
+def piecewise(step: int | jax.Array, value: Schedule) -> jax.Array:
+  """The value [] of a schedule at `step`.
 
-  Before the first and after the last pair the value stays, so that
-  ((0, 1e-4), (5000, 1e-2)) anneals in and then holds.
+  Before the first and after the last pair the value is constant, so that
+  ((0, 1e-4), (5000, 1e-2)) increases and then stays.
   """
   steps, values = zip(*points(value), strict=True)
   if len(values) == 1:
@@ -28,7 +36,7 @@ def piecewise(step, value):
                     jnp.array(values, jnp.float32))
 
 
-def affine(value, factor, offset=0.0):
+def affine(value: Schedule, factor: float, offset: float = 0.0) -> Schedule:
   """The number or schedule factor * value + offset."""
   if isinstance(value, (int, float)):
     return factor * value + offset

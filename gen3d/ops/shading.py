@@ -1,5 +1,6 @@
-"""Light and diffuse reflection."""
+"""Light, diffuse reflection and normals of a density field."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,16 +22,17 @@ class Light(NamedTuple):
   textureless: Any  # [...] 0 or 1
 
 
-def lambertian(albedo, normals, points, light):
+def lambertian(albedo: jax.Array, normals: jax.Array, points: jax.Array,
+               light: Light) -> jax.Array:
   """Diffuse shading [..., 3] (DreamFusion, section 3.1).
 
   color = rho * (l_d * max(0, n . (l - x) / |l - x|) + l_a), with rho = 1
-  where the light says textureless.
+  where the light is textureless.
 
   Args:
     albedo: [..., 3].
     normals: [..., 3], unit.
-    points: [..., 3], where the surface is.
+    points: [..., 3], on the surface.
     light: a Light whose fields broadcast against [...].
   """
   toward = cameras.normalize(light.position - points)
@@ -40,31 +42,41 @@ def lambertian(albedo, normals, points, light):
   return (albedo * (1 - white) + white) * shade[..., None]
 
 
-def sample_position(key, camera_position, norm=(0.8, 1.5)):
-  """A point light [3] around the camera (DreamFusion, appendix).
+def sample_position(key: jax.Array, camera_position: jax.Array,
+                    distance_range: tuple[float, float] = (0.8, 1.5)
+                    ) -> jax.Array:
+  """A point light's position [3] around the camera (DreamFusion, appendix).
 
-  The direction is that of a draw from N(camera position, I), the distance
-  from the origin uniform in `norm`.
+  Args:
+    key: of the random numbers.
+    camera_position: [3]; the direction is that of a sample of
+      N(camera_position, I).
+    distance_range: the distance from the origin is uniform in it.
   """
-  key_direction, key_norm = jax.random.split(key)
+  key_direction, key_distance = jax.random.split(key)
   direction = camera_position + jax.random.normal(key_direction, (3,))
   return cameras.normalize(direction) * jax.random.uniform(
-      key_norm, minval=norm[0], maxval=norm[1])
+      key_distance, minval=distance_range[0], maxval=distance_range[1])
 
 
-def camera_light(camera, ambient, diffuse, textureless=0.0):
-  """A Light to show things by: a little above and to the right of `camera`."""
+def camera_light(camera: cameras.Camera, ambient: Any, diffuse: Any,
+                 textureless: Any = 0.0) -> Light:
+  """A Light for previews: a little above and to the right of one `camera`.
+
+  The other arguments are those of Light.
+  """
   eye, right, up = (camera.c2w[:3, i] for i in (3, 0, 1))
   distance = jnp.linalg.norm(eye)
   return Light(eye + distance * (0.3 * right + 0.4 * up), ambient, diffuse,
                textureless)
 
 
-def difference_normals(field, samples, directions, epsilon):
+def difference_normals(field: Callable, samples: encodings.Gaussian,
+                       directions: jax.Array, epsilon: float) -> jax.Array:
   """Unit normals [..., 3] of a field's density, by finite differences.
 
   Args:
-    field: (Gaussian samples, directions) -> (density, values).
+    field: volume.Field.
     samples: Gaussian [..., 3].
     directions: [..., 3].
     epsilon: half the width of the stencil, in the samples' unit.

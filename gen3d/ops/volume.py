@@ -1,48 +1,172 @@
-"""Volume rendering: from densities along rays to what is seen.
+"""Volume rendering: densities along rays become pixels.
 
-Vocabulary. `edges` [..., N + 1] are distances along a ray, `density` [..., N]
-is constant between them, `weights` [..., N] say how much of what is seen is in
-each interval, and what they leave of 1 is the background's. A field is
-(Gaussian samples [..., 3], unit directions [..., 3]) -> (density [...],
-values [..., C]).
+Vocabulary. A field is a function (Gaussian samples [..., 3], unit directions
+[..., 3]) -> (density [...], values [..., C]). `distances` [..., D] along a ray
+increase; N = D - 1 intervals lie between them. `interval_weights` [..., N] and
+`weights` [..., S] are the contributions of the intervals and of the samples to
+the pixel; the remainder to 1 is the background's.
+
+A `Quadrature` turns the rendering integral into a sum. Papers differ in it:
+NeRF (2003.08934, eq. 3) has one sample and one constant density in each
+interval (`edge_quadrature`); EG3D (2112.07945) has samples at the distances
+and gives an interval the mean of its two ends (`midpoint_quadrature`).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gen3d.ops import encodings
+from gen3d.ops import cameras, encodings
+
+# (samples [..., 3], directions [..., 3]) -> (density [...], values [..., C])
+Field = Callable[
+    [encodings.Gaussian, jax.Array], tuple[jax.Array, jax.Array]]
+# A field's density [...] -> density per unit of length.
+Activation = Callable[[jax.Array], jax.Array]
+# (distances [..., D], interval weights [..., N]) -> distances of a second pass
+Resample = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Quadrature(NamedTuple):
+  """A rule that turns the rendering integral into a sum over samples.
+
+  Attributes:
+    cast: (rays, distances [..., D]) -> Gaussian samples [..., S, 3].
+    interval_weights: (density [..., S] of the field, distances [..., D]) ->
+      [..., N].
+    sample_weights: interval weights [..., N] -> weights of the samples'
+      values, [..., S].
+  """
+  cast: Callable[[cameras.Rays, jax.Array], encodings.Gaussian]
+  interval_weights: Callable[[jax.Array, jax.Array], jax.Array]
+  sample_weights: Callable[[jax.Array], jax.Array]
 
 
 class RaySamples(NamedTuple):
-  """What a field answered along rays."""
-  samples: Any  # Gaussian [..., N, 3]
-  edges: Any    # [..., N + 1]
-  density: Any  # [..., N]
-  values: Any   # [..., N, C]
-  weights: Any  # [..., N]
+  """Samples along rays, with what a field has there."""
+  samples: Any           # Gaussian [..., S, 3]
+  edges: Any             # [..., N + 1], the bounds of the intervals
+  density: Any           # [..., S], as the field returns it
+  values: Any            # [..., S, C]
+  interval_weights: Any  # [..., N]
+  weights: Any           # [..., S]
 
 
-def march(field, rays, edges, cast=encodings.conical_frustums):
-  """Asks `field` along `rays` and weighs the answers.
+def edge_quadrature(
+    activation: Activation | None = None,
+    cast: Callable = encodings.conical_frustums) -> Quadrature:
+  """The Quadrature of NeRF and Mip-NeRF: intervals of constant density.
 
   Args:
-    field: see above.
-    rays: Rays [..., 3].
-    edges: [..., N + 1].
-    cast: (rays, edges) -> Gaussian [..., N, 3]; `encodings.midpoints` for
-      fields of points.
+    activation: of the field's density; None if the field has applied it.
+    cast: (rays, edges) -> one Gaussian for each interval.
   """
-  samples = cast(rays, edges)
+  def interval_weights(density, edges):
+    return alpha_weights(activation(density) if activation else density, edges)
+
+  return Quadrature(cast, interval_weights, lambda weights: weights)
+
+
+def midpoint_quadrature(activation: Activation) -> Quadrature:
+  """The Quadrature of EG3D: samples are the ends of the intervals.
+
+  An interval has the activation of the mean of its two ends' densities, and
+  the mean of their values: a sample counts for half of the intervals beside
+  it.
+
+  Args:
+    activation: of the averaged density. The field returns it raw.
+  """
+  def interval_weights(density, distances):
+    return alpha_weights(activation(midpoints(density)), distances)
+
+  def sample_weights(weights):
+    ends = [(0, 0)] * (weights.ndim - 1) + [(1, 1)]
+    return midpoints(jnp.pad(weights, ends))
+
+  return Quadrature(encodings.points_at, interval_weights, sample_weights)
+
+
+def march(field: Field, rays: cameras.Rays, distances: jax.Array,
+          quadrature: Quadrature | None = None) -> RaySamples:
+  """Evaluates a field along rays.
+
+  Args:
+    field: Field.
+    rays: Rays [..., 3].
+    distances: [..., D].
+    quadrature: None for `edge_quadrature()`.
+  """
+  quadrature = quadrature or edge_quadrature()
+  samples = quadrature.cast(rays, distances)
   directions = jnp.broadcast_to(
       rays.directions[..., None, :], samples.mean.shape)
   density, values = field(samples, directions)
-  return RaySamples(samples, edges, density, values, alpha_weights(density, edges))
+  interval_weights = quadrature.interval_weights(density, distances)
+  return RaySamples(samples, distances, density, values, interval_weights,
+                    quadrature.sample_weights(interval_weights))
 
 
-def alpha_weights(density, edges):
+def coarse_to_fine(
+    fields: tuple[Field, Field], rays: cameras.Rays, distances: jax.Array,
+    resample: Resample, quadrature: Quadrature | None = None, *,
+    union: bool = False) -> tuple[RaySamples, RaySamples]:
+  """Evaluates fields along rays in two passes.
+
+  The second pass samples where the first one has high weights (NeRF, section
+  5.2). No gradient flows from its distances to the first pass.
+
+  Args:
+    fields: of the first and of the second pass, which may be the same.
+    rays: Rays [..., 3].
+    distances: [..., D] of the first pass.
+    resample: (distances, interval weights) of the first pass -> distances of
+      the second one.
+    quadrature: None for `edge_quadrature()`.
+    union: whether the first pass's samples are used in the result, too, as in
+      EG3D; for a quadrature with a sample at every distance. Both records then
+      have the intervals between the samples of both passes, and each record
+      has its own samples' weights among all.
+
+  Returns:
+    RaySamples of the first and of the second pass.
+  """
+  quadrature = quadrature or edge_quadrature()
+  first = march(fields[0], rays, distances, quadrature)
+  second = march(fields[1], rays, resample(
+      first.edges, jax.lax.stop_gradient(first.interval_weights)), quadrature)
+  return _union(first, second, quadrature) if union else (first, second)
+
+
+def _union(first, second, quadrature):
+  """Two passes with the intervals and weights of all their samples.
+
+  Values stay in the order of their pass: sorting them would move C numbers
+  for each sample, so that instead the weights, one number for each sample,
+  are put back into that order.
+  """
+  passes = (first, second)
+  distances, density = (
+      jnp.concatenate(x, axis=-1)
+      for x in zip(*((p.edges, p.density) for p in passes), strict=True))
+  order = jnp.argsort(distances, axis=-1)
+  distances, density = (jnp.take_along_axis(x, order, axis=-1)
+                        for x in (distances, density))
+  interval_weights = quadrature.interval_weights(density, distances)
+  weights = quadrature.sample_weights(interval_weights)
+  weights = jnp.put_along_axis(
+      jnp.zeros_like(weights), order, weights, axis=-1, inplace=False)
+  starts = np.cumsum([p.density.shape[-1] for p in passes])[:-1]
+  return tuple(
+      p._replace(edges=distances, interval_weights=interval_weights, weights=w)
+      for p, w in zip(passes, jnp.split(weights, starts, axis=-1)))
+
+
+def alpha_weights(density: jax.Array, edges: jax.Array) -> jax.Array:
   """Weights [..., N] = T_i (1 - exp(-sigma_i delta_i)), NeRF's eq. 3."""
   thickness = density * jnp.diff(edges, axis=-1)
   # T as exp of one sum: a product of (1 - alpha) would round to zero early,
@@ -53,32 +177,42 @@ def alpha_weights(density, edges):
   return -jnp.expm1(-thickness) * jnp.exp(-before)
 
 
-def composite(weights, values, background=None):
-  """Expected value [..., C] of values [..., N, C] seen with `weights`.
+def composite(weights: jax.Array, values: jax.Array,
+              background: jax.Array | None = None) -> jax.Array:
+  """Expected value [..., C] along rays.
 
-  `background` [..., C] gets what the weights leave of 1; None adds nothing.
+  Args:
+    weights: [..., S].
+    values: [..., S, C].
+    background: [..., C], weighted by 1 minus the opacity; None adds nothing.
   """
-  seen = jnp.einsum('...n,...nc->...c', weights, values)
+  foreground = jnp.einsum('...n,...nc->...c', weights, values)
   if background is None:
-    return seen
-  return seen + (1 - jnp.sum(weights, axis=-1, keepdims=True)) * background
+    return foreground
+  opacity = jnp.sum(weights, axis=-1, keepdims=True)
+  return foreground + (1 - opacity) * background
 
 
-def expected_depth(weights, edges):
-  """Mean distance [...] of what is seen; the mean edge if nothing is."""
-  middle = (edges[..., 1:] + edges[..., :-1]) / 2
+def expected_depth(weights: jax.Array, edges: jax.Array) -> jax.Array:
+  """Mean distance [...] of the intervals; unweighted where a ray is empty."""
+  middle = midpoints(edges)
   opacity = jnp.sum(weights, axis=-1)
-  seen = jnp.sum(weights * middle, axis=-1) / jnp.maximum(opacity, 1e-6)
-  return jnp.where(opacity > 1e-6, seen, jnp.mean(middle, axis=-1))
+  depth = jnp.sum(weights * middle, axis=-1) / jnp.maximum(opacity, 1e-6)
+  return jnp.where(opacity > 1e-6, depth, jnp.mean(middle, axis=-1))
 
 
-def map_rays(render, rays, chunk, axes=2):
-  """`render` applied to `chunk` rays at a time, for memory's sake.
+def midpoints(x: jax.Array) -> jax.Array:
+  """Means [..., N] of neighbors in [..., N + 1]."""
+  return (x[..., 1:] + x[..., :-1]) / 2
+
+
+def map_rays(render: Callable, rays: Any, chunk: int, axes: int = 2) -> Any:
+  """Applies `render` to `chunk` rays at a time, to bound the memory.
 
   Args:
     render: Rays [chunk, ...] -> pytree of arrays [chunk, ...].
     rays: a pytree of arrays [H, W, ...].
-    chunk: rays at once; the peak grows with it, not with the image.
+    chunk: rays at a time; the peak grows with it, not with the image.
     axes: how many leading axes the rays have, if not two.
 
   Returns:
@@ -102,11 +236,11 @@ def map_rays(render, rays, chunk, axes=2):
   return jax.tree.map(join, jax.lax.map(render, jax.tree.map(split, rays)))
 
 
-def in_chunks(render, rays, chunk, axes=2):
-  """`map_rays`, but at once where that is no more than `chunk` rays.
+def in_chunks(render: Callable, rays: Any, chunk: int, axes: int = 2) -> Any:
+  """`map_rays`, or one call where there are at most `chunk` rays.
 
-  What is between a chunk's rays and its result is computed again on the way
-  back instead of kept.
+  The intermediate values of a chunk are recomputed in the backward pass
+  instead of stored. Args and results are those of `map_rays`.
   """
   leading = jax.tree.leaves(rays)[0].shape[:axes]
   if math.prod(leading) <= chunk:

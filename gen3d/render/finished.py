@@ -104,7 +104,7 @@ def from_scene(scene: Scene, params: Any, path: cameras.Camera,
     return renderer(size, modes)(params, camera)
 
   def mesh(resolution, keep_share=defaults.keep_share):
-    extracted = _extract(scene, params, resolution, keep_share)
+    extracted = scene.mesh(params, resolution, keep_share)
     if to_world is None:
       return extracted
     moved = mesh_ops.transform(extracted, np.asarray(to_world))
@@ -182,11 +182,3 @@ def make_renderer(scene: Scene, size: int | tuple[int, int],
   return sharding.map_over_devices(
       lambda params, path: jax.lax.map(
           functools.partial(render, params), path))
-
-
-def _extract(scene, params, resolution, keep_share):
-  """The scene's mesh; scenes without `mesh` have a density field `query`."""
-  if hasattr(scene, 'mesh'):
-    return scene.mesh(params, resolution, keep_share)
-  query = jax.jit(functools.partial(scene.query, params))
-  return mesh_ops.extract(query, scene.bound, resolution, keep_share)

@@ -1,54 +1,83 @@
-"""What is optimized for one prompt or one capture: records of functions."""
+"""Scenes: what is optimized for one prompt or one capture.
+
+A scene is a record of functions of its parameters. It may be a field, a mesh
+or anything else that can be rendered from a view and turned into a mesh; the
+tasks and the guidance know only this record.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
+from gen3d.ops import mesh
+
 
 class View(NamedTuple):
-  """One look at a scene; leading axes, if any, are shared by all fields."""
-  camera: Any      # ops.cameras.Camera
+  """A camera with its light and background.
+
+  In a batch of views all fields have the same leading axes.
+  """
+  camera: Any      # ops.cameras.Camera; None where only rays are given
   rays: Any        # ops.cameras.Rays, [H, W, ...]
-  light: Any       # ops.shading.Light
-  background: Any  # [3] color put behind the object, NaN-free; see `learned`
+  light: Any       # ops.shading.Light; None for scenes with their own light
+  background: Any  # [3] color behind the object, finite; see `learned`
   learned: Any     # [] 1.0: the scene's own background, 0.0: `background`
 
 
 class Render(NamedTuple):
-  """What a scene shows in one view, and what its penalties need."""
+  """A rendered view, with what the penalties need."""
   image: Any       # [H, W, 3] in [0, 1], shaded, over the background
   opacity: Any     # [H, W] sum of the weights
   depth: Any       # [H, W] expected distance along the ray
-  normals: Any     # [H, W, 3] expected unit normal, zero where empty
+  normals: Any     # [H, W, 3] expected unit normal, zero where empty, or None
   albedo: Any      # [H, W, 3] in [0, 1], premultiplied by opacity
   aux: Any         # {name: array} for the scene's own penalties
-  # [H, W, 3] the image less its background as a function of the colors alone
-  # (how opaque they are has no gradient), for score distillation.
-  colors: Any = None
+  # [H, W, 3] the image without its background, for score distillation: no
+  # gradient flows through opacity. None where a scene does not compute it.
+  color_only: Any = None
+  # Images [H, W, 3] of the coarse passes that have a loss of their own.
+  passes: Any = ()
+
+
+Params = Any  # a pytree
+# (key, step, part) -> View
+SampleView = Callable[..., View]
+# (params, key, view) -> Render
+RenderView = Callable[[Params, Any, View], Render]
+# (params, render, step) -> {name: weighted scalar}
+Penalties = Callable[[Params, Render, Any], dict[str, jax.Array]]
+# (params, camera, size, modes, background) -> {mode: image}
+Show = Callable[..., dict[str, jax.Array]]
+# (params, resolution, keep_share) -> Mesh
+ExtractMesh = Callable[[Params, int, float], mesh.Mesh]
 
 
 class Scene(NamedTuple):
-  """A thing that can be looked at and optimized.
+  """A representation that can be rendered and optimized.
 
   Attributes:
     init: key -> params.
-    sample_view: (key, step, part) -> View. `part` = (low, high) in [0, 1]
-      is the part of the azimuths' range to draw from, so that the views of
-      one step can be spread around the object; (0.0, 1.0) is all of it.
-    render: (params, key, view) -> Render.
+    sample_view: (key, step, part) -> View, a random training view. `part` =
+      (low, high) in [0, 1] is the part of the range of views (azimuths, or
+      positions on a camera path) to draw from, so that the views of one step
+      can be distributed around the object; (0.0, 1.0) is all of it.
+    render: (params, key, view) -> Render. Without a key nothing is jittered.
     penalties: (params, render, step) -> {name: scalar}, weighted.
     show: (params, camera, size, modes, background) -> {mode: image [size,
-      size, 3]} to show to people, without chance, lit from beside the camera.
-      A mode is 'color', 'albedo', 'normal' or 'textureless'; `background` is
-      a color [3] or None for the scene's own. Compile it with static size
-      and modes.
-    query: (params, points [N, 3]) -> (density [N], albedo [N, 3]); no density
-      where `render` does not look.
+      size, 3]}, deterministic previews, lit from beside the camera. A mode is
+      'color', 'normal', 'textureless' or another one of the scene ('albedo',
+      'depth'); `background` is a color [3] or None for the scene's own.
+      Compile it with static size and modes.
+    mesh: (params, resolution, keep_share) -> Mesh. `resolution` is that of
+      the grid that a volume is sampled on; connected components with at least
+      `keep_share` of the largest one's volume are kept.
     bound: half-width of the cube around the origin that holds the object.
   """
-  init: Callable
-  sample_view: Callable
-  render: Callable
-  penalties: Callable
-  show: Callable
-  query: Callable
+  init: Callable[[jax.Array], Params]
+  sample_view: SampleView
+  render: RenderView
+  penalties: Penalties
+  show: Show
+  mesh: ExtractMesh
   bound: float

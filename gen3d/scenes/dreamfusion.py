@@ -3,13 +3,15 @@
 A field of density and albedo within a bounding sphere or cube, lit by a point
 light, in front of a background that depends on the direction only.
 
-Normals are the negative gradient of density. Where they are taken decides
-what a step costs: 'analytic' and 'finite' at every sample, as in the paper;
-'surface' by finite differences at one point per ray, the expected depth, and
-shading is deferred to it, which is about five times faster.
+Normals are the negative gradient of density. Where they are computed decides
+the cost of a step: 'analytic' and 'finite' at every sample, as in the paper;
+'surface' by finite differences at one point per ray, the expected depth, to
+which shading is deferred. That is about five times faster.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from gen3d.ops import (
   cameras,
   encodings,
   losses,
+  mesh,
   sampling,
   schedules,
   shading,
@@ -32,99 +35,203 @@ NORMALS = ('analytic', 'finite', 'surface')
 # Where rays enter and leave, and the norm that is at most the bound within.
 BOUNDARIES = {'sphere': (sampling.intersect_sphere, 2),
               'box': (sampling.intersect_box, jnp.inf)}
-# (ambient, diffuse, textureless) of what is shown to people.
-LOOKS = {'color': (0.4, 0.6, 0.0), 'albedo': (1.0, 0.0, 0.0),
-         'textureless': (0.2, 0.8, 1.0)}
+PENALTIES = ('orientation', 'sparsity', 'opacity_entropy', 'depth_variance',
+             'normal_smoothness')
+# (ambient, diffuse, textureless) of the lights of previews.
+SHADING_MODES = {'color': (0.4, 0.6, 0.0), 'albedo': (1.0, 0.0, 0.0),
+                 'textureless': (0.2, 0.8, 1.0)}
 
 
-def make(config):
+class CameraRange(NamedTuple):
+  """Ranges of random cameras; the keywords of cameras.sample."""
+  azimuth: tuple
+  elevation: tuple
+  distance: tuple
+  focal: tuple
+  jitter_position: float
+  jitter_target: float
+  jitter_up: float
+
+
+class Lighting(NamedTuple):
+  """Random lights (DreamFusion, appendix).
+
+  Attributes:
+    distance_range: of the light from the origin.
+    albedo_steps: steps at the start of training without shading.
+    shaded_prob: of a shaded view after them.
+    textureless_prob: of a shaded view to be without texture.
+    ambient, diffuse: intensities in a shaded view.
+  """
+  distance_range: tuple
+  albedo_steps: int
+  shaded_prob: float
+  textureless_prob: float
+  ambient: float
+  diffuse: float
+
+
+class Backgrounds(NamedTuple):
+  """Random backgrounds.
+
+  Attributes:
+    random_prob: how often the background is a random color, not the learned
+      one.
+    color_range: schedule of the random colors' range: 0 is gray, 1 all colors.
+  """
+  random_prob: float
+  color_range: Any
+
+
+class Sampling(NamedTuple):
+  """Sampling of rays.
+
+  Attributes:
+    samples: intervals of the first pass.
+    importance_samples: intervals of the second pass; 0 for one pass only.
+    importance_stride: pixels between the rays of the first pass, where there
+      is a second one.
+    chunk: rays at a time, which bounds the memory.
+  """
+  samples: int
+  importance_samples: int
+  importance_stride: int
+  chunk: int
+
+
+class Normals(NamedTuple):
+  """How normals are computed: one of NORMALS, and the stencil's size."""
+  kind: str
+  epsilon: float
+
+
+def make(config: Any) -> Scene:
   """The Scene of a config (configs/dreamfusion.py: `scene`).
 
   Raises:
-    UserError: if a field, blob, boundary or kind of normals is not known.
+    UserError: a field, density bias, boundary, penalty or kind of normals is
+      unknown.
   """
-  blob = partial(pick('blob', fields.BLOBS, config.blob.name),
-                 **_without_name(config.blob))
-  field = pick('field', FIELDS, config.field.name)(
-      blob=blob, **_without_name(config.field))
-  background = fields.Background(**config.background_mlp)
   check('kind of normals', NORMALS, config.normals)
-  boundary, norm = pick('boundary', BOUNDARIES, config.boundary)
-
-  def intersect(rays):
-    return boundary(rays, config.bound, closest=config.near)
+  for name in config.penalties:
+    check('penalty', PENALTIES, name)
+  field, background = _field(config), fields.Background(
+      **config.background_mlp)
+  boundary, _ = pick('boundary', BOUNDARIES, config.boundary)
+  bound, near = config.bound, config.near
 
   def init(key):
     key_field, key_background = jax.random.split(key)
-    points = jnp.zeros((1, 3))
+    points = jnp.zeros((1, 3))  # for the shapes of the parameters
     return {
         'field': field.init(
             key_field, encodings.Gaussian(points, points), points),
         'background': background.init(key_background, points)}
 
-  render = partial(_render, field=field, background=background,
-                   intersect=intersect, config=config)
+  render = partial(
+      _render, field=field, background=background,
+      intersect=lambda rays: boundary(rays, bound, closest=near),
+      sampling_config=Sampling(
+          config.samples, config.importance.samples, config.importance.stride,
+          config.chunk),
+      normals=Normals(config.normals, config.epsilon))
+  return Scene(
+      init=init,
+      sample_view=partial(
+          _sample_view, cameras_config=CameraRange(**config.camera),
+          lighting=Lighting(**config.light),
+          backgrounds=Backgrounds(
+              config.random_background_prob, config.background_range),
+          size=config.size),
+      render=render,
+      penalties=partial(_penalties, weights=dict(config.penalties)),
+      show=partial(_show, render),
+      mesh=partial(_mesh, jax.jit(make_query(config)), bound), bound=bound)
+
+
+def make_query(config: Any) -> Callable:
+  """(params, points [N, 3]) -> (density [N], albedo [N, 3]) of a config.
+
+  Density is zero beyond the boundary, where no ray is sampled.
+
+  Raises:
+    UserError: a field, density bias or boundary is unknown.
+  """
+  field, bound = _field(config), config.bound
+  _, norm = pick('boundary', BOUNDARIES, config.boundary)
 
   def query(params, points):
     samples = encodings.Gaussian(points, jnp.zeros_like(points))
     density, albedo = field.apply(
         params['field'], samples, jnp.zeros_like(points))
-    # Beyond the boundary no ray has looked; what is there would be a mesh's.
-    within = jnp.linalg.norm(points, norm, axis=-1) <= config.bound
+    # The density there was never trained, and would be part of the mesh.
+    within = jnp.linalg.norm(points, norm, axis=-1) <= bound
     return density * within, albedo
 
-  return Scene(
-      init=init, sample_view=partial(_sample_view, config=config),
-      render=render, penalties=partial(_penalties, config=config),
-      show=partial(_show, render), query=query, bound=config.bound)
+  return query
 
 
-def _sample_view(key, step, part=(0.0, 1.0), *, config):
-  """A random View of DreamFusion's distribution; see Scene.
+def _field(config):
+  """The field of a config, a Module."""
+  bias = partial(
+      pick('density bias', fields.DENSITY_BIASES, config.density_bias.name),
+      **_without_name(config.density_bias))
+  return pick('field', FIELDS, config.field.name)(
+      density_bias=bias, **_without_name(config.field))
 
-  A background that is not learned has any color where `background_spread` is
-  one, and gray where it is zero.
-  """
+
+def _mesh(query, bound, params, resolution, keep_share):
+  return mesh.extract(
+      partial(query, params), bound, resolution, keep_share=keep_share)
+
+
+def _sample_view(key, step, part=(0.0, 1.0), *, cameras_config, lighting,
+                 backgrounds, size):
+  """A random View of DreamFusion's distribution; see Scene."""
+  # The number and order of keys are part of the random stream.
   keys = jax.random.split(key, 7)
-  low, high = config.camera.azimuth
+  low, high = cameras_config.azimuth
   azimuth = (low + (high - low) * part[0], low + (high - low) * part[1])
-  camera = cameras.sample(keys[0], **{**config.camera, 'azimuth': azimuth})
+  camera = cameras.sample(
+      keys[0], **cameras_config._replace(azimuth=azimuth)._asdict())
   position = shading.sample_position(
-      keys[1], camera.c2w[:3, 3], norm=config.light.norm)
-  chance = lambda key, p: jax.random.bernoulli(key, p).astype(jnp.float32)
-  shaded = (chance(keys[2], config.light.shaded)
-            * (step >= config.light.albedo_steps))
-  textureless = shaded * chance(keys[3], config.light.textureless)
+      keys[1], camera.c2w[:3, 3], distance_range=lighting.distance_range)
+  bernoulli = lambda key, p: jax.random.bernoulli(key, p).astype(jnp.float32)
+  # A view without shading has the full ambient light: its image is the albedo.
+  shaded = (bernoulli(keys[2], lighting.shaded_prob)
+            * (step >= lighting.albedo_steps))
+  textureless = shaded * bernoulli(keys[3], lighting.textureless_prob)
   light = shading.Light(
-      position,
-      ambient=1 - shaded + shaded * config.light.ambient,
-      diffuse=shaded * config.light.diffuse, textureless=textureless)
-  spread = schedules.piecewise(step, config.background_spread)
-  background = 0.5 + spread * (jax.random.uniform(keys[4], (3,)) - 0.5)
-  return View(camera, cameras.rays(camera, config.size, config.size), light,
+      position, ambient=1 - shaded + shaded * lighting.ambient,
+      diffuse=shaded * lighting.diffuse, textureless=textureless)
+  # Around gray, the mean of all colors.
+  color_range = schedules.piecewise(step, backgrounds.color_range)
+  background = 0.5 + color_range * (jax.random.uniform(keys[4], (3,)) - 0.5)
+  return View(camera, cameras.rays(camera, size, size), light,
               background=background,
-              learned=1 - chance(keys[5], config.random_background))
+              learned=1 - bernoulli(keys[5], backgrounds.random_prob))
 
 
 def _show(render, params, camera, size, modes, background=None):
-  """Images to look at; see Scene. Shading is deferred, whatever the normals."""
+  """Previews; see Scene. Shading is deferred for all kinds of normals."""
   rays = cameras.rays(camera, size, size)
   ambient_only = shading.Light(jnp.zeros(3), 1.0, 0.0, 0.0)
   learned = background is None
   view = View(camera, rays, ambient_only,
               jnp.zeros(3) if learned else jnp.asarray(background),
               jnp.float32(learned))
-  seen = render(params, None, view)
-  opacity = seen.opacity[..., None]
-  behind = seen.image - seen.albedo
-  points = rays.origins + seen.depth[..., None] * rays.directions
-  normals = cameras.normalize(seen.normals)
+  rendered = render(params, None, view)
+  opacity = rendered.opacity[..., None]
+  # In ambient light the image is the albedo over the background.
+  behind = rendered.image - rendered.albedo
+  points = rays.origins + rendered.depth[..., None] * rays.directions
+  normals = cameras.normalize(rendered.normals)
 
   def image(mode):
     if mode == 'normal':
       return 0.5 * opacity * (normals + 1) + behind
-    ambient, diffuse, textureless = pick('mode', LOOKS, mode)
-    base = opacity if textureless else seen.albedo
+    ambient, diffuse, textureless = pick('mode', SHADING_MODES, mode)
+    base = opacity if textureless else rendered.albedo
     return behind + base * shading.lambertian(
         jnp.ones_like(points), normals, points,
         shading.camera_light(camera, ambient, diffuse))
@@ -132,130 +239,165 @@ def _show(render, params, camera, size, modes, background=None):
   return {mode: jnp.clip(image(mode), 0.0, 1.0) for mode in modes}
 
 
-def _render(params, key, view, *, field, background, intersect, config):
-  """What the scene shows in `view`; without a key nothing is jittered."""
+def _render(params, key, view, *, field, background, intersect,
+            sampling_config, normals):
+  """A Render of `view`; without a key nothing is jittered."""
+  # Background, then edges of one or two passes, then pixels.
   field = partial(field.apply, params['field'])
-  sky = background.apply(params['background'], view.rays.directions)
-  behind = view.learned * sky + (1 - view.learned) * view.background
+  learned = background.apply(params['background'], view.rays.directions)
+  behind = view.learned * learned + (1 - view.learned) * view.background
   near, far, _ = intersect(view.rays)
-  edges = sampling.stratified(key, near, far, config.samples)
-  if config.importance.samples:
-    edges = _focus(field, view.rays, edges, config)
-  seen = volume.in_chunks(partial(_shade, field, view.light, config),
-                          (view.rays, edges), config.chunk)
-  image = seen['color'] + (1 - seen['opacity'][..., None]) * behind
-  return Render(image, seen['opacity'], seen['depth'], seen['normals'],
-                seen['albedo'], {'orientation': seen['orientation'],
-                                 'spread': seen['spread']}, seen['colors'])
+  edges = sampling.stratified(key, near, far, sampling_config.samples)
+  if sampling_config.importance_samples:
+    edges = importance_edges(field, view.rays, edges, sampling_config)
+  pixels = volume.in_chunks(partial(_shade, field, view.light, normals),
+                            (view.rays, edges), sampling_config.chunk)
+  image = pixels['color'] + (1 - pixels['opacity'][..., None]) * behind
+  return Render(image, pixels['opacity'], pixels['depth'], pixels['normals'],
+                pixels['albedo'],
+                {name: pixels[name] for name in (
+                    'orientation', 'depth_variance')}, pixels['color_only'])
 
 
-def _shade(field, light, config, rays_and_edges):
-  """Colors (without background), depths and normals of rays [..., 3]."""
+def _shade(field, light, normals_config, rays_and_edges):
+  """Pixels of rays [..., 3], without background: {name: array [...]}."""
   rays, edges = rays_and_edges
-  if config.normals == 'surface':
-    march = volume.march(field, rays, edges)
-    return _shade_surface(field, light, config, rays, march)
+  if normals_config.kind == 'surface':
+    return _shade_surface(field, light, normals_config.epsilon, rays,
+                          volume.march(field, rays, edges))
 
+  # Normals are composited like values, so that one evaluation gives both.
   def with_normals(samples, directions):
-    density, values, normals = _normals_at(field, samples, directions, config)
+    density, values, normals = sample_normals(
+        field, samples, directions, normals_config)
     return density, jnp.concatenate([values, normals], axis=-1)
 
-  march = volume.march(with_normals, rays, edges)
-  albedo, normals = jnp.split(march.values, 2, axis=-1)
-  march = march._replace(values=albedo)
-  color = shading.lambertian(
-      albedo, normals, march.samples.mean, light)
-  composite = partial(volume.composite, march.weights)
-  return _seen(march, color=composite(color), normals=composite(normals),
-               colors=volume.composite(
-                   jax.lax.stop_gradient(march.weights), color),
-               orientation=losses.orientation(
-                   march.weights, normals, rays.directions))
+  ray_samples = volume.march(with_normals, rays, edges)
+  albedo, normals = jnp.split(ray_samples.values, 2, axis=-1)
+  ray_samples = ray_samples._replace(values=albedo)
+  color = shading.lambertian(albedo, normals, ray_samples.samples.mean, light)
+  weights = ray_samples.weights
+  return _pixels(
+      ray_samples, color=volume.composite(weights, color),
+      normals=volume.composite(weights, normals),
+      color_only=volume.composite(jax.lax.stop_gradient(weights), color),
+      orientation=losses.orientation(weights, normals, rays.directions))
 
 
-def _shade_surface(field, light, config, rays, march):
-  """Shading deferred to one point per ray: the expected depth."""
-  opacity = jnp.sum(march.weights, axis=-1)
-  depth = volume.expected_depth(march.weights, march.edges)
-  # Where the surface is, is not what shading is to change.
+def _shade_surface(field, light, epsilon, rays, ray_samples):
+  """Pixels with shading deferred to one point per ray: the expected depth."""
+  weights = ray_samples.weights
+  opacity = jnp.sum(weights, axis=-1)
+  depth = volume.expected_depth(weights, ray_samples.edges)
+  # Shading is not to move the surface.
   points = jax.lax.stop_gradient(
       rays.origins + depth[..., None] * rays.directions)
   point = encodings.Gaussian(points, jnp.zeros_like(points))
-  normals = shading.difference_normals(
-      field, point, rays.directions, config.epsilon)
+  normals = shading.difference_normals(field, point, rays.directions, epsilon)
+  # All samples of a ray have the shade of its surface.
   shade = shading.lambertian(jnp.ones_like(points), normals, points, light)
   white = light.textureless
-  values = (1 - white) * march.values + white
-  lit = lambda weights: shade * volume.composite(weights, values)
-  return _seen(march, color=lit(march.weights),
-               colors=lit(jax.lax.stop_gradient(march.weights)),
-               normals=opacity[..., None] * normals,
-               orientation=losses.orientation(
-                   opacity[..., None], normals[..., None, :],
-                   rays.directions))
+  values = (1 - white) * ray_samples.values + white
+  shaded = lambda weights: shade * volume.composite(weights, values)
+  return _pixels(
+      ray_samples, color=shaded(weights),
+      color_only=shaded(jax.lax.stop_gradient(weights)),
+      normals=opacity[..., None] * normals,
+      orientation=losses.orientation(
+          opacity[..., None], normals[..., None, :], rays.directions))
 
 
-def _seen(march, **rest):
-  """What all ways of shading have in common, and the rest."""
-  return {'opacity': jnp.sum(march.weights, axis=-1),
-          'depth': volume.expected_depth(march.weights, march.edges),
-          'albedo': volume.composite(march.weights, march.values),
-          'spread': losses.depth_variance(march.weights, march.edges), **rest}
+def _pixels(ray_samples, **shaded):
+  """The pixels that do not depend on the kind of normals, and `shaded`."""
+  weights, edges = ray_samples.weights, ray_samples.edges
+  return {'opacity': jnp.sum(weights, axis=-1),
+          'depth': volume.expected_depth(weights, edges),
+          'albedo': volume.composite(weights, ray_samples.values),
+          'depth_variance': losses.depth_variance(weights, edges), **shaded}
 
 
-def _focus(field, rays, edges, config):
-  """Edges [H, W, samples + 1] where a first look sees something.
+def importance_edges(
+    field: volume.Field, rays: cameras.Rays, edges: jax.Array,
+    sampling_config: Sampling) -> jax.Array:
+  """Importance samples of a coarse pass that skips pixels.
 
-  The look is without gradient and along one ray of each square of `stride`
-  pixels; the rays of a square share what is seen at its four corners, so that
-  nothing at least `stride` pixels wide is lost between them.
+  The coarse pass is without gradient and along one ray of each square of
+  `importance_stride` pixels; the rays of a square use the largest weights at
+  its four corners, so that nothing at least that many pixels wide is lost
+  between them.
+
+  Args:
+    field: volume.Field.
+    rays: Rays [H, W].
+    edges: [H, W, samples + 1] of the coarse pass.
+    sampling_config: Sampling.
+
+  Returns:
+    Edges [H, W, importance_samples + 1].
   """
-  stride = config.importance.stride
-  look = lambda rays_and_edges: volume.march(field, *rays_and_edges).weights
-  corner = jax.tree.map(lambda x: x[::stride, ::stride], (rays, edges))
-  weights = jax.lax.stop_gradient(volume.in_chunks(look, corner, config.chunk))
+  stride, chunk = sampling_config.importance_stride, sampling_config.chunk
+  weights_of = lambda rays_and_edges: volume.march(
+      field, *rays_and_edges).weights
+  corners = jax.tree.map(lambda x: x[::stride, ::stride], (rays, edges))
+  weights = jax.lax.stop_gradient(
+      volume.in_chunks(weights_of, corners, chunk))
+  # From corners to squares, along one axis after the other: the maximum of a
+  # corner and the next one, repeated for the pixels of the square.
   if stride > 1:
     for axis in (0, 1):
       count = weights.shape[axis]
-      after = jnp.take(weights, jnp.minimum(
+      following = jnp.take(weights, jnp.minimum(
           jnp.arange(count) + 1, count - 1), axis)
-      weights = jnp.repeat(jnp.maximum(weights, after), stride, axis)
+      weights = jnp.repeat(jnp.maximum(weights, following), stride, axis)
     weights = weights[:edges.shape[0], :edges.shape[1]]
   return sampling.importance(None, edges, sampling.blur_weights(weights),
-                             config.importance.samples + 1)
+                             sampling_config.importance_samples + 1)
 
 
-def _normals_at(field, samples, directions, config):
-  """Density, values and unit normals of every sample."""
-  if config.normals == 'finite':
+def sample_normals(
+    field: volume.Field, samples: encodings.Gaussian, directions: jax.Array,
+    config: Normals) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Density [...], values [..., C] and unit normals [..., 3] of samples.
+
+  Args:
+    field: volume.Field.
+    samples: Gaussian [..., 3].
+    directions: [..., 3].
+    config: Normals, 'analytic' or 'finite'.
+  """
+  if config.kind == 'finite':
     density, values = field(samples, directions)
     return density, values, shading.difference_normals(
         field, samples, directions, config.epsilon)
 
-  def of_mean(mean):
+  def at_mean(mean):
     return field(encodings.Gaussian(mean, samples.variance), directions)
 
-  density, pull, values = jax.vjp(of_mean, samples.mean, has_aux=True)
-  gradient, = pull(jnp.ones_like(density))
+  # A sample's density depends on its own mean only, so that one VJP of ones
+  # gives the gradients of all samples.
+  density, vjp, values = jax.vjp(at_mean, samples.mean, has_aux=True)
+  gradient, = vjp(jnp.ones_like(density))
   return density, values, cameras.normalize(-gradient)
 
 
-def _penalties(params, render, step, *, config):
+def _penalties(params, render, step, *, weights):
   """The weighted penalties {name: scalar}, each a sum over the rays.
 
-  Sums, because the score's surrogate is one over pixels: so a weight means
-  the same at every resolution.
+  Sums, because the gradient of score distillation is a sum over pixels: so a
+  weight means the same at every resolution.
   """
+  del params
   terms = {
       'orientation': render.aux['orientation'],
-      'opacity': losses.sparsity(render.opacity),
-      'entropy': losses.entropy(render.opacity),
-      'spread': render.aux['spread'],
-      'roughness': losses.normal_smoothness(render.normals, render.opacity),
+      'sparsity': losses.sparsity(render.opacity),
+      'opacity_entropy': losses.opacity_entropy(render.opacity),
+      'depth_variance': render.aux['depth_variance'],
+      'normal_smoothness': losses.normal_smoothness(
+          render.normals, render.opacity),
   }
   return {name: schedules.piecewise(step, weight)
-          * jnp.sum(pick('penalty', terms, name))
-          for name, weight in config.penalties.items()}
+          * jnp.sum(terms[name])
+          for name, weight in weights.items()}
 
 
 def _without_name(config):

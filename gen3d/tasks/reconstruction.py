@@ -1,19 +1,23 @@
-"""Posed photographs become a scene that can be looked at from anywhere.
+"""Reconstruction: photographs with known cameras become a scene.
 
 NeRF (2003.08934), Mip-NeRF (2103.13415), hybrid voxels and hybrid tri-planes
-(EG3D, section 3) train by the same step: rays drawn over all photographs,
-rendered twice, compared with the pixels they go through. The field and how
-rays are sampled are the config's.
+(EG3D, section 3) are trained by the same step: rays drawn from all
+photographs, rendered in two passes, compared with the pixels they go through.
+The field and the sampling of rays are the config's.
 """
 
 import itertools
 import json
+import os
 import pathlib
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gen3d import files
 from gen3d.choices import UserError
@@ -26,63 +30,139 @@ from gen3d.metrics import image as image_metrics
 from gen3d.models import perceptual
 from gen3d.ops import cameras
 from gen3d.render import finished
-from gen3d.scenes import View, radiance
-from gen3d.tasks import Task
+from gen3d.scenes import Scene, View, radiance
+from gen3d.tasks import Costs, Task
 
-SHOWN = ('color', 'depth', 'normal')
+MODES = ('color', 'depth', 'normal')  # of films
 RESULTS = 'test.json'
 
 
-def make(config):
-  """The Task of configs/nerf.py and its neighbors.
+def make(config: Any) -> Task:
+  """The Task of configs/nerf.py and the configs that are based on it.
 
   Raises:
     UserError: the capture cannot be read, or a name is not known.
   """
   train = open_data(config.data, 'train')
   frame, train = to_unit_frame(train, config.export.frames)
-  test = open_data(config.data, 'test')
-  test = in_frame(test, frame.to_world)
+  # The test views must be in the frame of the training views.
+  test = in_frame(open_data(config.data, 'test'), frame.to_world)
   scene = radiance.make(config.scene, frame)
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
-  look = finished.make_renderer(
-      scene, test.images.shape[1:3], ('color', 'depth'), None)
-  measure = partial(judge, look=look, test=test,
-                    network=config.lpips and perceptual.load(config.lpips))
-  some = np.linspace(0, len(test.names) - 1, min(
+  height, width = test.images.shape[1:3]
+  score = partial(
+      score_test_views, test=test,
+      render_views=finished.make_renderer(
+          scene, (height, width), ('color', 'depth'), None),
+      network=config.lpips and perceptual.load(config.lpips))
+  # Evenly spaced test views for evaluation during training.
+  eval_rows = np.linspace(0, len(test.names) - 1, min(
       config.eval_views, len(test.names))).astype(int)
-
-  def finish(state, workdir):
-    rows = np.arange(len(test.names))
-    scalars, images = measure(state.params, rows)
-    folder = pathlib.Path(workdir) / 'test'
-    folder.mkdir(exist_ok=True)
-    for name, image in zip(test.names, images):
-      image_io.save(folder / f'{pathlib.PurePath(name).stem}.png', image)
-    with files.atomic_write(pathlib.Path(workdir) / RESULTS) as temporary:
-      temporary.write_text(json.dumps(scalars, indent=2))
-    seen = shown(scene, state.params, config)
-    return [pathlib.Path(workdir) / RESULTS, folder,
-            *finished.export(seen, workdir)]
-
   return Task(
       init=lambda key: states.create(jax.jit(scene.init)(key), optimizer),
-      step=partial(step, scene=scene, optimizer=optimizer,
-                   config=config.scene, height=train.images.shape[1]),
-      batches=partial(batches, train=train, size=config.batch,
-                      crop=config.crop),
-      evaluate=partial(_evaluate, measure=measure, rows=some, test=test),
-      finish=finish)
+      step=partial(
+          step, scene=scene, optimizer=optimizer,
+          background=config.scene.background,
+          coarse_weight=config.scene.coarse.loss_weight,
+          height=train.images.shape[1]),
+      batches=partial(
+          batches, train=train, size=config.batch,
+          crop_steps=config.crop.steps, crop_fraction=config.crop.fraction),
+      evaluate=partial(_evaluate, score=score, rows=eval_rows, test=test),
+      finish=partial(
+          _finish, score=score, test=test, scene=scene,
+          options=finished.export_options(config.export)),
+      costs=partial(
+          _costs, scene=scene, rays=config.batch,
+          samples=(config.scene.coarse.samples, config.scene.fine.samples),
+          height=train.images.shape[1]))
 
 
-def open_data(data, split):
-  """The posed.Posed of a config's `data`.
+def load(workdir: str | os.PathLike, step: int | None = None
+         ) -> finished.Finished:
+  """The finished scene of a run; its photographs need not exist.
 
-  `path` is a folder, or 'shapes:' and a caption of the shapes world, of which
-  `count` pictures of `size` pixels are rendered.
+  Args:
+    workdir: of the run.
+    step: which checkpoint; None for the newest.
 
   Raises:
-    UserError: what the sentence says.
+    UserError: there is no such run, it is damaged, or it is of another task.
+    FileNotFoundError: there is no such checkpoint.
+  """
+  config = checkpoints.load_config(workdir)
+  if config.get('task') != 'reconstruction':
+    raise UserError(
+        f'The run in {workdir} is of the task {config.get("task")!r}; give the '
+        '--workdir of a reconstruction.')
+  params = _load_params(workdir, config, step)
+  scene = radiance.make(config.scene, params['frame'])
+  return _finished_scene(
+      scene, params, finished.export_options(config.export))
+
+
+def _load_params(workdir, config, step):
+  """The parameters in a checkpoint of a run."""
+  # Only the shapes count: the frame's values are in the checkpoint.
+  frames = config.export.frames
+  scene = radiance.make(config.scene, radiance.Frame(
+      np.zeros((4, 4)), np.zeros(2), cameras.Camera(
+          np.zeros((frames, 4, 4)), np.zeros((frames, 3, 3)))))
+  optimizer = optim.make_optimizer(config.optimizer, config.steps)
+  shapes = jax.eval_shape(lambda: states.create(
+      scene.init(jax.random.key(0)), optimizer))
+  return checkpoints.load(workdir, shapes, step).params
+
+
+def _finished_scene(scene, params, options):
+  """The Finished of a scene; `options` are those of finished.export."""
+  frame = params['frame']
+  return finished.from_scene(
+      scene, params, frame.path, MODES, options, frame.to_world)
+
+
+def _finish(state, workdir, *, score, test, scene, options):
+  """Writes scores and images of all test views, a film and a mesh."""
+  workdir = pathlib.Path(workdir)
+  scalars, images = score(state.params, np.arange(len(test.names)))
+  folder = workdir / 'test'
+  folder.mkdir(exist_ok=True)
+  for name, image in zip(test.names, images):
+    image_io.save(folder / f'{pathlib.PurePath(name).stem}.png', image)
+  with files.atomic_write(workdir / RESULTS) as temporary:
+    temporary.write_text(json.dumps(scalars, indent=2))
+  return [workdir / RESULTS, folder, *finished.export(
+      _finished_scene(scene, state.params, options), workdir)]
+
+
+def _costs(*, scene, rays, samples, height):
+  """The Costs of a training; see tasks.Costs."""
+  def parts(params, batch, devices):
+    count = rays // devices
+    # One device's part of the batch.
+    camera, pixel = jax.tree.map(
+        lambda x: jnp.asarray(x[:count]), (batch['camera'], batch['pixel']))
+    view = View(None, cameras.rays_through(camera, pixel, height), None,
+                jnp.ones(3), jnp.float32(1.0))
+    render = jax.jit(lambda params: scene.render(params, None, view).image)
+    return {'rays rendered': partial(render, params)}
+
+  return Costs(sizes={'rays a step': rays, 'samples a ray': samples},
+               unit=('rays', rays), parts=parts)
+
+
+def open_data(data: Any, split: str) -> posed.Posed:
+  """The photographs of a config's `data`.
+
+  `path` is a folder, or 'shapes:' and a caption of the shapes world, of which
+  `count` images of `size` pixels are rendered.
+
+  Args:
+    data: ConfigDict.
+    split: 'train' or 'test'.
+
+  Raises:
+    UserError: there is no path, or it cannot be read.
   """
   if not data.path:
     raise UserError(
@@ -96,42 +176,15 @@ def open_data(data, split):
                           factor=data.factor)
 
 
-def load(workdir, step=None):
-  """The finished.Finished of a run of this task; its photographs need not exist.
+def to_unit_frame(train: posed.Posed, frames: int
+                  ) -> tuple[radiance.Frame, posed.Posed]:
+  """The unit frame of a capture, and its photographs in that frame.
 
-  Raises:
-    UserError: where there is no such run or it is damaged.
-    FileNotFoundError: where there is no such checkpoint.
-  """
-  config = checkpoints.load_config(workdir)
-  if config.get('task') != 'reconstruction':
-    raise UserError(f'The run in {workdir} is of the task '
-                    f'{config.get("task")!r}, not of a reconstruction.')
-  frames = config.export.frames
-  # All of the right shape; the checkpoint has the values.
-  blank = radiance.Frame(np.eye(4), np.array([1.0, 2.0]), cameras.Camera(
-      np.zeros((frames, 4, 4)), np.zeros((frames, 3, 3))))
-  scene = radiance.make(config.scene, blank)
-  optimizer = optim.make_optimizer(config.optimizer, config.steps)
-  state = checkpoints.load(workdir, states.create(
-      jax.jit(scene.init)(jax.random.key(0)), optimizer), step)
-  return shown(scene, state.params, config)
-
-
-def shown(scene, params, config):
-  """The finished.Finished of a scene with trained parameters."""
-  frame = params['frame']
-  return finished.from_scene(
-      scene, params, frame.path, SHOWN, finished.export_options(config.export),
-      frame.to_world)
-
-
-def to_unit_frame(train, frames):
-  """(radiance.Frame, the photographs in it): the box becomes [-1, 1]^3.
+  The capture's box is scaled by its longest side into [-1, 1]^3.
 
   Args:
-    train: posed.Posed.
-    frames: of the path that the scene is shown from.
+    train: photographs in the world's frame.
+    frames: number of cameras on the path for films.
   """
   low, high = np.asarray(train.box, np.float64)
   half = float((high - low).max() / 2)
@@ -139,11 +192,11 @@ def to_unit_frame(train, frames):
   to_world[:3, 3] = (low + high) / 2
   train = in_frame(train, to_world)
   return radiance.Frame(to_world, np.array([train.near, train.far]),
-                        path(train, frames)), train
+                        camera_path(train, frames)), train
 
 
-def in_frame(photographs, to_world):
-  """A posed.Posed with its cameras and bounds taken from the world's frame."""
+def in_frame(photographs: posed.Posed, to_world: np.ndarray) -> posed.Posed:
+  """Photographs with cameras and bounds in the frame of `to_world` [4, 4]."""
   scale = to_world[0, 0]
   c2w = records.transform_poses(np.linalg.inv(to_world), np.asarray(
       photographs.camera.c2w, np.float64)).astype(np.float32)
@@ -154,13 +207,14 @@ def in_frame(photographs, to_world):
       box=corners.astype(np.float32))
 
 
-def path(photographs, frames):
-  """Cameras [frames] to show a capture from, with square pictures.
+def camera_path(photographs: posed.Posed, frames: int) -> cameras.Camera:
+  """Cameras [frames] for a film of a capture, with square images.
 
-  Once around where the cameras stood around the scene; else a loop as wide as
-  they were apart.
+  A full circle where the photographs' cameras surround the scene; else a loop
+  as wide as the standard deviation of their angles.
   """
   c2w = np.asarray(photographs.camera.c2w, np.float64)
+  # The point that the cameras face, else the mean point in front of them.
   ahead = c2w[:, :3, 3] - c2w[:, :3, 2] * photographs.far / 2
   target = records.closest_point(c2w)
   target = np.mean(ahead, axis=0) if target is None else target
@@ -168,12 +222,13 @@ def path(photographs, frames):
       jnp.asarray(c2w[:, :3, 3] - target)))
   focal = np.median(np.asarray(photographs.camera.intrinsics)[:, 1, 1])
   turn = np.linspace(0, 2 * np.pi, frames, endpoint=False)
-  middle = np.exp(1j * np.deg2rad(azimuth)).mean()
-  if abs(middle) > 0.5:  # Most of them on one side.
-    # Azimuths relative to the middle one, so that none jumps by 360.
-    mean = np.angle(middle, deg=True)
-    apart = (azimuth - mean + 180) % 360 - 180
-    azimuths = mean + np.std(apart) * np.sin(turn)
+  # The circular mean; its length is 1 where all azimuths are the same.
+  center = np.exp(1j * np.deg2rad(azimuth)).mean()
+  if abs(center) > 0.5:  # Most cameras are on one side.
+    # Azimuths relative to the mean, so that none jumps by 360.
+    mean = np.angle(center, deg=True)
+    relative = (azimuth - mean + 180) % 360 - 180
+    azimuths = mean + np.std(relative) * np.sin(turn)
     elevations = np.mean(elevation) + np.std(elevation) * np.cos(turn)
   else:
     azimuths = np.rad2deg(turn)
@@ -182,11 +237,18 @@ def path(photographs, frames):
                        target)
 
 
-def batches(seed, first_step, *, train, size, crop):
+def batches(
+    seed: int, first_step: int, *, train: posed.Posed, size: int,
+    crop_steps: int, crop_fraction: float) -> Iterator[dict[str, Any]]:
   """Random pixels of all photographs, each batch a function of (seed, step).
 
-  For the first `crop.steps` steps from the middle `crop.share` of each
-  picture only (NeRF's remedy against an empty start).
+  Args:
+    seed, first_step: of tasks.Task.batches.
+    train: photographs in the unit frame.
+    size: rays in a batch.
+    crop_steps: for so many steps pixels are drawn from the middle of each
+      photograph only (NeRF's remedy against an empty start).
+    crop_fraction: side of that middle, as a fraction of the photograph's.
 
   Yields:
     {'camera': Camera [size], 'pixel': float32 [size, 2] as rays_through takes
@@ -196,77 +258,102 @@ def batches(seed, first_step, *, train, size, crop):
   index = np.arange(size, dtype=np.int32)
   for number in itertools.count(first_step):
     rng = np.random.default_rng((seed, number))
-    share = crop.share if number < crop.steps else 1.0
-    which = rng.integers(count, size=size)
-    place = 0.5 + share * (rng.random((size, 2)) - 0.5)
-    column, row = (place * (width, height)).astype(int).T
+    fraction = crop_fraction if number < crop_steps else 1.0
+    photograph = rng.integers(count, size=size)
+    position = 0.5 + fraction * (rng.random((size, 2)) - 0.5)
+    column, row = (position * (width, height)).astype(int).T
     pixel = np.stack([(column + 0.5) / width, (row + 0.5) / height], axis=-1)
     c2w, intrinsics = train.camera
-    yield {'camera': cameras.Camera(c2w[which], intrinsics[which]),
+    yield {'camera': cameras.Camera(c2w[photograph], intrinsics[photograph]),
            'pixel': pixel.astype(np.float32),
-           'color': train.images[which, row, column], 'index': index}
+           'color': train.images[photograph, row, column], 'index': index}
 
 
-def step(state, batch, key, *, scene, optimizer, config, height):
-  """One update from this chip's share of the rays; see tasks.Task."""
+def step(
+    state: states.TrainState, batch: dict[str, Any], key: jax.Array, *,
+    scene: Scene, optimizer: optax.GradientTransformation, background: str,
+    coarse_weight: float, height: int
+) -> tuple[states.TrainState, dict[str, jax.Array]]:
+  """One update from one device's rays; see tasks.Task.
+
+  Args:
+    state, batch, key: of tasks.Task.step.
+    scene: of radiance.make.
+    optimizer: optax.GradientTransformation.
+    background: one of radiance.BACKGROUNDS.
+    coarse_weight: factor of the coarse pass's loss.
+    height: of the photographs in pixels.
+  """
+  # A ray's randomness comes from its index in the batch: see tasks.Task.
   fold = jax.vmap(jax.random.fold_in, (None, 0))
-  key_backdrop, key_rays = jax.random.split(key)
+  key_background, key_rays = jax.random.split(key)
   keys = fold(key_rays, batch['index'])
-  behind = jax.vmap(partial(radiance.backdrop, config))(
-      fold(key_backdrop, batch['index']))
+  behind = jax.vmap(partial(radiance.background_color, background))(
+      fold(key_background, batch['index']))
   rays = cameras.rays_through(batch['camera'], batch['pixel'], height)
+  # The photographs' background is that of the scene, so that a random one
+  # cannot be learned as density.
   truth = posed.composite_over(batch['color'], behind)
   view = View(None, rays, None, behind, jnp.float32(1.0))
 
   def loss(params):
     render = scene.render(params, keys, view)
-    errors = [jnp.mean(jnp.square(color - truth))
-              for color in render.aux['colors']]
+    error = lambda image: jnp.mean(jnp.square(image - truth))
+    photometric, coarse = error(render.image), [
+        error(image) for image in render.passes]
     penalties = scene.penalties(params, render, state.step)
     metrics = {f'loss/{name}': x for name, x in penalties.items()}
-    metrics['loss/photometric'] = errors[-1]
-    total = errors[-1] + sum(config.coarse.loss * e for e in errors[:-1])
+    metrics['loss/photometric'] = photometric
+    total = photometric + sum(coarse_weight * e for e in coarse)
     return total + sum(penalties.values()), metrics
 
   grads, metrics = jax.grad(loss, has_aux=True)(state.params)
   grads, metrics = jax.lax.pmean((grads, metrics), 'devices')
+  # Of the mean error: the mean of devices' PSNRs would depend on their number.
   metrics['psnr'] = -10 * jnp.log10(metrics['loss/photometric'])
   return optim.apply_gradients(state, grads, optimizer), metrics
 
 
-def judge(params, rows, *, look, test, network):
-  """How close the scene comes to the test photographs `rows`.
+def score_test_views(
+    params: Any, rows: np.ndarray, *, render_views: Callable,
+    test: posed.Posed, network: perceptual.Perceptual | None
+) -> tuple[dict[str, float], np.ndarray]:
+  """Compares the scene with the test photographs `rows`.
 
   Args:
     params: of the scene.
     rows: [N] ints.
-    look: (params, cameras [N]) -> uint8 [N, H, 2 W, 3], colors beside depths.
-    test: posed.Posed in the unit frame.
-    network: perceptual.Perceptual, or nothing.
+    render_views: (params, cameras [N]) -> uint8 [N, H, 2 W, 3], colors beside
+      depths.
+    test: photographs in the unit frame.
+    network: of LPIPS, or None.
 
   Returns:
-    ({'test/psnr', 'test/ssim' (, 'test/lpips')}: means over the pictures,
-    on the 8 bits that are written; what `look` shows).
+    ({'test/psnr', 'test/ssim' (, 'test/lpips')}: means over the photographs,
+    of 8-bit images; the images of `render_views`).
   """
   _, height, width, _ = test.images.shape
-  images = look(params, jax.tree.map(lambda x: x[rows], test.camera))
-  sums = {}
+  images = render_views(params, jax.tree.map(lambda x: x[rows], test.camera))
+  means = {}
   for row, image in zip(rows, images):
-    truth, made = posed.composite_over(test.images[row], 1.0), image[:, :width] / 255.0
-    scores = {'test/psnr': image_metrics.psnr(truth, made)}
+    truth = posed.composite_over(test.images[row], 1.0)
+    color = image[:, :width] / 255.0
+    scores = {'test/psnr': image_metrics.psnr(truth, color)}
+    # SSIM needs images as large as its filter.
     if min(height, width) >= image_metrics.TAPS:
-      scores['test/ssim'] = image_metrics.ssim(truth, made)
+      scores['test/ssim'] = image_metrics.ssim(truth, color)
     if network:
-      scores['test/lpips'] = image_metrics.lpips(network, truth, made)
-    for name, score in scores.items():
-      sums[name] = sums.get(name, 0.0) + float(score) / len(rows)
-  return sums, images
+      scores['test/lpips'] = image_metrics.lpips(network, truth, color)
+    for name, value in scores.items():
+      means[name] = means.get(name, 0.0) + float(value) / len(rows)
+  return means, images
 
 
-def _evaluate(state, key, *, measure, rows, test):
-  """Scores on some test photographs, and a sheet: truth, color, depth."""
+def _evaluate(state, key, *, score, rows, test):
+  """Scores of some test views, and a sheet: truth, color, depth."""
   del key
-  scalars, images = measure(state.params, rows)
-  truth = np.round(255 * posed.composite_over(test.images[rows], 1.0)).astype(np.uint8)
+  scalars, images = score(state.params, rows)
+  truth = np.round(
+      255 * posed.composite_over(test.images[rows], 1.0)).astype(np.uint8)
   return scalars, {'test': image_io.tile(
       np.concatenate([truth, images], axis=2), 1)}

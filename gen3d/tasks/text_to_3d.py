@@ -219,7 +219,7 @@ def _view_loss(params, frozen, key, index, step, *, scene, guidance, views,
   render = scene.render(params['scene'], key_render, view)
   loss, metrics = guidance.loss(
       params['guidance'], frozen['teacher'], key_guidance, render.image[None],
-      text_of(frozen, view.camera), step, render.colors[None])
+      text_of(frozen, view.camera), step, render.color_only[None])
   penalties = scene.penalties(params['scene'], render, step)
   metrics |= {f'loss/{name}': value for name, value in penalties.items()}
   metrics['opacity'] = jnp.mean(render.opacity)
