@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import secrets
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any, BinaryIO
 
 from PIL import Image
