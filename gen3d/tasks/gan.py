@@ -26,6 +26,7 @@ from gen3d.io import images as image_io
 from gen3d.metrics import distribution
 from gen3d.models import clip_pair
 from gen3d.ops import cameras
+from gen3d.render import objects
 from gen3d.tasks import Task
 
 WORLD = 'shapes:'  # before the categories, in place of a file
@@ -147,7 +148,7 @@ def begin_with(state, path):
 def discriminator_path(path):
   """Where the discriminator is that trained with a generator."""
   path = pathlib.Path(path)
-  return path.with_stem(path.stem + inference.OPPONENT)
+  return path.with_stem(path.stem + inference.DISCRIMINATOR)
 
 
 def build(config, label_width=25):
@@ -256,10 +257,10 @@ def sample_sheet_fn(config, networks, source):
 
   Objects from several sides, or images where there is nothing to go around.
   """
-  if config.networks == 'eg3d':
+  if config.networks in inference.BUILDERS:
     camera = median_camera(source.labels)
-    return lambda variables, size: inference.sheet(
-        inference.trained(config, variables, camera, size), range(8))
+    return lambda variables, size: objects.sheet(
+        inference.from_config(config, variables, camera, size), range(8))
   draw, labels = sampler(networks, 0), source.labels[np.zeros(32, int)]
   return lambda variables, size: image_io.tile(
       draw(variables, labels), columns=8)
