@@ -6,12 +6,11 @@ python -m gen3d.invert --network=ffhq512-128.pkl --image=face.png \
   --camera=dataset.json --views=-30,0,30 --space=w+ --out=/tmp/face
 
 Writes inversion.png (the image, its projection, after pivotal tuning, and
-other views), the tuned object as mesh.glb, mesh.ply and turntable.mp4,
+other views), mesh.glb, mesh.ply and turntable.mp4 of the tuned object,
 latent.npz and the tuned generator. The camera is a JSON list of 25 numbers,
 EG3D's dataset.json, or two angles on the sphere of the training cameras. The
-perceptual loss is on the shipped CLIP pair, which is trained on the shapes
-world; for photographs give --perceptual the files that
-gen3d/models/perceptual.py names: VGG16 or, better, VGG16 and LPIPS.
+perceptual loss uses the shipped CLIP pair, trained on the shapes world; for
+photographs give --perceptual the files that gen3d/models/perceptual.py names.
 """
 
 import math
@@ -28,16 +27,14 @@ _NETWORK = flags.DEFINE_string(
     'network', None, 'A 3-D GAN: .safetensors, .pkl or a shipped name.')
 _IMAGE = flags.DEFINE_string('image', None, 'The image: a square.')
 _CAMERA = flags.DEFINE_string('camera', None, 'JSON file with its camera.')
-_AZIMUTH = flags.DEFINE_float(
-    'azimuth', None, 'Of the camera, in degrees, instead of --camera.')
+_AZIMUTH = flags.DEFINE_float('azimuth', None, 'Or its azimuth: degrees.')
 _ELEVATION = flags.DEFINE_float(
     'elevation', None, "Degrees; the data's median if not given.", -90, 90)
 _SPACE = flags.DEFINE_enum(
     'space', 'w', ['w', 'w+'], 'One w for all layers, or one for each.')
 _STEPS = flags.DEFINE_integer('steps', 1000, 'Of the projection.', 1)
 _TUNING = flags.DEFINE_integer('tuning_steps', 350, 'Of the tuning.', 1)
-_PERCEPTUAL = flags.DEFINE_list(
-    'perceptual', [], 'Files: VGG16, or VGG16,LPIPS.')
+_PERCEPTUAL = flags.DEFINE_list('perceptual', [], 'VGG16, or VGG16,LPIPS.')
 _VIEWS = flags.DEFINE_list(
     'views', ['-45', '45', '90', '180'], 'Further azimuths on the sheet.')
 _RESOLUTION = flags.DEFINE_integer(
@@ -51,8 +48,7 @@ def main() -> None:
   angles = {flag.name: _degrees(flag.name, [flag.value])[0]
             for flag in (_AZIMUTH, _ELEVATION) if flag.value is not None}
   if not _CAMERA.value and 'azimuth' not in angles:
-    raise UserError('The camera of the image is missing; give --camera or '
-                    '--azimuth.')
+    raise UserError('The camera is missing; give --camera or --azimuth.')
   if _CAMERA.value and angles:
     raise UserError(f'Give --camera or --{min(angles)}, but not both.')
   trained = inference.load(_NETWORK.value)

@@ -98,7 +98,8 @@ def test_a_cube_is_far_from_cars(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.optimized
-def test_the_shipped_cars_are_classified_as_cars_from_all_sides(tmp_path, monkeypatch):
+def test_the_shipped_cars_are_classified_as_cars_from_all_sides(
+    tmp_path, monkeypatch):
   monkeypatch.setenv('GEN3D_CACHE', str(tmp_path))
   found = gan_evaluation.classification('shapes', count=6)
   assert found['generated'] > .8 and found['held out'] > .9

@@ -68,8 +68,7 @@ def capture(tmp_path, content):
 
 def target(tmp_path, content):
   (tmp_path / 'bad.png').write_bytes(content)
-  generator = types.SimpleNamespace(
-      rendering=types.SimpleNamespace(white=True))
+  generator = types.SimpleNamespace(background='white')
   return lambda: inversion.read_target(
       types.SimpleNamespace(generator=generator), tmp_path / 'bad.png', None)
 

@@ -204,7 +204,7 @@ def test_files_that_are_no_networks_are_refused(tmp_path):
     with pytest.raises(ValueError, match=message):
       inference.load(tmp_path / name)
   (tmp_path / 'a.pkl').write_text('')
-  with pytest.raises(ValueError, match='a.pkl is an official network, of'):
+  with pytest.raises(ValueError, match='a.pkl is an official network, wh'):
     inference.load_with_config(tmp_path / 'a.pkl')
 
 

@@ -63,7 +63,7 @@ def test_an_image_becomes_an_object(tmp_path):
 
 
 @pytest.mark.parametrize('flags, sentence', [
-    ((), 'The camera of the image is missing'),
+    ((), 'The camera is missing; give --camera or --azimuth.'),
     (('--camera=c.json', '--azimuth=3'),
      'Give --camera or --azimuth, but not both.'),
     (('--camera=c.json', '--elevation=3'),
