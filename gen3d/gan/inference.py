@@ -1,14 +1,14 @@
 """Trained generators of 3-D objects: loading, latents, compiled renderers.
 
-Vocabulary. A seed stands for an object: it draws the latent z. Rendering is
-deterministic (noise buffers, samples in the middle of their intervals), so
-that an object is the same from view to view.
+Vocabulary. A seed stands for an object: the latent z is drawn from it.
+Rendering is deterministic (noise buffers, samples in the middle of their
+intervals), so that an object is the same in all views.
 
 A typical camera is a dict {'elevation', 'distance', 'focal', 'pivot',
 'yaw_range'}: medians of the cameras of the training data, in degrees, world
-units and image heights. `distance` is from the world's origin; the camera
-looks at `pivot` (default: the origin). `yaw_range` is in degrees to either
-side of the front for objects that are known from the front only, else None.
+units and image heights. `distance` is from the world's origin; the optical
+axis goes through `pivot` (default: the origin). `yaw_range` is in degrees to
+either side of the front, for objects seen from the front only; else None.
 """
 
 import functools
@@ -34,7 +34,7 @@ from gen3d.ops import cameras, mesh
 # Kinds of networks (config.networks) that generate 3-D objects.
 BUILDERS = {'eg3d': eg3d.from_config}
 DISCRIMINATOR = '_discriminator'  # ends the file name of its weights
-PANELS = ('image', 'raw', 'depth')
+PANELS = ('image', 'image_raw', 'depth')
 _MAX_SEEDS = 100_000
 _NOT_3D = '{} is a generator of images, not of 3-D objects.'
 
@@ -182,8 +182,8 @@ def save_tuned(record: dict[str, Any], trained: Trained,
 def camera_at(camera: dict, azimuth: Any) -> cameras.Camera:
   """The Camera at an azimuth on the sphere of a typical camera.
 
-  The sphere's center is the world's origin, also where the cameras look at
-  another point, as those of the official networks do.
+  The sphere's center is the world's origin, even where `pivot` is another
+  point, as in the official networks.
 
   Args:
     camera: typical camera.
@@ -292,7 +292,7 @@ def make_renderer(
     resize = lambda x: jax.image.resize(
         jnp.broadcast_to(x, (*x.shape[:2], 3)), shape, 'nearest')
     images = {'image': generated.image[0],
-              'raw': resize(generated.image_raw[0]),
+              'image_raw': resize(generated.image_raw[0]),
               'depth': resize(2 * depth_to_gray(generated)[0, ..., None] - 1)}
     row = jnp.concatenate([images[name] for name in panels], axis=1)
     return jnp.round(255 * jnp.clip(row / 2 + 0.5, 0, 1)).astype(
