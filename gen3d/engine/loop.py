@@ -235,10 +235,10 @@ def _finish(task, config, workdir, state):
     before = json.loads(marker.read_text())
     if before['step'] == int(state.step):
       return state, before['files']
-  files = [str(file) for file in task.finish(state, str(workdir)) or ()]
+  results = [str(file) for file in task.finish(state, str(workdir)) or ()]
   files.write_bytes(marker, json.dumps(
-      {'step': int(state.step), 'files': files}).encode())
-  return state, files
+      {'step': int(state.step), 'files': results}).encode())
+  return state, results
 
 
 def _watched(step):
