@@ -1,17 +1,18 @@
 """EG3D (Chan et al., 2112.07945): 3-D objects from images with cameras.
 
 Variants:
-  shapes   The default, whose network ships. Cars of the shapes world, 64 x 64
-           pixels from 24 x 24 rays and, after 100,000 images, 32 x 32. On two
-           CPU cores 2 and then 1.7 steps/s, about 3 hours in all.
-  ffhq512  Faces, with the official hyper-parameters: 25 million images at 64
-           rays a side, of which 8 V100 took 24 s for a thousand: 7 days.
+  shapes   The default, with weights in the package. Cars of the shapes world,
+           64 x 64 pixels, rendered at 24 x 24 and, after 100,000 images, at
+           32 x 32. On two CPU cores 2, then 1.7 steps/s: about 3 hours.
+  ffhq512  Faces, with the official hyper-parameters: 25 million images,
+           rendered at 64 x 64. On 8 V100, 24 s for 1000 images: 7 days.
   ffhq512_128
-           Its second stage, from its weights: 2 million more while the rays
-           become 128 a side. 1 to 2 days of the same.
-  afhq512  Cats, from ffhq512's weights, with adaptive augmentation, rays from
-           64 to 128 a side.
-  cars128  ShapeNet cars, 64 rays a side. What the last two took was not told.
+           The second stage, from the weights of ffhq512: 2 million images
+           more, rendered at 64 x 64 to 128 x 128. 1 to 2 days on 8 V100.
+  afhq512  Cats, from the weights of ffhq512, with adaptive augmentation,
+           rendered at 64 x 64 to 128 x 128.
+  cars128  ShapeNet cars, rendered at 64 x 64. The training costs of afhq512
+           and cars128 are not published.
   cpu128   The size at which `python -m gen3d.benchmark` is compared with the
            official code on two CPU cores.
   tiny     Seconds; for tests.
@@ -28,11 +29,12 @@ Variants:
   python -m gen3d.train --config=configs/eg3d.py:cars128 \
     --config.data.path=cars_128.zip --workdir=runs/shapenet
 
-`steps`, `blur_fade_images` and `ema_images` are for batches of 32; officially the
-last two are proportional to the batch. `render_size` is ((images seen, rays a
-side), ...), joined by lines and cut to multiples of `render_bucket`.
-`start_from` is a generator's .safetensors, its discriminator's beside it. It
-also goes on where checkpoints are gone:
+`steps`, `blur_fade_images` and `ema_images` are for batches of 32; in the
+official code, the latter two are proportional to the batch. `render_size` is
+((images seen, rays a side), ...), interpolated linearly and rounded down to
+multiples of `render_bucket`. `start_from` is a generator's .safetensors, with
+its discriminator's in the same folder. It also continues a training without
+checkpoints:
 
   python -m gen3d.train --config=configs/eg3d.py --workdir=runs/more_cars \
     --config.start_from=gen3d/assets/eg3d_shapes.safetensors \
@@ -42,66 +44,40 @@ also goes on where checkpoints are gone:
 
 import ml_collections
 
+from configs import stylegan2
+
 
 def get_config(variant='shapes'):
-  """The config of a variant.
-
-  Raises:
-    ValueError: if there is no such variant.
-  """
-  variants = {'shapes': shapes, 'ffhq512': ffhq512,
-              'ffhq512_128': ffhq512_128, 'afhq512': afhq512,
-              'cars128': cars128, 'cpu128': cpu128, 'tiny': tiny}
-  if variant not in variants:
-    raise ValueError(f'Unknown variant {variant!r} of configs/eg3d.py; '
-                     f'choose from {sorted(variants)}.')
-  return variants[variant]()
+  """The config of one of VARIANTS."""
+  return VARIANTS[variant]()
 
 
 def ffhq512():
   """Faces: the first stage of the paper's main model."""
-  batch = 32
-  return ml_collections.ConfigDict({
-      'task': 'gan',
-      'networks': 'eg3d',
-      'name': 'ffhq512',
-      'seed': 0,
-      'start_from': '',
-      'steps': 25_000_000 // batch,
-      'batch': batch,
-      'resolution': 512,
-      'data': {'path': '', 'mirror': True},
-      'model': {
-          'z_dim': 512,
-          'synthesis': {'resolution': 256, 'channel_base': 32_768, 'channel_max': 512},
-          'mapping': {'width': 512, 'layers': 2},
-          'features': 32,
-          'rendering': {'samples_coarse': 48, 'samples_fine': 48, 'ray_start': 2.25,
-                        'ray_end': 3.3, 'box_warp': 1.0, 'chunk': 4096},
-          'super_resolution': {'size': 128, 'features': (256, 128),  # 8XDC
-                        'up': (True, True)},
-          'super_resolution_clamp': 256.0, 'super_resolution_half': True,
-          'pose_conditioning': 1.0,  # of the mapping network on the camera; 0: none
-          'density_weight': 0.25,
-          'discriminator': {'channel_base': 32_768, 'channel_max': 512, 'mbstd_group': 4,
-                            'num_half_res': 4, 'clamp': 256.0}},
-      'schedule': {
-          'r1_gamma': 1.0, 'd_reg_interval': 16, 'g_reg_interval': 4,
-          'pose_swap_prob': 0.5, 'pose_swap_fade_images': 1_000_000,
-          'blur_init_sigma': 10.0, 'blur_fade_images': 200_000,
-          'ema_images': 10_000, 'ema_ramp': 0.05,
-          'style_mixing_prob': 0.0,  # EG3D does not mix styles
-          # Mean sign of the discriminator on reals that is wanted; 0 is for
-          # no augmentation.
-          'ada_target': 0.0, 'ada_interval': 4,
-          'ada_images': 500_000},
-      'generator_rate': 2.5e-3, 'discriminator_rate': 2e-3,
-      'render_size': ((0, 64), (1_000_000, 64)), 'render_bucket': 16,
-      'distance_count': 0,  # the shipped CLIP pair knows no faces
-      'log_every': 50, 'eval_every': 6250, 'checkpoint_every': 1250,
-      'keep_checkpoints': 2,
-      'progress': ('loss/generator', 'loss/discriminator'),
-  }, convert_dict=True)
+  config = stylegan2.base()
+  config.update({
+      'networks': 'eg3d', 'name': 'ffhq512', 'resolution': 512,
+      'render_size': ((0, 64), (1_000_000, 64)), 'render_bucket': 16})
+  config.generator_rate = 2.5e-3
+  config.model.synthesis.resolution = 256
+  config.model.mapping.layers = 2
+  config.model.update({
+      'features': 32,
+      'rendering': {
+          'samples_coarse': 48, 'samples_fine': 48, 'ray_start': 2.25,
+          'ray_end': 3.3, 'box_warp': 1.0, 'chunk': 4096},
+      # 8XDC of the official code.
+      'super_resolution': {
+          'size': 128, 'features': (256, 128), 'up': (True, True)},
+      'super_resolution_clamp': 256.0, 'super_resolution_half': True,
+      # Scale of the camera in the mapping network; 0: no pose conditioning.
+      'pose_conditioning': 1.0,
+      'density_weight': 0.25})
+  config.schedule.update({
+      'r1_gamma': 1.0, 'ema_ramp': 0.05,
+      'pose_swap_prob': 0.5, 'pose_swap_fade_images': 1_000_000,
+      'blur_init_sigma': 10.0, 'blur_fade_images': 200_000})
+  return config
 
 
 def ffhq512_128():
@@ -110,14 +86,14 @@ def ffhq512_128():
   config.name = 'ffhq512_128'
   config.steps = 2_000_000 // config.batch
   config.render_size = ((0, 64), (1_000_000, 128))
-  # What only a beginning needs.
+  # Only a training from scratch fades these in.
   config.schedule.update(
       {'blur_fade_images': 0, 'pose_swap_fade_images': 0, 'ema_ramp': 0.0})
   return config
 
 
 def afhq512():
-  """Cats' faces, from the weights of human ones."""
+  """Faces of cats, from the weights of human ones."""
   config = ffhq512_128()
   config.name, config.steps = 'afhq512', 25_000_000 // config.batch
   config.schedule.update({
@@ -132,9 +108,10 @@ def cars128():
   config.name, config.resolution = 'cars128', 128
   config.data.mirror = False
   config.model.rendering = ml_collections.ConfigDict({
-      'samples_coarse': 64, 'samples_fine': 64, 'ray_start': 0.1, 'ray_end': 2.6, 'box_warp': 1.6,
-      'white_background': True, 'chunk': 4096})
-  config.model.super_resolution.update(  # 2X
+      'samples_coarse': 64, 'samples_fine': 64, 'ray_start': 0.1,
+      'ray_end': 2.6, 'box_warp': 1.6, 'white_background': True,
+      'chunk': 4096})
+  config.model.super_resolution.update(  # 2X of the official code
       {'size': 64, 'features': (128, 64), 'up': (False, True)})
   config.model.pose_conditioning = 0.0
   config.schedule.r1_gamma = 0.3
@@ -145,34 +122,32 @@ def shapes():
   """Cars of the shapes world."""
   config = ffhq512()
   config.name, config.resolution = 'shapes', 64
-  # Small steps, and small networks: many updates are what it lacks at first.
+  # A small batch and small networks: early in a training, the number of
+  # updates limits the quality.
   config.batch, config.steps = 8, 21_000
-  config.data = ml_collections.ConfigDict({
-      'path': 'shapes:car', 'mirror': False, 'count': 20_000, 'size': 64,
-      'camera': {
-          'azimuth': (-180.0, 180.0), 'elevation': (5.0, 45.0),
-          'distance': (1.7, 1.7), 'focal': (1.35, 1.35),
-          'jitter_position': 0.0, 'jitter_target': 0.0, 'jitter_up': 0.0}})
+  config.data = stylegan2.shapes_data(64)
   model = config.model
   model.z_dim = 64
-  model.synthesis = ml_collections.ConfigDict(
+  model.synthesis.update(
       {'resolution': 64, 'channel_base': 1024, 'channel_max': 64})
-  model.mapping = ml_collections.ConfigDict({'width': 64, 'layers': 2})
+  model.mapping.update({'width': 64, 'layers': 2})
   model.features = 16
-  # Samples that miss a surface now and then are noise at every outline, which
-  # the discriminator knows and the generator cannot help: 12 and 12 between
-  # fixed distances had three times that of these.
+  # With too few samples, some rays miss a thin surface. This is noise at
+  # outlines, which the discriminator detects and the generator cannot avoid:
+  # 12 and 12 samples between fixed distances have three times as much of it.
   model.rendering = ml_collections.ConfigDict({
-      'samples_coarse': 24, 'samples_fine': 12, 'ray_start': 'auto', 'box_warp': 1.1,
-      'white_background': True})
+      'samples_coarse': 24, 'samples_fine': 12, 'ray_start': 'auto',
+      'box_warp': 1.1, 'white_background': True})
   model.super_resolution.update(
       {'size': 32, 'features': (32, 32), 'up': (False, True)})
   model.super_resolution_clamp, model.super_resolution_half = 0.0, False
   model.pose_conditioning = 0.0
-  model.discriminator = ml_collections.ConfigDict(
-      {'channel_base': 1024, 'channel_max': 64, 'mbstd_group': 4, 'mapping_layers': 2})
+  model.discriminator = ml_collections.ConfigDict({
+      'channel_base': 1024, 'channel_max': 64, 'mbstd_group': 4,
+      'mapping_layers': 2})
   config.schedule.update({
-      'r1_gamma': 0.1, 'pose_swap_fade_images': 50_000, 'blur_init_sigma': 2.0, 'blur_fade_images': 8_000,
+      'r1_gamma': 0.1, 'pose_swap_fade_images': 50_000,
+      'blur_init_sigma': 2.0, 'blur_fade_images': 8_000,
       'ema_images': 5_000})
   config.render_size = ((0, 24), (100_000, 24), (100_001, 32))
   config.render_bucket = 8
@@ -188,11 +163,12 @@ def cpu128():
   config.data.update({'count': 64, 'size': 128})
   model = config.model
   model.z_dim, model.features, model.pose_conditioning = 512, 32, 1.0
-  model.synthesis.update({'resolution': 256, 'channel_base': 4096, 'channel_max': 64})
+  model.synthesis.update(
+      {'resolution': 256, 'channel_base': 4096, 'channel_max': 64})
   model.mapping.width = 512
   model.rendering = ml_collections.ConfigDict({
-      **model.rendering, 'samples_coarse': 48, 'samples_fine': 48, 'ray_start': 1.1,
-      'ray_end': 2.3})
+      **model.rendering, 'samples_coarse': 48, 'samples_fine': 48,
+      'ray_start': 1.1, 'ray_end': 2.3})
   model.super_resolution.update({'size': 64, 'features': (128, 64)})
   model.discriminator.update(
       {'channel_base': 4096, 'channel_max': 64, 'mapping_layers': 8,
@@ -208,16 +184,23 @@ def tiny():
   config.data.update({'count': 16, 'size': 16})
   model = config.model
   model.z_dim, model.features = 6, 4
-  model.synthesis = ml_collections.ConfigDict(
+  model.synthesis.update(
       {'resolution': 8, 'channel_base': 64, 'channel_max': 8})
   model.mapping.update({'width': 8, 'layers': 1})
   model.rendering.update({'samples_coarse': 4, 'samples_fine': 4})
   model.super_resolution.update({'size': 8, 'features': (8, 4)})
-  model.discriminator = ml_collections.ConfigDict(
-      {'channel_base': 64, 'channel_max': 8, 'mbstd_group': 1, 'mapping_layers': 1})
+  model.discriminator.update({
+      'channel_base': 64, 'channel_max': 8, 'mbstd_group': 1,
+      'mapping_layers': 1})
   # All phases in every step: one program until the rendering grows.
   config.schedule.update({'d_reg_interval': 1, 'g_reg_interval': 1})
   config.render_size, config.render_bucket = ((0, 4), (8, 8)), 4
   config.distance_count = 8
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
   return config
+
+
+VARIANTS = {
+    'shapes': shapes, 'ffhq512': ffhq512, 'ffhq512_128': ffhq512_128,
+    'afhq512': afhq512, 'cars128': cars128, 'cpu128': cpu128, 'tiny': tiny,
+}

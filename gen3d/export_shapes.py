@@ -23,11 +23,11 @@ from ml_collections import config_flags
 
 from gen3d import files
 from gen3d.choices import UserError
+from gen3d.data.images import open as opening
 from gen3d.data.shapes import captions
 from gen3d.data.shapes import world as shapes_world
 from gen3d.engine import cli
 from gen3d.io import images as image_io
-from gen3d.tasks import gan
 
 _SPLIT = flags.DEFINE_enum('split', 'train', list(shapes_world.SPLITS), 'Which.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the world.')
@@ -66,11 +66,11 @@ def main():
 
 def _likes_of(config):
   """Yields as shapes.pictures does, but such as a GAN learns from."""
-  if config.get('task') != 'gan' or not gan.is_world(config.data):
+  if config.get('task') != 'gan' or not opening.is_world(config.data):
     raise UserError('--config is not of a GAN that learns from the shapes '
                     'world, such as configs/eg3d.py.')
   data = config.data
-  world, stop = gan.world_of(data), _FIRST.value + _COUNT.value
+  world, stop = opening.world_of(data), _FIRST.value + _COUNT.value
   source = shapes_world.posed(
       world, stop, _SIZE.value or data.size, _SEED.value, _SPLIT.value)
   for i in range(_FIRST.value, stop):

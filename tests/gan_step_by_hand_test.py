@@ -1,13 +1,16 @@
-"""The adversarial step against the papers' formulas, on two numbers.
+"""The adversarial step against the papers' formulas, with two parameters.
 
-A generator multiplies a pattern by `a` and by z, a discriminator weighs what
-it sees and multiplies that by `b`: every gradient is a line, and all of a
-step's factors, schedules and orders show in how the two numbers move.
+The generator multiplies a pattern by `a` and by z, the discriminator is `b`
+times a weighted sum of its input: every gradient has a closed form, and all
+factors, schedules and orders of a step affect the two parameters.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from gen3d.engine import sharding
@@ -16,36 +19,39 @@ from gen3d.gan import step as gan_step
 
 SIZE, COUNT, STEPS = 8, 4, 6
 SCHEDULE = gan_step.Schedule(
-    r1_gamma=0.3, d_reg_interval=3, g_reg_interval=2, pose_swap_prob=0.5, pose_swap_fade_images=10,
-    blur_init_sigma=1.0, blur_fade_images=14, ema_images=9, ema_ramp=0.6)
+    r1_gamma=0.3, d_reg_interval=3, g_reg_interval=2, pose_swap_prob=0.5,
+    pose_swap_fade_images=10, blur_init_sigma=1.0, blur_fade_images=14,
+    ema_images=9, ema_ramp=0.6)
 RATES = {'generator': 0.02, 'discriminator': 0.03}
 RNG = np.random.default_rng(0)
-PATTERN, SEEN, RAW = RNG.normal(size=(3, SIZE, SIZE, 3)).astype(np.float32) / 9
+PATTERN, WEIGHTS, RAW_WEIGHTS = RNG.normal(
+    size=(3, SIZE, SIZE, 3)).astype(np.float32) / 9
 
 
 def networks():
-  """Of (a, b); the raw image is the image, the weights of the two differ."""
+  """GANNetworks of (a, b); the raw image equals the image."""
   variables = lambda name, x: {
       'params': {name: jnp.float32(x)}, 'buffers': {'w': jnp.zeros(())}}
 
   def generate(variables, latents, size):
     assert size == SIZE
-    # Which camera was told shows, too.
-    told = jnp.all(latents.mapping_camera == latents.label, axis=1)
-    amount = latents.z[:, 0] + told
+    # The swapping of cameras affects the image, too.
+    unswapped = jnp.all(latents.mapping_camera == latents.label, axis=1)
+    amount = latents.z[:, 0] + unswapped
     image = (variables['params']['a'] * amount)[:, None, None, None] * PATTERN
-    return {'image': image, 'raw': image}, latents.z
+    return {'image': image, 'image_raw': image}, latents.z
 
   return gan_networks.GANNetworks(
       init=lambda key: {'generator': variables('a', 1.5),
                         'discriminator': variables('b', 0.5)},
       generate=generate,
-      prepare_reals=lambda x, size: {'image': x, 'raw': x},
-      discriminate=lambda variables, x, label: variables['params']['b'] * jnp.sum(
-          SEEN * x['image'] + RAW * x['raw'], axis=(1, 2, 3)),
-      regularize=lambda variables, latents, memory: (
+      prepare_reals=lambda x, size: {'image': x, 'image_raw': x},
+      discriminate=lambda variables, x, label: variables['params'][
+          'b'] * jnp.sum(WEIGHTS * x['image'] + RAW_WEIGHTS * x['image_raw'],
+                         axis=(1, 2, 3)),
+      regularize=lambda variables, latents, pl_mean: (
           jnp.mean((variables['params']['a'] * latents.z[:, 1]) ** 2),
-          memory + 1),
+          pl_mean + 1),
       update_w_avg=lambda variables, w: variables, z_dim=2)
 
 
@@ -55,25 +61,23 @@ def batch_of(step):
               255, size=(COUNT, SIZE, SIZE, 3), dtype=np.uint8),
           'label': np.zeros((COUNT, 25), np.float32),
           'sampled_cameras': rng.normal(size=(COUNT, 3, 25)).astype(np.float32),
-          'index': np.arange(COUNT, dtype=np.int32),
-          'grid': np.zeros((COUNT, SIZE), np.uint8),
-          'due': gan_step.due(step, COUNT, SCHEDULE)}
+          'index': np.arange(COUNT, dtype=np.int32)}
 
 
-def left(seen, images):
-  return max(1 - seen / images, 0)
+def fade(images_seen, images):
+  return max(1 - images_seen / images, 0)
 
 
 def blurred(x, sigma):
-  """[N, H, W, 3], by the kernel 2^-(i / sigma)^2 of 3 sigma each way."""
-  reach = int(3 * sigma)
-  taps = np.exp2(-(np.arange(-reach, reach + 1) / max(sigma, 1e-9)) ** 2)
+  """Blur of [N, H, W, 3] by 2^-(i / sigma)^2 up to 3 sigma."""
+  radius = int(3 * sigma)
+  taps = np.exp2(-(np.arange(-radius, radius + 1) / max(sigma, 1e-9)) ** 2)
   taps = taps / taps.sum()
   for axis in (1, 2):
     edges = [(0, 0)] * 4
-    edges[axis] = reach, reach
-    wide = np.pad(x, edges)
-    x = sum(tap * np.take(wide, np.arange(SIZE) + i, axis)
+    edges[axis] = radius, radius
+    padded = np.pad(x, edges)
+    x = sum(tap * np.take(padded, np.arange(SIZE) + i, axis)
             for i, tap in enumerate(taps))
   return x
 
@@ -81,11 +85,11 @@ def blurred(x, sigma):
 class Adam:
   """b1 = 0: the gradient over the root of its mean square, bias corrected."""
 
-  def __init__(self, rate, every):
-    lazy = every / (every + 1)
+  def __init__(self, rate, interval):
+    lazy = interval / (interval + 1)
     self.rate, self.b2, self.mean, self.count = rate * lazy, .99 ** lazy, 0, 0
 
-  def move(self, gradient):
+  def update(self, gradient):
     self.count += 1
     self.mean = self.b2 * self.mean + (1 - self.b2) * gradient ** 2
     corrected = self.mean / (1 - self.b2 ** self.count)
@@ -96,7 +100,7 @@ def sigmoid(x):
   return 1 / (1 + np.exp(-x))
 
 
-class Slow:
+class Reference:
   """The same training, written out."""
 
   def __init__(self):
@@ -107,39 +111,43 @@ class Slow:
 
   def step(self, step, key):
     batch, seen = batch_of(step), step * COUNT
-    sigma = SCHEDULE.blur_init_sigma * left(seen, SCHEDULE.blur_fade_images)
-    swap = .5 + .5 * left(seen, SCHEDULE.pose_swap_fade_images)
-    amounts, spread = [], []
+    sigma = SCHEDULE.blur_init_sigma * fade(seen, SCHEDULE.blur_fade_images)
+    swap = .5 + .5 * fade(seen, SCHEDULE.pose_swap_fade_images)
+    amounts, squares = [], []
     for phase in range(3):
-      drawn = gan_step._latents(jax.random.fold_in(key, phase), jax.tree.map(
-          jnp.asarray, batch), phase, swap, 0.0, 2)
-      own = np.all(np.asarray(drawn.mapping_camera == drawn.label), axis=1)
-      amounts.append(np.asarray(drawn.z[:, 0], float) + own)
-      spread.append(float(np.mean(drawn.z[:, 1] ** 2)))
-    # What is seen of the pattern: its image blurred, its raw image not.
-    pattern = (np.sum(SEEN * blurred(PATTERN[None], sigma))
-               + np.sum(RAW * PATTERN))
+      latents = gan_step.sample_latents(
+          jax.random.fold_in(key, phase), jax.tree.map(jnp.asarray, batch),
+          phase, swap, 0.0, 2)
+      unswapped = np.all(
+          np.asarray(latents.mapping_camera == latents.label), axis=1)
+      amounts.append(np.asarray(latents.z[:, 0], float) + unswapped)
+      squares.append(float(np.mean(latents.z[:, 1] ** 2)))
+    # The image of a fake is blurred, its raw image is not.
+    pattern = (np.sum(WEIGHTS * blurred(PATTERN[None], sigma))
+               + np.sum(RAW_WEIGHTS * PATTERN))
 
     logit = self.a * self.b * amounts[0] * pattern
     slope = -sigmoid(-logit) * self.b * amounts[0] * pattern
-    self.a += self.adam['a'].move(np.mean(slope))
+    self.a += self.adam['a'].update(np.mean(slope))
     if step % SCHEDULE.g_reg_interval == 0:
-      self.a += self.adam['a'].move(
-          SCHEDULE.g_reg_interval * 2 * self.a * spread[1])
+      self.a += self.adam['a'].update(
+          SCHEDULE.g_reg_interval * 2 * self.a * squares[1])
 
     real = blurred(batch['image'] / 127.5 - 1, sigma)
-    real = np.sum(SEEN * real + RAW * real, axis=(1, 2, 3))
+    real = np.sum(WEIGHTS * real + RAW_WEIGHTS * real, axis=(1, 2, 3))
     fake = self.a * amounts[2] * pattern
     slope = (np.mean(sigmoid(self.b * fake) * fake)
              - np.mean(sigmoid(-self.b * real) * real))
-    self.b += self.adam['b'].move(slope)
+    self.b += self.adam['b'].update(slope)
     penalty = 0.0
     if step % SCHEDULE.d_reg_interval == 0:
-      power = np.sum(blurred(SEEN[None], sigma) ** 2) + np.sum(RAW ** 2)
+      power = (np.sum(blurred(WEIGHTS[None], sigma) ** 2)
+               + np.sum(RAW_WEIGHTS ** 2))
       penalty = self.b ** 2 * power
-      # Half of gamma, times the steps between, of b^2's slope.
-      self.b += self.adam['b'].move(
-          .5 * SCHEDULE.r1 * SCHEDULE.d_reg_interval * 2 * self.b * power)
+      # Half of gamma, times the interval, times the derivative of b^2.
+      self.b += self.adam['b'].update(
+          .5 * SCHEDULE.r1_gamma * SCHEDULE.d_reg_interval
+          * 2 * self.b * power)
 
     half_life = max(min(SCHEDULE.ema_images, seen * SCHEDULE.ema_ramp), 1e-8)
     decay = .5 ** (COUNT / half_life)
@@ -147,7 +155,7 @@ class Slow:
     return {'swap': swap, 'sigma': sigma, 'penalty': penalty}
 
 
-def test_blur_of_the_slow_step_spreads_a_point():
+def test_blur_of_the_reference_on_a_point():
   x = np.zeros((1, SIZE, SIZE, 1))
   x[0, 4, 4] = 1
   np.testing.assert_allclose(blurred(x, 1.0).sum(), 1)
@@ -156,7 +164,7 @@ def test_blur_of_the_slow_step_spreads_a_point():
   np.testing.assert_array_equal(blurred(x, 0.0), x)
 
 
-def test_every_phase_moves_as_the_formulas_say():
+def test_every_phase_follows_the_formulas():
   optimizers = {
       'generator': gan_step.lazy_adam(
           RATES['generator'], SCHEDULE.g_reg_interval),
@@ -166,33 +174,61 @@ def test_every_phase_moves_as_the_formulas_say():
   state = sharding.replicate(gan_step.create(
       jax.random.key(0), ours, optimizers), mesh)
   advance = sharding.pmap(
-      lambda state, batch, key: gan_step.step(
-          state, batch, key, networks=ours, optimizers=optimizers,
-          schedule=SCHEDULE), mesh)
-  slow, told = Slow(), []
+      functools.partial(gan_step.step, networks=ours, optimizers=optimizers,
+                        schedule=SCHEDULE), mesh)
+  reference, expected = Reference(), []
   for step in range(STEPS):
     key = jax.random.key(7)
     state, metrics = advance(
         state, sharding.to_devices(batch_of(step), mesh),
-        sharding.replicate(key, mesh))
-    told.append(slow.step(step, jax.random.fold_in(key, step)))
+        sharding.replicate(key, mesh),
+        gan_step.Static(SIZE, gan_step.due_phases(step, SCHEDULE)))
+    expected.append(reference.step(step, jax.random.fold_in(key, step)))
     found = sharding.unreplicate(state)
     np.testing.assert_allclose(
         [found.params['generator']['params']['a'],
          found.params['discriminator']['params']['b'],
-         found.ema['params']['a']], [slow.a, slow.b, slow.average], rtol=2e-5)
-    # Reported times the steps between: its mean is that of steps with one.
+         found.ema['params']['a']],
+        [reference.a, reference.b, reference.average], rtol=2e-5)
+    # Reported times the interval: its mean is that of steps with a penalty.
     np.testing.assert_allclose(
-        metrics['loss/r1'], SCHEDULE.d_reg_interval * told[-1]['penalty'], rtol=1e-4)
-  assert float(found.params['pl_mean']) == STEPS / SCHEDULE.g_reg_interval
-  # The schedules were walked through to their ends.
-  assert told[0] == pytest.approx({**told[0], 'pose_swap_prob': 1.0, 'sigma': 1.0})
-  assert told[-1] == pytest.approx({**told[-1], 'pose_swap_prob': 0.5, 'sigma': 0.0})
+        metrics['loss/r1'],
+        SCHEDULE.d_reg_interval * expected[-1]['penalty'], rtol=1e-4)
+  assert float(found.extra['pl_mean']) == STEPS / SCHEDULE.g_reg_interval
+  # The schedules cover their whole range.
+  first, last = expected[0], expected[-1]
+  assert first == pytest.approx({**first, 'swap': 1.0, 'sigma': 1.0})
+  assert last == pytest.approx({**last, 'swap': 0.5, 'sigma': 0.0})
 
 
-def test_a_phase_that_is_never_due():
-  none = SCHEDULE._replace(d_reg_interval=0, g_reg_interval=0)
-  for apart, columns in ((True, 0), (False, 2)):
-    due = gan_step.due(0, COUNT, none, apart)
-    assert {x.shape for x in due.values()} == {(COUNT, columns)}
-    assert not any(x.any() for x in due.values())
+def test_phases_are_due_at_multiples_of_their_intervals():
+  due = lambda step, **options: gan_step.due_phases(
+      step, SCHEDULE._replace(d_reg_interval=6, g_reg_interval=4, **options))
+  assert [set(due(step)) for step in (0, 1, 4, 6, 12)] == [
+      {'regularize', 'r1'}, set(), {'regularize'}, {'r1'},
+      {'regularize', 'r1'}]
+
+
+@pytest.mark.parametrize('backend, phases', [
+    ('cpu', frozenset({'r1'})), ('gpu', None), ('tpu', None)])
+def test_one_program_serves_all_phases_except_on_the_cpu(
+    monkeypatch, backend, phases):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  assert gan_step.static_of(3, SCHEDULE, 8) == gan_step.Static(8, phases)
+
+
+@pytest.mark.parametrize('phases', [frozenset(), None])
+def test_phases_with_interval_zero_never_run(phases):
+  schedule = SCHEDULE._replace(d_reg_interval=0, g_reg_interval=0)
+  assert gan_step.due_phases(0, schedule) == frozenset()
+  ours, mesh = networks(), sharding.device_mesh(COUNT)
+  optimizers = {name: optax.sgd(0.0) for name in RATES}
+  state = sharding.replicate(gan_step.create(
+      jax.random.key(0), ours, optimizers), mesh)
+  state, metrics = sharding.pmap(functools.partial(
+      gan_step.step, networks=ours, optimizers=optimizers, schedule=schedule),
+      mesh)(state, sharding.to_devices(batch_of(0), mesh),
+            sharding.replicate(jax.random.key(0), mesh),
+            gan_step.Static(SIZE, phases))
+  assert float(sharding.unreplicate(state).extra['pl_mean']) == 0
+  assert metrics['loss/r1'] == metrics['loss/regularizer'] == 0

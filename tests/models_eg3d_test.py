@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from configs import eg3d as config_file
+from gen3d.gan import networks as gan_networks
 from gen3d.models import eg3d, nvidia, stylegan2
 from gen3d.ops import cameras
-from gen3d.tasks import gan
 from gen3d.weights import port
 
 LABEL = cameras.to_label(cameras.orbit(
@@ -225,7 +225,7 @@ def test_names_are_those_of_the_published_generator():
   names |= {f'{dense}.{n}' for n in ('weight', 'bias') for dense in (
       'backbone.mapping.embed', 'backbone.mapping.fc0', 'backbone.mapping.fc1',
       'decoder.net.0', 'decoder.net.2')}
-  assert {n for n, _ in stylegan2.sources(shapes).values()} == names
+  assert {n for n, _ in nvidia.sources(shapes).values()} == names
 
 
 def test_the_discriminator_sees_both_images():
@@ -251,12 +251,12 @@ def golden(reference):
 def ported(golden, letter, like):
   tensors = {name[2:]: value for name, value in golden.items()
              if name.startswith(f'{letter}.')}
-  return port.to_flax(tensors, stylegan2.sources(like), like,
-                      ignored=stylegan2.NOT_OURS)
+  return port.to_flax(tensors, nvidia.sources(like), like,
+                      ignored=nvidia.NOT_OURS)
 
 
 def test_official_networks_have_the_names_that_we_write(reference):
-  networks = gan.build(config_file.get_config('ffhq512'))
+  networks = gan_networks.build(config_file.get_config('ffhq512'))
   like = jax.eval_shape(networks.init, jax.random.key(0))
   for letter, name in (('G', 'generator'), ('D', 'discriminator')):
     zeros = jax.tree.map(lambda x: np.zeros(x.shape), like[name])

@@ -25,7 +25,8 @@ OPTIONS = {
 NETWORK = eg3d.Generator(
     {'resolution': 256, 'channel_base': 256, 'channel_max': 8, 'clamp': None},
     {'width': 16, 'layers': 2},
-    eg3d.RenderingConfig(4, 4, axes='eg3d_legacy'), eg3d.SUPER_RESOLUTIONS['2X'],
+    eg3d.RenderingConfig(4, 4, axes='eg3d_legacy'),
+    eg3d.SUPER_RESOLUTIONS['2X'],
     super_resolution_clamp=256)
 
 
@@ -53,7 +54,8 @@ def pickled(path, variables, axes=LEGACY, options=(), drop=(), extra=(),
   super_resolution = {n.partition('.')[2]: weights.pop(n) for n in list(weights)
                if n.startswith('superresolution.')}
   children['superresolution'] = module(
-      rename.get('super_resolution', 'SuperresolutionHybrid2X'), super_resolution)
+      rename.get('super_resolution', 'SuperresolutionHybrid2X'),
+      super_resolution)
   generator = module(
       rename.get('generator', 'TriPlaneGenerator'), weights,
       children=children, z_dim=8, c_dim=25, w_dim=16, img_resolution=128,
@@ -65,7 +67,7 @@ def pickled(path, variables, axes=LEGACY, options=(), drop=(), extra=(),
   return path
 
 
-def test_a_generator_comes_back_from_its_pickle(tmp_path, variables):
+def test_eg3d_generator_from_pickle(tmp_path, variables):
   loaded = nvidia.load(pickled(tmp_path / 'n.pkl', variables))
   assert loaded.network == NETWORK
   assert (loaded.z_dim, loaded.label_width) == (8, 25)
@@ -74,24 +76,24 @@ def test_a_generator_comes_back_from_its_pickle(tmp_path, variables):
   jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
   label = cameras.to_label(cameras.orbit(0., 0., 2.7, 4.26))[None]
   draws = eg3d.draw(None, 1, 4, loaded.network.rendering)
-  made = jax.jit(lambda variables: loaded.network.apply(
+  generated = jax.jit(lambda variables: loaded.network.apply(
       variables, jnp.ones((1, 8)), label, label, 4, draws, noise='const'))(
           loaded.variables)
-  assert made.image.shape == (1, 128, 128, 3)
-  assert np.isfinite(made.image).all()
+  assert generated.image.shape == (1, 128, 128, 3)
+  assert np.isfinite(generated.image).all()
 
 
 @pytest.mark.parametrize('axes, name', [
     (None, 'eg3d_legacy'), (LEGACY, 'eg3d_legacy'),
     (np.stack([LEGACY[0], LEGACY[1], [[0, 0, 1], [0, 1, 0], [1, 0, 0]]]),
      'xy_xz_zy')])
-def test_mended_planes_are_told_from_the_released_ones(
+def test_plane_axes_of_released_and_corrected_pickles(
     tmp_path, variables, axes, name):
   loaded = nvidia.load(pickled(tmp_path / 'n.pkl', variables, axes))
   assert loaded.network.rendering.axes == name
 
 
-def test_files_of_official_names_come_back(tmp_path, variables):
+def test_official_names_round_trip(tmp_path, variables):
   path = tmp_path / 'g.npz'
   np.savez(path, **nvidia.tensors(variables))
   like = jax.eval_shape(lambda: variables)
@@ -102,32 +104,33 @@ def test_files_of_official_names_come_back(tmp_path, variables):
     nvidia.restore(path, other)
 
 
-def test_mirrored_planes_are_refused(tmp_path, variables):
+def test_mirrored_plane_axes_are_refused(tmp_path, variables):
   mirrored = LEGACY * [[[1], [1], [1]], [[1], [1], [1]], [[-1], [1], [1]]]
-  with pytest.raises(pickles.PickleError, match='turned or mirrored'):
+  with pytest.raises(pickles.PickleError, match='rotated or mirrored'):
     nvidia.load(pickled(tmp_path / 'n.pkl', variables, mirrored))
 
 
-def test_cameras_that_are_not_told_are_not_needed(tmp_path, variables):
+def test_default_orbit_where_the_pickle_has_none(tmp_path, variables):
   path = pickled(tmp_path / 'n.pkl', variables, without=(
       'avg_camera_radius', 'avg_camera_pivot'))
   assert nvidia.load(path).orbit == {}
   assert inference.load(path).camera['distance'] == 2.7
 
 
-def test_official_networks_are_seen_as_by_the_official_viewers(
+def test_cameras_of_the_official_viewers(
     tmp_path, variables):
-  look = lambda **options: inference.load(
+  camera = lambda **options: inference.load(
       pickled(tmp_path / 'n.pkl', variables, options=options)).camera
-  face, car = look(), look(white_back=True, avg_camera_radius=1.7,
-                           avg_camera_pivot=[0, 0, 0])
-  assert face == {'elevation': 0, 'focal': 4.2647, 'yaw_range': 20, 'distance': 2.7,
-                  'pivot': (0, 0, .2)}
+  face, car = camera(), camera(
+      white_back=True, avg_camera_radius=1.7, avg_camera_pivot=[0, 0, 0])
+  assert face == {'elevation': 0, 'focal': 4.2647, 'yaw_range': 20,
+                  'distance': 2.7, 'pivot': (0, 0, .2)}
   assert car == {'elevation': 0, 'focal': 1.7074, 'yaw_range': None,
                  'distance': 1.7, 'pivot': (0, 0, 0)}
 
 
-def test_tuned_official_weights_are_found_by_their_pickle(tmp_path, variables):
+def test_tuned_weights_load_with_the_architecture_of_their_pickle(
+    tmp_path, variables):
   path = pickled(tmp_path / 'n.pkl', variables)
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
   tuned = jax.tree.map(lambda x: x + 1, variables)
@@ -146,21 +149,21 @@ def test_tuned_official_weights_are_found_by_their_pickle(tmp_path, variables):
     inference.load(file)
 
 
-def test_options_of_old_and_new_files(tmp_path, variables):
+def test_rendering_options_of_old_and_new_pickles(tmp_path, variables):
   load = lambda **options: nvidia.load(pickled(
       tmp_path / 'n.pkl', variables, options=options)).network
-  assert load(c_gen_conditioning_zero=True).condition == 0
+  assert load(c_gen_conditioning_zero=True).pose_conditioning == 0
   assert load(ray_start='auto', ray_end='auto').rendering.ray_start == 'auto'
   assert load(white_back=True).rendering.white_background
   assert not load(sr_antialias=False).super_resolution.antialias
-  for option, said in (
-      ({'clamp_mode': 'relu'}, "n.pkl maps density by 'relu'"),
+  for option, message in (
+      ({'clamp_mode': 'relu'}, "n.pkl activates density by 'relu'"),
       ({'superresolution_noise_mode': 'random'}, 'n.pkl has noise in')):
-    with pytest.raises(pickles.PickleError, match=said):
+    with pytest.raises(pickles.PickleError, match=message):
       load(**option)
 
 
-@pytest.mark.parametrize('change, said', [
+@pytest.mark.parametrize('change, message', [
     ({'drop': ['decoder.net.0.bias']},
      r'n\.pkl: .*1 missing: decoder\.net\.0\.bias'),
     ({'extra': {'decoder.net.3.bias': np.zeros(3)}},
@@ -168,60 +171,64 @@ def test_options_of_old_and_new_files(tmp_path, variables):
     ({'extra': {'decoder.net.0.bias': np.zeros(3)}},
      r'n\.pkl: .*1 mis-shaped: decoder\.net\.0\.bias \[3\]'),
     ({'without': ['ray_start', 'box_warp']},
-     r"n\.pkl says nothing of \['ray_start', 'box_warp'\]"),
-    ({'super_resolution': 'SuperresolutionHybrid9X'}, "super-resolution '.*9X'"),
-    ({'generator': 'Generator3'}, "holds a 'Generator3'"),
+     r"n\.pkl has no \['ray_start', 'box_warp'\]"),
+    ({'super_resolution': 'SuperresolutionHybrid9X'},
+     "super-resolution '.*9X'"),
+    ({'generator': 'Generator3'}, "contains a 'Generator3'"),
     ({'axes': LEGACY[[1, 0, 2]]}, 'planes with the axes')])
-def test_what_does_not_fit_is_named(tmp_path, variables, change, said):
+def test_error_names_the_weight_or_option_that_does_not_fit(
+    tmp_path, variables, change, message):
   path = pickled(tmp_path / 'n.pkl', variables, **change)
-  with pytest.raises((pickles.PickleError, port.PortingError), match=said):
+  with pytest.raises((pickles.PickleError, port.PortingError), match=message):
     nvidia.load(path)
 
 
 @pytest.mark.parametrize('layout', ['ada', 'flat', 'by layers'])
-def test_plain_stylegan2_and_discriminators(tmp_path, layout):
+def test_stylegan2_generator_and_discriminator_from_pickle(tmp_path, layout):
   generator = stylegan2.Generator(
-      {'resolution': 16, 'image_channels': 3, 'channel_base': 64, 'channel_max': 8,
-       'clamp': 256},
+      {'resolution': 16, 'image_channels': 3, 'channel_base': 64,
+       'channel_max': 8, 'clamp': 256},
       {'width': 8, 'layers': 2, 'labeled': False, 'latent': True})
-  judge = stylegan2.Discriminator(
-      16, True, channel_base=64, channel_max=8, mbstd_group=2, mapping_layers=1, clamp=256)
+  discriminator = stylegan2.Discriminator(
+      16, True, channel_base=64, channel_max=8, mbstd_group=2,
+      mapping_layers=1, clamp=256)
   key, label = jax.random.key(0), jnp.zeros((2, 25))
-  mine = jax.jit(generator.init)(key, jnp.zeros((1, 6)), None)
-  judged = jax.jit(judge.init)(key, jnp.zeros((2, 16, 16, 6)), label)
+  of_generator = jax.jit(generator.init)(key, jnp.zeros((1, 6)), None)
+  of_discriminator = jax.jit(discriminator.init)(
+      key, jnp.zeros((2, 16, 16, 6)), label)
   widths = {'channel_base': 64, 'channel_max': 8}
   clamps = {} if layout == 'by layers' else {
       'num_fp16_res': 4, 'conv_clamp': 256}
   sizes = {**widths, **clamps}
-  # stylegan2-ada-pytorch's generators keep these apart, stylegan3's do not,
-  # and leave out what is usual; its layers know.
+  # stylegan2-ada-pytorch's generators have these in synthesis_kwargs,
+  # stylegan3's do not, and omit defaults, which their layers have.
   options = {'synthesis_kwargs': sizes} if layout == 'ada' else sizes
   layer = persistent('SynthesisLayer', _parameters={}, _buffers={},
                      _modules={}, conv_clamp=256)
   children = {'layer': layer} if layout == 'by layers' else {}
   path = tmp_path / 'n.pkl'
   path.write_bytes(dumps({
-      'G_ema': module('Generator', nvidia.tensors(mine), z_dim=6, c_dim=0,
-                      w_dim=8, img_resolution=16, img_channels=3,
+      'G_ema': module('Generator', nvidia.tensors(of_generator), z_dim=6,
+                      c_dim=0, w_dim=8, img_resolution=16, img_channels=3,
                       children=children, _init_kwargs={
                           **options, 'mapping_kwargs': {'num_layers': 2}}),
-      'D': module('DualDiscriminator', nvidia.tensors(judged), c_dim=25,
-                  img_resolution=16, img_channels=3, _init_kwargs={
+      'D': module('DualDiscriminator', nvidia.tensors(of_discriminator),
+                  c_dim=25, img_resolution=16, img_channels=3, _init_kwargs={
                       **sizes, 'epilogue_kwargs': {'mbstd_group_size': 2},
                       'mapping_kwargs': {'num_layers': 1}})}))
   loaded, found = nvidia.load(path), nvidia.load_discriminator(path)
-  assert loaded.network == generator and found.network == judge
-  jax.tree.map(np.testing.assert_array_equal, loaded.variables, mine)
-  jax.tree.map(np.testing.assert_array_equal, found.variables, judged)
+  assert loaded.network == generator and found.network == discriminator
+  jax.tree.map(np.testing.assert_array_equal, loaded.variables, of_generator)
+  jax.tree.map(np.testing.assert_array_equal, found.variables, of_discriminator)
 
 
-def test_what_a_network_cannot_do_without_is_named(tmp_path):
+def test_error_names_a_missing_attribute(tmp_path):
   path = tmp_path / 'n.pkl'
   path.write_bytes(dumps({'G_ema': module('Generator', {}, z_dim=6)}))
   with pytest.raises(pickles.PickleError, match=r'n\.pkl .*img_resolution'):
     nvidia.load(path)
 
 
-def test_a_file_without_discriminator_says_so(tmp_path, variables):
-  with pytest.raises(pickles.PickleError, match='but holds none'):
+def test_error_for_a_pickle_without_discriminator(tmp_path, variables):
+  with pytest.raises(pickles.PickleError, match='but contains none'):
     nvidia.load_discriminator(pickled(tmp_path / 'n.pkl', variables))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen3d.models import stylegan2
+from gen3d.models import nvidia, stylegan2
 from gen3d.weights import port
 
 BINOMIAL = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
@@ -27,7 +27,7 @@ def correlate(x, kernel, pad):
 
 @pytest.mark.parametrize('up', [False, True])
 @pytest.mark.parametrize('demodulate', [False, True])
-def test_modulation_is_a_kernel_for_every_example(up, demodulate):
+def test_modulated_conv_equals_a_kernel_for_every_example(up, demodulate):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, 4, 4, 3)).astype(np.float32)
   weight = rng.normal(size=(3, 3, 3, 5)).astype(np.float32)
@@ -54,7 +54,7 @@ def test_modulation_is_a_kernel_for_every_example(up, demodulate):
 
 
 @pytest.mark.parametrize('kernel', [1, 3])
-def test_halving_filters_first(kernel):
+def test_conv_with_stride_2_filters_first(kernel):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(1, 8, 8, 2)).astype(np.float32)
   conv = stylegan2.Conv(3, kernel, down=True, act='linear', use_bias=False)
@@ -68,14 +68,14 @@ def test_halving_filters_first(kernel):
       conv.apply(variables, x)[0], expected, atol=1e-5)
 
 
-def test_gain_goes_to_the_clamp_too():
+def test_gain_applies_to_the_clamp_too():
   x = jnp.array([-100., -1., 1., 100.])
   np.testing.assert_allclose(
       stylegan2.activate(x, 'lrelu', .5, clamp=2.),
       [-1., -.1 * 2 ** .5, .5 * 2 ** .5, 1.], rtol=1e-6)
 
 
-def test_deviation_is_shared_by_strided_groups():
+def test_minibatch_standard_deviation_of_strided_groups():
   x = np.random.default_rng(0).normal(size=(6, 2, 2, 3)).astype(np.float32)
   found = stylegan2.minibatch_deviation(jnp.array(x), 3)
   for i in range(6):
@@ -83,11 +83,11 @@ def test_deviation_is_shared_by_strided_groups():
     expected = np.sqrt(group.var(axis=0) + 1e-8).mean()
     np.testing.assert_allclose(found[i, ..., 3], expected, rtol=1e-5)
   np.testing.assert_array_equal(found[..., :3], x)
-  with pytest.raises(ValueError, match='5 images on a chip'):
+  with pytest.raises(ValueError, match='5 images on a device'):
     stylegan2.minibatch_deviation(jnp.array(x[:5]), 4)
 
 
-def test_truncation_pulls_the_first_layers_towards_the_mean():
+def test_truncation_of_the_first_layers_towards_w_avg():
   mapping = stylegan2.Mapping(8, 2, num_ws=4)
   z = jax.random.normal(jax.random.key(0), (3, 5))
   variables = mapping.init(jax.random.key(1), z, None)
@@ -96,10 +96,10 @@ def test_truncation_pulls_the_first_layers_towards_the_mean():
   ws = mapping.apply(variables, z, None)
   assert ws.shape == (3, 4, 8)
   np.testing.assert_array_equal(ws[:, 0], ws[:, 3])
-  pulled = mapping.apply(variables, z, None, .25, 2)
+  truncated = mapping.apply(variables, z, None, .25, 2)
   np.testing.assert_allclose(
-      pulled[:, 0], average + .25 * (ws[:, 0] - average), atol=1e-5)
-  np.testing.assert_array_equal(pulled[:, 2:], ws[:, 2:])
+      truncated[:, 0], average + .25 * (ws[:, 0] - average), atol=1e-5)
+  np.testing.assert_array_equal(truncated[:, 2:], ws[:, 2:])
 
 
 def test_published_numbers_of_parameters():
@@ -110,15 +110,15 @@ def test_published_numbers_of_parameters():
       jax.random.key(0), z, label))
   assert count(shapes['params']['synthesis']) == 28_207_533
   assert count(shapes['params']['mapping']) == 800_768
-  judge = stylegan2.Discriminator(512, labeled=True)
-  shapes = jax.eval_shape(lambda: judge.init(
+  discriminator = stylegan2.Discriminator(512, labeled=True)
+  shapes = jax.eval_shape(lambda: discriminator.init(
       jax.random.key(0), jnp.zeros((4, 512, 512, 6)), label))
   assert count(shapes) == 31_359_744
   # 92 tensors, 31 of which are copies of the resampling filter.
   assert len(jax.tree.leaves(shapes)) == 92 - 31
 
 
-def test_noise_is_drawn_kept_or_left_out():
+def test_noise_is_random_const_or_none():
   synthesis = stylegan2.Synthesis(8, channel_base=32, channel_max=4)
   ws = jax.random.normal(jax.random.key(0), (2, 4, 6))
   variables = synthesis.init(jax.random.key(1), ws)
@@ -172,36 +172,37 @@ def test_each_to_rgb_shares_its_w_with_the_next_blocks_first_layer(
           if not np.array_equal(before[name], after[name])} == moved
 
 
-def test_half_precision_lasts_through_a_block():
+def test_blocks_compute_in_half_precision_throughout():
   w, x = jnp.zeros((1, 3, 8)), jnp.zeros((1, 8, 8, 3), jnp.bfloat16)
   for block, inputs in (
       (stylegan2.DiscriminatorBlock(4, 8, True, 256.0, jnp.bfloat16), (x,)),
       (stylegan2.SynthesisBlock(4, 3, clamp=256.0, dtype=jnp.bfloat16),
        (x, jnp.zeros((1, 8, 8, 3)), w, 'const'))):
     variables = block.init(jax.random.key(0), *inputs)
-    made, layers = block.apply(
+    outputs, layers = block.apply(
         variables, *inputs, capture_intermediates=lambda m, _: isinstance(
             m, (stylegan2.Conv, stylegan2.SynthesisLayer)))
-    found = jax.tree.leaves(layers)
-    assert len(found) > 1 and all(x.dtype == jnp.bfloat16 for x in found)
-    assert jax.tree.leaves(made)[0].dtype == jnp.bfloat16
+    layers = jax.tree.leaves(layers)
+    assert len(layers) > 1 and all(x.dtype == jnp.bfloat16 for x in layers)
+    assert jax.tree.leaves(outputs)[0].dtype == jnp.bfloat16
 
 
-def test_half_precision_is_near():
-  judge = lambda half: stylegan2.Discriminator(
-      16, channel_base=128, channel_max=16, half=half)
+def test_half_precision_is_close_to_full_precision():
+  discriminator = lambda half: stylegan2.Discriminator(
+      16, channel_base=128, channel_max=16, num_half_res=half)
   x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
-  variables = judge(0).init(jax.random.key(1), x)
-  full, half = (judge(n).apply(variables, x) for n in (0, 2))
+  variables = discriminator(0).init(jax.random.key(1), x)
+  full, half = (discriminator(n).apply(variables, x) for n in (0, 2))
   assert full.dtype == half.dtype == jnp.float32
   assert 0 < np.max(np.abs(full - half)) < .05
 
 
-def test_export_gives_official_names_and_comes_back():
-  judge = stylegan2.Discriminator(8, labeled=True, channel_base=32, channel_max=4)
+def test_official_names_round_trip():
+  discriminator = stylegan2.Discriminator(
+      8, labeled=True, channel_base=32, channel_max=4)
   x, label = jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 25))
-  variables = judge.init(jax.random.key(0), x, label)
-  sources = stylegan2.sources(variables)
+  variables = discriminator.init(jax.random.key(0), x, label)
+  sources = nvidia.sources(variables)
   tensors = port.to_torch(variables, sources)
   assert tensors['b8.fromrgb.weight'].shape == (4, 3, 1, 1)
   assert tensors['b4.conv.weight'].shape == (4, 5, 3, 3)
@@ -213,7 +214,7 @@ def test_export_gives_official_names_and_comes_back():
   jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
-def test_a_resolution_must_be_a_power_of_two():
+def test_resolution_must_be_a_power_of_two():
   with pytest.raises(ValueError, match='resolution 48 is no power of two'):
     stylegan2.resolutions(48)
   assert stylegan2.resolutions(16) == (4, 8, 16)

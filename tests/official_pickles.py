@@ -1,4 +1,4 @@
-"""Writes files as official programs pickle their networks, without them."""
+"""Writes pickles of networks in the official format, without its programs."""
 
 import collections
 import io
@@ -9,21 +9,21 @@ import numpy as np
 
 
 class Name:
-  """Something that is pickled as a reference to `module.name`."""
+  """An object that is pickled as a reference to `module.name`."""
 
   def __init__(self, module, name):
     self.module, self.name = module, name
 
 
 class Call:
-  """Something that is pickled as a call."""
+  """An object that is pickled as a call."""
 
   def __init__(self, function, *args, state=None):
     self.function, self.args, self.state = function, args, state
 
 
 class Pickler(pickle._Pickler):
-  """Writes Name and Call as the files of another program would have them."""
+  """Writes Name and Call as they are in files of another program."""
 
   def save(self, obj, *rest, **named):
     if isinstance(obj, Name):
@@ -43,6 +43,7 @@ class Pickler(pickle._Pickler):
 
 
 class Storage:
+  """A persistent id of PyTorch's legacy format."""
 
   def __init__(self, *pid):
     self.pid = pid
@@ -78,7 +79,7 @@ def persistent(class_name, **state):
 
 
 def module(class_name, tensors, **state):
-  """A persistent object that holds {dotted name: array} as its weights."""
+  """A persistent object with {dotted name: array} as its weights."""
   own = {n: v for n, v in tensors.items() if '.' not in n}
   names = sorted({n.partition('.')[0] for n in tensors} - set(own))
   children = {name: module('Part', {

@@ -1,4 +1,4 @@
-"""Augmentation against scipy.ndimage and hand-written colors."""
+"""Augmentation against scipy.ndimage and NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ draw = jax.jit(jax.vmap(augment.draw, (0, None, None)), static_argnums=2)
 
 
 def smooth(size=SIZE, seed=0):
-  """An image whose details are large, and which is like none of its turns."""
+  """A smooth image without symmetries."""
   rng = np.random.default_rng(seed)
   noise = rng.normal(size=(size, size, 3))
   x = scipy.ndimage.gaussian_filter(noise, (2.5, 2.5, 0), mode='mirror')
@@ -33,7 +33,7 @@ def changed(x, **draws):
 
 
 def affine(x, matrix):
-  """scipy's, about the middle; rows and columns of the result to those of x."""
+  """By scipy, about the center; (row, column) of the result to that of x."""
   middle = (np.array(x.shape[:2]) - 1) / 2
   matrix = np.array(matrix)
   planes = [scipy.ndimage.affine_transform(
@@ -70,7 +70,7 @@ def test_geometry_against_scipy(draws, reference):
   assert np.abs(found - expected).mean() < 0.006
 
 
-def test_changes_come_in_the_papers_order():
+def test_geometric_transformations_have_the_order_of_the_paper():
   x = smooth(40)
   expected = np.rot90(x[:, ::-1], 2)
   expected = affine(shifted(expected, 0.1, -0.05), np.eye(2) / 1.2)
@@ -81,7 +81,7 @@ def test_changes_come_in_the_papers_order():
   found = changed(
       x, flip=1, quarters=2, shift=(0.1, -0.05), scale=1.2, angle=0.3,
       stretch=1.1, turn=-0.4, offset=(0.02, 0.03))
-  inner = slice(12, -12)  # Only there no step had to look beyond an edge.
+  inner = slice(12, -12)  # Independent of pixels beyond the edges.
   np.testing.assert_allclose(found[inner, inner], expected[inner, inner],
                              atol=0.03)
 
@@ -102,15 +102,15 @@ def test_colors_against_numpy(draws, reference):
   np.testing.assert_allclose(changed(x, **draws), reference(x), atol=2e-6)
 
 
-def test_without_probability_nothing_changes():
+def test_probability_zero_is_the_identity():
   keys = jax.random.split(jax.random.key(0), 8)
   draws = draw(keys, 0.0, 16)
   x = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))  # not smooth
   np.testing.assert_allclose(apply(x, draws), x, atol=5e-6)
 
 
-def test_slopes_stay_slopes():
-  # Flipped exactly: where the doubled image's samples lie is not rounded.
+def test_linear_images_stay_linear():
+  # A flip is exact: no coordinate is rounded.
   row, column = np.mgrid[:16, :16] / 16
   x = np.stack([column, row, row - column], -1).astype(np.float32)
   found = changed(x, flip=1)
@@ -119,23 +119,23 @@ def test_slopes_stay_slopes():
       found[inner, inner], x[inner, ::-1][:, inner], atol=2e-4)
 
 
-def test_how_often_and_how_strongly():
+def test_probabilities_and_strengths_are_those_of_the_paper():
   keys = jax.random.split(jax.random.key(0), 4000)
   draws = jax.device_get(draw(keys, 1.0, 40))
-  shares = lambda x, n: np.bincount(x.astype(int), minlength=n) / len(x)
-  np.testing.assert_allclose(shares(draws.flip, 2), 1 / 2, atol=.03)
-  np.testing.assert_allclose(shares(draws.luma, 2), 1 / 2, atol=.03)
-  np.testing.assert_allclose(shares(draws.quarters, 4), 1 / 4, atol=.03)
+  frequencies = lambda x, n: np.bincount(x.astype(int), minlength=n) / len(x)
+  np.testing.assert_allclose(frequencies(draws.flip, 2), 1 / 2, atol=.03)
+  np.testing.assert_allclose(frequencies(draws.luma, 2), 1 / 2, atol=.03)
+  np.testing.assert_allclose(frequencies(draws.quarters, 4), 1 / 4, atol=.03)
   pixels = draws.shift * 40
   np.testing.assert_allclose(pixels, np.round(pixels), atol=1e-4)
   assert set(np.unique(np.round(pixels))) == set(range(-5, 6))
-  for name, log, spread in (
+  for name, log, sigma in (
       ('scale', True, .2), ('stretch', True, .2), ('offset', False, .125),
       ('brightness', False, .2), ('contrast', True, .5),
       ('saturation', True, 1.0)):
     x = getattr(draws, name)
     x = np.log2(x) if log else x
-    np.testing.assert_allclose([x.mean() / spread, x.std() / spread], [0, 1],
+    np.testing.assert_allclose([x.mean() / sigma, x.std() / sigma], [0, 1],
                                atol=.06, err_msg=name)
   for name in ('angle', 'turn', 'hue'):
     x = getattr(draws, name) / np.pi
@@ -144,19 +144,20 @@ def test_how_often_and_how_strongly():
   assert np.abs(np.corrcoef(draws.angle, draws.turn)[0, 1]) < .06
 
   draws = jax.device_get(draw(keys, 0.3, 40))
-  share = lambda name: np.mean(
+  frequency = lambda name: np.mean(
       np.any(np.reshape(getattr(draws, name) != getattr(augment.NEUTRAL, name),
                         (4000, -1)), axis=1))
   for name in ('scale', 'stretch', 'offset', 'brightness', 'contrast', 'hue',
                'saturation'):
-    np.testing.assert_allclose(share(name), .3, atol=.03, err_msg=name)
-  once = 1 - np.sqrt(.7)
-  np.testing.assert_allclose([share('angle'), share('turn')], once, atol=.03)
-  np.testing.assert_allclose(share('flip'), .15, atol=.03)
-  np.testing.assert_allclose(share('quarters'), .3 * 3 / 4, atol=.03)
+    np.testing.assert_allclose(frequency(name), .3, atol=.03, err_msg=name)
+  rotation = 1 - np.sqrt(.7)
+  np.testing.assert_allclose(
+      [frequency('angle'), frequency('turn')], rotation, atol=.03)
+  np.testing.assert_allclose(frequency('flip'), .15, atol=.03)
+  np.testing.assert_allclose(frequency('quarters'), .3 * 3 / 4, atol=.03)
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_gradients_against_finite_differences():
   keys = jax.random.split(jax.random.key(3), 3)
   draws = draw(keys, 1.0, 10)
   x, to, along = jax.random.normal(jax.random.key(4), (3, 3, 10, 10, 3))

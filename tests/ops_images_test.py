@@ -1,4 +1,4 @@
-"""Resampling against loops."""
+"""Resampling, blur and resizing against loops and PIL."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def loop_filter(x, kernel, before, after):
   return out
 
 
-def stuffed(x):
+def zeros_inserted(x):
   """[H, W, C] with a zero after every pixel."""
   out = np.zeros((2 * x.shape[0], 2 * x.shape[1], x.shape[2]))
   out[::2, ::2] = x
@@ -43,31 +43,31 @@ def test_filter_is_a_correlation(image, before, after):
       image, np.outer(taps, taps), before, after), atol=1e-5)
 
 
-def test_upsampling_stuffs_zeros_and_filters(image):
+def test_upsampling_inserts_zeros_and_filters(image):
   np.testing.assert_allclose(
       images.upsample2(jnp.array(image)),
-      loop_filter(stuffed(image), 4 * BINOMIAL, 2, 1), atol=1e-5)
+      loop_filter(zeros_inserted(image), 4 * BINOMIAL, 2, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize('margin', [1, 2])
-def test_downsampling_filters_and_skips(image, margin):
+def test_downsampling_filters_and_takes_every_second_pixel(image, margin):
   np.testing.assert_allclose(
       images.downsample2(jnp.array(image), margin),
       loop_filter(image, BINOMIAL, margin, margin)[::2, ::2], atol=1e-5)
 
 
 @pytest.mark.parametrize('sigma, largest', [(2., 2.), (1.2, 3.), (.2, 3.)])
-def test_blur_is_the_kernel_that_its_docstring_states(image, sigma, largest):
-  reach = int(3 * sigma)
-  i = np.arange(-reach, reach + 1)
+def test_blur_has_its_kernel(image, sigma, largest):
+  radius = int(3 * sigma)
+  i = np.arange(-radius, radius + 1)
   kernel = np.exp2(-(i / sigma) ** 2)
   kernel /= kernel.sum()
   np.testing.assert_allclose(
-      jax.jit(lambda x, s: images.blur(x, (s, largest)))(image, sigma),
-      loop_filter(image, np.outer(kernel, kernel), reach, reach), atol=1e-5)
+      jax.jit(lambda x, s: images.blur(x, s, largest))(image, sigma),
+      loop_filter(image, np.outer(kernel, kernel), radius, radius), atol=1e-5)
 
 
-def test_shrinking_is_antialiased():
+def test_downsizing_is_antialiased():
   squares = jnp.arange(8.)[:, None, None] ** 2 + jnp.zeros((8, 8, 1))
   np.testing.assert_allclose(
       images.resize(squares, 4)[:, 0, 0], [1, 7, 21, 40], atol=.1)
@@ -81,7 +81,7 @@ def noise(shape, seed=0):
 @pytest.mark.parametrize('height, width, size', [
     (300, 451, 224), (97, 64, 224), (512, 512, 224), (50, 41, 24), (41, 50, 24),
     (224, 300, 224), (8, 8, 8)])
-def test_fit_is_clips_own_preparation(height, width, size):
+def test_clip_preprocess_equals_transformers(height, width, size):
   processing = pytest.importorskip(
       'transformers.models.clip.image_processing_pil_clip')
   theirs = processing.CLIPImageProcessorPil(
@@ -91,26 +91,27 @@ def test_fit_is_clips_own_preparation(height, width, size):
                 noise((height, width, 3)) // 128 * 255):  # edges overshoot
     expected = theirs(Image.fromarray(image), return_tensors='np')
     expected = expected['pixel_values'][0].transpose(1, 2, 0)
-    level = 255 * np.array(std)  # of normalized values to grey levels
+    level = 255 * np.array(std)  # of normalized values to gray levels
     fitted = np.asarray(images.clip_preprocess(image, size))
     assert fitted.dtype == np.uint8 and fitted.std() > 20
     off = (fitted / 255 - mean) / std - expected
     assert np.abs(off * level).max() < 1e-3
-    # Floats keep what rounding takes away, twice half a level at the most,
-    # the first of which the second pass can enlarge a little.
+    # PIL rounds twice, by half a level each; the second pass can enlarge the
+    # first error a little. Floats are not rounded.
     fitted = np.asarray(images.clip_preprocess(np.float32(image / 255), size))
     off = np.abs(((fitted - mean) / std - expected) * level)
     assert off.max() < 1.15 and np.mean(off > 1) < 1e-3
 
 
-def test_fit_takes_batches_and_lets_gradients_through():
+def test_clip_preprocess_of_batches_and_its_gradient():
   batch = noise((2, 3, 30, 20, 3))
   fitted = images.clip_preprocess(batch, 12)
   assert fitted.shape == (2, 3, 12, 12, 3)
-  np.testing.assert_array_equal(fitted[1, 2], images.clip_preprocess(batch[1, 2], 12))
+  np.testing.assert_array_equal(
+      fitted[1, 2], images.clip_preprocess(batch[1, 2], 12))
   gray = jnp.full((30, 20, 3), 0.4)
   np.testing.assert_allclose(images.clip_preprocess(gray, 12), 0.4, rtol=1e-6)
   slope = jax.grad(lambda x: jnp.sum(images.clip_preprocess(x, 12)))(gray)
-  # What is cut off at both ends has no part; the sum of the rest is 144.
+  # Cropped rows have no gradient; the weights of the others add up to 144.
   np.testing.assert_allclose(jnp.sum(slope), 3 * 144, rtol=1e-5)
   assert float(jnp.abs(slope[0]).max()) == 0

@@ -1,4 +1,4 @@
-"""Products and convolutions, and their derivatives, against XLA's own."""
+"""Dense layers and convolutions, and their derivatives, against XLA's."""
 
 import functools
 
@@ -20,7 +20,7 @@ def derivatives(function, x, weight):
 
 
 def errors(ours, theirs, *shapes):
-  """How far apart each derivative is, as a part of its largest number."""
+  """The error of each derivative, relative to its largest number."""
   keys = jax.random.split(jax.random.key(0), 2)
   inputs = [jax.random.normal(key, shape)
             for key, shape in zip(keys, shapes, strict=True)]
@@ -56,12 +56,12 @@ def test_correlation_has_the_derivatives_of_a_convolution(
 
 @pytest.mark.parametrize('many', [1, 10**9])
 @pytest.mark.parametrize('ours, theirs', [
-    (linear.correlate_every_second,
+    (linear.conv_stride2,
      direct(window_strides=(2, 2), padding='VALID')),
-    (lambda x, kernel: linear.correlate_stuffed(x, kernel[::-1, ::-1]),
+    (lambda x, kernel: linear.conv_transposed_stride2(x, kernel[::-1, ::-1]),
      direct(window_strides=(1, 1), padding=((2, 2), (2, 2)),
             lhs_dilation=(2, 2)))])
-def test_parities_have_the_derivatives_of_one_convolution(
+def test_stride_2_by_parities_has_the_derivatives_of_one_convolution(
     ours, theirs, many, monkeypatch):
   monkeypatch.setattr(linear, 'MANY', many)
   assert np.all(errors(ours, theirs, (2, 7, 9, 3), (3, 3, 3, 4)) < 1e-5)

@@ -1,5 +1,6 @@
-"""The GAN task around its step: data, rendering sizes, reports."""
+"""The GAN task: data, rendering sizes, phases, reports, costs."""
 
+import functools
 import itertools
 import json
 
@@ -9,9 +10,14 @@ import pytest
 from PIL import Image
 
 from configs import eg3d as config_file
-from configs import stylegan2 as plain_file
+from configs import stylegan2 as stylegan2_file
 from gen3d.data.images import dataset
+from gen3d.data.images import open as opening
+from gen3d.gan import cameras as gan_cameras
+from gen3d.gan import costs, sampling
 from gen3d.gan import networks as gan_networks
+from gen3d.gan.step import Static
+from gen3d.metrics import features, frechet
 from gen3d.ops import cameras
 from gen3d.tasks import gan
 
@@ -25,10 +31,10 @@ def config():
 def source(config, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('GEN3D_CACHE', str(tmp_path_factory.mktemp('cache')))
-    yield gan.open_data(config.data)
+    yield opening.open_data(config.data)
 
 
-def test_a_world_of_one_category_seen_from_chosen_cameras(config, source):
+def test_shapes_world_of_one_category_and_its_camera_range(config, source):
   assert all('car' in name for name in source.names)
   azimuth, elevation, distance = cameras.angles(source.labels[:, [3, 7, 11]])
   np.testing.assert_allclose(distance, 1.7, rtol=1e-5)
@@ -41,7 +47,7 @@ def test_a_world_of_one_category_seen_from_chosen_cameras(config, source):
   assert (pixels < 200).any((1, 2, 3)).all()
 
 
-def test_batches_begin_anywhere_and_draw_other_examples(config, source):
+def test_batches_depend_on_the_step_only_and_sample_cameras(config, source):
   first = list(itertools.islice(
       gan.batches(0, 0, config=config, source=source), 3))
   later = next(gan.batches(0, 2, config=config, source=source))
@@ -49,41 +55,43 @@ def test_batches_begin_anywhere_and_draw_other_examples(config, source):
   known = {label.tobytes() for label in source.labels}
   for batch in first:
     assert batch['sampled_cameras'].shape == (4, 3, 25)
-    assert {x.tobytes() for x in batch['sampled_cameras'].reshape(12, 25)} <= known
-  assert [batch['grid'].shape[1] for batch in first] == [4, 4, 8]
+    sampled = batch['sampled_cameras'].reshape(12, 25)
+    assert {x.tobytes() for x in sampled} <= known
 
 
-def test_drawn_cameras_are_mirrored_with_the_images(config, source):
+def test_sampled_cameras_are_mirrored_as_the_images_are(config, source):
   mirrored = config.copy_and_resolve_references()
   mirrored.data.mirror = True
   mirrored.batch = 16
   batch = next(gan.batches(0, 0, config=mirrored, source=source))
   known = {label.tobytes() for label in source.labels}
-  twins = {dataset.mirror_label(label).tobytes() for label in source.labels}
-  drawn = [x.tobytes() for x in batch['sampled_cameras'].reshape(-1, 25)]
-  share = np.mean([x in twins for x in drawn])
-  assert set(drawn) <= known | twins and 0.2 < share < 0.8
+  mirrored_labels = {
+      dataset.mirror_label(label).tobytes() for label in source.labels}
+  sampled = [x.tobytes() for x in batch['sampled_cameras'].reshape(-1, 25)]
+  frequency = np.mean([x in mirrored_labels for x in sampled])
+  assert set(sampled) <= known | mirrored_labels and 0.2 < frequency < 0.8
 
 
-@pytest.mark.parametrize('seen, size', [
+@pytest.mark.parametrize('images_seen, size', [
     (0, 64), (99, 64), (125_000, 64), (250_000, 80), (999_999, 112),
     (1_000_000, 128), (9_000_000, 128)])
-def test_the_rendering_grows_in_buckets(seen, size):
+def test_render_size_grows_in_buckets(images_seen, size):
   schedule = ((0, 64), (1_000_000, 128))
-  assert gan.render_size(seen, schedule, 16) == size
+  assert gan.render_size(images_seen, schedule, 16) == size
 
 
 @pytest.mark.parametrize('change, sentence', [
     ({'batch': 0}, r'--config\.batch is 0; it must be at least 1'),
     ({'data.count': 0}, r'data\.count is 0'),
     ({'data.count': 3}, 'has 3 images, too few to measure'),
-    ({'schedule.d_reg_interval': -1}, 'd_reg_interval is -1; it must be at least 0'),
+    ({'schedule.d_reg_interval': -1},
+     'd_reg_interval is -1; it must be at least 0'),
     ({'schedule.ada_interval': 0}, 'ada_interval is 0'),
     ({'render_bucket': 0}, 'render_bucket is 0'),
     ({'render_size': (0, 32)}, 'write pairs'),
     ({'render_size': ((0, 2),)}, r'at least render_bucket \(4\)'),
     ({'render_size': ((9, 8), (0, 8))}, 'images seen must rise')])
-def test_numbers_that_no_training_is_made_of(config, change, sentence):
+def test_refused_numbers(config, change, sentence):
   config = config.copy_and_resolve_references()
   with config.ignore_type():
     config.update_from_flattened_dict(change)
@@ -91,24 +99,36 @@ def test_numbers_that_no_training_is_made_of(config, change, sentence):
     gan.make(config)
 
 
-def test_each_chip_gets_the_images_that_are_compared(config):
+def test_each_device_gets_a_group_of_the_minibatch_standard_deviation(config):
   config = config.copy_and_resolve_references()
-  assert gan.make(config).least == 1
+  assert gan.make(config).execution.min_per_device == 1
   config.model.discriminator.mbstd_group = 4
-  assert gan.make(config).least == 4
+  assert gan.make(config).execution.min_per_device == 4
   config.batch = 2
-  assert gan.make(config).least == 2
+  assert gan.make(config).execution.min_per_device == 2
+
+
+def test_static_is_the_render_size_and_the_phases_that_are_due(config):
+  config = config.copy_and_resolve_references()
+  config.schedule.update({'d_reg_interval': 4, 'g_reg_interval': 2})
+  static = gan.make(config).static
+  assert [static(step) for step in range(5)] == [
+      Static(4, frozenset({'regularize', 'r1'})), Static(4, frozenset()),
+      Static(8, frozenset({'regularize'})), Static(8, frozenset()),
+      Static(8, frozenset({'regularize', 'r1'}))]
+  config.model.density_weight = 0.0
+  assert gan.make(config).static(0) == Static(4, frozenset({'r1'}))
 
 
 @pytest.mark.parametrize('path, sentence', [
     ('', 'There are no images: give --config.data.path'),
     ('shapes:care', "Did you mean 'car'"),
     ('/nowhere/at/all.zip', 'neither a folder nor a zip')])
-def test_data_that_are_not_there(config, path, sentence):
+def test_data_that_cannot_be_opened(config, path, sentence):
   data = config.data.copy_and_resolve_references()
   data.path = path
   with pytest.raises(ValueError, match=sentence):
-    gan.open_data(data)
+    opening.open_data(data)
 
 
 def test_images_of_another_size_or_without_cameras(config, tmp_path):
@@ -129,60 +149,121 @@ def test_images_of_another_size_or_without_cameras(config, tmp_path):
   np.testing.assert_allclose(batch['label'][0], label)
 
 
-def test_the_typical_camera_is_in_the_middle_of_the_data(source):
-  median_camera = gan.median_camera(source.labels)
+def test_median_camera(source):
+  median_camera = gan_cameras.median_camera(source.labels)
   known = cameras.angles(source.labels[:, [3, 7, 11]])[1]
-  np.testing.assert_allclose(median_camera['elevation'], np.median(known), rtol=1e-4)
   np.testing.assert_allclose(
-      [median_camera['distance'], median_camera['focal']], [1.7, 1.35], rtol=1e-4)
+      [median_camera[name] for name in ('elevation', 'distance', 'focal')],
+      [np.median(known), 1.7, 1.35], rtol=1e-4)
   assert median_camera['yaw_range'] is None
-  before = np.asarray(cameras.to_label(cameras.orbit(
+  frontal = np.asarray(cameras.to_label(cameras.orbit(
       np.linspace(-30, 30, 201), 0.0, 1.7, 1.35)))
-  np.testing.assert_allclose(gan.median_camera(before)['yaw_range'], 28.5, atol=0.3)
+  np.testing.assert_allclose(
+      gan_cameras.median_camera(frontal)['yaw_range'], 28.5, atol=0.3)
+  assert gan_cameras.median_camera(frontal[:, :0]) is None
 
 
-def test_a_generator_of_images_needs_no_cameras(config, source):
-  plain = plain_file.get_config('tiny')
-  task = gan.make(plain)
+def test_stylegan2_needs_no_cameras(source):
+  config = stylegan2_file.get_config('tiny')
+  config.distance_count = 0
+  task = gan.make(config)
   batch = next(task.batches(0, 0))
-  assert batch['label'].shape == (4, 0) and batch['grid'].shape == (4, 0)
-  networks = gan.build(plain, 0)
-  variables = gan_networks.new_generator(networks, jax.random.key(0))
-  sheet = gan.sample_sheet_fn(plain, networks, source)(variables, 0)
+  assert batch['label'].shape == (4, 0) and task.static(0).render_size == 0
+  scalars, images = task.evaluate(task.init(jax.random.key(0)), None)
+  assert scalars == {}
+  sheet = images['samples_coarse']
   assert sheet.shape == (4 * 10 - 2, 8 * 10 - 2, 3)
   assert not np.array_equal(sheet[:8, :8], sheet[:8, 10:18])
 
 
-def test_reports_tell_made_from_real(config, source):
-  networks = gan.build(config)
+def test_frechet_distance_of_an_untrained_generator(config, source):
+  networks = gan_networks.build(config)
   variables = gan_networks.new_generator(networks, jax.random.key(0))
-  measure = gan.frechet_distance_fn(config, networks, source)
+  measure = sampling.distance_fn(
+      networks, source, config.distance_count,
+      functools.partial(frechet.distance_to_real, features.shapes_clip))
   found = measure(variables, 8)
-  assert found['frechet_clip/generated'] > found['frechet_clip/real_halves'] > 0
+  assert (found['frechet_shapes_clip/generated']
+          > found['frechet_shapes_clip/real_halves'] > 0)
   assert measure(variables, 8) == found
   assert measure(variables, 4) != found
+
+
+def test_samples_do_not_depend_on_their_number(config, source):
+  networks = gan_networks.build(config)
+  variables = gan_networks.new_generator(networks, jax.random.key(0))
+  sample = sampling.sampler(networks, config.render_size[-1][1], batch=2)
   labels = source.labels[:5]
-  draw = gan.sampler(networks, config.render_size[-1][1], batch=2)
-  five = draw(variables, labels)
-  assert five.shape == (5, 16, 16, 3)
-  np.testing.assert_array_equal(five[:4], draw(variables, labels[:4]))
+  five = sample(variables, labels)
+  assert five.shape == (5, 16, 16, 3) and five.dtype == np.uint8
+  np.testing.assert_array_equal(five[:4], sample(variables, labels[:4]))
 
 
-def test_a_training_goes_on_from_what_another_left(config, source, tmp_path):
-  del source  # its pictures are in the cache
+def test_costs_at_the_last_render_size():
+  three_d = gan.make(config_file.get_config('tiny')).costs()
+  assert three_d.sizes == {
+      'image': 16, 'batch': 4, 'rays a side': 8, 'samples a ray': (4, 4)}
+  two_d = gan.make(stylegan2_file.get_config('tiny')).costs()
+  assert two_d.sizes == {'image': 8, 'batch': 4} and two_d.parts is None
+
+
+def test_costs_of_phases_are_differences_between_steps(config):
+  config = config.copy_and_resolve_references()
+  config.schedule.update({'d_reg_interval': 16, 'g_reg_interval': 4})
+  seconds = {(): 1.0, ('regularize',): 1.8, ('r1', 'regularize'): 2.1}
+
+  def seconds_of(static):
+    assert static.render_size == 8
+    return seconds[tuple(sorted(static.phases))]
+
+  expected = {
+      'generator and discriminator phase': 1.0,
+      'regularization, every 4th step': 0.8, 'R1, every 16th step': 0.3,
+      'training step on average': 1.0 + 0.8 / 4 + 0.3 / 16}
+  found = dict(gan.make(config).costs().phases(seconds_of))
+  assert found == pytest.approx(expected) and list(found) == list(expected)
+  config.model.density_weight, config.schedule.d_reg_interval = 0.0, 0
+  found = dict(gan.make(config).costs().phases(seconds_of))
+  assert found == {'generator and discriminator phase': 1.0,
+                   'training step on average': 1.0}
+
+
+@pytest.mark.parametrize('steps, words', [
+    (1, 'step'), (2, '2nd step'), (3, '3rd step'), (4, '4th step'),
+    (12, '12th step'), (16, '16th step'), (21, '21st step'),
+    (111, '111th step'), (132, '132nd step')])
+def test_ordinals(steps, words):
+  assert costs.ordinal(steps) == words
+
+
+def test_parts_of_eg3d_run_on_their_own(config):
+  config = config.copy_and_resolve_references()
+  config.distance_count = 0
+  task = gan.make(config)
+  params, batch = task.init(jax.random.key(0)).params, next(task.batches(0, 0))
+  parts = task.costs().parts(params, batch, 1)
+  assert list(parts) == [
+      'generator forward', 'rendering forward',
+      'rendering forward and backward', 'discriminator forward']
+  assert parts['rendering forward']().shape == (4, 8, 8, 4)
+  assert parts['discriminator forward']().shape == (4,)
+
+
+def test_training_starts_from_weights_of_another(config, source, tmp_path):
+  del source  # Its images are in the cache.
   config = config.copy_and_resolve_references()
   config.distance_count = 0
   task = gan.make(config)
   state = task.init(jax.random.key(0))
   config.start_from = str(task.finish(state, str(tmp_path))[0])
-  begun = gan.make(config).init(jax.random.key(1))
-  for ours, theirs in ((begun.ema, state.ema), *(
-      (begun.params[name], state.params[name])
+  started = gan.make(config).init(jax.random.key(1))
+  for ours, theirs in ((started.ema, state.ema), *(
+      (started.params[name], state.params[name])
       for name in ('generator', 'discriminator'))):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(
         a, b, rtol=1e-3, atol=1e-6), ours, theirs)
-  assert begun.step == 0
-  config.model.discriminator.most = 4
+  assert started.step == 0
+  config.model.discriminator.channel_max = 4
   with pytest.raises(ValueError, match='shapes_discriminator.safetensors is of '
                                        'another discriminator'):
     gan.make(config).init(jax.random.key(1))

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from configs import eg3d as config_file
 from gen3d.gan import inference, projector
 from gen3d.gan import networks as gan_networks
-from gen3d.tasks import gan
 
 CAMERA = {'elevation': 20.0, 'distance': 1.7, 'focal': 1.35}
 # Pixels, and their means over squares: cheap to compile.
@@ -21,7 +20,7 @@ def config():
 
 def trained():
   variables = gan_networks.new_generator(
-      gan.build(config()), jax.random.key(0))
+      gan_networks.build(config()), jax.random.key(0))
   return inference.from_config(config(), variables, CAMERA, 8)
 
 

@@ -6,7 +6,7 @@ from gen3d import assets
 from gen3d.engine import report
 
 
-def save_release(asset, config, state, workdir, **more):
+def save_release(asset, config, state, workdir, *, weights=None, **more):
   """Writes the averaged weights into the workdir, named as the asset.
 
   Args:
@@ -14,6 +14,7 @@ def save_release(asset, config, state, workdir, **more):
     config: ConfigDict of the run, with `batch`.
     state: TrainState.
     workdir: the run's directory.
+    weights: pytree to save; None for the averaged weights, state.ema.
     **more: what else the record beside the weights tells.
 
   Returns:
@@ -26,7 +27,8 @@ def save_release(asset, config, state, workdir, **more):
   if config.get('start_from'):
     record = _merge_history(record, config.start_from)
   return assets.save(
-      pathlib.Path(workdir) / asset.name, state.ema, record, 'float16')
+      pathlib.Path(workdir) / asset.name,
+      state.ema if weights is None else weights, record, 'float16')
 
 
 def _merge_history(record, start_from):

@@ -15,17 +15,16 @@ import numpy as np
 import tqdm
 
 from gen3d.choices import UserError
+from gen3d.data.images import open as opening
 from gen3d.data.shapes import captions, primitives
 from gen3d.data.shapes import world as shapes_world
 from gen3d.evaluation import text_to_3d as text_to_3d_evaluation
-from gen3d.gan import inference
+from gen3d.gan import inference, sampling
 from gen3d.gan import networks as gan_networks
-from gen3d.io import images as image_io
 from gen3d.metrics import distribution
 from gen3d.metrics import shape as shape_metrics
 from gen3d.metrics.features import Features, shapes_clip
 from gen3d.models import clip_pair
-from gen3d.tasks import gan
 
 VIEWS = 8  # of each object, for the classification
 CELLS = 48  # along a side of the occupancy grid
@@ -77,7 +76,7 @@ def report(path: str | os.PathLike, count: int = 64, num_true: int = 1000,
       f'({x.untrained / x.trained:.0f} times less), two halves of the real '
       f'images {x.real_halves:.4f}'
       for name, x in distances(path, features).items()]
-  if not gan.is_world(config.data):
+  if not opening.is_world(config.data):
     return '\n'.join(lines)
   lines += [
       f'{x.count} shapes, {name}: IoU {x.iou:.2f}, F-score {x.f_score:.2f} '
@@ -103,14 +102,13 @@ def distances(
     {name of the features: Distances}, at config.distance_count images each.
   """
   trained, config = inference.load_with_config(path)
-  source, count = gan.open_data(config.data), config.distance_count
-  networks = gan.build(config, source.labels.shape[1])
+  source, count = opening.open_data(config.data), config.distance_count
+  networks = gan_networks.build(config, source.labels.shape[1])
   # The images and the order of training's own reports.
   rows = np.random.default_rng(0).permutation(len(source.names))[:2 * count]
   real = np.stack([source.pixels(int(i)) for i in rows])
-  sample = gan.sampler(networks, trained.size)
-  generate = lambda variables: image_io.to_uint8(
-      sample(variables, source.labels[rows[:count]]))
+  sample = sampling.sampler(networks, trained.size)
+  generate = lambda variables: sample(variables, source.labels[rows[:count]])
   untrained = generate(gan_networks.new_generator(
       networks, jax.random.key(config.seed)))
   generated = generate(trained.variables)
@@ -146,10 +144,10 @@ def geometry(path: str | os.PathLike, count: int = 64,
     UserError: the training data are not of the shapes world.
   """
   trained, config = inference.load_with_config(path)
-  if not gan.is_world(config.data):
+  if not opening.is_world(config.data):
     raise UserError(f'{path} is trained on {config.data.path}, of which no '
                     'true shapes are known.')
-  world = gan.world_of(config.data)
+  world = opening.world_of(config.data)
   bound = trained.generator.bound
   true_objects = lambda split, count: [
       shapes_world.example(0, split, i, world).object for i in range(count)]
@@ -188,7 +186,7 @@ def classification(
     images that are not in the training data.
   """
   trained, config = inference.load_with_config(path)
-  world = gan.world_of(config.data)
+  world = opening.world_of(config.data)
   render = inference.make_renderer(trained, ('image',))
   around = inference.camera_at(
       trained.camera, np.arange(VIEWS) * 360.0 / VIEWS)

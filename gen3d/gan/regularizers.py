@@ -1,57 +1,79 @@
-"""Penalties of adversarial training, as functions of functions."""
+"""Regularization terms of GANs, as functions of functions."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
-def r1_penalty(judge, reals):
-  """Mean over N of |d logit / d reals|^2 (Mescheder et al., 1801.04406)."""
-  slopes = jax.grad(lambda x: jnp.sum(judge(x)))(reals)
-  count = len(jax.tree.leaves(reals)[0])
-  return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(slopes)) / count
-
-
-def path_length(images_of, ws, keys, mean, decay=0.01):
-  """StyleGAN2's path length penalty (1912.04958, section 3.2).
+def r1_penalty(
+    discriminate: Callable[[Any], jax.Array], reals: Any
+) -> jax.Array:
+  """R1, the mean over N of |d logit / d reals|^2 (1801.04406, eq. 9).
 
   Args:
-    images_of: ws [N, L, D] -> images [N, H, W, C].
+    discriminate: reals -> logits [N].
+    reals: pytree of images [N, H, W, C]; its squares are added up.
+  """
+  # The gradient of the sum of logits has each example's own in its row, where
+  # logits do not depend on other examples.
+  gradients = jax.grad(lambda x: jnp.sum(discriminate(x)))(reals)
+  count = len(jax.tree.leaves(reals)[0])
+  return sum(
+      jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradients)) / count
+
+
+def path_length(
+    synthesize: Callable[[jax.Array], jax.Array], ws: jax.Array,
+    keys: jax.Array, pl_mean: jax.Array, decay: float = 0.01
+) -> tuple[jax.Array, jax.Array]:
+  """StyleGAN2's path length penalty (1912.04958, eq. 4).
+
+  Args:
+    synthesize: ws [N, L, D] -> images [N, H, W, C].
     ws: [N, L, D].
     keys: [N], of the random images y.
-    mean: running mean of the lengths |J^T y|.
-    decay: how fast it follows.
+    pl_mean: running mean of the lengths |J^T y|.
+    decay: rate of the running mean.
 
   Returns:
-    (penalty, mean brought forward).
+    (penalty, updated pl_mean).
   """
-  made, pull = jax.vjp(images_of, ws)
-  _, *shape = made.shape
+  images, vjp = jax.vjp(synthesize, ws)
+  _, *shape = images.shape
+  # J^T y without the Jacobian J: a vector-Jacobian product.
   y = jax.vmap(lambda key: jax.random.normal(key, shape))(keys) / jnp.sqrt(
       shape[0] * shape[1])
-  slopes, = pull(y)
-  lengths = jnp.sqrt(jnp.mean(jnp.sum(slopes ** 2, axis=2), axis=1))
-  mean = mean + decay * (jnp.mean(jax.lax.stop_gradient(lengths)) - mean)
-  return jnp.mean((lengths - mean) ** 2), mean
+  gradients, = vjp(y)
+  # Mean over the layers L, as in the official code.
+  lengths = jnp.sqrt(jnp.mean(jnp.sum(gradients ** 2, axis=2), axis=1))
+  pl_mean = pl_mean + decay * (
+      jnp.mean(jax.lax.stop_gradient(lengths)) - pl_mean)
+  return jnp.mean((lengths - pl_mean) ** 2), pl_mean
 
 
-def density_variation(density, keys, points=1000, spread=0.004):
-  """EG3D's regularizer: densities nearby are alike.
+def density_variation(
+    density: Callable[[jax.Array], jax.Array], keys: jax.Array,
+    points: int = 1000, distance: float = 0.004
+) -> jax.Array:
+  """EG3D's density regularization (2112.07945, supplement).
 
-  Mean absolute difference of raw density at random points of [-1, 1]^3 and
-  at places beside them.
+  The mean absolute difference of the density, before its activation, between
+  random points of [-1, 1]^3 and points near them.
 
   Args:
     density: points [N, P, 3] -> [N, P].
     keys: [N], of each image's points.
     points: P / 2.
-    spread: standard deviation of the distance.
+    distance: standard deviation of the distance along each axis.
   """
   @jax.vmap
-  def draw(key):
-    key_here, key_there = jax.random.split(key)
-    here = jax.random.uniform(key_here, (points, 3), minval=-1.0)
-    there = here + spread * jax.random.normal(key_there, here.shape)
-    return jnp.concatenate([here, there])
+  def sample_pairs(key):
+    key_first, key_second = jax.random.split(key)
+    first = jax.random.uniform(key_first, (points, 3), minval=-1.0)
+    second = first + distance * jax.random.normal(key_second, first.shape)
+    return jnp.concatenate([first, second])
 
-  both = density(draw(keys))
-  return jnp.mean(jnp.abs(both[:, :points] - both[:, points:]))
+  values = density(sample_pairs(keys))
+  return jnp.mean(jnp.abs(values[:, :points] - values[:, points:]))

@@ -1,16 +1,16 @@
-"""Adversarial training: StyleGAN2's objective with EG3D's additions, and ADA.
+"""The adversarial training step: StyleGAN2's losses, EG3D's terms and ADA.
 
-Vocabulary. A generator makes an image of a latent z as seen by a camera
-(`label`); its mapping network is `told` a camera too, not always that one.
-`fakes` and `reals` are what the discriminator sees, {name: [N, H, W, 3]}: an
-`image` and, where there is rendering, the image `raw` as rendered. A step has
-up to four phases, each with latents and an update of its own, as in the
-official code: generator, its regularization every few steps, discriminator,
-R1 every few steps.
+A step has up to four phases, each with latents and an optimizer update of its
+own, as in the official code: generator, regularization of the generator every
+few steps, discriminator, and R1 every few steps.
 
-What is drawn for an example comes from its number, on whichever chip it is.
-Two things look at the images of one chip together, as the official code does:
-the minibatch deviation, and the path length, which is of the first few.
+Fakes and reals are dictionaries {name: [N, H, W, 3]}: 'image' and, where there
+is neural rendering, 'image_raw', the image before super-resolution.
+
+The random numbers of an example depend on its index in the batch, not on its
+device. Two terms mix the examples of a device, as in the official code: the
+minibatch standard deviation, and the path length penalty, which takes the
+first N / path_shrink of them.
 """
 
 from collections.abc import Callable
@@ -19,340 +19,461 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from gen3d.engine.state import TrainState
 from gen3d.gan import regularizers
-from gen3d.gan.networks import Latents, keys_of
+from gen3d.gan.networks import (
+    GANNetworks,
+    ImageDict,
+    Latents,
+    Variables,
+    keys_of,
+)
 from gen3d.ops import augment, images
+
+Metrics = dict[str, Any]
+Optimizers = dict[str, optax.GradientTransformation]
 
 
 class Schedule(NamedTuple):
-  """The numbers of the training; images are counted over all chips.
+  """Weights and schedules of the losses; images are counted over all devices.
 
   Attributes:
-    r1_gamma: weight gamma of the gradient penalty; half of it is applied.
-    d_reg_interval, g_reg_interval: steps between those phases; their losses are
-      multiplied by it. 0 is for none.
-    pose_swap_prob: probability in the end that the mapping network is told another
-      image's camera; it comes down from 1 over `pose_swap_fade_images`.
-    blur_init_sigma: of all that the discriminator sees, in pixels at the start; it fades
-      over `blur_fade_images`.
-    ema_images: half-life of the generator's average, at most `ema_ramp` of
-      the images seen; 0 is no such limit.
+    r1_gamma: weight gamma of the R1 penalty, of which half is applied.
+    d_reg_interval, g_reg_interval: steps from one R1, or regularization of the
+      generator, to the next. The losses are multiplied by it. 0: never.
+    pose_swap_prob: final probability that the mapping network gets the camera
+      of another image (EG3D's generator pose conditioning). It falls linearly
+      from 1 over the first `pose_swap_fade_images`.
+    blur_init_sigma: initial blur of the discriminator's inputs, in pixels. It
+      fades linearly over the first `blur_fade_images`.
+    ema_images: half-life of the generator's moving average; at most `ema_ramp`
+      times the images seen so far, unless that is 0.
     style_mixing_prob: probability that the later layers get another latent.
-    ada_target: what the mean sign of the discriminator's outputs on reals
-      is brought to by augmenting all that it sees (2006.06676); 0: never.
-    ada_interval, ada_images: steps between adjustments of the
-      augmentation's probability, and images that it needs to go from 0 to 1.
+    ada_target: mean sign of the discriminator's logits on reals to which the
+      augmentation of its inputs is adapted (2006.06676). 0: no augmentation.
+    ada_interval, ada_images: steps between two changes of the probability of
+      augmentation, and images after which it may have gone from 0 to 1.
   """
   r1_gamma: float
   d_reg_interval: int = 16
   g_reg_interval: int = 4
-  pose_swap_prob: float = 0.5
-  pose_swap_fade_images: int = 1_000_000
-  blur_init_sigma: float = 10.0
-  blur_fade_images: int = 200_000
+  pose_swap_prob: float = 0.0
+  pose_swap_fade_images: int = 0
+  blur_init_sigma: float = 0.0
+  blur_fade_images: int = 0
   ema_images: int = 10_000
-  ema_ramp: float = 0.05
+  ema_ramp: float = 0.0
   style_mixing_prob: float = 0.0
   ada_target: float = 0.0
   ada_interval: int = 4
   ada_images: int = 500_000
 
 
-def create(key, networks, optimizers):
-  """The TrainState of step 0; its average is the generator's alone.
+class Static(NamedTuple):
+  """What the compiled program of a step depends on.
 
-  `params` has 'generator' and 'discriminator' (variables), 'memory', and
-  'augment': its probability and the sum of signs since it was last adjusted.
+  Attributes:
+    render_size: resolution of the neural rendering; 0 where there is none.
+    phases: which of 'regularize' and 'r1' this step has. None: the program
+      contains both and chooses by the number of the step.
   """
-  networks = networks.init(key)
+  render_size: int = 0
+  phases: frozenset[str] | None = None
+
+
+class StepContext(NamedTuple):
+  """What the phases of one step have in common.
+
+  Attributes:
+    blur_and_augment: (fakes or reals, number) -> the discriminator's input;
+      each use within a step has a number of its own, for its random keys.
+    latents: one Latents for each phase that generates images.
+    label: [N, L], of the reals.
+  """
+  networks: GANNetworks
+  optimizers: Optimizers
+  schedule: Schedule
+  static: Static
+  step: Any              # int32 [], number of the step
+  images_seen: Any       # [], before this step
+  images_per_step: int
+  blur_and_augment: Callable[[ImageDict, int], ImageDict]
+  latents: tuple[Latents, ...]
+  reals: ImageDict
+  label: Any
+
+
+def create(
+    key: jax.Array, networks: GANNetworks, optimizers: Optimizers
+) -> TrainState:
+  """The TrainState of step 0.
+
+  `params` holds the variables of 'generator' and 'discriminator', `ema` those
+  of the averaged generator. `extra` holds 'pl_mean', the running mean of path
+  lengths, and 'ada': the probability 'p' of augmentation and the sum 'signs'
+  since p was last changed.
+  """
+  params = networks.init(key)
   return TrainState(
       step=jnp.zeros([], jnp.int32),
-      params={**networks, 'pl_mean': jnp.zeros(()),
-              'augment': {'p': jnp.zeros(()), 'signs': jnp.zeros(())}},
-      opt_state={name: optimizer.init(networks[name]['params'])
+      params=params,
+      opt_state={name: optimizer.init(params[name]['params'])
                  for name, optimizer in optimizers.items()},
-      ema=jax.tree.map(jnp.copy, networks['generator']))
+      # A copy: the step donates its state, and a buffer only once.
+      ema=jax.tree.map(jnp.copy, params['generator']),
+      extra={'pl_mean': jnp.zeros(()),
+             'ada': {'p': jnp.zeros(()), 'signs': jnp.zeros(())}})
 
 
-def due(step, count, schedule, apart=True):
-  """What a batch says of the phases that not every step has.
+def due_phases(step: int, schedule: Schedule) -> frozenset[str]:
+  """The names of the phases of a step that not every step has."""
+  intervals = {'regularize': schedule.g_reg_interval,
+               'r1': schedule.d_reg_interval}
+  return frozenset(name for name, interval in intervals.items()
+                   if interval and step % interval == 0)
+
+
+def static_of(step: int, schedule: Schedule, render_size: int) -> Static:
+  """The Static of a step on the present backend."""
+  # Within lax.cond, XLA's convolutions on the CPU are thirty times slower, so
+  # each combination of phases is a program of its own there. Elsewhere one
+  # program serves all, and there is less to compile.
+  on_cpu = jax.default_backend() == 'cpu'
+  return Static(render_size, due_phases(step, schedule) if on_cpu else None)
+
+
+def lazy_adam(
+    learning_rate: float, interval: int, b2: float = 0.99, eps: float = 1e-8
+) -> optax.GradientTransformation:
+  """Adam for a network with one additional update every `interval` steps.
+
+  StyleGAN2, appendix B: the rates are lowered so that the updates of all
+  phases together change the network as much as without lazy regularization.
+  `interval` 0 is for a network without such a phase.
+  """
+  ratio = interval / (interval + 1) if interval else 1.0
+  return optax.adam(learning_rate * ratio, b1=0.0, b2=b2 ** ratio, eps=eps)
+
+
+def augment_examples(
+    key: jax.Array, index: jax.Array, x: ImageDict, p: jax.Array | float
+) -> ImageDict:
+  """Fakes or reals, augmented; 'image' and 'image_raw' in the same way.
 
   Args:
-    step: number of the step.
-    count: of images in the batch.
-    schedule: Schedule.
-    apart: whether each combination of phases is a program of its own: arrays
-      have one column where a phase is due and none where it is not. Else they
-      have two of ones or zeros, and one program, the only one to compile,
-      chooses by them; but within a lax.cond XLA's convolutions on the CPU are
-      thirty times slower.
+    key: of the whole batch.
+    index: [N], of the examples.
+    x: fakes or reals.
+    p: probability of each kind of augmentation.
   """
-  every = {'regularize': schedule.g_reg_interval, 'r1': schedule.d_reg_interval}
-  now = {name: int(steps > 0 and step % steps == 0)
-         for name, steps in every.items()}
-  return {name: np.full((count, is_due if apart else 2), is_due, np.uint8)
-          for name, is_due in now.items()}
-
-
-def lazy_adam(learning_rate, every, b2=0.99, eps=1e-8):
-  """Adam for a network that has one more update in every `every` steps.
-
-  StyleGAN2, appendix B: rate and decay are lowered so that a step of both
-  does what one update would. `every` 0 is for no such phase.
-  """
-  share = every / (every + 1) if every else 1.0
-  return optax.adam(learning_rate * share, b1=0.0, b2=b2 ** share, eps=eps)
-
-
-def augmented(key, index, x, p):
-  """Fakes or reals, each image changed as its raw one; ops/augment.py."""
-  keys = keys_of(key, index)
   size = x['image'].shape[1]
-  draws = jax.vmap(lambda key: augment.draw(key, p, size))(keys)
-  return {name: augment.apply(images, draws) for name, images in x.items()}
+  draws = jax.vmap(lambda key: augment.draw(key, p, size))(keys_of(key, index))
+  return {name: augment.apply(batch, draws) for name, batch in x.items()}
 
 
-def adjusted(memory, sign, step, *, target, every, change):
-  """The augmentation's memory after a step (ADA, 2006.06676, section 3.2).
+def ada_update(
+    ada: dict[str, Any], sign: jax.Array, step: jax.Array, *, target: float,
+    interval: int, change: float
+) -> dict[str, jax.Array]:
+  """The state of adaptive augmentation after a step (2006.06676, section 3.2).
 
-  Where the discriminator is surer of reals than wanted, over the last `every`
-  steps, it overfits: they are changed more often.
+  A mean sign above the target, over the last `interval` steps, is a sign of
+  overfitting; the discriminator's inputs are then augmented more often.
 
   Args:
-    memory: {'p': probability, 'signs': sum of signs since the last change}.
-    sign: mean sign of the discriminator's outputs on reals in this step.
+    ada: {'p': probability, 'signs': sum of signs since p was last changed}.
+    sign: mean sign of the discriminator's logits on reals in this step.
     step: number of the step, from 0.
-    target: mean sign that is wanted.
-    every: steps.
-    change: of p, which stays within [0, 1].
+    target: of the mean sign.
+    interval: steps between two changes.
+    change: of p, which stays in [0, 1].
   """
-  signs = memory['signs'] + sign
-  moved = jnp.clip(
-      memory['p'] + change * jnp.sign(signs / every - target), 0, 1)
-  due = (step + 1) % every == 0
-  return {'p': jnp.where(due, moved, memory['p']),
+  signs = ada['signs'] + sign
+  changed = jnp.clip(
+      ada['p'] + change * jnp.sign(signs / interval - target), 0, 1)
+  due = (step + 1) % interval == 0
+  return {'p': jnp.where(due, changed, ada['p']),
           'signs': jnp.where(due, 0.0, signs)}
 
 
-class _Round(NamedTuple):
-  """What the phases of one step share."""
-  networks: Any
-  optimizers: Any
-  schedule: Schedule
-  size: int          # of rendering
-  present: Callable  # (fakes or reals, number) -> as they are to be judged
-  latents: tuple     # of the phases that generate
-  reals: Any
-  label: Any         # of the reals
-  due: dict          # see `due`
+def sample_latents(
+    key: jax.Array, batch: dict[str, jax.Array], phase: int,
+    swap_prob: jax.Array | float, mixing_prob: float, z_dim: int
+) -> Latents:
+  """The Latents of one phase, with random numbers by the examples' indices.
+
+  Args:
+    key: of the phase.
+    batch: with 'index' [N] and 'sampled_cameras' [N, 3, L].
+    phase: number of the phase, which selects one of the sampled cameras.
+    swap_prob: probability that the mapping network gets another one of them.
+    mixing_prob: probability of style mixing.
+    z_dim: Z.
+  """
+  key_latent, key_image = jax.random.split(key)
+  keys = keys_of(key_latent, batch['index'])
+  z = jax.vmap(lambda k: jax.random.normal(k, (z_dim,)))(keys)
+  # EG3D's generator pose conditioning: the mapping network sometimes gets the
+  # camera of another image, so that shapes do not depend on the view.
+  uniform = jax.vmap(
+      lambda k: jax.random.uniform(jax.random.fold_in(k, 1)))(keys)
+  labels = batch['sampled_cameras']
+  label = labels[:, phase]
+  another = labels[:, (phase + 1) % labels.shape[1]]
+  mapping_camera = jnp.where((uniform < swap_prob)[:, None], another, label)
+  latents = Latents(key_image, batch['index'], z, mapping_camera, label)
+  if not mixing_prob:
+    return latents
+  z_mix = jax.vmap(lambda k: jax.random.normal(
+      jax.random.fold_in(k, 2), (z_dim,)))(keys)
+  cutoff, uniform = jax.vmap(lambda k: jax.random.uniform(
+      jax.random.fold_in(k, 3), (2,)))(keys).T
+  return latents._replace(
+      z_mix=z_mix, mix_cutoff=jnp.where(uniform < mixing_prob, cutoff, 1.0))
 
 
-def step(state, batch, key, *, networks, optimizers, schedule):
+def step(
+    state: TrainState, batch: dict[str, jax.Array], key: jax.Array, *,
+    static: Static, networks: GANNetworks, optimizers: Optimizers,
+    schedule: Schedule
+) -> tuple[TrainState, Metrics]:
   """One step of all phases that are due; see tasks.Task.
 
   Args:
     state: from `create`.
-    batch: 'image' uint8 [N, R, R, 3], 'label' [N, L]; 'sampled_cameras' [N, 3, L],
-      labels of other examples, one for each phase that generates; 'index'
-      [N]; 'grid' [N, size], whose width says at which resolution to render:
-      another one compiles another program; and 'due', see `due`.
-    key: the step's.
+    batch: 'image' uint8 [N, R, R, 3], 'label' [N, L]; 'sampled_cameras'
+      [N, 3, L], labels of other examples, one for each phase that generates
+      images; 'index' [N].
+    key: of the step.
+    static: Static.
     networks: GANNetworks.
     optimizers: {'generator', 'discriminator'} of optax transformations.
     schedule: Schedule.
   """
-  shown = len(batch['index']) * jax.lax.axis_size('devices')
-  seen = state.step * shown
-  size = batch['grid'].shape[1]
-  sigma = schedule.blur_init_sigma * _left(seen, schedule.blur_fade_images)
-  blur = lambda x: images.blur(x, (sigma, schedule.blur_init_sigma))
-  swap = schedule.pose_swap_prob + (1 - schedule.pose_swap_prob) * _left(
-      seen, schedule.pose_swap_fade_images)
-  latents = tuple(
-      _latents(jax.random.fold_in(key, phase), batch, phase, swap,
-               schedule.style_mixing_prob, networks.z_dim) for phase in range(3))
-  reals = networks.prepare_reals(batch['image'] / 127.5 - 1.0, size)
-  # What is rendered is not blurred itself: the real it is held against is.
-  reals = {name: x if name == 'image' else blur(x)
-           for name, x in reals.items()}
-  p = state.params['augment']['p']
-
-  def present(x, number):
-    x = {**x, 'image': blur(x['image'])}
-    if not schedule.ada_target:
-      return x
-    return augmented(
-        jax.random.fold_in(key, 3 + number), batch['index'], x, p)
-
-  this = _Round(networks, optimizers, schedule, size, present, latents,
-                reals, batch['label'], batch['due'])
-  metrics = {}
+  ctx = _context(state, batch, key, static, networks, optimizers, schedule)
+  metrics: Metrics = {}
+  # The official order. Each phase takes the networks that the one before has
+  # updated, so that the discriminator's fakes are of the new generator.
   for phase in (_generator_phase, _regularizer_phase, _discriminator_phase,
-                _penalty_phase):
-    state, found = phase(state, this)
-    metrics |= found
-  state, found = _control_phase(state, this, metrics['logits/real_sign'])
-  metrics |= found
-  half_life = (jnp.minimum(schedule.ema_images, seen * schedule.ema_ramp)
-               if schedule.ema_ramp else schedule.ema_images)
-  decay = 0.5 ** (shown / jnp.maximum(half_life, 1e-8))
-  generator = state.params['generator']
-  average = jax.tree.map(lambda old, new: new + decay * (old - new),
-                         state.ema['params'], generator['params'])
-  return (state.replace(step=state.step + 1,
-                        ema={**generator, 'params': average}),
+                _r1_phase):
+    state, values = phase(state, ctx)
+    metrics |= values
+  # Once a step: the probability of augmentation, then the moving average.
+  state, values = _update_ada(state, ctx, metrics['logits/real_sign'])
+  metrics |= values
+  state = _update_ema(state, ctx)
+  return (state.replace(step=state.step + 1),
           jax.lax.pmean(metrics, 'devices'))
 
 
-def _generator_phase(state, this):
-  def loss(variables, params):
-    fakes, _ = this.networks.generate(
-        variables, this.latents[0], this.size)
-    logits = this.networks.discriminate(
-        params['discriminator'], this.present(fakes, 0), this.latents[0].label)
+def _context(state, batch, key, static, networks, optimizers, schedule):
+  """The StepContext of a step; see `step` for the arguments."""
+  images_per_step = len(batch['index']) * jax.lax.axis_size('devices')
+  images_seen = state.step * images_per_step
+  sigma = schedule.blur_init_sigma * _fade(
+      images_seen, schedule.blur_fade_images)
+  blur = lambda x: images.blur(x, sigma, schedule.blur_init_sigma)
+  swap_prob = schedule.pose_swap_prob + (1 - schedule.pose_swap_prob) * _fade(
+      images_seen, schedule.pose_swap_fade_images)
+  # The generator, its regularization and the discriminator each have latents.
+  latents = tuple(
+      sample_latents(jax.random.fold_in(key, phase), batch, phase, swap_prob,
+                     schedule.style_mixing_prob, networks.z_dim)
+      for phase in range(3))
+  # Pixels to [-1, 1].
+  reals = networks.prepare_reals(
+      batch['image'] / 127.5 - 1.0, static.render_size)
+  # As in the official code: the raw image of a fake is not blurred, that of a
+  # real is.
+  reals = {name: x if name == 'image' else blur(x)
+           for name, x in reals.items()}
+  p = state.extra['ada']['p']
+
+  def blur_and_augment(x, number):
+    x = {**x, 'image': blur(x['image'])}
+    if not schedule.ada_target:
+      return x
+    # Keys 0 to 2 are those of the latents.
+    return augment_examples(
+        jax.random.fold_in(key, 3 + number), batch['index'], x, p)
+
+  return StepContext(
+      networks=networks, optimizers=optimizers, schedule=schedule,
+      static=static, step=state.step, images_seen=images_seen,
+      images_per_step=images_per_step, blur_and_augment=blur_and_augment,
+      latents=latents, reals=reals, label=batch['label'])
+
+
+def _generator_phase(state, ctx):
+  """Non-saturating loss of the generator."""
+  latents, discriminator = ctx.latents[0], state.params['discriminator']
+
+  def loss(variables):
+    fakes, _ = ctx.networks.generate(
+        variables, latents, ctx.static.render_size)
+    logits = ctx.networks.discriminate(
+        discriminator, ctx.blur_and_augment(fakes, 0), latents.label)
     return jnp.mean(nn.softplus(-logits)), {}
 
-  state, found = _update(this.optimizers, 'generator', loss, state)
-  return state, {'loss/generator': found['loss']}
+  state, value, _ = _update(state, ctx, 'generator', loss)
+  return state, {'loss/generator': value}
 
 
-def _regularizer_phase(state, this):
-  if not this.networks.regularize:
+def _regularizer_phase(state, ctx):
+  """Path length penalty (StyleGAN2) or density variation (EG3D), if due."""
+  if not ctx.networks.regularize:
     return state, {}
-  every = this.schedule.g_reg_interval
+  interval = ctx.schedule.g_reg_interval
 
-  def loss(variables, params):
-    value, memory = this.networks.regularize(
-        variables, this.latents[1], params['pl_mean'])
-    return value * every, {'pl_mean': memory}
+  def phase(state):
+    def loss(variables):
+      value, pl_mean = ctx.networks.regularize(
+          variables, ctx.latents[1], state.extra['pl_mean'])
+      return value * interval, pl_mean
 
-  def regularized(state):
-    state, found = _update(this.optimizers, 'generator', loss, state)
-    memory = jax.lax.pmean(found['pl_mean'], 'devices')
-    return (state.replace(params={**state.params, 'pl_mean': memory}),
-            found['loss'] / every)
+    state, value, pl_mean = _update(state, ctx, 'generator', loss)
+    # Each device has updated it by its own images.
+    pl_mean = jax.lax.pmean(pl_mean, 'devices')
+    return (state.replace(extra={**state.extra, 'pl_mean': pl_mean}),
+            value / interval)
 
-  state, value = _lazily(
-      state, this.due['regularize'], every, regularized)
+  state, value = _if_due(state, ctx, 'regularize', interval, phase)
   return state, {'loss/regularizer': value}
 
 
-def _discriminator_phase(state, this):
-  fakes, w = this.networks.generate(
-      state.params['generator'], this.latents[2], this.size)
-  fakes = this.present(jax.lax.stop_gradient(fakes), 1)
-  reals = this.present(this.reals, 2)
-  discriminate = this.networks.discriminate
+def _discriminator_phase(state, ctx):
+  """Logistic loss of the discriminator; also updates w_avg by its latents."""
+  fakes, w = ctx.networks.generate(
+      state.params['generator'], ctx.latents[2], ctx.static.render_size)
+  # No gradient for the generator, whose w is used for w_avg only.
+  fakes = ctx.blur_and_augment(jax.lax.stop_gradient(fakes), 1)
+  reals = ctx.blur_and_augment(ctx.reals, 2)
 
-  def loss(variables, params):
-    del params
-    fake = discriminate(variables, fakes, this.latents[2].label)
-    real = discriminate(variables, reals, this.label)
+  def loss(variables):
+    fake = ctx.networks.discriminate(variables, fakes, ctx.latents[2].label)
+    real = ctx.networks.discriminate(variables, reals, ctx.label)
     value = jnp.mean(nn.softplus(fake)) + jnp.mean(nn.softplus(-real))
-    return value, {'fake': jnp.mean(fake), 'real': jnp.mean(real),
-                   'sign': jnp.mean(jnp.sign(real))}
+    return value, {'logits/fake': jnp.mean(fake), 'logits/real': jnp.mean(real),
+                   'logits/real_sign': jnp.mean(jnp.sign(real))}
 
-  state, found = _update(this.optimizers, 'discriminator', loss, state)
-  generator = this.networks.update_w_avg(state.params['generator'], w)
+  state, value, logits = _update(state, ctx, 'discriminator', loss)
+  generator = ctx.networks.update_w_avg(state.params['generator'], w)
   state = state.replace(params={**state.params, 'generator': generator})
-  return state, {'loss/discriminator': found['loss'],
-                 'logits/fake': found['fake'], 'logits/real': found['real'],
-                 'logits/real_sign': found['sign']}
+  return state, {'loss/discriminator': value, **logits}
 
 
-def _control_phase(state, this, sign):
-  """The augmentation's probability follows the signs of the reals."""
-  schedule = this.schedule
-  if not schedule.ada_target:
-    return state, {}
-  shown = len(this.label) * jax.lax.axis_size('devices')
-  memory = adjusted(
-      state.params['augment'], jax.lax.pmean(sign, 'devices'), state.step,
-      target=schedule.ada_target, every=schedule.ada_interval,
-      change=shown * schedule.ada_interval / schedule.ada_images)
-  return (state.replace(params={**state.params, 'augment': memory}),
-          {'augment/probability': memory['p']})
+def _r1_phase(state, ctx):
+  """R1 penalty on the discriminator, if due."""
+  interval = ctx.schedule.d_reg_interval
 
+  def loss(variables):
+    # Through the augmentation: the gradient is with respect to the reals
+    # before it, as in the official code.
+    penalty = regularizers.r1_penalty(
+        lambda x: ctx.networks.discriminate(
+            variables, ctx.blur_and_augment(x, 3), ctx.label), ctx.reals)
+    return 0.5 * ctx.schedule.r1_gamma * interval * penalty, penalty
 
-def _penalty_phase(state, this):
-  def loss(variables, params):
-    del params
-    value = regularizers.r1_penalty(
-        lambda x: this.networks.discriminate(
-            variables, this.present(x, 3), this.label), this.reals)
-    return 0.5 * this.schedule.r1_gamma * this.schedule.d_reg_interval * value, {
-        'r1': value}
+  def phase(state):
+    state, _, penalty = _update(state, ctx, 'discriminator', loss)
+    return state, penalty
 
-  def penalized(state):
-    state, found = _update(this.optimizers, 'discriminator', loss, state)
-    return state, found['r1']
-
-  state, value = _lazily(
-      state, this.due['r1'], this.schedule.d_reg_interval, penalized)
+  state, value = _if_due(state, ctx, 'r1', interval, phase)
   return state, {'loss/r1': value}
 
 
-def _left(seen, images):
-  """Falls from 1 to 0 while `images` are seen; 0 where that is none."""
-  return jnp.maximum(0, 1 - seen / images) if images else 0.0
+def _update_ada(state, ctx, sign):
+  """Adapts the probability of augmentation to the sign of logits on reals."""
+  schedule = ctx.schedule
+  if not schedule.ada_target:
+    return state, {}
+  ada = ada_update(
+      state.extra['ada'], jax.lax.pmean(sign, 'devices'), ctx.step,
+      target=schedule.ada_target, interval=schedule.ada_interval,
+      change=ctx.images_per_step * schedule.ada_interval / schedule.ada_images)
+  return (state.replace(extra={**state.extra, 'ada': ada}),
+          {'augment/probability': ada['p']})
 
 
-def _latents(key, batch, phase, swap, mix, z_dim):
-  """Latents of one phase; an example's own come from its index."""
-  key_latent, key_image = jax.random.split(key)
-  keys = keys_of(key_latent, batch['index'])
-  z = jax.vmap(lambda k: jax.random.normal(k, (z_dim,)))(keys)
-  chance = jax.vmap(
-      lambda k: jax.random.uniform(jax.random.fold_in(k, 1)))(keys)
-  drawn = batch['sampled_cameras']
-  label, another = drawn[:, phase], drawn[:, (phase + 1) % drawn.shape[1]]
-  told = jnp.where((chance < swap)[:, None], another, label)
-  latents = Latents(key_image, batch['index'], z, told, label)
-  if not mix:
-    return latents
-  other = jax.vmap(lambda k: jax.random.normal(
-      jax.random.fold_in(k, 2), (z_dim,)))(keys)
-  crossing, lot = jax.vmap(lambda k: jax.random.uniform(
-      jax.random.fold_in(k, 3), (2,)))(keys).T
-  return latents._replace(
-      z_mix=other, mix_cutoff=jnp.where(lot < mix, crossing, 1.0))
+def _update_ema(state, ctx):
+  """The averaged generator; its buffers are those of the generator."""
+  schedule = ctx.schedule
+  half_life = (
+      jnp.minimum(schedule.ema_images, ctx.images_seen * schedule.ema_ramp)
+      if schedule.ema_ramp else schedule.ema_images)
+  # A half-life in images: halved after that many, for any size of the batch.
+  decay = 0.5 ** (ctx.images_per_step / jnp.maximum(half_life, 1e-8))
+  generator = state.params['generator']
+  average = jax.tree.map(lambda old, new: new + decay * (old - new),
+                         state.ema['params'], generator['params'])
+  return state.replace(ema={**generator, 'params': average})
 
 
-def _update(optimizers, name, loss, state):
-  """One update of the network `name` by a loss of (variables, params)."""
-  variables = state.params[name]
+def _fade(images_seen, fade_images):
+  """Falls from 1 to 0 over `fade_images`; 0 where that is 0."""
+  return jnp.maximum(0, 1 - images_seen / fade_images) if fade_images else 0.0
+
+
+def _update(
+    state: TrainState, ctx: StepContext, name: str,
+    loss: Callable[[Variables], tuple[jax.Array, Any]]
+) -> tuple[TrainState, jax.Array, Any]:
+  """One optimizer update of the network `name`.
+
+  Args:
+    state: TrainState.
+    ctx: StepContext.
+    name: 'generator' or 'discriminator'.
+    loss: variables of the network -> (loss, auxiliary results).
+
+  Returns:
+    (state, loss, auxiliary results), the latter two of this device.
+  """
+  variables, optimizer = state.params[name], ctx.optimizers[name]
 
   def of_params(params):
-    return loss({**variables, 'params': params}, state.params)
+    return loss({**variables, 'params': params})
 
-  (value, found), grads = jax.value_and_grad(of_params, has_aux=True)(
+  (value, aux), grads = jax.value_and_grad(of_params, has_aux=True)(
       variables['params'])
+  # Averaged after differentiation, as shard_map expects; see sharding.pmap.
   grads = jax.lax.pmean(grads, 'devices')
-  updates, opt_state = optimizers[name].update(
+  updates, opt_state = optimizer.update(
       grads, state.opt_state[name], variables['params'])
   variables = {**variables,
                'params': optax.apply_updates(variables['params'], updates)}
   state = state.replace(
       params={**state.params, name: variables},
       opt_state={**state.opt_state, name: opt_state})
-  return state, {'loss': value, **found}
+  return state, value, aux
 
 
-def _lazily(state, due, every, phase):
-  """(state, number) of `phase` where it is due (see `due`), else 0.
+def _if_due(state, ctx, name, interval, phase):
+  """Runs a phase that not every step has.
 
-  The number is multiplied by `every`, so that its mean over many steps is
-  that over the steps that have one.
+  Args:
+    state: TrainState.
+    ctx: StepContext.
+    name: of the phase, as in Static.phases.
+    interval: steps from one such phase to the next; 0: never.
+    phase: state -> (state, loss).
+
+  Returns:
+    (state, loss times `interval`, or 0 in steps without this phase): the mean
+    over many steps is that over the steps with this phase.
   """
-  def nothing(state):
+  def skip(state):
     return state, jnp.zeros(())
 
-  columns = due.shape[1]
-  state, number = (
-      jax.lax.cond(due[0, 0] > 0, phase, nothing, state) if columns == 2
-      else phase(state) if columns else nothing(state))
-  return state, number * every
+  phases = ctx.static.phases
+  # An interval of 0 needs neither program nor condition.
+  if phases is None and interval:
+    state, value = jax.lax.cond(
+        ctx.step % interval == 0, phase, skip, state)
+  elif phases and name in phases:
+    state, value = phase(state)
+  else:
+    state, value = skip(state)
+  return state, value * interval

@@ -1,19 +1,21 @@
 """StyleGAN2's layers and networks (Karras et al., 1912.04958; ADA, 2006.06676).
 
-Vocabulary. N images of H x W x C; z is the latent, w [N, D] what the mapping
-network makes of it, `ws` [N, L, D] one w for each of L layers. Weights are
-stored as they are drawn, N(0, 1), and scaled when they are used (equalised
-learning rate). Modules and parameters carry the official names, so that a
-parameter's path, joined by dots, is its name in an official checkpoint.
+Vocabulary. N images of H x W x C; z [N, Z] is the latent, w [N, D] the output
+of the mapping network, `ws` [N, L, D] one w for each of L layers. Weights are
+initialized with N(0, 1) and scaled in use (equalized learning rate). Modules
+and parameters have the official names, so that a parameter's path, joined by
+dots, is its name in an official checkpoint.
 
-Buffers, which are kept but not trained, are a collection of their own:
-`apply({'params': ..., 'buffers': ...}, ...)`. `noise` is 'random', 'const',
-'none' or, as 'random', numbers [N] of the images: a number's noise comes from
-the stream 'noise' and does not depend on which images are beside it.
+Buffers, which are saved but not trained, are a collection of their own:
+`apply({'params': ..., 'buffers': ...}, ...)`.
+
+`noise` is 'random', 'const', 'none', or indices [N] of the images, which is
+'random' with the noise of an image depending only on its index and on the
+random stream 'noise', not on the rest of the batch.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,15 +24,22 @@ import numpy as np
 
 from gen3d.choices import UserError, check
 from gen3d.ops import images, linear
-from gen3d.weights import port
 
 NOISE = ('random', 'const', 'none')
+Noise = str | jax.Array
 
 
-def activate(x, act='lrelu', gain=1.0, clamp=None):
+def activate(
+    x: jax.Array, act: str = 'lrelu', gain: float = 1.0,
+    clamp: float | None = None
+) -> jax.Array:
   """'lrelu' (slope 0.2, gain sqrt 2) or 'linear', times gain, then clamped.
 
-  The clamp is multiplied by `gain` too.
+  Args:
+    x: array.
+    act: 'lrelu' or 'linear'.
+    gain: factor of the output, and of the clamp.
+    clamp: largest absolute value before `gain`; None for none.
   """
   check('activation', ('lrelu', 'linear'), act)
   if act == 'lrelu':
@@ -39,18 +48,24 @@ def activate(x, act='lrelu', gain=1.0, clamp=None):
   return x if clamp is None else jnp.clip(x, -clamp * gain, clamp * gain)
 
 
-def normalize_second_moment(x):
-  """Rows [..., D] of unit mean square."""
+def normalize_second_moment(x: jax.Array) -> jax.Array:
+  """Rows [..., D], scaled to a mean square of 1."""
   return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-8)
 
 
-def channels(resolution, channel_base=32_768, channel_max=512):
-  """How many channels the networks have at a resolution."""
+def channels(
+    resolution: int, channel_base: int = 32_768, channel_max: int = 512
+) -> int:
+  """Number of channels of the networks at a resolution."""
   return min(channel_base // resolution, channel_max)
 
 
-def resolutions(resolution):
-  """(4, 8, ..., resolution); a ValueError where it is no power of two."""
+def resolutions(resolution: int) -> tuple[int, ...]:
+  """(4, 8, ..., resolution).
+
+  Raises:
+    UserError: it is no power of two from 4 on.
+  """
   if resolution < 4 or resolution & (resolution - 1):
     raise UserError(f'The resolution {resolution} is no power of two from 4 '
                     'on, which StyleGAN2 needs; resize the images.')
@@ -58,15 +73,17 @@ def resolutions(resolution):
 
 
 class Dense(nn.Module):
-  """A fully connected layer with equalised learning rate."""
+  """A fully connected layer with equalized learning rate."""
   features: int
   act: str = 'linear'
   lr_mul: float = 1.0
   bias_init: float = 0.0
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     fan_in = x.shape[-1]
+    # Divided by lr_mul, then multiplied by it in use: the same function, with
+    # a learning rate that is effectively lower.
     weight = self.param('weight', nn.initializers.normal(1 / self.lr_mul),
                         (fan_in, self.features))
     bias = self.param('bias', nn.initializers.constant(self.bias_init),
@@ -76,10 +93,15 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-  """A convolution with equalised learning rate, halving the size at will.
+  """A convolution with equalized learning rate, optionally with stride 2.
 
-  Halving filters with the binomial first (Zhang's antialiasing). `kernel` is
-  1 or 3 taps a side, all that there is in the official networks.
+  Attributes:
+    features: channels of the output.
+    kernel: taps a side, 1 or 3.
+    down: halves the size, after filtering with the binomial (1904.11486).
+    act: as in `activate`.
+    use_bias: adds a bias.
+    clamp: as in `activate`.
   """
   features: int
   kernel: int = 3
@@ -89,10 +111,11 @@ class Conv(nn.Module):
   clamp: Any = None
 
   @nn.compact
-  def __call__(self, x, gain=1.0):
+  def __call__(self, x: jax.Array, gain: float = 1.0) -> jax.Array:
     size, fan_in = self.kernel, x.shape[-1]
     weight = self.param('weight', nn.initializers.normal(1.0),
                         (size, size, fan_in, self.features))
+    # Equalized learning rate: He's scale at run time.
     weight = (weight / np.sqrt(fan_in * size * size)).astype(x.dtype)
     if not self.down:
       x = linear.correlate(x, weight)
@@ -100,26 +123,30 @@ class Conv(nn.Module):
       x = linear.correlate(images.downsample2(x), weight)
     else:
       x = images.filter2d(x, images.BINOMIAL, 2, 2)
-      x = linear.correlate_every_second(x, weight)
+      x = linear.conv_stride2(x, weight)
     if self.use_bias:
       x += self.param('bias', nn.initializers.zeros,
                       (self.features,)).astype(x.dtype)
     return activate(x, self.act, gain, self.clamp)
 
 
-def modulated_conv(x, weight, style, *, up=False, demodulate=True):
-  """A convolution whose input channels are scaled by a style.
+def modulated_conv(
+    x: jax.Array, weight: jax.Array, style: jax.Array, *, up: bool = False,
+    demodulate: bool = True
+) -> jax.Array:
+  """A convolution with input channels scaled by a style (1912.04958, eq. 1-3).
 
-  The activations are scaled, not the kernels, and demodulated afterwards:
-  the same by linearity, and every example shares one convolution. Grouped
-  convolutions with a kernel for each example are many times slower on a CPU.
+  The activations are scaled instead of the kernels, and demodulated after the
+  convolution: equal by linearity, and all examples have one convolution.
+  Grouped convolutions with a kernel for each example are many times slower on
+  a CPU.
 
   Args:
     x: [N, H, W, I].
     weight: [K, K, I, O]; 3 x 3 where the size is doubled.
     style: [N, I].
-    up: whether the size is doubled.
-    demodulate: whether the outputs are brought back to unit variance.
+    up: doubles the size.
+    demodulate: rescales the outputs to unit variance.
 
   Returns:
     [N, H, W, O], or twice as high and wide.
@@ -127,26 +154,35 @@ def modulated_conv(x, weight, style, *, up=False, demodulate=True):
   y = x * style[:, None, None].astype(x.dtype)
   kernel = weight.astype(x.dtype)
   if up:
-    # The convolution, then the binomial: the order in which checkpoints were
-    # trained.
-    y = linear.correlate_stuffed(y, kernel)
+    # The convolution comes before the binomial, as in the official networks.
+    # The factor 2 an axis makes up for the zeros between pixels.
+    y = linear.conv_transposed_stride2(y, kernel)
     y = images.filter2d(y, [2 * tap for tap in images.BINOMIAL], 1, 1)
   else:
     y = linear.correlate(y, kernel)
   if demodulate:
+    # The norm of each output's modulated kernel, eq. 3.
     power = jnp.square(style) @ jnp.sum(jnp.square(weight), axis=(0, 1))
     y = y * jax.lax.rsqrt(power + 1e-8)[:, None, None].astype(x.dtype)
   return y
 
 
 class SynthesisLayer(nn.Module):
-  """Modulated convolution, noise, bias, leaky ReLU."""
+  """Modulated 3 x 3 convolution, noise, bias, leaky ReLU.
+
+  Attributes:
+    features: channels of the output.
+    up: doubles the size.
+    clamp: of the activation.
+  """
   features: int
   up: bool = False
   clamp: Any = None
 
   @nn.compact
-  def __call__(self, x, w, noise='random'):
+  def __call__(
+      self, x: jax.Array, w: jax.Array, noise: Noise = 'random'
+  ) -> jax.Array:
     if isinstance(noise, str):
       check('noise', NOISE, noise)
       noise = jnp.arange(len(x)) if noise == 'random' else noise
@@ -163,10 +199,11 @@ class SynthesisLayer(nn.Module):
       if noise == 'const':
         x += (strength * constant.value)[:, :, None].astype(x.dtype)
     elif not self.is_initializing():
+      # One key per image, so that its noise is the same on any device.
       keys = jax.vmap(jax.random.fold_in, (None, 0))(
           self.make_rng('noise'), noise)
-      drawn = jax.vmap(lambda key: jax.random.normal(key, (*size, 1)))(keys)
-      x += (strength * drawn).astype(x.dtype)
+      random = jax.vmap(lambda key: jax.random.normal(key, (*size, 1)))(keys)
+      x += (strength * random).astype(x.dtype)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     return activate(x + bias.astype(x.dtype), clamp=self.clamp)
 
@@ -177,7 +214,7 @@ class ToRGB(nn.Module):
   clamp: Any = None
 
   @nn.compact
-  def __call__(self, x, w):
+  def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
     style = Dense(x.shape[-1], bias_init=1.0, name='affine')(w)
     weight = self.param('weight', nn.initializers.normal(1.0),
                         (1, 1, x.shape[-1], self.features))
@@ -188,11 +225,19 @@ class ToRGB(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-  """Two layers at one resolution and their share of the image.
+  """Two layers at one resolution, and their contribution to the image.
 
-  The first block (`constant` not zero) has a learned [size, size, C] in place
-  of an input and one layer only. `ws` has one w for each layer and one for
-  ToRGB, which the next block's first layer uses again.
+  `ws` has one w for each layer and one for ToRGB; the first layer of the next
+  block has the same w as ToRGB.
+
+  Attributes:
+    features: channels of the layers.
+    image_channels: of the image.
+    up: doubles the size.
+    constant: size of the learned input of the first block, which has one
+      layer only; 0 for other blocks.
+    clamp: of the activations.
+    dtype: of the layers.
   """
   features: int
   image_channels: int
@@ -202,11 +247,14 @@ class SynthesisBlock(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, image, ws, noise='random'):
+  def __call__(
+      self, x: jax.Array | None, image: jax.Array | None, ws: jax.Array,
+      noise: Noise = 'random'
+  ) -> tuple[jax.Array, jax.Array]:
     layer = lambda name, up=False: SynthesisLayer(
         self.features, up, self.clamp, name=name)
     if self.constant:
-      # Channels first, as in checkpoints.
+      # Channels first, as in official checkpoints.
       x = self.param('const', nn.initializers.normal(1.0),
                      (self.features, self.constant, self.constant))
       x = jnp.broadcast_to(
@@ -217,19 +265,20 @@ class SynthesisBlock(nn.Module):
     rgb = ToRGB(self.image_channels, self.clamp, name='torgb')(x, ws[:, -1])
     if image is None:
       return x, rgb.astype(jnp.float32)
+    # Images are added in float32, whatever the precision of the layers.
     image = images.upsample2(image) if self.up else image
     return x, image + rgb.astype(jnp.float32)
 
 
 class Synthesis(nn.Module):
-  """ws [N, L, D] to images [N, R, R, C] by skip connections, as StyleGAN2.
+  """ws [N, L, D] -> images [N, R, R, C], with skip connections.
 
   Attributes:
     resolution: R.
     image_channels: C.
     channel_base, channel_max: of `channels`.
-    num_half_res: how many of the highest resolutions are computed in bfloat16.
-    clamp: of all activations; official networks with half precision: 256.
+    num_half_res: number of the highest resolutions computed in bfloat16.
+    clamp: of all activations; 256 in official networks with half precision.
   """
   resolution: int
   image_channels: int = 3
@@ -239,30 +288,31 @@ class Synthesis(nn.Module):
   clamp: Any = None
 
   @nn.compact
-  def __call__(self, ws, noise='random'):
+  def __call__(self, ws: jax.Array, noise: Noise = 'random') -> jax.Array:
     x = image = None
     sizes = resolutions(self.resolution)
     for i, size in enumerate(sizes):
       block = SynthesisBlock(
-          channels(size, self.channel_base, self.channel_max), self.image_channels,
-          constant=4 if i == 0 else 0, clamp=self.clamp,
+          channels(size, self.channel_base, self.channel_max),
+          self.image_channels, constant=4 if i == 0 else 0, clamp=self.clamp,
           dtype=_precision(i, len(sizes), self.num_half_res), name=f'b{size}')
+      # The w of a block's ToRGB is also that of the next block's conv0.
       first = max(2 * i - 1, 0)
       x, image = block(x, image, ws[:, first:2 * i + 2], noise)
     return image
 
 
 class Mapping(nn.Module):
-  """z [N, Z] and a label [N, C] to w: [N, D], or `ws` [N, num_ws, D].
+  """z [N, Z] and a label [N, C] -> w [N, D], or ws [N, num_ws, D].
 
   Attributes:
     width: D.
-    layers: how many.
-    labeled: whether there is a label.
-    latent: whether there is a z.
-    num_ws: L, where ws are wanted; their running mean, towards which
-      truncation pulls, is then the buffer `w_avg`.
-    lr_mul: of the layers, whose learning rate is as much lower.
+    layers: number of layers.
+    labeled: there is a label.
+    latent: there is a z.
+    num_ws: L, or 0 for a single w. With it, the buffer `w_avg` is the running
+      mean of w, for truncation.
+    lr_mul: learning-rate multiplier of the layers.
   """
   width: int = 512
   layers: int = 8
@@ -272,14 +322,17 @@ class Mapping(nn.Module):
   lr_mul: float = 0.01
 
   @nn.compact
-  def __call__(self, z, label, psi=1.0, cutoff=None):
-    parts = []
+  def __call__(
+      self, z: jax.Array | None, label: jax.Array | None, psi: Any = 1.0,
+      cutoff: Any = None
+  ) -> jax.Array:
+    inputs = []
     if self.latent:
-      parts.append(normalize_second_moment(z))
+      inputs.append(normalize_second_moment(z))
     if self.labeled:
-      parts.append(normalize_second_moment(
+      inputs.append(normalize_second_moment(
           Dense(self.width, name='embed')(label)))
-    x = jnp.concatenate(parts, axis=-1)
+    x = jnp.concatenate(inputs, axis=-1)
     for i in range(self.layers):
       x = Dense(self.width, 'lrelu', self.lr_mul, name=f'fc{i}')(x)
     if not self.num_ws:
@@ -287,11 +340,12 @@ class Mapping(nn.Module):
     average = self.variable(
         'buffers', 'w_avg', jnp.zeros, (self.width,)).value
     ws = jnp.repeat(x[:, None], self.num_ws, axis=1)
-    pulled = average + psi * (ws - average)
-    near = jnp.arange(self.num_ws) < (
+    # Truncation (1812.04948, appendix B) in the first `cutoff` layers.
+    truncated = average + psi * (ws - average)
+    first = jnp.arange(self.num_ws) < (
         self.num_ws if cutoff is None else cutoff)
-    # With psi = 1 nothing is pulled, not even by rounding.
-    return jnp.where(near[:, None] & (psi != 1), pulled, ws)
+    # psi = 1 returns ws exactly, without rounding.
+    return jnp.where(first[:, None] & (psi != 1), truncated, ws)
 
 
 class Generator(nn.Module):
@@ -303,23 +357,30 @@ class Generator(nn.Module):
   synthesis_config: Any
   mapping_config: Any
 
-  def setup(self):
+  def setup(self) -> None:
     self.synthesis = Synthesis(**self.synthesis_config)
     self.mapping = Mapping(**self.mapping_config, num_ws=self.num_ws)
 
   @property
-  def num_ws(self):
-    """L: one w for each layer and one for the last ToRGB."""
+  def num_ws(self) -> int:
+    """L: one w for each layer, and one for the last ToRGB."""
     return 2 * len(resolutions(self.synthesis_config['resolution']))
 
-  def __call__(self, z, label, psi=1.0, cutoff=None, noise='random'):
+  def __call__(
+      self, z: jax.Array, label: jax.Array, psi: Any = 1.0,
+      cutoff: Any = None, noise: Noise = 'random'
+  ) -> jax.Array:
     return self.synthesis(self.mapping(z, label, psi, cutoff), noise)
 
 
 class DiscriminatorBlock(nn.Module):
-  """Two convolutions, the second one halving, and a linear way around.
+  """A residual block that halves the size: two convolutions and a linear skip.
 
-  The first block (`from_image`) makes its features of an image's channels.
+  Attributes:
+    features, features_out: channels of the input and of the output.
+    from_image: the input is an image, which a 1 x 1 convolution expands first.
+    clamp: of the activations.
+    dtype: of the layers.
   """
   features: int
   features_out: int
@@ -328,10 +389,9 @@ class DiscriminatorBlock(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     x = x.astype(self.dtype)
-    # Not NumPy's root, by which half precision would end: its numbers have
-    # a type of their own.
+    # A Python float: a NumPy scalar would promote bfloat16 to float32.
     gain = math.sqrt(0.5)
     if self.from_image:
       x = Conv(self.features, 1, clamp=self.clamp, name='fromrgb')(x)
@@ -344,14 +404,16 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-  """(images [N, R, R, C], label [N, K]) -> logits [N] (Miyato's projection).
+  """(images [N, R, R, C], label [N, K]) -> logits [N].
+
+  With labels, a projection discriminator (1802.05637).
 
   Attributes:
     resolution: R.
-    labeled: whether there is a label.
+    labeled: there is a label.
     channel_base, channel_max: of `channels`.
-    mbstd_group: of the minibatch standard deviation.
-    mapping_layers: of the label's network.
+    mbstd_group: group size of the minibatch standard deviation.
+    mapping_layers: of the label's mapping network.
     num_half_res, clamp: as in Synthesis.
   """
   resolution: int
@@ -364,7 +426,9 @@ class Discriminator(nn.Module):
   clamp: Any = None
 
   @nn.compact
-  def __call__(self, x, label=None):
+  def __call__(
+      self, x: jax.Array, label: jax.Array | None = None
+  ) -> jax.Array:
     sizes = resolutions(self.resolution)[::-1]
     width = lambda size: channels(size, self.channel_base, self.channel_max)
     for i, size in enumerate(sizes[:-1]):
@@ -376,30 +440,36 @@ class Discriminator(nn.Module):
                   name='b4')(x.astype(jnp.float32))
     if not self.labeled:
       return x[:, 0]
-    wanted = Mapping(width(4), self.mapping_layers, labeled=True,
-                     latent=False, name='mapping')(None, label)
-    return jnp.sum(x * wanted, axis=-1) / np.sqrt(width(4))
+    embedding = Mapping(width(4), self.mapping_layers, labeled=True,
+                        latent=False, name='mapping')(None, label)
+    return jnp.sum(x * embedding, axis=-1) / np.sqrt(width(4))
 
 
 class _Epilogue(nn.Module):
+  """The last layers: minibatch standard deviation, convolution, dense."""
   features: int
   mbstd_group: int
   clamp: Any
   labeled: bool
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     x = minibatch_deviation(x, self.mbstd_group)
     x = Conv(self.features, clamp=self.clamp, name='conv')(x)
     x = Dense(self.features, 'lrelu', name='fc')(x.reshape(len(x), -1))
     return Dense(self.features if self.labeled else 1, name='out')(x)
 
 
-def minibatch_deviation(x, group):
-  """x [N, H, W, C] and one more channel: how much its group varies.
+def minibatch_deviation(x: jax.Array, group: int) -> jax.Array:
+  """Minibatch standard deviation (1710.10196) as an additional channel.
 
-  Groups are strided: image i belongs with i + N / group and so on. The
-  group is as large as the batch where that is smaller.
+  Args:
+    x: [N, H, W, C].
+    group: images in a group; N where that is smaller. Groups are strided:
+      image i is in one group with images i + N / group and so on.
+
+  Returns:
+    [N, H, W, C + 1].
 
   Raises:
     UserError: the batch cannot be divided into groups.
@@ -407,9 +477,10 @@ def minibatch_deviation(x, group):
   count = len(x)
   group = min(group, count)
   if count % group:
-    raise UserError(f'{count} images on a chip cannot be divided into groups '
+    raise UserError(f'{count} images on a device cannot be divided into groups '
                     f'of {group} for the minibatch standard deviation; '
                     'change the batch or the group.')
+  # Group axis first: this makes the groups strided.
   groups = x.reshape(group, count // group, *x.shape[1:])
   deviation = jnp.sqrt(jnp.var(groups, axis=0) + 1e-8)
   statistic = jnp.tile(jnp.mean(deviation, axis=(1, 2, 3)), group)
@@ -417,38 +488,6 @@ def minibatch_deviation(x, group):
       statistic[:, None, None, None], (*x.shape[:-1], 1))], axis=-1)
 
 
-class FlattenedWeight(NamedTuple):
-  """Layout of a matrix [out, C * size * size] on flattened images.
-
-  Official images are flattened channels first, ours channels last.
-  """
-  size: int
-
-  def __call__(self, tensor):
-    out = tensor.shape[0]
-    cube = tensor.reshape(out, -1, self.size, self.size)
-    return cube.transpose(2, 3, 1, 0).reshape(-1, out)
-
-  def inverse(self, weight):
-    cube = weight.reshape(self.size, self.size, -1, weight.shape[-1])
-    return cube.transpose(3, 2, 0, 1).reshape(weight.shape[-1], -1)
-
-
-def sources(like):
-  """Where each leaf of our networks is found in an official checkpoint.
-
-  Args:
-    like: the variables of a generator or a discriminator, StyleGAN2's or
-      EG3D's: {'params': ..., 'buffers': ...} of arrays or shapes.
-  """
-  return port.by_path(like, {'b4.fc.weight': FlattenedWeight(4)})
-
-
-# Official buffers that are the same in every network, and statistics of the
-# training data that no network uses.
-NOT_OURS = ('*resample_filter', 'dataset_label_std')
-
-
-def _precision(index, count, half):
-  """bfloat16 for the `half` highest of `count` resolutions, lowest first."""
-  return jnp.bfloat16 if index >= count - half else jnp.float32
+def _precision(index, count, num_half_res):
+  """bfloat16 for the highest `num_half_res` of `count` resolutions."""
+  return jnp.bfloat16 if index >= count - num_half_res else jnp.float32

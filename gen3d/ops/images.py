@@ -1,27 +1,32 @@
 """Images: resampling filters, blur and resizing, on arrays [..., H, W, C].
 
-Filters are separable and small, so they are shifts and sums: a depthwise
-convolution is thirty times slower on a CPU, and its gradient ten times.
+Filters are separable and small, so that they are computed as sums of shifted
+arrays: a depthwise convolution is thirty times slower on a CPU, and its
+gradient ten times.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# StyleGAN2's resampling filter, the binomial of order 3; sums to 1.
+# StyleGAN2's resampling filter, the binomial of order 3 with sum 1.
 BINOMIAL = (0.125, 0.375, 0.375, 0.125)
-_BITS = 22  # of a weight's fraction where PIL resizes whole numbers
+_BITS = 22  # of the fraction of a weight where PIL resizes integers
 
 
-def filter_axis(x, taps, axis, before, after):
-  """Correlates one axis with `taps`, zeros around.
+def filter_axis(
+    x: jax.Array, taps: Sequence[float], axis: int, before: int, after: int
+) -> jax.Array:
+  """Correlation of one axis with `taps`.
 
   Args:
     x: array.
     taps: K numbers.
-    axis: which one.
-    before, after: zeros put at its ends; it comes out before + after - K + 1
-      longer.
+    axis: nonnegative.
+    before, after: number of zeros added at its ends. The result is longer by
+      before + after - K + 1.
   """
   pad = [(0, 0)] * x.ndim
   pad[axis] = (before, after)
@@ -31,19 +36,21 @@ def filter_axis(x, taps, axis, before, after):
   return sum(tap * shifted(i) for i, tap in enumerate(taps) if tap)
 
 
-def filter2d(x, taps, before, after):
+def filter2d(
+    x: jax.Array, taps: Sequence[float], before: int, after: int
+) -> jax.Array:
   """`filter_axis` along H and W of x [..., H, W, C]."""
   for axis in (x.ndim - 3, x.ndim - 2):
     x = filter_axis(x, taps, axis, before, after)
   return x
 
 
-def upsample2(x):
-  """[..., H, W, C] to twice the size by the binomial filter.
+def upsample2(x: jax.Array) -> jax.Array:
+  """[..., H, W, C] to twice the size with the binomial filter.
 
-  The same as putting zeros between the pixels and filtering with four times
-  BINOMIAL, without the zeros: out[2i] = x[i-1]/4 + 3x[i]/4 and out[2i+1] =
-  3x[i]/4 + x[i+1]/4, zero beyond the edges.
+  Equal to inserting zeros between the pixels and filtering with 2 BINOMIAL
+  along each axis: out[2i] = x[i-1]/4 + 3x[i]/4 and out[2i+1] = 3x[i]/4 +
+  x[i+1]/4, with zeros beyond the edges.
   """
   for axis in (x.ndim - 3, x.ndim - 2):
     even = filter_axis(x, (0.25, 0.75), axis, 1, 0)
@@ -55,8 +62,8 @@ def upsample2(x):
   return x
 
 
-def downsample2(x, margin=1):
-  """Filters with BINOMIAL, `margin` zeros around, and takes every 2nd pixel.
+def downsample2(x: jax.Array, margin: int = 1) -> jax.Array:
+  """BINOMIAL with `margin` zeros beyond the edges, then every second pixel.
 
   [..., H, W, C] to [..., (H + 2 margin - 2) / 2, ...].
   """
@@ -64,53 +71,57 @@ def downsample2(x, margin=1):
   return x[..., ::2, ::2, :]
 
 
-def blur(x, sigma):
-  """Gaussian blur whose weight at distance i is 2^-(i / sigma)^2.
+def blur(
+    x: jax.Array, sigma: jax.Array | float, max_sigma: float
+) -> jax.Array:
+  """Gaussian blur with the weight 2^-(i / sigma)^2 at distance i.
 
-  EG3D fades its reals and fakes in with it: `sigma` may be traced, its
-  largest value is what the kernel's size needs, so give it as
-  (sigma, largest). Zeros lie beyond the edges.
+  EG3D blurs fakes and reals at the start of a training. Zeros lie beyond the
+  edges.
 
   Args:
     x: [..., H, W, C].
-    sigma: (value, largest value as a Python number), in pixels; no blur where
-      the value is below 1/3, as official.
+    sigma: in pixels, at most `max_sigma`; may be traced. No blur below 1/3,
+      as in the official code.
+    max_sigma: determines the size of the kernel.
   """
-  value, largest = sigma
-  reach = int(np.floor(3 * largest))
-  if not reach:
+  radius = int(np.floor(3 * max_sigma))
+  if not radius:
     return x
-  i = jnp.arange(-reach, reach + 1)
-  value = jnp.asarray(value, jnp.float32)
-  safe = jnp.maximum(value, 1 / 3)
+  i = jnp.arange(-radius, radius + 1)
+  sigma = jnp.asarray(sigma, jnp.float32)
+  nonzero = jnp.maximum(sigma, 1 / 3)
   kernel = jnp.where(
-      jnp.abs(i) <= jnp.floor(3 * value), jnp.exp2(-(i / safe) ** 2), 0.0)
+      jnp.abs(i) <= jnp.floor(3 * sigma), jnp.exp2(-(i / nonzero) ** 2), 0.0)
   kernel = kernel / jnp.sum(kernel)
   # As a band matrix: with dozens of taps a matrix product is the fast way.
   for axis in (x.ndim - 3, x.ndim - 2):
     size = x.shape[axis]
     offset = jnp.arange(size)[:, None] - jnp.arange(size)
-    inside = jnp.abs(offset) <= reach
+    inside = jnp.abs(offset) <= radius
     band = jnp.where(
-        inside, kernel[jnp.clip(offset + reach, 0, 2 * reach)], 0.0)
+        inside, kernel[jnp.clip(offset + radius, 0, 2 * radius)], 0.0)
     x = jnp.moveaxis(jnp.tensordot(band, x, (1, axis)), 0, axis)
   return x
 
 
-def resize(x, size, antialias=True):
-  """Bilinear [..., H, W, C] to [..., size, size, C], pixel centers aligned."""
+def resize(x: jax.Array, size: int, antialias: bool = True) -> jax.Array:
+  """Bilinear resizing of [..., H, W, C] to [..., size, size, C].
+
+  The edges of the images are aligned, not the centers of the corner pixels.
+  """
   shape = (*x.shape[:-3], size, size, x.shape[-1])
   if x.shape == shape:
     return x
   return jax.image.resize(x, shape, 'linear', antialias=antialias)
 
 
-def clip_preprocess(images, size):
-  """Shortest side to `size` by bicubic antialiasing, then the center square.
+def clip_preprocess(images: jax.typing.ArrayLike, size: int) -> jax.Array:
+  """Shortest side to `size` by antialiased bicubic resizing, center square.
 
-  The preparation of CLIP's images, as PIL does it: along rows, then along
-  columns, either result clipped. Integers are computed with as there, bit by
-  bit; floats are not rounded, so that they have a gradient.
+  The preprocessing of CLIP as by PIL: along rows, then along columns, with
+  clipping after each. Integers give the same bits as PIL's; floats are not
+  rounded, so that there is a gradient.
 
   Args:
     images: [..., H, W, C], uint8 or floats in [0, 1].
@@ -130,10 +141,10 @@ def clip_preprocess(images, size):
 
 
 def _resample(x, size, axis):
-  """One axis to `size` by `cubic`, clipped to the range of x's type."""
+  """Resizes one axis by `cubic`, clipped to the range of x's type."""
   taps = cubic(x.shape[axis], size)
   if x.dtype == jnp.uint8:
-    # PIL's weights are whole multiples of 2^-22; so all sums are exact.
+    # PIL rounds weights to multiples of 2^-22, so that all sums are exact.
     taps = jnp.asarray(np.rint(taps * 2**_BITS), jnp.int32)
     y = jnp.tensordot(taps, x.astype(jnp.int32), (1, axis))
     y = jnp.clip((y + 2 ** (_BITS - 1)) >> _BITS, 0, 255)
@@ -143,10 +154,11 @@ def _resample(x, size, axis):
   return jnp.moveaxis(y.astype(x.dtype), 0, axis)
 
 
-def cubic(before, after):
-  """float64 [after, before]: Keys' cubic (1981, a = -1/2) as weights.
+def cubic(before: int, after: int) -> np.ndarray:
+  """Weights of bicubic resizing, float64 [after, before].
 
-  Widened where pixels are merged; what lies beyond the edges has no part.
+  Keys' cubic (1981, a = -1/2), as wide as an output pixel where the size is
+  reduced. Pixels beyond the edges have weight 0.
   """
   scale = before / after
   centers = (np.arange(after)[:, None] + 0.5) * scale

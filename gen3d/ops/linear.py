@@ -1,10 +1,10 @@
-"""Dense layers and convolutions whose weights' gradients are fast on a CPU.
+"""Dense layers and convolutions with weight gradients that are fast on a CPU.
 
-A weight's gradient is a sum over all rows, or pixels, of products of two
-narrow rows. XLA's CPU backend does it at half the speed where the wider matrix
-comes first; transposes what has more than two axes; and takes three times as
-long where it is asked for it as a convolution. Accelerators have kernels of
-their own, which are left alone.
+The gradient of a weight is a sum over all rows (of a batch, or pixels) of
+outer products of two short vectors. XLA's CPU backend runs it at half the
+speed where the wider matrix comes first, transposes arrays of more than two
+axes, and takes three times as long if it is written as a convolution. On
+accelerators XLA's own convolutions are used.
 """
 
 import functools
@@ -12,23 +12,32 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# Pixels from which a kernel's gradient as matrix products pays.
+# Number of pixels above which the gradient of a kernel is computed by matrix
+# products; below, assembling the matrices costs more than it saves.
 MANY = 8192
 
 
-def dense(x, weight, scale=1.0):
-  """x [..., I] times scale times weight [I, O]; as rows, see above."""
-  y = _times(x.reshape(-1, x.shape[-1]), weight, scale)
+def dense(
+    x: jax.Array, weight: jax.Array, scale: float = 1.0
+) -> jax.Array:
+  """x [..., I] times scale times weight [I, O], computed on rows."""
+  y = _matmul(x.reshape(-1, x.shape[-1]), weight, scale)
   return y.reshape(*x.shape[:-1], weight.shape[-1])
 
 
-def correlate(x, kernel):
-  """Correlation [N, H, W, O] of x [N, H, W, I] with a kernel [K, K', I, O].
+def correlate(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Correlation of the same size, with zeros beyond the edges.
 
-  Zeros lie around. All convolutions here keep the size, and what must not is
-  made of those by cropping: where padding makes a result larger than the
-  image, or zeros are stuffed, XLA's gradient of the kernel is some fifty times
-  slower on a CPU.
+  All convolutions of the networks are built from this one by cropping: where
+  padding makes the result larger than the image, or the input is dilated,
+  XLA's gradient of the kernel is about fifty times slower on a CPU.
+
+  Args:
+    x: [N, H, W, I].
+    kernel: [K, K', I, O].
+
+  Returns:
+    [N, H, W, O].
   """
   if kernel.shape[:2] == (1, 1):
     return dense(x, kernel[0, 0])
@@ -38,10 +47,18 @@ def correlate(x, kernel):
   return (_by_products if by_products else _correlate)(x, kernel, before)
 
 
-def correlate_every_second(x, kernel):
-  """Correlation with 3 x 3 taps, of stride 2: [N, 2H+1, 2W+1, I] to H x W.
+def conv_stride2(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Correlation with stride 2 and a kernel of 3 x 3 taps, without padding.
 
-  Each parity of rows and columns meets taps of its own.
+  Each parity of rows and columns is correlated with taps of its own, which
+  are every second ones.
+
+  Args:
+    x: [N, 2H+1, 2W+1, I].
+    kernel: [3, 3, I, O].
+
+  Returns:
+    [N, H, W, O].
   """
   height, width = x.shape[1] // 2, x.shape[2] // 2
   return sum(
@@ -49,11 +66,18 @@ def correlate_every_second(x, kernel):
       for a in (0, 1) for b in (0, 1))
 
 
-def correlate_stuffed(x, kernel):
-  """Correlation of x with zeros between: H x W to [N, 2H+1, 2W+1, O].
+def conv_transposed_stride2(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Convolution of x with zeros between its pixels, by 3 x 3 taps.
 
-  The adjoint of `correlate_every_second` in form. Output (2i + a, 2j + b)
-  meets only those of the 3 x 3 taps that hit no stuffed zero.
+  The transpose of `conv_stride2` in form. Output (2i + a, 2j + b) depends only
+  on the taps that fall on pixels, so no zeros are inserted.
+
+  Args:
+    x: [N, H, W, I].
+    kernel: [3, 3, I, O].
+
+  Returns:
+    [N, 2H+1, 2W+1, O].
   """
   height, width = x.shape[1] + 1, x.shape[2] + 1
   padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -62,31 +86,33 @@ def correlate_stuffed(x, kernel):
       padded[:, a:, b:], kernel[taps[a], taps[b]])[:, :height, :width]
   y = jnp.stack([jnp.stack([parity(a, b) for b in (0, 1)], axis=3)
                  for a in (0, 1)], axis=2)
+  # The last row and column belong to a parity that ends one pixel earlier.
   return y.reshape(len(x), 2 * height, 2 * width, -1)[:, :-1, :-1]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _times(x, weight, scale):
+def _matmul(x, weight, scale):
   return x @ (weight * scale).astype(x.dtype)
 
 
-def _times_backward(scale, kept, pull):
-  x, weight = kept
-  # The scale between product and transposition keeps XLA from turning the
-  # product around again.
-  narrow = pull.shape[-1] < x.shape[-1]
-  summed = ((pull.T @ x) * scale).T if narrow else (x.T @ pull) * scale
-  return (pull @ (weight * scale).astype(x.dtype).T,
-          summed.astype(weight.dtype))
+def _matmul_backward(scale, residuals, cotangent):
+  x, weight = residuals
+  # The scale between product and transposition keeps XLA from exchanging the
+  # factors again.
+  narrow = cotangent.shape[-1] < x.shape[-1]
+  gradient = (((cotangent.T @ x) * scale).T if narrow
+              else (x.T @ cotangent) * scale)
+  return (cotangent @ (weight * scale).astype(x.dtype).T,
+          gradient.astype(weight.dtype))
 
 
-_times.defvjp(
-    lambda x, weight, scale: (_times(x, weight, scale), (x, weight)),
-    _times_backward)
+_matmul.defvjp(
+    lambda x, weight, scale: (_matmul(x, weight, scale), (x, weight)),
+    _matmul_backward)
 
 
 def _correlate(x, kernel, before):
-  """With `before` zeros at the start of both axes; the size stays."""
+  """Correlation with `before` zeros at the start of both axes, size kept."""
   pads = [(a, size - 1 - a)
           for a, size in zip(before, kernel.shape[:2], strict=True)]
   return jax.lax.conv_general_dilated(
@@ -95,30 +121,33 @@ def _correlate(x, kernel, before):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _by_products(x, kernel, before):
-  """`_correlate`, whose kernel's gradient is a matrix product for each row."""
+  """`_correlate` with its kernel's gradient by matrix products, one a row."""
   return _correlate(x, kernel, before)
 
 
-def _by_products_backward(before, kept, pull):
-  x, kernel = kept
+def _by_products_backward(before, residuals, cotangent):
+  x, kernel = residuals
   rows, columns, fan_in, fan_out = kernel.shape
   height, width = x.shape[1:3]
   after = tuple(
       size - 1 - a for a, size in zip(before, (rows, columns), strict=True))
-  turned = kernel[::-1, ::-1].swapaxes(2, 3)
+  # The gradient of x is a correlation with the kernel rotated by 180 degrees.
+  rotated = kernel[::-1, ::-1].swapaxes(2, 3)
   padded = jnp.pad(x, ((0, 0), *zip(before, after, strict=True), (0, 0)))
-  beside = jnp.concatenate(
+  # The shifts along W are concatenated as channels: one matrix product then
+  # gives the gradient of a whole row of taps.
+  shifted = jnp.concatenate(
       [padded[:, :, i:i + width] for i in range(columns)], axis=-1)
   matrix = lambda x: x.reshape(-1, x.shape[-1])
-  seen = [matrix(beside[:, i:i + height]) for i in range(rows)]
-  pulled = matrix(pull)
+  inputs = [matrix(shifted[:, i:i + height]) for i in range(rows)]
+  outputs = matrix(cotangent)
   if fan_out < columns * fan_in:
-    # The narrower matrix first, as in _times.
-    summed = jnp.stack([pulled.T @ each for each in seen]).swapaxes(1, 2)
+    # The narrower matrix first, as in _matmul.
+    gradient = jnp.stack([outputs.T @ x for x in inputs]).swapaxes(1, 2)
   else:
-    summed = jnp.stack([each.T @ pulled for each in seen])
-  return (_by_products(pull, turned, after),
-          summed.reshape(rows, columns, fan_in, fan_out))
+    gradient = jnp.stack([x.T @ outputs for x in inputs])
+  return (_by_products(cotangent, rotated, after),
+          gradient.reshape(rows, columns, fan_in, fan_out))
 
 
 _by_products.defvjp(

@@ -1,82 +1,72 @@
-"""Adversarial training on images: EG3D with their cameras, or StyleGAN2.
+"""Training of a GAN on images: EG3D with their cameras, or StyleGAN2.
 
-What a step does is in gan/step.py, the networks in gan/networks.py;
-here are the data, the reports and what is left in the end.
+The training step is in gan/step.py, the networks are in gan/networks.py.
 """
 
 import functools
+import os
 import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gen3d import assets
-from gen3d.choices import UserError, pick
+from gen3d.choices import UserError
 from gen3d.data.images import dataset
-from gen3d.data.shapes import captions
-from gen3d.data.shapes import world as shapes_world
+from gen3d.data.images import open as opening
 from gen3d.engine import sharding
 from gen3d.engine import state as states
 from gen3d.engine.release import save_release
-from gen3d.gan import inference
+from gen3d.engine.state import TrainState
+from gen3d.gan import cameras, costs, inference, sampling
 from gen3d.gan import networks as gan_networks
 from gen3d.gan import step as gan_step
 from gen3d.io import images as image_io
-from gen3d.metrics import distribution
-from gen3d.models import clip_pair
-from gen3d.ops import cameras
+from gen3d.metrics import features, frechet
 from gen3d.render import objects
-from gen3d.tasks import Task
-
-WORLD = 'shapes:'  # before the categories, in place of a file
+from gen3d.tasks import Costs, Task
 
 
-def make(config):
-  """The Task of the get_config of configs/eg3d.py or configs/stylegan2.py.
+def make(config: Any) -> Task:
+  """The Task of a config of configs/eg3d.py or configs/stylegan2.py.
 
   Raises:
     UserError: the data cannot be read or do not fit the networks.
   """
   check(config)
-  source = open_data(config.data)
-  if config.distance_count and len(source.names) < 4:
-    raise UserError(f'{source.where} has {len(source.names)} images, too few '
-                    'to measure distances by; set --config.distance_count=0.')
-  if source.size != config.resolution:
-    raise UserError(
-        f'{source.where} has images of {source.size} pixels, but the config '
-        f'is for {config.resolution}; resize them, or change '
-        '--config.resolution and the super-resolution.')
-  if not config.get('conditional', True):
-    source = source._replace(labels=source.labels[:, :0])
-  networks = build(config, source.labels.shape[1])
+  source = _open_data(config)
+  networks = gan_networks.build(config, source.labels.shape[1])
   schedule = gan_step.Schedule(**config.schedule)
-  regularized = schedule.g_reg_interval if networks.regularize else 0
+  if not networks.regularize:
+    schedule = schedule._replace(g_reg_interval=0)
   optimizers = {
-      'generator': gan_step.lazy_adam(config.generator_rate, regularized),
+      'generator': gan_step.lazy_adam(
+          config.generator_rate, schedule.g_reg_interval),
       'discriminator': gan_step.lazy_adam(
           config.discriminator_rate, schedule.d_reg_interval)}
 
   def init(key):
     state = jax.jit(functools.partial(
         gan_step.create, networks=networks, optimizers=optimizers))(key)
-    return begin_with(state, config.start_from) if config.start_from else state
+    if not config.start_from:
+      return state
+    return start_from(state, config.start_from)
 
   report = functools.partial(
-      evaluate, size_at=functools.partial(size_at, config),
-      show=sample_sheet_fn(config, networks, source),
-      measure=frechet_distance_fn(config, networks, source) if config.distance_count
-      else lambda variables, size: {})
+      evaluate, size_at=functools.partial(render_size_at, config),
+      sheet_of=_sample_sheet_fn(config, networks, source),
+      measure=_distance_fn(config, networks, source))
 
   def finish(state, workdir):
     scalars, _ = report(state, None)
     path = assets.FOLDER / f'{config.networks}_{config.name}.safetensors'
-    opponent = state.replace(ema=state.params['discriminator'])
     return [
         *save_release(path, config, state, workdir, evaluation=scalars,
-              camera=median_camera(source.labels)),
-        *save_release(discriminator_path(path), config, opponent, workdir)]
+                      camera=cameras.median_camera(source.labels)),
+        *save_release(discriminator_path(path), config, state, workdir,
+                      weights=state.params['discriminator'])]
 
   return Task(
       init=init,
@@ -85,16 +75,19 @@ def make(config):
       batches=functools.partial(batches, config=config, source=source),
       evaluate=report,
       finish=finish,
+      static=lambda step: gan_step.static_of(
+          step, schedule, render_size_at(config, step)),
       execution=sharding.Execution(
           minimize_memory=True,
           # The minibatch standard deviation is over the images of a device.
           min_per_device=min(config.model.discriminator.mbstd_group,
                              config.batch),
-          min_per_device_key='model.discriminator.mbstd_group'))
+          min_per_device_key='model.discriminator.mbstd_group'),
+      costs=functools.partial(_costs, config, networks, schedule))
 
 
-def check(config):
-  """Raises UserError at numbers that no training can be made of."""
+def check(config: Any) -> None:
+  """Raises UserError where numbers in a config make no training possible."""
   schedule = config.schedule
   for name, value, least in (
       ('batch', config.batch, 1),
@@ -114,226 +107,159 @@ def check(config):
     raise UserError(
         f'--config.render_size is {pairs}; write pairs of images seen and '
         "rays a side, as '((0, 32),)'.")
-  seen, sizes = zip(*pairs, strict=True)
-  if list(seen) != sorted(set(seen)) or min(sizes) < config.render_bucket:
+  images_seen, sizes = zip(*pairs, strict=True)
+  rising = list(images_seen) == sorted(set(images_seen))
+  if not rising or min(sizes) < config.render_bucket:
     raise UserError(
         f'--config.render_size is {pairs}; images seen must rise, and rays a '
         f'side be at least render_bucket ({config.render_bucket}).')
 
 
-def begin_with(state, path):
+def _open_data(config) -> dataset.Images:
+  """The training images, checked against the config."""
+  source = opening.open_data(config.data)
+  if config.distance_count and len(source.names) < 4:
+    raise UserError(f'{source.where} has {len(source.names)} images, too few '
+                    'to measure distances by; set --config.distance_count=0.')
+  if source.size != config.resolution:
+    raise UserError(
+        f'{source.where} has images of {source.size} pixels, but the config '
+        f'is for {config.resolution}; resize them, or change '
+        '--config.resolution and the super-resolution.')
+  if not config.get('conditional', True):
+    source = source._replace(labels=source.labels[:, :0])
+  return source
+
+
+def start_from(state: TrainState, path: str | os.PathLike) -> TrainState:
   """A new TrainState with the networks of an earlier training.
 
-  Its generator's average becomes generator and average.
+  The averaged generator of that training becomes generator and average.
 
   Args:
     state: of step 0.
-    path: the generator's .safetensors, as `finish` leaves it, with its
-      discriminator's beside it.
+    path: the generator's .safetensors, as written by `finish`, with the
+      discriminator's in the same folder.
 
   Raises:
     UserError: one of the files is missing, damaged or of other networks.
   """
-  found, shapes_of = {}, functools.partial(jax.tree.map, np.shape)
-  for name, file in (('generator', path), ('discriminator', discriminator_path(path))):
-    found[name], _ = assets.load(file)
-    if shapes_of(found[name]) != shapes_of(state.params[name]):
+  params = dict(state.params)
+  shapes_of = functools.partial(jax.tree.map, np.shape)
+  for name, file in (('generator', path),
+                     ('discriminator', discriminator_path(path))):
+    params[name], _ = assets.load(file)
+    if shapes_of(params[name]) != shapes_of(state.params[name]):
       raise UserError(f'{file} is of another {name} than the config '
                       'describes; start from one with the same `model`.')
-  # A copy: the step donates its state, and one buffer goes once.
-  return state.replace(params={**state.params, **found},
-                       ema=states.copy(found['generator']))
+  # A copy: the step donates its state, and a buffer only once.
+  return state.replace(params=params, ema=states.copy(params['generator']))
 
 
-def discriminator_path(path):
-  """Where the discriminator is that trained with a generator."""
+def discriminator_path(path: str | os.PathLike) -> pathlib.Path:
+  """The file of the discriminator that was trained with a generator."""
   path = pathlib.Path(path)
   return path.with_stem(path.stem + inference.DISCRIMINATOR)
 
 
-def build(config, label_width=25):
-  """The GANNetworks of a config."""
-  return pick('kind of networks', gan_networks.BUILDERS, config.networks)(
-      config.model, config.resolution, label_width)
-
-
-def open_data(data):
-  """The images.Images of a config's `data`, checked.
-
-  `path` is a folder, a zip or 'tfds:NAME' in EG3D's format, or 'shapes:' and
-  categories of the shapes world with commas between, of which `count`
-  pictures of `size` pixels are taken from cameras as `camera` says.
-
-  Raises:
-    UserError: what the sentence says.
-  """
-  if not data.path:
-    raise UserError('There are no images: give --config.data.path, a zip or '
-                    'folder in EG3D\'s format.')
-  if is_world(data):
-    return shapes_world.posed(world_of(data), data.count, data.size)
-  source = dataset.open_images(data.path)
-  dataset.check(source)
-  return source
-
-
-def is_world(data):
-  """Whether `data` are of the shapes world, of which the truth is known."""
-  return data.path.startswith(WORLD)
-
-
-def world_of(data):
-  """The shapes.World of `data` that are of it.
-
-  Raises:
-    UserError: it has no such category.
-  """
-  chosen = tuple(data.path.removeprefix(WORLD).split(','))
-  for category in chosen:
-    pick('category', dict.fromkeys(captions.CATEGORIES), category)
-  return shapes_world.World(chosen, dict(data.camera))
-
-
-def batches(seed, first_step, *, config, source):
-  """Training batches as gan_step.step takes them; see tasks.Task."""
+def batches(
+    seed: int, first_step: int, *, config: Any, source: dataset.Images
+) -> Iterator[dict[str, np.ndarray]]:
+  """Training batches for gan_step.step; see tasks.Task."""
   labels, count = source.labels, config.batch
-  schedule = gan_step.Schedule(**config.schedule)
-  feed = dataset.batches(
+  images = dataset.batches(
       source, count, seed, first_step, mirror=config.data.mirror,
       rows=sharding.rows(count))
-  for step, batch in enumerate(feed, first_step):
+  for step, batch in enumerate(images, first_step):
     rng = np.random.default_rng((seed, step, 2))
-    drawn = labels[rng.integers(len(labels), size=(count, 3))]
+    sampled = labels[rng.integers(len(labels), size=(count, 3))]
     if config.data.mirror and labels.shape[1]:
       flips = rng.random((count, 3, 1)) < 0.5
-      drawn = np.where(flips, dataset.mirror_label(drawn), drawn)
-    size = size_at(config, step)
-    yield {**batch, 'sampled_cameras': drawn, 'grid': np.zeros((count, size), np.uint8),
-           'due': gan_step.due(step, count, schedule,
-                               apart=jax.default_backend() == 'cpu')}
+      sampled = np.where(flips, dataset.mirror_label(sampled), sampled)
+    yield {**batch, 'sampled_cameras': sampled}
 
 
-def size_at(config, step):
-  """At which resolution a config renders at a step; 0 where nothing is."""
+def render_size_at(config: Any, step: int) -> int:
+  """The resolution of neural rendering at a step; 0 where there is none."""
   if 'render_size' not in config:
     return 0
   return render_size(
       step * config.batch, config.render_size, config.render_bucket)
 
 
-def render_size(seen, schedule, bucket):
-  """At which resolution to render when `seen` images have been shown.
+def render_size(
+    images_seen: int, schedule: Any, bucket: int
+) -> int:
+  """The resolution of neural rendering after `images_seen` images.
 
   Args:
-    seen: images.
-    schedule: pairs (images, resolution), joined by lines.
-    bucket: what the result is a multiple of: every resolution is compiled
-      for itself, where the official code takes each number on the way.
+    images_seen: number of images.
+    schedule: pairs (images seen, resolution), interpolated linearly.
+    bucket: the result is a multiple of it. Each resolution is compiled, so
+      that every number in between, as in the official code, would cost much.
   """
   counts, sizes = zip(*schedule, strict=True)
-  return int(np.interp(seen, counts, sizes) // bucket * bucket)
+  return int(np.interp(images_seen, counts, sizes) // bucket * bucket)
 
 
-def evaluate(state, key, *, size_at, show, measure):
-  """Sheets of what is made, and how far it is from real.
+def evaluate(
+    state: TrainState, key: jax.Array | None, *,
+    size_at: Callable[[int], int], sheet_of: Callable[..., np.ndarray],
+    measure: sampling.Measure
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+  """Distances of the averaged generator, and a sheet of its samples.
 
   Args:
     state: TrainState.
-    key: not looked at: the same is shown every time.
-    size_at: step -> at which resolution is rendered then.
-    show: a `sample_sheet_fn`.
-    measure: a `frechet_distance_fn`, or says nothing. The Frechet distance is on the
-      features of the shipped CLIP pair, which knows the shapes world: not the
-      literature's FID, and not to be compared with it. That of two halves of
-      the real images is the floor.
+    key: not used; every evaluation has the same latents.
+    size_at: step -> resolution of the neural rendering.
+    sheet_of: (variables, resolution) -> uint8 [H, W, 3].
+    measure: (variables, resolution) -> {name: distance}.
   """
   del key
   size = size_at(int(state.step))
-  return measure(state.ema, size), {'samples_coarse': show(state.ema, size)}
+  return (measure(state.ema, size),
+          {'samples_coarse': sheet_of(state.ema, size)})
 
 
-def sample_sheet_fn(config, networks, source):
-  """(variables, size) -> a sheet uint8 [H, W, 3] of what a generator makes.
+def _sample_sheet_fn(config, networks, source):
+  """(variables, render_size) -> a sheet uint8 [H, W, 3] of samples.
 
-  Objects from several sides, or images where there is nothing to go around.
+  Objects from several sides in 3-D, one image each in 2-D.
   """
-  if config.networks in inference.BUILDERS:
-    camera = median_camera(source.labels)
+  if networks.is_3d:
+    camera = cameras.median_camera(source.labels)
     return lambda variables, size: objects.sheet(
         inference.from_config(config, variables, camera, size), range(8))
-  draw, labels = sampler(networks, 0), source.labels[np.zeros(32, int)]
+  sample = sampling.sampler(networks, 0)
+  labels = source.labels[np.zeros(32, int)]
   return lambda variables, size: image_io.tile(
-      draw(variables, labels), columns=8)
+      sample(variables, labels), columns=8)
 
 
-def to_unit(image):
-  """Images in about [-1, 1] to [0, 1]."""
-  return np.clip(np.asarray(image) / 2 + 0.5, 0, 1)
+def _distance_fn(config, networks, source) -> sampling.Measure:
+  if not config.distance_count:
+    return lambda variables, size: {}
+  return sampling.distance_fn(
+      networks, source, config.distance_count,
+      functools.partial(frechet.distance_to_real, features.shapes_clip))
 
 
-def median_camera(labels):
-  """What cameras [N, 25] are like: see objects.Network.camera.
-
-  Medians, and how far they `yaw_range` from the front, if not all around.
-  """
-  if not labels.shape[1]:
-    return None
-  azimuth, elevation, distance = cameras.angles(
-      jnp.asarray(labels[:, [3, 7, 11]]))
-  yaw_range = float(jnp.percentile(jnp.abs(azimuth), 95))
-  return {'elevation': float(jnp.median(elevation)),
-          'distance': float(jnp.median(distance)),
-          'focal': float(np.median(labels[:, 20])),
-          'yaw_range': yaw_range if yaw_range < 120 else None}
-
-
-def frechet_distance_fn(config, networks, source):
-  """(variables, size) -> {'frechet_clip/...': number}: made and real halves.
-
-  Both against real images, which are looked at once, when the frechet_distance_fn is first
-  read. `size` is at which the generator renders.
-  """
-  count = config.distance_count
-  rows = np.random.default_rng(0).permutation(len(source.names))[:2 * count]
-  draw = functools.cache(functools.partial(sampler, networks))
-  judge = functools.cache(clip_pair.load)
-
-  @functools.cache
-  def real():
-    features = judge().image_features(
-        np.stack([source.pixels(int(i)) for i in rows]) / 255.0)
-    half = len(features) // 2
-    moments = distribution.moments
-    return moments(features[:half]), moments(features[half:])
-
-  def measure(variables, size):
-    here, there = real()
-    made = distribution.moments(judge().image_features(
-        draw(size)(variables, source.labels[rows[:count]])))
-    return {'frechet_clip/generated': distribution.frechet(made, here),
-            'frechet_clip/real_halves': distribution.frechet(there, here)}
-
-  return measure
-
-
-def sampler(networks, size, batch=16, seed=0):
-  """(variables, labels [N, L]) -> images [N, R, R, 3] in [0, 1], one for each.
-
-  Args:
-    networks: GANNetworks.
-    size: at which the neural rendering is done.
-    batch: images at once, on each device.
-    seed: of the latents; they are the same for every call.
-  """
-  def make(variables, rows):
-    index, label = rows
-    key = jax.random.fold_in(jax.random.key(seed), index[0])
-    z = jax.random.normal(key, (len(label), networks.z_dim))
-    fakes, _ = networks.generate(
-        variables, gan_networks.Latents(
-            key, jnp.arange(len(label)), z, label, label), size)
-    return fakes['image']
-
-  over_devices = sharding.map_over_devices(make, batch, 'generating')
-  return lambda variables, labels: to_unit(
-      over_devices(variables, (np.arange(len(labels)), labels)))
+def _costs(config, networks, schedule) -> Costs:
+  """The Costs of a step at the last resolution of `render_size`."""
+  # Most of a training has that resolution.
+  size = 0
+  if 'render_size' in config:
+    size = render_size(0, config.render_size[-1:], config.render_bucket)
+  sizes = {'image': config.resolution, 'batch': config.batch}
+  if networks.samples_per_ray:
+    sizes |= {'rays a side': size, 'samples a ray': networks.samples_per_ray}
+  parts = None
+  if networks.parts:
+    parts = lambda params, batch, devices: networks.parts(
+        params, len(batch['index']), size)
+  return Costs(
+      sizes=sizes,
+      phases=functools.partial(costs.phases, networks=networks,
+                               schedule=schedule, render_size=size),
+      parts=parts)
