@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import jax
 from flax import traverse_util
 
-from gen3d.ops import cameras, mesh
+# By name: this package may have modules named cameras or mesh.
+from gen3d.ops.cameras import Camera
+from gen3d.ops.mesh import Mesh
 
 NOISE = 'noise_const'  # last part of the name of a noise buffer
 
@@ -32,14 +34,14 @@ class Generated(NamedTuple):
 
 # (variables, z [N, Z], camera or None, psi, cutoff) -> ws [N, L, D]
 Map = Callable[
-    [Any, jax.Array, cameras.Camera | None, float, int | None], jax.Array]
+    [Any, jax.Array, Camera | None, float, int | None], jax.Array]
 # (variables, ws [N, L, D], noise, key or None) -> representation
 Synthesize = Callable[[Any, jax.Array, str, jax.Array | None], Any]
 # (variables, representation, ws, camera [N], size, key or None) -> Generated
 Render = Callable[
-    [Any, Any, jax.Array, cameras.Camera, int, jax.Array | None], Generated]
+    [Any, Any, jax.Array, Camera, int, jax.Array | None], Generated]
 # (variables, representation of one object, resolution) -> Mesh
-ExtractMesh = Callable[[Any, Any, int], mesh.Mesh]
+ExtractMesh = Callable[[Any, Any, int], Mesh]
 
 
 def noise_buffers(variables: Any) -> dict[str, jax.Array]:
@@ -86,7 +88,7 @@ class Generator3D(NamedTuple):
   synthesize: Synthesize
   render: Render
   mesh: ExtractMesh
-  sample_camera: Callable[[jax.Array], cameras.Camera]
+  sample_camera: Callable[[jax.Array], Camera]
   z_dim: int
   num_ws: int
   bound: float
