@@ -111,8 +111,8 @@ def measure(task: tasks.Task, *, name: str, seed: int, steps: int,
   """Measures a task's training step.
 
   The step is timed as it is at the end of training, on the first batch: with
-  the static argument of the last step or, where the steps differ (Costs.phases),
-  with those that the phases ask for.
+  the static argument of the last step or, where the steps of a training differ,
+  with those that Costs.phases passes to `seconds_of`.
 
   Args:
     task: Task.
