@@ -156,6 +156,7 @@ def geometry(path: str | os.PathLike, count: int = 64,
   cells = shape_metrics.cell_centers(bound, CELLS)
   occupied = np.stack([_distance(x.parts, cells) < 0 for x in tqdm.tqdm(
       train, 'true shapes', disable=None)])
+  # Only the nearest shapes need a surface.
   surface = functools.cache(lambda i: _true_surface(train[i]))
   extract = inference.make_mesh_extractor(trained)
   shapes = {
@@ -201,6 +202,7 @@ def classification(
       for category in captions.CATEGORIES])
 
   def accuracy(images):
+    # Unit features: products are cosines.
     logits = clip.image_features(images / np.float32(255)) @ texts.T
     predicted = np.array(captions.CATEGORIES)[np.argmax(logits, axis=1)]
     return float(np.mean(np.isin(predicted, world.categories)))

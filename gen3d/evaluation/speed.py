@@ -111,8 +111,8 @@ def measure(task: tasks.Task, *, name: str, seed: int, steps: int,
   """Measures a task's training step.
 
   The step is timed as it is at the end of training, on the first batch: with
-  the static argument of the last step or, where the steps differ (Costs.phases),
-  with those that the phases ask for.
+  the static argument of the last step or, where the steps of a training differ,
+  with those that Costs.phases passes to `seconds_of`.
 
   Args:
     task: Task.
@@ -141,6 +141,7 @@ def measure(task: tasks.Task, *, name: str, seed: int, steps: int,
     numbers[name] = value
     report(Measurement(name, value, unit))
 
+  # Memory: of the parameters, and as planned for the step.
   state = loop.replicate_state(task.init(jax.random.key(0)), mesh)
   leaves = jax.tree.leaves(state.params)
   add('parameters', sum(x.size for x in leaves))
@@ -150,6 +151,7 @@ def measure(task: tasks.Task, *, name: str, seed: int, steps: int,
       step.planned_gigabytes(batch, static), 'GB')
   if plan_only:
     return numbers
+  # Time: of the step or its phases, then of parts on one device.
   begin = time.perf_counter()
   step.once(batch, static)
   print(f'first step, compiled before: {time.perf_counter() - begin:.1f} s')

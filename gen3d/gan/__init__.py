@@ -56,8 +56,9 @@ class Generator3D(NamedTuple):
 
   Variables are a nested dict of collections; 'params' is what pivotal tuning
   changes, the other collections (buffers) stay. All functions but `mesh` can
-  be traced by JAX. Fields beyond the paper's functions: `noise_buffers`, since
-  a network may have noise that none of its images depends on.
+  be traced by JAX. The representation is separate from the rendering, so that
+  a film computes it once. `noise_buffers` is a function, since a network may
+  own buffers that no image depends on (EG3D's super-resolution).
 
   Attributes:
     map: (variables, z [N, Z], camera [N] or None, psi, cutoff) -> ws [N, L,

@@ -284,6 +284,7 @@ def make_renderer(
   generator, size = trained.generator, trained.size
   synthesize = _compiled_synthesis(generator)
 
+  # Weights are arguments: closed over, they would be constants of the program.
   def render(shared, camera):
     variables, representation, ws = shared
     generated = generator.render(
@@ -294,6 +295,7 @@ def make_renderer(
     images = {'image': generated.image[0],
               'image_raw': resize(generated.image_raw[0]),
               'depth': resize(2 * depth_to_gray(generated)[0, ..., None] - 1)}
+    # The panels side by side, from [-1, 1] to bytes.
     row = jnp.concatenate([images[name] for name in panels], axis=1)
     return jnp.round(255 * jnp.clip(row / 2 + 0.5, 0, 1)).astype(
         jnp.uint8)[None]
@@ -310,6 +312,7 @@ def depth_to_gray(generated: Generated) -> jax.Array:
   opacity is low the depth has no meaning, so brightness is multiplied by it.
   """
   opaque = jnp.where(generated.opacity > 0.5, generated.depth, jnp.nan)
+  # Percentiles: a few outliers must not set the range.
   near, far = jnp.nanpercentile(opaque, jnp.array([1.0, 99.0]))
   closeness = jnp.clip(
       (far - generated.depth) / jnp.maximum(far - near, 1e-6), 0, 1)
@@ -360,6 +363,7 @@ def _from_record(path, variables, record):
   if networks not in BUILDERS:
     raise UserError(_NOT_3D.format(path))
   config = ml_collections.ConfigDict(record['config'])
+  # The resolution at the end of training.
   size = int(config.render_size[-1][1])
   size -= size % config.render_bucket
   return from_config(config, variables, record['camera'], size), config

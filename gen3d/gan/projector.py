@@ -142,6 +142,7 @@ def project(
              for path, x in optimized['noise'].items()}
     return {'w': optimized['w'], 'noise': noise}, opt_state, value
 
+  # From the mean of w and the buffers as trained.
   optimized = {'w': jnp.tile(mean, (num_ws if w_plus else 1, 1)),
                'noise': trained.generator.noise_buffers(trained.variables)}
   opt_state, losses = _projector_adam(steps).init(optimized), []
@@ -150,7 +151,7 @@ def project(
     optimized, opt_state, value = step(
         optimized, opt_state, i, steps, deviation, trained.variables,
         loss.weights, target, target_features)
-    losses.append(value)
+    losses.append(value)  # On the device: no wait for each step.
   return (jnp.broadcast_to(optimized['w'], (num_ws, len(mean))),
           with_noise_buffers(trained.variables, optimized['noise']),
           np.array(losses))
@@ -175,6 +176,7 @@ def pivotal_tuning(
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def step(params, opt_state, buffers, weights, ws, target, target_features):
+    # Only the weights are optimized; w and the buffers stay.
     def objective(params):
       image = render_image(
           trained, {**buffers, 'params': params}, ws, target.camera)

@@ -59,6 +59,8 @@ def export(name: str | os.PathLike, trained: inference.Trained,
         projected, target, loss, ws, steps=tuning_steps)
     np.savez(latent, ws=ws, label=cameras.to_label(target.camera),
              projection_loss=projection_loss, tuning_loss=tuning_loss)
+
+  # All images are of the tuned weights, but for one of the projection.
   tuned = trained._replace(variables=variables)
   render = inference.make_renderer(tuned, ('image',))
   image_io.save(out / 'inversion.png', _sheet(
@@ -83,6 +85,7 @@ def _sheet(target, projected, render, ws, space, views):
       image_io.to_uint8(target.image[None] / 2 + 0.5),
       inference.make_renderer(projected, ('image',))(ws, own),
       render(ws, both)])
+  # Small images are enlarged, so that the labels fit below them.
   scale = -(-_MIN_PIXELS // row.shape[1])
   return image_io.tile(
       row.repeat(scale, 1).repeat(scale, 2), len(row),
