@@ -45,7 +45,7 @@ def test_rows_are_views_then_the_raw_image_and_depth_of_the_first(trained):
   whole = inference.make_renderer(trained)(ws, path)
   alone = {panel: inference.make_renderer(trained, (panel,))(ws, path)
            for panel in inference.PANELS}
-  expected = [*alone['image'], alone['raw'][0], alone['depth'][0]]
+  expected = [*alone['image'], alone['image_raw'][0], alone['depth'][0]]
   row = objects.sheet_row(whole)
   assert len(row) == len(expected)
   for a, b in zip(row, expected, strict=True):

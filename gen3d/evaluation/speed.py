@@ -173,7 +173,7 @@ def measure(task: tasks.Task, *, name: str, seed: int, steps: int,
 def largest_static(costs: tasks.Costs, last: Hashable) -> Hashable:
   """The static argument of the step that needs the most memory.
 
-  Phases accumulate, so that it is the last one that Costs.phases asks for.
+  Phases accumulate, so that it is the last one that Costs.phases times.
 
   Args:
     costs: of the task.

@@ -23,7 +23,7 @@ def moments(features: np.ndarray) -> Moments:
   features = np.asarray(features, np.float64)
   if len(features) < 2:
     raise UserError(f'{len(features)} features have no covariance; give at '
-                    'least 2 pictures.')
+                    'least 2 images.')
   return Moments(features.mean(0), np.atleast_2d(np.cov(features.T)))
 
 
