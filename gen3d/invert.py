@@ -1,17 +1,16 @@
-"""Finds the object of a 3-D GAN that looks like a picture.
+"""Finds the object of a 3-D GAN whose image matches a given image.
 
 python -m gen3d.invert --network=shapes --image=car.png --azimuth=30 \
   --elevation=20 --out=/tmp/car
 python -m gen3d.invert --network=ffhq512-128.pkl --image=face.png \
   --camera=dataset.json --views=-30,0,30 --space=w+ --out=/tmp/face
 
-Writes inversion.png (the picture, its projection, after pivotal tuning, and
-other views), the tuned object as mesh.glb, mesh.ply and turntable.mp4,
+Writes inversion.png (the image, its projection, after pivotal tuning, and
+other views), mesh.glb, mesh.ply and turntable.mp4 of the tuned object,
 latent.npz and the tuned generator. The camera is a JSON list of 25 numbers,
-EG3D's dataset.json, or two angles on the sphere that the data were seen from.
-Likeness is measured by the shipped CLIP pair, which knows the shapes world; for
-photographs give --perceptual the files that gen3d/models/perceptual.py names,
-VGG16 or, better, VGG16 and LPIPS.
+EG3D's dataset.json, or two angles on the sphere of the training cameras. The
+perceptual loss uses the shipped CLIP pair, trained on the shapes world; for
+photographs give --perceptual the files that gen3d/models/perceptual.py names.
 """
 
 import math
@@ -19,49 +18,49 @@ import math
 from absl import flags
 
 from gen3d.choices import UserError
+from gen3d.data.images import label_files
 from gen3d.engine import cli
 from gen3d.gan import inference, inversion
+from gen3d.render import inversion as inversion_files
 
 _NETWORK = flags.DEFINE_string(
     'network', None, 'A 3-D GAN: .safetensors, .pkl or a shipped name.')
-_IMAGE = flags.DEFINE_string('image', None, 'The picture: a square.')
+_IMAGE = flags.DEFINE_string('image', None, 'The image: a square.')
 _CAMERA = flags.DEFINE_string('camera', None, 'JSON file with its camera.')
-_AZIMUTH = flags.DEFINE_float('azimuth', None, 'Or where from: degrees.')
+_AZIMUTH = flags.DEFINE_float('azimuth', None, 'Or its azimuth: degrees.')
 _ELEVATION = flags.DEFINE_float(
-    'elevation', None, "Degrees; the data's middle if not given.", -90, 90)
+    'elevation', None, "Degrees; the data's median if not given.", -90, 90)
 _SPACE = flags.DEFINE_enum(
     'space', 'w', ['w', 'w+'], 'One w for all layers, or one for each.')
 _STEPS = flags.DEFINE_integer('steps', 1000, 'Of the projection.', 1)
 _TUNING = flags.DEFINE_integer('tuning_steps', 350, 'Of the tuning.', 1)
-_PERCEPTUAL = flags.DEFINE_list(
-    'perceptual', [], 'Files: VGG16, or VGG16,LPIPS.')
+_PERCEPTUAL = flags.DEFINE_list('perceptual', [], 'VGG16, or VGG16,LPIPS.')
 _VIEWS = flags.DEFINE_list(
-    'views', ['-45', '45', '90', '180'], 'Azimuths to show, too.')
+    'views', ['-45', '45', '90', '180'], 'Further azimuths on the sheet.')
 _RESOLUTION = flags.DEFINE_integer(
     'resolution', 128, "Grid points along the mesh's longest side.", 8)
-_OUT = flags.DEFINE_string('out', None, 'Folder for what is made.')
+_OUT = flags.DEFINE_string('out', None, 'Folder for the results.')
 
 
-def main():
+def main() -> None:
   cli.require('network', 'image', 'out')
   views = _degrees('views', _VIEWS.value)
   angles = {flag.name: _degrees(flag.name, [flag.value])[0]
             for flag in (_AZIMUTH, _ELEVATION) if flag.value is not None}
   if not _CAMERA.value and 'azimuth' not in angles:
-    raise UserError('Say from where the picture was taken, by --camera or by '
-                    '--azimuth.')
+    raise UserError('The camera is missing; give --camera or --azimuth.')
   if _CAMERA.value and angles:
     raise UserError(f'Give --camera or --{min(angles)}, but not both.')
-  network = inference.load(_NETWORK.value)
-  label = (inversion.read_camera(_CAMERA.value, _IMAGE.value) if _CAMERA.value
-           else inference.label({**network.camera, **angles}, angles['azimuth']))
-  target = inversion.read_target(network, _IMAGE.value, label)
-  measure = (inversion.supplied_measure(*_PERCEPTUAL.value)
-             if _PERCEPTUAL.value else inversion.shipped_measure())
-  for file in inversion.export(
-      _NETWORK.value, network, target, measure, _OUT.value,
+  trained = inference.load(_NETWORK.value)
+  camera = (label_files.read_camera(_CAMERA.value, _IMAGE.value)
+            if _CAMERA.value else inference.camera_at(
+                {**trained.camera, **angles}, angles['azimuth']))
+  for file in inversion_files.export(
+      _NETWORK.value, trained,
+      inversion.read_target(trained, _IMAGE.value, camera),
+      inversion.perceptual_loss(_PERCEPTUAL.value), _OUT.value,
       steps=_STEPS.value, tuning_steps=_TUNING.value,
-      plus=_SPACE.value == 'w+', views=views, resolution=_RESOLUTION.value):
+      w_plus=_SPACE.value == 'w+', views=views, resolution=_RESOLUTION.value):
     print(file)
 
 

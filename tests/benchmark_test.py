@@ -1,17 +1,18 @@
-"""The benchmark says what it promises, at the sizes that it says; no times."""
+"""The numbers of gen3d.benchmark and their sizes; no times."""
 
 import json
 import pathlib
 import subprocess
 import sys
 
+import ml_collections
 import numpy as np
 import pytest
+import toy_config
+import toy_task
 
-from configs import dreamfusion, eg3d, nerf, stylegan2
+from gen3d import tasks
 from gen3d.evaluation import speed
-from gen3d.gan import step as gan_step
-from gen3d.tasks import gan
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Fewer layers and one program: nearly all of the time is for compiling.
@@ -19,7 +20,8 @@ TINY = ('--config=configs/eg3d.py:tiny', '--config.resolution=8',
         '--config.data.size=8', '--config.model.synthesis.resolution=4',
         '--config.model.super_resolution.size=4',
         '--config.model.rendering.samples_fine=0',
-        '--config.schedule.g_reg_interval=0', '--config.schedule.d_reg_interval=0')
+        '--config.schedule.g_reg_interval=0',
+        '--config.schedule.d_reg_interval=0')
 SIZES = {'task': 'gan', 'devices': 2, 'platform': 'cpu', 'image': 8,
          'batch': 4, 'rays a side': 8, 'samples a ray': [4, 0]}
 PLANNED = ('parameters', 'bytes of parameters', 'planned peak of a chip in GB')
@@ -35,23 +37,23 @@ def benchmark(*flags, env):
       capture_output=True, text=True, timeout=600)
 
 
-def test_every_promised_number_is_there(tmp_path, with_devices):
+def test_all_numbers_of_a_gan_are_printed_and_written(tmp_path, with_devices):
   out = tmp_path / 'new' / 'numbers.json'
   done = benchmark(*TINY, '--repeats=1', f'--out={out}', env=with_devices(2))
   assert done.returncode == 0, done.stderr
   first, sizes, *lines = done.stdout.splitlines()
   assert first == 'gan, 2 cpu device(s)'
   assert sizes == 'image 8, batch 4, rays a side 8, samples a ray 4 + 0'
-  assert 'end of render_size' in lines[0]
-  said = dict(line.split(': ') for line in lines[1:])
+  assert 'end of the training' in lines[0]
+  printed = dict(line.split(': ') for line in lines[1:])
   numbers = json.loads(out.read_text())
   assert {name: numbers.pop(name) for name in SIZES} == SIZES
   assert set(numbers) == {*PLANNED, *TIMED, 'peak memory in GB'}
-  assert set(said) == {*numbers, 'first step, compiled before'}
+  assert set(printed) == {*numbers, 'first step, compiled before'}
   for name, x in numbers.items():
     assert x > 0
-    assert float(said[name].split()[0].replace(',', '')) > 0
-  assert all(said[name].endswith(' /s)') for name in TIMED)
+    assert float(printed[name].split()[0].replace(',', '')) > 0
+  assert all(printed[name].endswith(' /s)') for name in TIMED)
   assert [p.name for p in out.parent.iterdir()] == ['numbers.json']
 
   done = benchmark(*TINY, '--plan', f'--out={out}', env=with_devices(2))
@@ -64,7 +66,7 @@ def test_every_promised_number_is_there(tmp_path, with_devices):
 @pytest.mark.parametrize('flags, words', [
     (['--out={folder}'], ['--out={folder}', 'is a folder']),
     (['--config.batch=3', '--out={folder}/new/x.json'],
-     ['A batch of 3', 'over 2 chips']),
+     ['A batch of 3', 'over 2 devices']),
 ])
 def test_a_mistake_is_one_sentence_before_any_work(
     tmp_path, with_devices, flags, words):
@@ -76,66 +78,97 @@ def test_a_mistake_is_one_sentence_before_any_work(
   assert not [p for p in tmp_path.rglob('*') if p.suffix == '.json']
 
 
-def test_whole_and_parts_render_at_the_last_size_of_the_schedule():
-  config = eg3d.get_config('shapes')
-  assert gan.size_at(config, 0) == 24
-  settled = speed.settled(config)
-  assert {gan.size_at(settled, step) for step in (0, 10, 10**6)} == {32}
-  assert speed.sizes(settled) == {
-      'image': 64, 'batch': 8, 'rays a side': 32, 'samples a ray': (24, 12)}
-  assert gan.size_at(config, 0) == 24
-  flat = eg3d.get_config('cpu128')
-  assert gan.size_at(speed.settled(flat), 0) == gan.size_at(flat, 0) == 32
+def measure(task, plan_only=False, repeats=2, steps=10):
+  measurements = []
+  numbers = speed.measure(
+      task, name='toy', seed=0, steps=steps, repeats=repeats,
+      plan_only=plan_only, report=measurements.append)
+  return numbers, measurements
 
 
-def test_sizes_of_other_tasks():
-  assert speed.sizes(speed.settled(stylegan2.get_config('shapes'))) == {
-      'image': 64, 'batch': 16}
-  assert speed.sizes(nerf.get_config('blender')) == {
-      'rays a step': 4096, 'samples a ray': (64, 128)}
-  assert speed.sizes(dreamfusion.get_config('paper')) == {
-      'views a step': 4, 'rays a side': 64, 'samples a ray': (192, 0)}
+def toy():
+  return toy_task.make(ml_collections.ConfigDict(toy_config.get_config()))
 
 
-def test_a_step_on_average_is_made_of_its_phases():
-  config = eg3d.get_config('shapes')
-  times = {(): 1.0, ('regularize',): 1.8, ('regularize', 'r1'): 2.1}
-  found = dict(speed.phases(config, lambda due: times[tuple(due)]))
-  want = {'generator and discriminator phase': 1.0,
-          'regularization, every 4th step': 0.8, 'R1, every 16th step': 0.3,
-          'training step on average': 1.0 + 0.8 / 4 + 0.3 / 16}
-  assert found == pytest.approx(want) and list(found) == list(want)
+def test_a_task_without_costs_has_one_step_and_its_memory(capsys):
+  numbers, measurements = measure(toy())
+  assert list(numbers) == [
+      'devices', 'platform', 'parameters', 'bytes of parameters',
+      'planned peak of a chip in GB', 'training step', 'peak memory in GB']
+  assert numbers['parameters'] == 4 * 16 + 16 * 3 + 3
+  assert numbers['bytes of parameters'] == 4 * numbers['parameters']
+  assert [x.name for x in measurements] == list(numbers)[2:]
+  assert capsys.readouterr().out.startswith(
+      f'toy, {numbers["devices"]} cpu device(s)')
+  planned, _ = measure(toy(), plan_only=True)
+  assert list(planned) == list(numbers)[:5]
 
 
-def test_phases_that_a_gan_does_not_have_are_not_told():
-  config = eg3d.get_config('shapes')
-  config.model.density_weight = 0.0
-  assert speed.lazy_phases(config) == {'r1': 16}
-  config.schedule.d_reg_interval = 0
-  assert speed.lazy_phases(config) == {}
+def test_rates_are_units_over_seconds(monkeypatch):
+  monkeypatch.setattr(speed, 'median_seconds', lambda function, repeats: 0.5)
+  devices = []
+
+  def parts(params, batch, count):
+    assert params['w'].shape == (4, 16) and batch['x'].shape == (8, 4)
+    devices.append(count)
+    return {'rows read': lambda: 0, 'forward pass': lambda: 0}
+
+  costs = tasks.Costs({'rows a step': 8, 'samples': (3, 2)}, ('rows', 8),
+                      parts=parts)
+  numbers, _ = measure(toy()._replace(costs=lambda: costs))
+  assert numbers['rows a step'] == 8 and numbers['samples'] == (3, 2)
+  assert numbers['rows/s in training'] == 16
+  assert numbers['rows/s read by one device'] == 16 / devices[0]
+  assert numbers['forward pass, one device'] == 0.5
 
 
-@pytest.mark.parametrize('apart', [True, False])
-def test_phases_are_due_as_in_training(apart):
-  schedule = gan_step.Schedule(r1_gamma=1.0, d_reg_interval=6, g_reg_interval=4)
-  due = lambda step: gan_step.due(step, 3, schedule, apart)
-  for step, phases in ((1, ()), (4, ('regularize',)), (6, ('r1',)),
-                       (12, ('regularize', 'r1'))):
-    made = speed.with_phases({'index': 0, 'due': due(0)}, phases)
-    assert made['index'] == 0
-    for name, want in due(step).items():
-      np.testing.assert_array_equal(made['due'][name], want)
+def test_steps_are_timed_with_the_static_arguments_of_their_phases():
+  """A step with more phases; the last one is planned and runs first."""
+  compiled = []
+  base = toy()
+
+  def step(state, batch, key, *, static):
+    compiled.append(static)
+    return base.step(state, batch, key)
+
+  def phases(seconds_of):
+    short, long = seconds_of('short'), seconds_of('long')
+    yield 'short step', short
+    yield 'training step on average', (short + long) / 2
+
+  task = base._replace(
+      step=step, static=lambda step: f'step {step}',
+      costs=lambda: tasks.Costs({}, ('rows', 8), phases=phases))
+  numbers, _ = measure(task)
+  assert compiled == ['long', 'short']
+  np.testing.assert_allclose(
+      numbers['rows/s in training'], 8 / numbers['training step on average'])
+  assert 'training step' not in numbers
 
 
-@pytest.mark.parametrize('steps, words', [
-    (1, 'step'), (2, '2nd step'), (3, '3rd step'), (4, '4th step'),
-    (12, '12th step'), (16, '16th step'), (21, '21st step'),
-    (111, '111th step'), (132, '132nd step')])
-def test_ordinals(steps, words):
-  assert speed.ordinal(steps) == words
+def test_a_task_without_phases_has_the_static_argument_of_the_last_step():
+  statics = []
+  base = toy()
+
+  def step(state, batch, key, *, static):
+    statics.append(static)
+    return base.step(state, batch, key)
+
+  measure(base._replace(step=step, static=lambda step: step // 2), steps=9)
+  assert statics == [4]
+
+
+@pytest.mark.parametrize('measurement, line', [
+    (speed.Measurement('parameters', 12345), 'parameters: 12,345'),
+    (speed.Measurement('peak', 1.23456, 'GB'), 'peak: 1.23'),
+    (speed.Measurement('rays/s', 1234.56, '/s'), 'rays/s: 1235'),
+    (speed.Measurement('step', 0.25, 's'), 'step: 0.25 s (4.00 /s)')])
+def test_numbers_are_printed_by_their_units(measurement, line, capsys):
+  speed.print_measurement(measurement)
+  assert capsys.readouterr().out == line + '\n'
 
 
 def test_a_difference_within_the_noise_has_no_rate():
-  assert speed.rated(0.25) == '0.25 s (4.00 /s)'
-  assert speed.rated(0.0) == '0 s (within the noise)'
-  assert speed.rated(-0.001) == '-0.001 s (within the noise)'
+  assert speed.format_seconds(0.25) == '0.25 s (4.00 /s)'
+  assert speed.format_seconds(0.0) == '0 s (within the noise)'
+  assert speed.format_seconds(-0.001) == '-0.001 s (within the noise)'

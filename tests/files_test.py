@@ -54,9 +54,7 @@ def capture(tmp_path, content):
 
 def target(tmp_path, content):
   (tmp_path / 'bad.png').write_bytes(content)
-  generator = types.SimpleNamespace(
-      background='white',
-      rendering=types.SimpleNamespace(white_background=True))
+  generator = types.SimpleNamespace(background='white')
   return lambda: inversion.read_target(
       types.SimpleNamespace(generator=generator), tmp_path / 'bad.png', None)
 

@@ -1,22 +1,20 @@
-"""The command line of inversion, as a person calls it."""
+"""The command gen3d.invert."""
 
 import subprocess
 import sys
 
-import gan_inference_test
-import jax
 import numpy as np
 import pytest
+import tiny_eg3d
 import trimesh
 from PIL import Image
 
-from configs import eg3d as config_file
 from gen3d import assets
 from gen3d.gan import inference
-from gen3d.gan import networks as gan_networks
 from gen3d.io import video
+from gen3d.ops import cameras
 
-CAMERA = gan_inference_test.CAMERA
+CAMERA = tiny_eg3d.CAMERA
 
 
 def run(*flags):
@@ -25,14 +23,11 @@ def run(*flags):
       text=True, timeout=600)
 
 
-def test_a_picture_becomes_an_object(tmp_path):
-  config = config_file.get_config('tiny')
-  network = gan_inference_test.dense(inference.trained(
-      config, gan_networks.new_generator(gan_networks.build(config), jax.random.key(0)),
-      CAMERA, 8))
+def test_an_image_becomes_an_object(tmp_path):
+  network = tiny_eg3d.dense(tiny_eg3d.trained())
   weights, _ = assets.save(
       tmp_path / 'mine.safetensors', network.variables,
-      {'config': config.to_dict(), 'camera': CAMERA})
+      {'config': tiny_eg3d.config().to_dict(), 'camera': CAMERA})
   Image.new('RGBA', (20, 20), (255, 0, 0, 0)).save(tmp_path / 'a.png')
   out = tmp_path / 'new' / 'out'
   result = run(
@@ -49,8 +44,8 @@ def test_a_picture_becomes_an_object(tmp_path):
   assert sheet.shape[1] == 5 * 130 - 2
   np.testing.assert_array_equal(sheet[:128, :128], 255)
   latent = np.load(out / 'latent.npz')
-  np.testing.assert_allclose(latent['label'], inference.label(
-      {**CAMERA, 'elevation': 10.0}, 30.0), atol=1e-6)
+  np.testing.assert_allclose(latent['label'], cameras.to_label(
+      inference.camera_at({**CAMERA, 'elevation': 10.0}, 30.0)), atol=1e-6)
   assert [len(latent[f'{of}_loss']) for of in ('projection', 'tuning')] == [
       3, 2]
   assert all(np.isfinite(x).all() for x in latent.values())
@@ -60,15 +55,15 @@ def test_a_picture_becomes_an_object(tmp_path):
       for x in (tuned, network)))
   film, _ = video.load(out / 'turntable.mp4')
   assert film.shape == (48, 16, 16, 3)
-  # Density is everywhere within the cube of side `box`.
+  # Density is everywhere within the generator's cube.
   for name in ('mesh.glb', 'mesh.ply'):
     shape = trimesh.load_mesh(out / name)
     np.testing.assert_allclose(
-        shape.extents, network.generator.rendering.box_warp, rtol=0.1)
+        shape.extents, 2 * network.generator.bound, rtol=0.1)
 
 
 @pytest.mark.parametrize('flags, sentence', [
-    ((), 'Say from where the picture was taken'),
+    ((), 'The camera is missing; give --camera or --azimuth.'),
     (('--camera=c.json', '--azimuth=3'),
      'Give --camera or --azimuth, but not both.'),
     (('--camera=c.json', '--elevation=3'),
@@ -77,7 +72,7 @@ def test_a_picture_becomes_an_object(tmp_path):
     (('--azimuth=3', '--elevation=nan'), '--elevation=nan are no angles'),
     (('--azimuth=3', '--views=0,left'), '--views=0,left are no angles'),
     (('--azimuth=3', '--views=0,inf'), '--views=0,inf are no angles')])
-def test_the_command_says_what_is_missing(flags, sentence):
+def test_missing_and_conflicting_flags(flags, sentence):
   result = run('--network=shapes', '--image=x.png', '--out=/nowhere', *flags)
   assert result.returncode == 2 and 'Traceback' not in result.stderr
   assert sentence in result.stderr

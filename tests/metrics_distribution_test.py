@@ -21,14 +21,14 @@ def test_the_distance_of_gaussians_in_closed_form():
   np.testing.assert_allclose(distribution.frechet(one, one), 0, atol=1e-9)
 
 
-def test_features_of_one_direction_are_no_trouble():
+def test_a_covariance_of_rank_one():
   flat = np.outer(np.arange(9.0), [1.0, 2.0])
   far = distribution.frechet(
       distribution.moments(flat), distribution.moments(flat + [3.0, 4.0]))
   np.testing.assert_allclose(far, 25.0, atol=1e-6)
 
 
-def test_moments_are_numpys_and_want_two():
+def test_moments_equal_those_of_numpy_and_need_two_vectors():
   x = np.random.default_rng(1).normal(size=(50, 3))
   found = distribution.moments(x)
   np.testing.assert_allclose(found.covariance, np.cov(x, rowvar=False))

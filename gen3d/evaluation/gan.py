@@ -1,11 +1,14 @@
-"""How good a generator of objects is: the README's numbers of the GANs.
+"""Quality of a trained generator of objects: images and shapes.
 
-Its pictures are held against real ones, its shapes against true ones: where
-it has learned from the shapes world, those are known.
+The generated images are compared with the training images. The shapes of a
+generator that was trained on the shapes world are compared with its true
+shapes, which are known.
 """
 
 import functools
-from typing import NamedTuple
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,175 +21,223 @@ from gen3d.data.shapes import world as shapes_world
 from gen3d.evaluation import text_to_3d as text_to_3d_evaluation
 from gen3d.gan import inference, sampling
 from gen3d.gan import networks as gan_networks
-from gen3d.metrics import features, frechet
+from gen3d.metrics import distribution
 from gen3d.metrics import shape as shape_metrics
+from gen3d.metrics.features import Features, shapes_clip
 from gen3d.models import clip_pair
 
-SIDES = 8  # from which the judge looks at an object
-CELLS = 48  # along a side of the grid on which the nearest shape is looked for
+VIEWS = 8  # of each object, for the classification
+CELLS = 48  # along a side of the occupancy grid
 
 
 class Shape(NamedTuple):
   """One shape, within the box of a generator."""
   occupied: np.ndarray  # bool [CELLS^3]
-  surface: np.ndarray   # [evaluation.POINTS, 3]
+  surface: np.ndarray   # [text_to_3d_evaluation.POINTS, 3]
 
 
-class Closeness(NamedTuple):
-  """How close shapes are to the nearest of others, means over the shapes."""
-  count: int
-  iou: float       # with the nearest, which is the one of the largest IoU
-  f_score: float   # with the same; evaluation.THRESHOLD
-  distinct: int    # how many different ones are nearest to some
+class NearestShapes(NamedTuple):
+  """Similarity of N shapes to the nearest of M others, means over the N."""
+  count: int      # N
+  iou: float      # with the nearest, which is that of the largest IoU
+  f_score: float  # with the same; text_to_3d_evaluation.THRESHOLD
+  distinct: int   # how many of the M are the nearest of some shape
 
 
-def report(path, count=64, truths=1000):
-  """What is to be printed: `distances` and, of the shapes world, the rest."""
-  _, config = inference.load_trained(path)
-  far = distances(path)
-  lines = ['Frechet distance to real pictures, features of the shipped CLIP: '
-           f'untrained {far["untrained"]:.3f}, trained {far["trained"]:.4f} '
-           f'({far["untrained"] / far["trained"]:.0f} times less), two halves '
-           f'of the real ones {far["real halves"]:.4f}']
+class Distances(NamedTuple):
+  """Frechet distances to half of the real images, on one kind of features."""
+  untrained: float   # of images of an untrained generator
+  trained: float     # of images of the trained generator
+  real_halves: float  # of the other half of the real images: the least value
+
+
+def report(path: str | os.PathLike, count: int = 64, num_true: int = 1000,
+           features: Sequence[Features] | None = None) -> str:
+  """A text with all numbers of a generator.
+
+  Args:
+    path: as inference.load_with_config takes it.
+    count: number of generated objects for the shapes and the categories.
+    num_true: number of true shapes that they are compared with.
+    features: for the Frechet distances; None for the shipped CLIP pair's.
+
+  Returns:
+    Lines: the Frechet distance on each kind of features and, if the training
+    data are of the shapes world, the similarity of the shapes and the
+    classification of the images.
+
+  Raises:
+    UserError: there is no such network or its training data cannot be read.
+  """
+  _, config = inference.load_with_config(path)
+  lines = [
+      f'Frechet distance to real images, {name} features: '
+      f'untrained {x.untrained:.3f}, trained {x.trained:.4f} '
+      f'({x.untrained / x.trained:.0f} times less), two halves of the real '
+      f'images {x.real_halves:.4f}'
+      for name, x in distances(path, features).items()]
   if not opening.is_world(config.data):
-    return lines[0]
+    return '\n'.join(lines)
   lines += [
-      f'{found.count} shapes, {name}: IoU {found.iou:.2f}, F-score '
-      f'{found.f_score:.2f} with the nearest of {truths} true shapes, '
-      f'{found.distinct} different ones'
-      for name, found in geometry(path, count, truths).items()]
+      f'{x.count} shapes, {name}: IoU {x.iou:.2f}, F-score {x.f_score:.2f} '
+      f'with the nearest of {num_true} true shapes, {x.distinct} different '
+      'ones' for name, x in geometry(path, count, num_true).items()]
   lines += [
-      f'{name}: the shipped CLIP names {100 * share:.0f} % of the pictures '
-      f'rightly, among {len(captions.CATEGORIES)} categories'
-      for name, share in named(path, count).items()]
+      f'{name}: the shipped CLIP classifies {100 * accuracy:.0f} % of the '
+      f'images correctly, among {len(captions.CATEGORIES)} categories'
+      for name, accuracy in classification(path, count).items()]
   return '\n'.join(lines)
 
 
-def distances(path):
-  """Frechet distances to the pictures that a generator has learned from.
-
-  On the features of the shipped CLIP pair, as tasks/gan.py's reports.
+def distances(
+    path: str | os.PathLike, features: Sequence[Features] | None = None
+) -> dict[str, Distances]:
+  """Frechet distances of generated images to the training images.
 
   Args:
-    path: as objects.load_trained takes it.
+    path: as inference.load_with_config takes it.
+    features: compared features; None for the shipped CLIP pair's.
 
   Returns:
-    {'untrained', 'trained', 'real halves': number}.
+    {name of the features: Distances}, at config.distance_count images each.
   """
-  network, config = inference.load_trained(path)
-  source = opening.open_data(config.data)
+  trained, config = inference.load_with_config(path)
+  source, count = opening.open_data(config.data), config.distance_count
   networks = gan_networks.build(config, source.labels.shape[1])
-  measure = sampling.distance_fn(
-      networks, source, config.distance_count,
-      functools.partial(frechet.distance_to_real, features.shapes_clip))
-  start = gan_networks.new_generator(networks, jax.random.key(config.seed))
-  found = measure(network.variables, network.size)
-  return {'untrained': measure(start, network.size)['frechet_shapes_clip/generated'],
-          'trained': found['frechet_shapes_clip/generated'],
-          'real halves': found['frechet_shapes_clip/real_halves']}
+  # The images and the order of training's own reports.
+  rows = np.random.default_rng(0).permutation(len(source.names))[:2 * count]
+  real = np.stack([source.pixels(int(i)) for i in rows])
+  sample = sampling.sampler(networks, trained.size)
+  generate = lambda variables: sample(variables, source.labels[rows[:count]])
+  untrained = generate(gan_networks.new_generator(
+      networks, jax.random.key(config.seed)))
+  generated = generate(trained.variables)
+  half = len(real) // 2
+  result = {}
+  for kind in features or [shapes_clip()]:
+    moments = lambda images, kind=kind: distribution.moments(
+        kind.embed(images))
+    reference = moments(real[:half])
+    result[kind.name] = Distances(*(
+        distribution.frechet(moments(images), reference)
+        for images in (untrained, generated, real[half:])))
+  return result
 
 
-def geometry(path, count=64, truths=1000):
-  """How close what a generator makes is to the true shapes.
+def geometry(path: str | os.PathLike, count: int = 64,
+             num_true: int = 1000) -> dict[str, NearestShapes]:
+  """Similarity of generated shapes to the true shapes.
 
-  They are not moved or turned: the cameras have told the generator the
-  world's own axes and scale.
+  They are compared without alignment: the camera conditioning gives the
+  generator the world's own axes and scale.
 
   Args:
-    path: as objects.load_trained takes it.
-    count: of generated objects, seeds 0 to count - 1.
-    truths: of objects that it has learned from.
+    path: as inference.load_with_config takes it.
+    count: number of generated objects, of seeds 0 to count - 1.
+    num_true: number of objects of the training data.
 
   Returns:
-    {'generated', 'held out': Closeness}, the latter of as many true objects
-    that it has not seen.
+    {'generated', 'held out': NearestShapes}, the latter of as many true
+    objects that are not in the training data.
 
   Raises:
-    UserError: it has not learned from the shapes world.
+    UserError: the training data are not of the shapes world.
   """
-  network, config = inference.load_trained(path)
+  trained, config = inference.load_with_config(path)
   if not opening.is_world(config.data):
-    raise UserError(f'{path} has learned from {config.data.path}, of which no '
+    raise UserError(f'{path} is trained on {config.data.path}, of which no '
                     'true shapes are known.')
   world = opening.world_of(config.data)
-  bound = network.generator.rendering.box_warp / 2
-  known = [shapes_world.example(0, 'train', i, world).object for i in range(truths)]
-  others = [shapes_world.example(0, 'seen', i, world).object for i in range(count)]
+  bound = trained.generator.bound
+  true_objects = lambda split, count: [
+      shapes_world.example(0, split, i, world).object for i in range(count)]
+  train, held_out = (
+      true_objects('train', num_true), true_objects('seen', count))
   cells = shape_metrics.cell_centers(bound, CELLS)
-  filled = np.stack([_distance(x.parts, cells) < 0 for x in tqdm.tqdm(
-      known, 'true shapes', disable=None)])
-  surface = functools.cache(lambda i: _true_surface(known[i]))
-  surface_of = inference.mesher(network)
-  made = (_measured(surface_of(inference.ws_of(
-      network, inference.latent(network, seed))), bound, cells)
-      for seed in range(count))
-  held = (Shape(_distance(x.parts, cells) < 0, _true_surface(x))
-          for x in others)
-  return {name: closeness(
-      tqdm.tqdm(those, name, count, disable=None), filled, surface)
-      for name, those in (('generated', made), ('held out', held))}
+  occupied = np.stack([_distance(x.parts, cells) < 0 for x in tqdm.tqdm(
+      train, 'true shapes', disable=None)])
+  # Only the nearest shapes need a surface.
+  surface = functools.cache(lambda i: _true_surface(train[i]))
+  extract = inference.make_mesh_extractor(trained)
+  shapes = {
+      'generated': (
+          _shape_of(extract(inference.map_seed(trained, seed)), bound, cells)
+          for seed in range(count)),
+      'held out': (
+          Shape(_distance(x.parts, cells) < 0, _true_surface(x))
+          for x in held_out)}
+  return {name: nearest_shapes(
+      tqdm.tqdm(some, name, count, disable=None), occupied, surface)
+      for name, some in shapes.items()}
 
 
-def named(path, count=64):
-  """How often the shipped CLIP pair finds in a picture what it should show.
+def classification(
+    path: str | os.PathLike, count: int = 64) -> dict[str, float]:
+  """Accuracy of the shipped CLIP pair's classification of the images.
 
-  That is a category that the generator has learned from, among all of the
-  shapes world's, without colors.
+  An image counts as correct where the category, among all of the shapes
+  world's, is one of the training data. Prompts have no colors.
 
   Args:
-    path: as objects.load_trained takes it.
-    count: of objects; generated ones are seen from SIDES sides.
+    path: as inference.load_with_config takes it.
+    count: number of objects; generated ones are rendered from VIEWS azimuths.
 
   Returns:
-    {'generated', 'held out': share of the pictures}, the latter of as many
-    true pictures that the generator has not seen.
+    {'generated', 'held out': accuracy in [0, 1]}, the latter of as many true
+    images that are not in the training data.
   """
-  network, config = inference.load_trained(path)
+  trained, config = inference.load_with_config(path)
   world = opening.world_of(config.data)
-  paint = inference.painter(network, ('image',))
-  labels = inference.label(network.camera, np.arange(SIDES) * 360.0 / SIDES)
-  films = [paint(inference.ws_of(network, inference.latent(network, seed)), labels)
+  render = inference.make_renderer(trained, ('image',))
+  around = inference.camera_at(
+      trained.camera, np.arange(VIEWS) * 360.0 / VIEWS)
+  films = [render(inference.map_seed(trained, seed), around)
            for seed in tqdm.trange(count, desc='views', disable=None)]
   source = shapes_world.posed(
-      world, count * SIDES, config.resolution, split='seen')
-  truth = [source.pixels(i) for i in range(len(source.names))]
-  judge = clip_pair.load()
-  texts = judge.text_features([
+      world, count * VIEWS, config.resolution, split='seen')
+  held_out = [source.pixels(i) for i in range(len(source.names))]
+  clip = clip_pair.load()
+  texts = clip.text_features([
       captions.plain(captions.Spec(category, None, None))
       for category in captions.CATEGORIES])
 
-  def share(images):
-    likeness = judge.image_features(images / np.float32(255)) @ texts.T
-    found = np.array(captions.CATEGORIES)[np.argmax(likeness, axis=1)]
-    return float(np.mean(np.isin(found, world.categories)))
+  def accuracy(images):
+    # Unit features: products are cosines.
+    logits = clip.image_features(images / np.float32(255)) @ texts.T
+    predicted = np.array(captions.CATEGORIES)[np.argmax(logits, axis=1)]
+    return float(np.mean(np.isin(predicted, world.categories)))
 
-  return {'generated': share(np.concatenate(films)),
-          'held out': share(np.stack(truth))}
+  return {'generated': accuracy(np.concatenate(films)),
+          'held out': accuracy(np.stack(held_out))}
 
 
-def closeness(those, filled, surface):
-  """The Closeness of Shapes to the nearest of others.
+def nearest_shapes(
+    shapes: Iterable[Shape], occupied: np.ndarray,
+    surface: Callable[[int], np.ndarray]) -> NearestShapes:
+  """NearestShapes of Shapes among M others.
 
   Args:
-    those: Shapes.
-    filled: bool [M, cells] of the others.
-    surface: number of one of the others -> points of its surface.
+    shapes: to be compared.
+    occupied: bool [M, cells] of the others.
+    surface: index of one of the others -> points [P, 3] of its surface.
   """
-  filled = filled.astype(np.float32)
-  volumes, found = filled.sum(1), []
-  for one in those:
-    shared = filled @ one.occupied.astype(np.float32)
-    ious = shared / np.maximum(volumes + one.occupied.sum() - shared, 1)
+  occupied = occupied.astype(np.float32)
+  volumes, scores = occupied.sum(1), []
+  for shape in shapes:
+    overlap = occupied @ shape.occupied.astype(np.float32)
+    ious = overlap / np.maximum(
+        volumes + shape.occupied.sum() - overlap, 1)
     nearest = int(np.argmax(ious))
-    found.append((ious[nearest], shape_metrics.f_score(
-        one.surface, surface(nearest), text_to_3d_evaluation.THRESHOLD), nearest))
-  iou, f_score, nearest = zip(*found, strict=True)
-  return Closeness(len(found), float(np.mean(iou)), float(np.mean(f_score)),
-                   len(set(nearest)))
+    scores.append((ious[nearest], shape_metrics.f_score(
+        shape.surface, surface(nearest), text_to_3d_evaluation.THRESHOLD),
+        nearest))
+  iou, f_score, nearest = zip(*scores, strict=True)
+  return NearestShapes(len(scores), float(np.mean(iou)),
+                       float(np.mean(f_score)), len(set(nearest)))
 
 
-def _measured(mesh, bound, cells):
-  """The Shape of a Mesh."""
+def _shape_of(mesh: Any, bound: float, cells: np.ndarray) -> Shape:
+  """The Shape of an ops.mesh.Mesh."""
   inside = shape_metrics.inside_mesh(mesh.vertices, mesh.faces, bound)
   return Shape(inside(cells), shape_metrics.sample_surface(
       mesh.vertices, mesh.faces, text_to_3d_evaluation.POINTS))

@@ -1,150 +1,213 @@
-"""What to time of a config and how, for gen3d.benchmark."""
+"""Time and memory of a task's training step, for gen3d.benchmark."""
 
-import copy
-import functools
+import contextlib
+import json
+import os
+import pathlib
 import resource
 import sys
 import time
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from gen3d.choices import pick
-from gen3d.engine import sharding
-from gen3d.gan import networks as gan_networks
-from gen3d.models import eg3d
-from gen3d.ops import cameras
-from gen3d.scenes import View, radiance
-from gen3d.tasks import gan
-
-_LAZY = {'regularize': 'regularization', 'r1': 'R1'}  # As batches name them.
+from gen3d import files, tasks
+from gen3d.choices import UserError
+from gen3d.engine import loop, sharding
 
 
-def _gan_sizes(config):
-  sizes = {'image': config.resolution, 'batch': config.batch}
-  if 'render_size' in config:
-    rendering = gan_networks.eg3d_generator(config.model).rendering
-    sizes |= {'rays a side': gan.size_at(config, 0),
-              'samples a ray': (rendering.samples_coarse, rendering.samples_fine)}
-  return sizes
+class Measurement(NamedTuple):
+  """A number with its name and the unit that its format depends on."""
+  name: str
+  value: Any
+  unit: str = ''  # 's', 'GB', '/s', or '' for counts
 
 
-_SIZES = {
-    'gan': _gan_sizes,
-    'reconstruction': lambda config: {
-        'rays a step': config.batch,
-        'samples a ray': (config.scene.coarse.samples,
-                          config.scene.fine.samples)},
-    'text_to_3d': lambda config: {
-        'views a step': config.views, 'rays a side': config.scene.size,
-        'samples a ray': (config.scene.samples,
-                          config.scene.importance.samples)},
-    'text_to_image': lambda config: {
-        'image': config.model.size, 'batch': config.batch},
-    'clip': lambda config: {
-        'image': config.image.resolution, 'batch': config.batch}}
-
-
-def sizes(config):
-  """{what: number, or those of a first and second pass} that cost depends on.
-
-  Args:
-    config: of any task; a GAN's `settled`.
-  """
-  return pick('task', _SIZES, config.task)(config)
-
-
-def settled(config):
-  """A GAN's config that renders at the last size of its schedule throughout.
-
-  Most of a training is at that size, and one size is what numbers of the
-  whole and of its parts can be compared at.
-
-  Raises:
-    UserError: at numbers that no training can be made of.
-  """
-  gan.check(config)
-  config = copy.deepcopy(config)
-  if 'render_size' in config:
-    config.render_size = ((0, config.render_size[-1][1]),)
-  return config
-
-
-def lazy_phases(config):
-  """{phase, as batches name it: steps from one to the next} of a GAN.
-
-  Without those that it does not have.
-  """
-  schedule = config.schedule
-  every = {'r1': schedule.d_reg_interval}
-  if gan.build(config).regularize:
-    every = {'regularize': schedule.g_reg_interval, **every}
-  return {phase: steps for phase, steps in every.items() if steps}
-
-
-def phases(config, seconds_with):
-  """Yields (what, seconds) of a GAN's phases, by differences, and of a step.
-
-  Args:
-    config: of a GAN.
-    seconds_with: names of lazy phases -> seconds of a step that has these.
-  """
-  due, last = [], seconds_with([])
-  average = last
-  yield 'generator and discriminator phase', last
-  for phase, every in lazy_phases(config).items():
-    due.append(phase)
-    seconds = seconds_with(due)
-    yield f'{_LAZY[phase]}, every {ordinal(every)}', seconds - last
-    average += (seconds - last) / every
-    last = seconds
-  yield 'training step on average', average
-
-
-def with_phases(batch, phases):
-  """A GAN's batch of step 0, at which all are due, with `phases` alone."""
-  absent = lambda x: x[:, :0] if x.shape[1] < 2 else np.zeros_like(x)
-  return {**batch, 'due': {
-      phase: x if phase in phases else absent(x)
-      for phase, x in batch['due'].items()}}
+Report = Callable[[Measurement], None]
 
 
 class Step:
-  """A training step that can be repeated, though it gives its state away."""
+  """A training step that can be repeated, although it donates its state."""
 
-  def __init__(self, task, state, mesh):
+  def __init__(self, task: tasks.Task, state: Any, mesh: Mesh):
+    """Compiles nothing yet.
+
+    Args:
+      task: whose step is timed.
+      state: from loop.replicate_state.
+      mesh: from sharding.device_mesh.
+    """
     self._step = sharding.pmap(task.step, mesh, task.execution)
     self._state, self._mesh = state, mesh
     self._key = sharding.replicate(jax.random.key(1), mesh)
 
-  def params(self):
-    """What has been trained, on one device; gone with the next step."""
+  def params(self) -> Any:
+    """The trained parameters on one device; invalid after the next step."""
     return sharding.unreplicate(self._state.params)
 
-  def planned_gigabytes(self, batch):
-    """What the compiler plans for a step on one chip, arguments included."""
+  def planned_gigabytes(self, batch: Any, static: Hashable = None) -> float:
+    """Memory that the compiler plans for a device, arguments included."""
     batch = sharding.to_devices(batch, self._mesh)
     plan = self._step.lower(
-        self._state, batch, self._key).compile().memory_analysis()
+        self._state, batch, self._key, static).compile().memory_analysis()
     return (plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e9
 
-  def seconds(self, batch, repeats):
-    """Median seconds of a step on a batch."""
+  def seconds(self, batch: Any, repeats: int, static: Hashable = None) -> float:
+    """Median seconds of a step on a batch, compiled before.
+
+    Args:
+      batch: of the task.
+      repeats: number of timed calls.
+      static: the step's static argument, see tasks.Task.
+    """
     batch = sharding.to_devices(batch, self._mesh)
-    return median(lambda: self._once(batch), repeats)
+    return median_seconds(lambda: self._once(batch, static), repeats)
 
-  def once(self, batch):
+  def once(self, batch: Any, static: Hashable = None) -> None:
     """Does one step on a batch."""
-    self._once(sharding.to_devices(batch, self._mesh))
+    self._once(sharding.to_devices(batch, self._mesh), static)
 
-  def _once(self, batch):
-    self._state, metrics = self._step(self._state, batch, self._key)
+  def _once(self, batch, static):
+    self._state, metrics = self._step(
+        self._state, batch, self._key, static)
     jax.block_until_ready((self._state, metrics))
 
 
-def median(function, repeats):
-  """Median seconds of a call, a first one left aside."""
+def run(config: Any, *, repeats: int, plan_only: bool = False,
+        out: str | os.PathLike | None = None) -> dict[str, Any]:
+  """Measures the step of a config and prints the numbers.
+
+  Args:
+    config: ConfigDict of any task.
+    repeats: number of timed calls; the median counts.
+    plan_only: whether to stop after the memory that the compiler plans.
+    out: a .json file for the numbers, or None.
+
+  Returns:
+    {name: number}, as written to `out`.
+
+  Raises:
+    UserError: the config is invalid, or `out` cannot be written to.
+  """
+  if out and pathlib.Path(out).is_dir():
+    raise UserError(f'--out={out} is a folder; name a .json file, in it or '
+                    'elsewhere.')
+  # Opened before the work, so that an unwritable file fails early.
+  with files.atomic_write(out) if out else contextlib.nullcontext() as file:
+    task = tasks.module_of(config).make(config)
+    numbers = {'task': config.task, **measure(
+        task, name=config.task, seed=config.seed, steps=config.steps,
+        repeats=repeats, plan_only=plan_only, report=print_measurement)}
+    if file:
+      file.write_text(json.dumps(numbers, indent=2) + '\n')
+  return numbers
+
+
+def measure(task: tasks.Task, *, name: str, seed: int, steps: int,
+            repeats: int, plan_only: bool, report: Report) -> dict[str, Any]:
+  """Measures a task's training step.
+
+  The step is timed as it is at the end of training, on the first batch: with
+  the static argument of the last step or, where the steps of a training differ,
+  with those that Costs.phases passes to `seconds_of`.
+
+  Args:
+    task: Task.
+    name: of the task, for the first printed line.
+    seed: of the batches.
+    steps: of the whole training.
+    repeats: number of timed calls.
+    plan_only: whether to stop after the memory that the compiler plans.
+    report: called with each number as soon as it is measured.
+
+  Returns:
+    {name: number}.
+  """
+  costs, batch = task.costs(), next(task.batches(seed, 0))
+  mesh = sharding.device_mesh(
+      len(jax.tree.leaves(batch)[0]), task.execution.min_per_device)
+  sharding.check_divides(batch, mesh, task.execution)
+  numbers = {'devices': mesh.size, 'platform': jax.devices()[0].platform,
+             **costs.sizes}
+  print_sizes(name, numbers, costs.sizes)
+  static = largest_static(costs, task.static(steps - 1))
+  if static is not None:
+    print('Sizes are those at the end of the training.')
+
+  def add(name, value, unit=''):
+    numbers[name] = value
+    report(Measurement(name, value, unit))
+
+  # Memory: of the parameters, and as planned for the step.
+  state = loop.replicate_state(task.init(jax.random.key(0)), mesh)
+  leaves = jax.tree.leaves(state.params)
+  add('parameters', sum(x.size for x in leaves))
+  add('bytes of parameters', sum(x.nbytes for x in leaves))
+  step = Step(task, state, mesh)
+  add('planned peak of a chip in GB',
+      step.planned_gigabytes(batch, static), 'GB')
+  if plan_only:
+    return numbers
+  # Time: of the step or its phases, then of parts on one device.
+  begin = time.perf_counter()
+  step.once(batch, static)
+  print(f'first step, compiled before: {time.perf_counter() - begin:.1f} s')
+  seconds_of = lambda static: step.seconds(batch, repeats, static)
+  phases = (costs.phases(seconds_of) if costs.phases
+            else [('training step', seconds_of(static))])
+  for phase, seconds in phases:
+    add(phase, seconds, 's')
+  if costs.unit:
+    unit, count = costs.unit
+    # The last of the phases is the average step.
+    add(f'{unit}/s in training', count / seconds, '/s')
+  if costs.parts:
+    _measure_parts(costs, step.params(), batch, mesh.size, repeats, add)
+  add('peak memory in GB', peak_gigabytes(), 'GB')
+  return numbers
+
+
+def largest_static(costs: tasks.Costs, last: Hashable) -> Hashable:
+  """The static argument of the step that needs the most memory.
+
+  Phases accumulate, so that it is the last one that Costs.phases times.
+
+  Args:
+    costs: of the task.
+    last: the static argument of the last step, for a task without phases.
+  """
+  if not costs.phases:
+    return last
+  statics = []
+
+  def record(static):
+    statics.append(static)
+    return 1.0
+
+  list(costs.phases(record))
+  return statics[-1]
+
+
+def _measure_parts(costs, params, batch, devices, repeats, add):
+  """Times the parts of a step on one device.
+
+  A part of a device's units ('rays rendered') has a rate instead of a time.
+  """
+  unit, count = costs.unit or ('', 0)
+  for part, function in costs.parts(params, batch, devices).items():
+    seconds = median_seconds(function, repeats)
+    if unit and part.startswith(f'{unit} '):
+      verb = part.removeprefix(f'{unit} ')
+      add(f'{unit}/s {verb} by one device', count / devices / seconds, '/s')
+    else:
+      add(f'{part}, one device', seconds, 's')
+
+
+def median_seconds(function: Callable[[], Any], repeats: int) -> float:
+  """Median seconds of `repeats` calls after a first one, which compiles."""
   times = []
   for _ in range(repeats + 1):
     begin = time.perf_counter()
@@ -153,8 +216,8 @@ def median(function, repeats):
   return float(np.median(times[1:]))
 
 
-def peak_gigabytes():
-  """Of the device where it tells, else of the process."""
+def peak_gigabytes() -> float:
+  """Peak memory of the device where it is reported, else of the process."""
   stats = jax.local_devices()[0].memory_stats() or {}
   if 'peak_bytes_in_use' in stats:
     return stats['peak_bytes_in_use'] / 1e9
@@ -162,78 +225,27 @@ def peak_gigabytes():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def rated(seconds):
-  """Seconds and their rate in words; a difference may be lost in the noise."""
-  said = f'{1 / seconds:.2f} /s' if seconds > 0 else 'within the noise'
-  return f'{seconds:.3g} s ({said})'
+def print_sizes(task: str, numbers: dict[str, Any],
+                sizes: dict[str, Any]) -> None:
+  """Prints the task, the devices and the sizes that the numbers depend on."""
+  print(f'{task}, {numbers["devices"]} {numbers["platform"]} device(s)')
+  print(', '.join(f'{name} {format_size(x)}' for name, x in sizes.items()))
 
 
-def ordinal(steps):
-  """Which steps, after 'every': 'step', '2nd step', '16th step'."""
-  if steps == 1:
-    return 'step'
-  ends = {1: 'st', 2: 'nd', 3: 'rd'} if steps // 10 % 10 != 1 else {}
-  return f'{steps}{ends.get(steps % 10, "th")} step'
+def print_measurement(measurement: Measurement) -> None:
+  """Prints one number in the format of its unit."""
+  name, value, unit = measurement
+  text = (format_seconds(value) if unit == 's'
+          else f'{value:{ {"GB": ".3g", "/s": ".0f"}.get(unit, ",")}}')
+  print(f'{name}: {text}')
 
 
-def joined(number):
-  """A number, or those of two passes, in words."""
-  return ' + '.join(map(str, number)) if isinstance(number, tuple) else number
+def format_seconds(seconds: float) -> str:
+  """Seconds and their rate; a difference of two times may be negative."""
+  rate = f'{1 / seconds:.2f} /s' if seconds > 0 else 'within the noise'
+  return f'{seconds:.3g} s ({rate})'
 
 
-def parts(config, variables):
-  """{name: function of nothing} for the parts of EG3D's networks.
-
-  Args:
-    config: `settled`.
-    variables: a training's `params`, on one device.
-  """
-  networks = gan.build(config)
-  generator = gan_networks.eg3d_generator(config.model)
-  rendering, size = generator.rendering, gan.size_at(config, 0)
-  made, judged = variables['generator'], variables['discriminator']
-  count = config.batch
-  distance = (1.5 * rendering.box_warp if rendering.ray_start == 'auto'
-              else (rendering.ray_start + rendering.ray_end) / 2)
-  label = jnp.tile(cameras.to_label(
-      cameras.orbit(20.0, 10.0, distance, 1.35)), (count, 1))
-  latents = gan_networks.Latents(
-      jax.random.key(1), jnp.arange(count),
-      jnp.ones((count, networks.z_dim)), label, label)
-  draws = eg3d.draw(jax.random.key(2), count, size, rendering)
-  planes = jnp.zeros((count, *2 * (config.model.synthesis.resolution,), 3,
-                      generator.features))
-
-  def generated(made, latents):
-    return networks.generate(made, latents, size)[0]
-
-  def rendered(made, planes, draws):
-    return generator.apply(
-        made, planes, label, size, draws, method='features_at')[0]
-
-  def pulled(made, planes, draws):
-    return jax.grad(lambda planes: jnp.sum(
-        rendered(made, planes, draws) ** 2))(planes)
-
-  fakes = jax.tree.map(lambda x: jnp.zeros(x.shape),
-                       jax.eval_shape(generated, made, latents))
-  parts = {
-      'generator forward': (generated, made, latents),
-      'rendering forward': (rendered, made, planes, draws),
-      'rendering forward and backward': (pulled, made, planes, draws),
-      'discriminator forward': (networks.discriminate, judged, fakes, label)}
-  # Arguments: what is closed over, the compiler works out itself if it can.
-  return {name: functools.partial(jax.jit(part), *arguments)
-          for name, (part, *arguments) in parts.items()}
-
-
-def rendering(config, params, batch, chips):
-  """A function of nothing that renders a chip's share of a batch of rays."""
-  scene = radiance.make(config.scene, params['frame'])
-  count = config.batch // chips
-  camera, pixel = jax.tree.map(
-      lambda x: jnp.asarray(x[:count]), (batch['camera'], batch['pixel']))
-  rays = cameras.rays_through(camera, pixel, config.data.size)
-  view = View(None, rays, None, jnp.ones(3), jnp.float32(1.0))
-  render = jax.jit(lambda params: scene.render(params, None, view).image)
-  return lambda: render(params)
+def format_size(size: Any) -> str:
+  """A number, or those of a coarse and a fine pass joined by +."""
+  return ' + '.join(map(str, size)) if isinstance(size, tuple) else str(size)

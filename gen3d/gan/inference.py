@@ -1,20 +1,24 @@
-"""What a trained generator of 3-D objects makes: pictures, films, meshes.
+"""Trained generators of 3-D objects: loading, latents, compiled renderers.
 
-The generator is one of ours (weights of tasks/gan.py's `finish`) or an
-official EG3D pickle. A seed stands for an object; noise is constant and rays
-are sampled in the middle of their intervals, so that it stays itself from view
-to view.
+Vocabulary. A seed stands for an object: the latent z is drawn from it.
+Rendering is deterministic (noise buffers, samples in the middle of their
+intervals), so that an object is the same in all views.
+
+A typical camera is a dict {'elevation', 'distance', 'focal', 'pivot',
+'yaw_range'}: medians of the cameras of the training data, in degrees, world
+units and image heights. `distance` is from the world's origin; the optical
+axis goes through `pivot` (default: the origin). `yaw_range` is in degrees to
+either side of the front, for objects seen from the front only; else None.
 """
 
 import functools
 import hashlib
-import itertools
+import os
 import pathlib
 import re
-import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -23,69 +27,69 @@ import numpy as np
 from gen3d import assets
 from gen3d.choices import UserError
 from gen3d.engine import sharding
-from gen3d.gan import networks as gan_networks
-from gen3d.io import images as image_io
-from gen3d.io import meshes, video
-from gen3d.models import eg3d, nvidia
+from gen3d.gan import Generated, Generator3D, eg3d
+from gen3d.models import nvidia
 from gen3d.ops import cameras, mesh
 
-OPPONENT = '_discriminator'  # at the end of its file's name
-PANELS = ('image', 'raw', 'depth')
-_MOST_SEEDS = 100_000
-_FLAT = '{} is a generator of pictures, not of objects.'
+# Kinds of networks (config.networks) that generate 3-D objects.
+BUILDERS = {'eg3d': eg3d.from_config}
+DISCRIMINATOR = '_discriminator'  # ends the file name of its weights
+PANELS = ('image', 'image_raw', 'depth')
+_MAX_SEEDS = 100_000
+_NOT_3D = '{} is a generator of images, not of 3-D objects.'
 
 
-class Network(NamedTuple):
-  """A trained generator and the camera that its data were seen by.
+class Trained(NamedTuple):
+  """A generator with its weights, and the cameras of its training data.
 
   Attributes:
-    generator: eg3d.Generator.
-    variables: {'params', 'buffers'}.
-    z_dim: of the latent.
-    size: rays a side.
-    camera: {'elevation', 'distance', 'focal', 'pivot', 'yaw_range'}; distance from
-      the world's origin, the pivot is what it looks at. See `azimuths`.
+    generator: Generator3D.
+    variables: of the generator, a nested dict of arrays.
+    size: rays a side of a rendering.
+    camera: typical camera, see the module's vocabulary.
   """
-  generator: eg3d.Generator
+  generator: Generator3D
   variables: Any
-  z_dim: int
   size: int
   camera: dict
 
 
-def load(path):
-  """The Network of a name, a .safetensors or an official .pkl.
+def load(path: str | os.PathLike) -> Trained:
+  """Loads a trained generator.
 
   Args:
-    path: a name such as 'shapes' for what ships with the package, or a file.
+    path: a name such as 'shapes' for what ships with the package, or a file:
+      .safetensors of gen3d or an official .pkl.
 
   Raises:
-    UserError: there is no such network, the file is damaged, or it makes
-      pictures instead of objects.
+    UserError: there is no such network, the file is damaged, or it generates
+      images instead of 3-D objects.
   """
   path = find(path)
   if path.suffix == '.pkl':
-    return _official(path)
+    return _load_official(path)
   variables, record = assets.load(path)
   if 'official' in record:
-    return _tuned(path, record['official'])
-  return _ours(path, variables, record)[0]
+    return _load_tuned_official(path, record['official'])
+  return _from_record(path, variables, record)[0]
 
 
-def find(name):
-  """The path of what ships under a name such as 'shapes', or of a file.
+def find(name: str | os.PathLike) -> pathlib.Path:
+  """The path of the asset of a name such as 'shapes', or of a file.
 
   Raises:
-    UserError: nothing ships under this name, or there is no such file.
+    UserError: no asset has this name, or there is no such file.
   """
   path = pathlib.Path(name)
   if path.is_file():
     if path.suffix not in ('.pkl', '.safetensors'):
       raise UserError(f'{path} is no network; give a .pkl or a .safetensors.')
     return path
-  shipped = {p.stem.removeprefix('eg3d_'): p
-             for p in assets.FOLDER.glob('eg3d_*.safetensors')
-             if not p.stem.endswith(OPPONENT)}
+  shipped = {}
+  for kind in BUILDERS:
+    for file in assets.FOLDER.glob(f'{kind}_*.safetensors'):
+      if not file.stem.endswith(DISCRIMINATOR):
+        shipped[file.stem.removeprefix(f'{kind}_')] = file
   if str(name) not in shipped:
     raise UserError(
         f'No network {str(name)!r} ships with gen3d, only {sorted(shipped)}, '
@@ -93,300 +97,297 @@ def find(name):
   return shipped[str(name)]
 
 
-def load_trained(path):
-  """(Network, ConfigDict of its training) of one that gen3d has trained.
+def load_with_config(
+    path: str | os.PathLike) -> tuple[Trained, ml_collections.ConfigDict]:
+  """Loads a generator that gen3d has trained, and the config of its training.
 
   Raises:
-    UserError: the file is damaged, or is no generator of objects of ours.
+    UserError: the file is damaged, or is no generator of objects of gen3d.
   """
   path = find(path)
   if path.suffix == '.pkl':
-    raise UserError(f'{path} is an official network, of whose training data '
-                    'nothing is known here; give a .safetensors that gen3d '
-                    'has trained.')
-  return _ours(path, *assets.load(path))
+    raise UserError(f'{path} is an official network, whose training data are '
+                    'not known; give a .safetensors that gen3d has trained.')
+  return _from_record(path, *assets.load(path))
 
 
-def _ours(path, variables, record):
-  networks = record.get('config', {}).get('networks')
-  if networks is None or 'camera' not in record:
-    raise UserError(f'{path} is no generator that gen3d has trained; its '
-                    'record names no networks or no camera.')
-  if networks != 'eg3d':
-    raise UserError(_FLAT.format(path))
-  config = ml_collections.ConfigDict(record['config'])
-  size = int(config.render_size[-1][1])
-  size -= size % config.render_bucket
-  return trained(config, variables, record['camera'], size), config
+def from_config(
+    config: Any, variables: Any, camera: dict, size: int) -> Trained:
+  """The Trained of a config of tasks/gan.py.
+
+  Args:
+    config: ConfigDict whose `networks` is a key of BUILDERS.
+    variables: of the generator.
+    camera: typical camera.
+    size: rays a side.
+  """
+  generator = BUILDERS[config.networks](
+      config.model, *_front_and_sampler(camera))
+  return Trained(generator, variables, size, camera)
 
 
-def trained(config, variables, camera, size):
-  """The Network of a config of tasks/gan.py and what it has trained."""
-  return Network(gan_networks.eg3d_generator(config.model), variables,
-                 config.model.z_dim, size, camera)
+def digest_of(path: str | os.PathLike) -> dict[str, str]:
+  """Absolute path and SHA-256 of an official pickle.
 
-
-def _official(path):
-  loaded = nvidia.load(path)
-  if loaded.orbit is None:
-    raise UserError(_FLAT.format(path))
-  # Of the official viewers: faces are seen from afar and from before, cars
-  # from near and all around.
-  cars = loaded.network.rendering.white_background
-  focal, yaw_range = (1.7074, None) if cars else (4.2647, 20.0)
-  return Network(loaded.network, loaded.variables, loaded.z_dim,
-                 loaded.rendering_resolution, {
-                     'elevation': 0.0, 'focal': focal, 'yaw_range': yaw_range,
-                     'distance': loaded.orbit.get('radius') or 2.7,
-                     'pivot': tuple(loaded.orbit.get('pivot') or (0, 0, 0))})
-
-
-def source_of(path):
-  """What tuned weights tell of the official pickle that they are from."""
+  Weights that were tuned from the pickle keep it in their record: their
+  architecture is read from the pickle.
+  """
   path = pathlib.Path(path).absolute()
   with path.open('rb') as file:
     digest = hashlib.file_digest(file, 'sha256').hexdigest()
   return {'path': str(path), 'sha256': digest}
 
 
-def _tuned(path, source):
-  """The Network of an official one whose weights inversion has tuned."""
-  pickled = pathlib.Path(source['path'])
-  if not pickled.is_file():
-    raise UserError(f'{path} is tuned from {pickled}, which is no longer '
-                    'there; its architecture is read from that file.')
-  if source_of(pickled) != source:
-    raise UserError(f'{path} is tuned from another {pickled} than the one '
-                    'that is there; put that back.')
-  network = _official(pickled)
-  return network._replace(
-      variables=nvidia.restore(path, network.variables))
+def record_of(name: str | os.PathLike) -> dict[str, Any]:
+  """The origin of tuned weights, for the json file beside them.
+
+  Args:
+    name: of the network that is tuned, see `find`.
+
+  Returns:
+    'model' and what `load` needs: 'official', path and digest of an
+    official pickle; else 'config' and 'camera', with 'tuned_from', the digest
+    of the weights.
+  """
+  path = find(name)
+  if path.suffix == '.pkl':
+    return {'model': str(path), 'official': digest_of(path)}
+  _, record = assets.load(path)
+  model = {'model': record.get('model', path.stem)}
+  if 'official' in record:  # Tuned before.
+    return {**model, 'official': record['official']}
+  return {**model, 'config': record['config'], 'camera': record['camera'],
+          'tuned_from': record['sha256']}
 
 
-def label(camera, azimuth):
-  """A label [25] on a Network's sphere; degrees, also an array of them.
+def save_tuned(record: dict[str, Any], trained: Trained,
+               out: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+  """Writes tuned weights, official ones under their official names.
 
-  The sphere is around the world's origin also where its cameras look at
-  another point, as the official networks' do.
+  Args:
+    record: by `record_of`.
+    trained: with the tuned variables.
+    out: folder.
+
+  Returns:
+    The paths of the weights and of the json file beside them.
+  """
+  if 'official' in record:
+    return assets.save(
+        out / 'tuned_official.safetensors', nvidia.tensors(trained.variables),
+        record)
+  return assets.save(out / 'tuned.safetensors', trained.variables, record)
+
+
+def camera_at(camera: dict, azimuth: Any) -> cameras.Camera:
+  """The Camera at an azimuth on the sphere of a typical camera.
+
+  The sphere's center is the world's origin, even where `pivot` is another
+  point, as in the official networks.
+
+  Args:
+    camera: typical camera.
+    azimuth: degrees, a scalar or an array [F].
+
+  Returns:
+    Camera, with the leading axes of `azimuth`.
   """
   position = cameras.spherical(*jnp.broadcast_arrays(*map(
       jnp.float32, (azimuth, camera['elevation'], camera['distance']))))
   everywhere = lambda x: jnp.broadcast_to(jnp.float32(x), position.shape)
   intrinsics = cameras.pinhole(
       jnp.full(position.shape[:-1], camera['focal'], jnp.float32))
-  return cameras.to_label(cameras.Camera(cameras.look_at(
+  return cameras.Camera(cameras.look_at(
       position, everywhere(camera.get('pivot', (0.0, 0.0, 0.0))),
-      everywhere((0.0, 1.0, 0.0))), intrinsics))
+      everywhere((0.0, 1.0, 0.0))), intrinsics)
 
 
-def azimuths(camera, count):
-  """Where a camera goes [count], in degrees: around, or to and fro.
+def azimuths(camera: dict, count: int) -> np.ndarray:
+  """Azimuths [count] of a film, in degrees: once around, or back and forth.
 
-  To and fro, `yaw_range` degrees to either side of the front, where the object is
-  known from there only.
+  Back and forth by `yaw_range` degrees on either side of the front, where the
+  typical camera has one.
   """
-  share = np.arange(count) / count
+  time = np.arange(count) / count
   if not camera.get('yaw_range'):
-    return 360.0 * share
-  return camera['yaw_range'] * np.sin(2 * np.pi * share)
+    return 360.0 * time
+  return camera['yaw_range'] * np.sin(2 * np.pi * time)
 
 
-def parse_seeds(text):
+def camera_path(camera: dict, count: int) -> cameras.Camera:
+  """Cameras [count] of a film, at `azimuths`."""
+  return camera_at(camera, azimuths(camera, count))
+
+
+def parse_seeds(text: str) -> list[int]:
   """[0, 1, 2, 7] of '0-2,7'.
 
   Raises:
-    UserError: it is written otherwise, or asks for more than there are.
+    UserError: the text has another form, or a seed or a range is too large.
   """
   seeds = []
   for part in text.split(','):
-    found = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
-    if not found or int(found[2] or found[1]) < int(found[1]):
+    match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
+    if not match or int(match[2] or match[1]) < int(match[1]):
       raise UserError(f'The seeds {text!r} are not understood; write them '
                       'like 0-7,12.')
-    first, last = int(found[1]), int(found[2] or found[1])
-    # Beyond these a key begins again from 0.
-    if last >= 2 ** 32 or last - first >= _MOST_SEEDS:
+    first, last = int(match[1]), int(match[2] or match[1])
+    # jax.random.key takes 32 bits: larger seeds would repeat objects.
+    if last >= 2 ** 32 or last - first >= _MAX_SEEDS:
       raise UserError(f'The seeds {part.strip()} go too far: they end at '
-                      f'{2 ** 32 - 1}, and a range has at most {_MOST_SEEDS}.')
+                      f'{2 ** 32 - 1}, and a range has at most {_MAX_SEEDS}.')
     seeds += range(first, last + 1)
   return seeds
 
 
-def latent(network, seed):
+def latent(trained: Trained, seed: int) -> jax.Array:
   """z [Z] of an object."""
-  return jax.random.normal(jax.random.key(seed), (network.z_dim,))
+  return jax.random.normal(
+      jax.random.key(seed), (trained.generator.z_dim,))
 
 
-def ws_of(network, z, psi=1.0, cutoff=None):
-  """ws [L, D] of z [Z]; the mapping network is told the front view."""
-  told = label(network.camera, 0.0)[None]
-  return network.generator.apply(
-      network.variables, z[None], told, psi, cutoff, method='map')[0]
+def map_latent(trained: Trained, z: jax.Array, psi: float = 1.0,
+               cutoff: int | None = None) -> jax.Array:
+  """ws [L, D] of z [Z], with the default camera conditioning.
 
-
-def painter(network, panels=PANELS):
-  """A compiled (ws [L, D], labels [T, 25]) -> uint8 [T, R, len(panels) R, 3].
-
-  The planes are made once for all views; each of this process's devices has
-  one view at a time.
+  Args:
+    trained: Trained.
+    z: [Z].
+    psi: truncation, 1 for none.
+    cutoff: number of layers that are truncated; None for all.
   """
-  generator, size = network.generator, network.size
-  planes_of = _planes_of(generator)
+  return trained.generator.map(
+      trained.variables, z[None], None, psi, cutoff)[0]
 
-  def look(shared, labels):
-    variables, planes, ws = shared
-    made = generator.apply(
-        variables, planes, ws[None], labels, size,
-        eg3d.draw(None, 1, size, generator.rendering), method='render')
-    shape = made.image.shape[1:]
-    fit = lambda x: jax.image.resize(
+
+def map_seed(trained: Trained, seed: int, psi: float = 1.0,
+             cutoff: int | None = None) -> jax.Array:
+  """`map_latent` of the latent of a seed."""
+  return map_latent(trained, latent(trained, seed), psi, cutoff)
+
+
+def make_renderer(
+    trained: Trained, panels: tuple[str, ...] = PANELS
+) -> Callable[[jax.Array, cameras.Camera], np.ndarray]:
+  """A compiled function that renders an object from several cameras.
+
+  The representation is computed once for all views. Each of this process's
+  devices renders one view at a time.
+
+  Args:
+    trained: Trained.
+    panels: of PANELS, side by side in the result.
+
+  Returns:
+    (ws [L, D], Camera [F]) -> uint8 [F, R, len(panels) R, 3].
+  """
+  generator, size = trained.generator, trained.size
+  synthesize = _compiled_synthesis(generator)
+
+  # Weights are arguments: closed over, they would be constants of the program.
+  def render(shared, camera):
+    variables, representation, ws = shared
+    generated = generator.render(
+        variables, representation, ws[None], camera, size, None)
+    shape = generated.image.shape[1:]
+    resize = lambda x: jax.image.resize(
         jnp.broadcast_to(x, (*x.shape[:2], 3)), shape, 'nearest')
-    found = {'image': made.image[0], 'raw': fit(made.image_raw[0]),
-             'depth': fit(2 * _closeness(made)[0, ..., None] - 1)}
-    side_by_side = jnp.concatenate([found[name] for name in panels], axis=1)
-    return jnp.round(255 * jnp.clip(
-        side_by_side / 2 + 0.5, 0, 1)).astype(jnp.uint8)[None]
+    images = {'image': generated.image[0],
+              'image_raw': resize(generated.image_raw[0]),
+              'depth': resize(2 * depth_to_gray(generated)[0, ..., None] - 1)}
+    # The panels side by side, from [-1, 1] to bytes.
+    row = jnp.concatenate([images[name] for name in panels], axis=1)
+    return jnp.round(255 * jnp.clip(row / 2 + 0.5, 0, 1)).astype(
+        jnp.uint8)[None]
 
-  around = sharding.map_over_devices(look, rows=1)
-  return lambda ws, labels: around(
-      (network.variables, planes_of(network.variables, ws), ws), labels)
+  over_devices = sharding.map_over_devices(render, rows=1)
+  return lambda ws, camera: over_devices(
+      (trained.variables, synthesize(trained.variables, ws), ws), camera)
 
 
-def _closeness(made):
-  """Brightness [N, r, r] of a depth panel: what is near is bright.
+def depth_to_gray(generated: Generated) -> jax.Array:
+  """Brightness [N, r, r] of a depth panel: near is bright.
 
-  As far as an object is seen, its own depths are told apart; what rays find
-  in the fog around it is as dark as the fog is thin.
+  The range of brightness is that of the depths of opaque pixels. Where the
+  opacity is low the depth has no meaning, so brightness is multiplied by it.
   """
-  solid = jnp.where(made.opacity > 0.5, made.depth, jnp.nan)
-  near, far = jnp.nanpercentile(solid, jnp.array([1.0, 99.0]))
+  opaque = jnp.where(generated.opacity > 0.5, generated.depth, jnp.nan)
+  # Percentiles: a few outliers must not set the range.
+  near, far = jnp.nanpercentile(opaque, jnp.array([1.0, 99.0]))
   closeness = jnp.clip(
-      (far - made.depth) / jnp.maximum(far - near, 1e-6), 0, 1)
-  return made.opacity * jnp.nan_to_num(0.2 + 0.8 * closeness)
+      (far - generated.depth) / jnp.maximum(far - near, 1e-6), 0, 1)
+  return generated.opacity * jnp.nan_to_num(0.2 + 0.8 * closeness)
 
 
-def mesher(network, resolution=128):
-  """A compiled ws [L, D] -> Mesh, in world units, colored as the raw image.
+def make_mesh_extractor(
+    trained: Trained, resolution: int = 128
+) -> Callable[[jax.Array], mesh.Mesh]:
+  """A function ws [L, D] -> Mesh, in world units, colored as the raw image.
 
-  `resolution` is that of the grid.
-  """
-  generator = network.generator
-  planes_of = _planes_of(generator)
-
-  @jax.jit
-  def query(variables, planes, points):
-    density, values = generator.apply(
-        variables, planes, points[None], method='query')
-    # The march's own density: see eg3d.march.
-    return nn.softplus(density[0] - 1), jnp.clip(values[0, :, :3], 0, 1)
-
-  def surface(ws):
-    planes = planes_of(network.variables, ws)
-    return mesh.extract(
-        functools.partial(query, network.variables, planes),
-        generator.rendering.box_warp / 2, resolution)
-
-  return surface
-
-
-def _planes_of(generator):
-  """A compiled (variables, ws [L, D]) -> tri-planes of one object."""
-  return jax.jit(lambda variables, ws: generator.apply(
-      variables, ws[None], 'const', method='planes'))
-
-
-def row(film):
-  """Frames of all PANELS as a list: images, then raw and depth of the first."""
-  side = film.shape[1]
-  return [*film[:, :, :side], film[0][:, side:2 * side],
-          film[0][:, 2 * side:]]
-
-
-def sheet(network, seeds, views=5):
-  """One picture: a row for each seed, see `row`."""
-  paint = painter(network)
-  labels = label(network.camera, azimuths(network.camera, views))
-  rows = [row(paint(ws_of(network, latent(network, seed)), labels))
-          for seed in seeds]
-  return image_io.tile(np.concatenate(rows), columns=views + 2)
-
-
-def export(network, seeds, out, *, psi=1.0, cutoff=None, frames=48, fps=24,
-           resolution=128):
-  """Writes objects: a sheet of views, and for each a film and meshes.
+  The function raises ops.mesh.EmptyField for an object without a surface.
 
   Args:
-    network: Network.
-    seeds: of the objects.
-    out: folder.
-    psi, cutoff: truncation, and how many layers it is for.
-    frames, fps: of the turntables.
-    resolution: of the meshes' grid.
-
-  Returns:
-    The paths written. An object without a surface has no meshes, which is
-    said on stderr.
-
-  Raises:
-    UserError: `out` cannot be written to.
+    trained: Trained.
+    resolution: of the grid.
   """
-  out, written, sheet = pathlib.Path(out), [], []
-  paint, surface = painter(network), mesher(network, resolution)
-  labels = label(network.camera, azimuths(network.camera, frames))
-  eight = np.arange(8) * frames // 8
-  for seed in seeds:
-    ws = ws_of(network, latent(network, seed), psi, cutoff)
-    film = paint(ws, labels)
-    sheet.append(np.stack(row(film[eight])))
-    name = out / f'seed{seed:04d}'
-    video.save(name.with_suffix('.mp4'), film, fps)
-    written.append(name.with_suffix('.mp4'))
-    written += save_meshes(
-        surface, ws, name, f'Seed {seed} has no surface, so no mesh of it is '
-        'written; truncation brings it closer to the mean object.')
-  image_io.save(
-      out / 'grid.png', image_io.tile(np.concatenate(sheet), columns=10))
-  return [out / 'grid.png', *written]
+  generator = trained.generator
+  synthesize = _compiled_synthesis(generator)
+  return lambda ws: generator.mesh(
+      trained.variables, synthesize(trained.variables, ws), resolution)
 
 
-def save_meshes(surface, ws, stem, otherwise):
-  """Writes an object's meshes.
-
-  Args:
-    surface: from `mesher`.
-    ws: [L, D].
-    stem: of the files' paths.
-    otherwise: what is said on stderr where there is no surface.
-
-  Returns:
-    The paths written, none where there is no surface.
-  """
-  try:
-    shape = surface(ws)
-  except mesh.EmptyField:
-    print(otherwise, file=sys.stderr)
-    return []
-  written = [stem.with_suffix(suffix) for suffix in ('.glb', '.ply')]
-  for path in written:
-    meshes.save(path, shape)
-  return written
+def _compiled_synthesis(generator):
+  """A compiled (variables, ws [L, D]) -> representation of one object."""
+  return jax.jit(lambda variables, ws: generator.synthesize(
+      variables, ws[None], 'const', None))
 
 
-def interpolate(network, seeds, path, *, psi=1.0, cutoff=None, frames=48,
-                fps=24):
-  """A film from object to object while the camera goes its way for each.
+def _front_and_sampler(camera):
+  """(front Camera, key -> random Camera) of a typical camera."""
+  return camera_at(camera, 0.0), functools.partial(_sample_camera, camera)
 
-  Straight lines in w, eased at each object, and back to the first one.
-  """
-  paint = painter(network)
-  ws = jnp.stack([ws_of(network, latent(network, seed), psi, cutoff)
-                  for seed in (*seeds, seeds[0])])
-  share = np.arange(frames) / frames
-  eased = 3 * share ** 2 - 2 * share ** 3
-  turns = azimuths(network.camera, frames)
-  video.save(path, (
-      paint(start + portion * (end - start),
-            label(network.camera, azimuth)[None])[0]
-      for start, end in itertools.pairwise(ws)
-      for portion, azimuth in zip(eased, turns, strict=True)), fps)
-  return path
+
+def _sample_camera(camera, key):
+  """A Camera at a uniform azimuth within the range of a typical camera."""
+  yaw_range = camera.get('yaw_range') or 180.0
+  return camera_at(camera, jax.random.uniform(
+      key, minval=-yaw_range, maxval=yaw_range))
+
+
+def _from_record(path, variables, record):
+  """(Trained, ConfigDict of its training) of weights that gen3d trained."""
+  networks = record.get('config', {}).get('networks')
+  if networks is None or 'camera' not in record:
+    raise UserError(f'{path} is no generator that gen3d has trained; its '
+                    'record has no networks or no camera.')
+  if networks not in BUILDERS:
+    raise UserError(_NOT_3D.format(path))
+  config = ml_collections.ConfigDict(record['config'])
+  # The resolution at the end of training.
+  size = int(config.render_size[-1][1])
+  size -= size % config.render_bucket
+  return from_config(config, variables, record['camera'], size), config
+
+
+def _load_official(path):
+  loaded = nvidia.load(path)
+  if loaded.orbit is None:
+    raise UserError(_NOT_3D.format(path))
+  camera = eg3d.official_camera(loaded)
+  generator = eg3d.make(
+      loaded.network, loaded.z_dim, *_front_and_sampler(camera))
+  return Trained(generator, loaded.variables, loaded.rendering_resolution,
+                 camera)
+
+
+def _load_tuned_official(path, digest):
+  """An official network with the weights of pivotal tuning in `path`."""
+  pickled = pathlib.Path(digest['path'])
+  if not pickled.is_file():
+    raise UserError(f'{path} is tuned from {pickled}, which is no longer '
+                    'there; its architecture is read from that file.')
+  if digest_of(pickled) != digest:
+    raise UserError(f'{path} is tuned from another {pickled} than the one '
+                    'that is there; put that back.')
+  trained = _load_official(pickled)
+  return trained._replace(variables=nvidia.restore(path, trained.variables))

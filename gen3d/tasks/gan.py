@@ -25,6 +25,7 @@ from gen3d.gan import networks as gan_networks
 from gen3d.gan import step as gan_step
 from gen3d.io import images as image_io
 from gen3d.metrics import features, frechet
+from gen3d.render import objects
 from gen3d.tasks import Costs, Task
 
 
@@ -158,7 +159,7 @@ def start_from(state: TrainState, path: str | os.PathLike) -> TrainState:
 def discriminator_path(path: str | os.PathLike) -> pathlib.Path:
   """The file of the discriminator that was trained with a generator."""
   path = pathlib.Path(path)
-  return path.with_stem(path.stem + inference.OPPONENT)
+  return path.with_stem(path.stem + inference.DISCRIMINATOR)
 
 
 def batches(
@@ -228,8 +229,8 @@ def _sample_sheet_fn(config, networks, source):
   """
   if networks.is_3d:
     camera = cameras.median_camera(source.labels)
-    return lambda variables, size: inference.sheet(
-        inference.trained(config, variables, camera, size), range(8))
+    return lambda variables, size: objects.sheet(
+        inference.from_config(config, variables, camera, size), range(8))
   sample = sampling.sampler(networks, 0)
   labels = source.labels[np.zeros(32, int)]
   return lambda variables, size: image_io.tile(

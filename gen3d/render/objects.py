@@ -1,0 +1,147 @@
+"""Files of generated 3-D objects: sheets of views, films, meshes.
+
+Everything goes through gan.Generator3D, of whatever kind the generator is.
+"""
+
+import itertools
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen3d.gan import inference
+from gen3d.io import images as image_io
+from gen3d.io import meshes, video
+from gen3d.ops import mesh
+
+SHEET_VIEWS = 8  # of each object on the exported sheet
+
+
+def sheet_row(film: np.ndarray) -> list[np.ndarray]:
+  """Panels of one row of a sheet.
+
+  Args:
+    film: uint8 [F, R, 3 R, 3] with all of inference.PANELS.
+
+  Returns:
+    The F images, then the raw image and the depth of the first view, each
+    uint8 [R, R, 3].
+  """
+  side = film.shape[1]
+  return [*film[:, :, :side], film[0][:, side:2 * side],
+          film[0][:, 2 * side:]]
+
+
+def sheet(trained: inference.Trained, seeds: Sequence[int],
+          views: int = 5) -> np.ndarray:
+  """One image uint8 [H, W, 3] with a `sheet_row` for each seed."""
+  render = inference.make_renderer(trained)
+  path = inference.camera_path(trained.camera, views)
+  rows = [sheet_row(render(inference.map_seed(trained, seed), path))
+          for seed in seeds]
+  return image_io.tile(np.concatenate(rows), columns=views + 2)
+
+
+def export(trained: inference.Trained, seeds: Sequence[int],
+           out: str | os.PathLike, *, psi: float = 1.0,
+           cutoff: int | None = None, frames: int = 48, fps: int = 24,
+           resolution: int = 128) -> list[pathlib.Path]:
+  """Writes a sheet of views, and for each object a turntable and meshes.
+
+  Args:
+    trained: Trained.
+    seeds: of the objects.
+    out: folder.
+    psi, cutoff: truncation and the number of layers that it applies to.
+    frames, fps: of the turntables.
+    resolution: of the meshes' grid.
+
+  Returns:
+    The paths written. An object without a surface has no meshes; a message on
+    stderr names its seed.
+
+  Raises:
+    UserError: `out` cannot be written to.
+  """
+  out, written, rows = pathlib.Path(out), [], []
+  render = inference.make_renderer(trained)
+  extract = inference.make_mesh_extractor(trained, resolution)
+  path = inference.camera_path(trained.camera, frames)
+  on_sheet = np.arange(SHEET_VIEWS) * frames // SHEET_VIEWS
+  for seed in seeds:
+    ws = inference.map_seed(trained, seed, psi, cutoff)
+    film = render(ws, path)
+    rows.append(np.stack(sheet_row(film[on_sheet])))
+    stem = out / f'seed{seed:04d}'
+    video.save(stem.with_suffix('.mp4'), film, fps)
+    written.append(stem.with_suffix('.mp4'))
+    written += save_meshes(
+        extract, ws, stem, f'Seed {seed} has no surface, so no mesh of it is '
+        'written; truncation brings it closer to the mean object.')
+  image_io.save(out / 'grid.png', image_io.tile(
+      np.concatenate(rows), columns=SHEET_VIEWS + 2))
+  return [out / 'grid.png', *written]
+
+
+def save_meshes(extract: Callable[[jax.Array], mesh.Mesh], ws: jax.Array,
+                stem: pathlib.Path, empty_message: str) -> list[pathlib.Path]:
+  """Writes an object's mesh as .glb and .ply.
+
+  Args:
+    extract: by inference.make_mesh_extractor.
+    ws: [L, D].
+    stem: of the files' paths.
+    empty_message: for stderr, where the object has no surface.
+
+  Returns:
+    The paths written, none where there is no surface.
+  """
+  try:
+    surface = extract(ws)
+  except mesh.EmptyField:
+    print(empty_message, file=sys.stderr)
+    return []
+  written = [stem.with_suffix(suffix) for suffix in ('.glb', '.ply')]
+  for path in written:
+    meshes.save(path, surface)
+  return written
+
+
+def interpolate(trained: inference.Trained, seeds: Sequence[int],
+                path: pathlib.Path, *, psi: float = 1.0,
+                cutoff: int | None = None, frames: int = 48,
+                fps: int = 24) -> pathlib.Path:
+  """Writes a film that morphs from object to object and back to the first.
+
+  w moves on straight lines between the objects, slowly near each of them. The
+  camera makes one turn for each line.
+
+  Args:
+    trained: Trained.
+    seeds: of the objects.
+    path: of the film.
+    psi, cutoff: truncation and the number of layers that it applies to.
+    frames: for each line.
+    fps: frames per second.
+
+  Returns:
+    `path`.
+  """
+  render = inference.make_renderer(trained)
+  ws = jnp.stack([inference.map_seed(trained, seed, psi, cutoff)
+                  for seed in (*seeds, seeds[0])])
+  time = np.arange(frames) / frames
+  eased = 3 * time ** 2 - 2 * time ** 3
+  azimuths = inference.azimuths(trained.camera, frames)
+  # A generator: the encoder takes frame by frame, so memory stays bounded.
+  video.save(path, (
+      render(start + fraction * (end - start),
+             jax.tree.map(lambda x: x[None], inference.camera_at(
+                 trained.camera, azimuth)))[0]
+      for start, end in itertools.pairwise(ws)
+      for fraction, azimuth in zip(eased, azimuths, strict=True)), fps)
+  return path
