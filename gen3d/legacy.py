@@ -38,6 +38,15 @@ RENAMED = {
     'schedule.augment_target': 'ada_target',
     'schedule.augment_every': 'ada_interval',
     'schedule.augment_images': 'ada_images',
+    'words': 'view_prompts',
+    'guidance.options.colour_share': 'color_guidance_ratio',
+    'guidance.options.draws': 'num_noises',
+    'most_weight': 'max_snr_weight',
+    'late_times': 'high_noise_oversampling',
+    'lessons': 'loss_weights',
+    'lessons.reading': 'text_probe',
+    'lessons.sketch': 'prior_image',
+    'sketch_patches': 'prior_patches',
 }
 TASKS = {'image_text': 'clip'}
 

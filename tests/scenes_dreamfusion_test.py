@@ -92,14 +92,14 @@ def test_colors_are_the_image_that_opacity_has_no_say_in(kind):
 
   grad = jax.jit(jax.grad(total, has_aux=True), static_argnums=(1, 2))
   for light in ((1.0, 0.0, 0.0), (0.3, 0.6, 0.0), (0.3, 0.6, 1.0)):
-    slope, seen = grad(params, light, 'colors')
+    slope, seen = grad(params, light, 'color_only')
     behind = (1 - seen.opacity[..., None]) * jnp.array([0.2, 0.4, 0.6])
-    np.testing.assert_allclose(seen.colors, seen.image - behind, atol=1e-5)
+    np.testing.assert_allclose(seen.color_only, seen.image - behind, atol=1e-5)
   # Lit from everywhere no normal counts, and density has no other way in.
   bias = lambda name: grad(params, (1.0, 0.0, 0.0), name)[0][
       'field']['params']['out']['bias']
-  assert bias('colors')[0] == 0 and bias('image')[0] != 0
-  np.testing.assert_array_less(0.01, np.abs(bias('colors')[1:]))
+  assert bias('color_only')[0] == 0 and bias('image')[0] != 0
+  np.testing.assert_array_less(0.01, np.abs(bias('color_only')[1:]))
 
 
 def test_light_and_background():

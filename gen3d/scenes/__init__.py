@@ -23,7 +23,7 @@ class Render(NamedTuple):
   aux: Any         # {name: array} for the scene's own penalties
   # [H, W, 3] the image less its background as a function of the colors alone
   # (how opaque they are has no gradient), for score distillation.
-  colors: Any = None
+  color_only: Any = None
 
 
 class Scene(NamedTuple):
