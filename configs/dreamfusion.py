@@ -197,10 +197,7 @@ def shapes(steps=300):
 def csd(steps=300):
   """Classifier score distillation (2310.19415) of the shapes variant.
 
-  The guided phase alone: eps_c - eps_u has no term of the unguided prediction,
-  so that the scale is the `shapes` variant's less one, and the first phase,
-  without guidance, would have no gradient. Its R-precision is not measured
-  yet; `python -m gen3d.sweep --config=configs/dreamfusion.py:csd`.
+  The gradient is scale (eps_c - eps_u), with the scale of the shapes variant.
   """
   config = shapes(steps)
   config.guidance.name = 'csd'

@@ -21,10 +21,10 @@ import numpy as np
 from absl import flags
 
 from gen3d.choices import UserError
+from gen3d.diffusion import loading, pixel_model, sampling
 from gen3d.engine import cli
 from gen3d.gan import inference
 from gen3d.io import images as image_io
-from gen3d.tasks import text_to_3d, text_to_image
 
 ETA = {'ddim': 0.0, 'ddpm': 1.0}
 # (guidance scale, pictures at a time) where they are not given.
@@ -33,7 +33,7 @@ USUAL = {'shapes': (3.0, 16), 'stable_diffusion': (7.5, 1),
 
 _OUT = flags.DEFINE_string('out', None, 'Folder for what is made.')
 _PROMPTS = flags.DEFINE_string(
-    'prompts', ';'.join(text_to_image.PROMPTS), 'Prompts, with ; between.')
+    'prompts', ';'.join(pixel_model.PROMPTS), 'Prompts, with ; between.')
 _NUM = flags.DEFINE_integer('num', 1, 'Samples of each prompt.', 1)
 _SIDES = flags.DEFINE_integer(
     'sides', 0, 'See each prompt from so many sides; the shapes model only, '
@@ -49,7 +49,7 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Of the noise.')
 _BATCH = flags.DEFINE_integer(
     'batch', None, 'Pictures at a time; what suits the model if not given.', 1)
 _TEACHER = flags.DEFINE_enum(
-    'teacher', 'shapes', list(text_to_3d.TEACHERS), 'Text-to-image model.')
+    'teacher', 'shapes', list(loading.TEACHERS), 'Text-to-image model.')
 _PATH = flags.DEFINE_string(
     'path', '', 'Of the shapes model: .safetensors, if not the shipped one. '
     'Of the others: the folder of a checkpoint or its id on the hub.')
@@ -103,18 +103,18 @@ def _pictures(out):
   if _SIDES.value and _TEACHER.value != 'shapes':
     raise UserError('--sides is for a model that knows cameras; '
                     f'{_TEACHER.value} does not.')
-  teacher = text_to_3d.make_teacher({
+  teacher = loading.make_teacher({
       'name': _TEACHER.value, 'path': _PATH.value, 'variant': _VARIANT.value,
       'revision': _REVISION.value, 'dtype': _DTYPE.value})
-  if _SIDES.value and not teacher.knows_cameras:
+  if _SIDES.value and not teacher.camera_conditioned:
     raise UserError('--sides is for a model that knows cameras; that of '
                     f'{_PATH.value} was trained without.')
   prompts = [p for p in prompts for _ in range(_NUM.value)]
   views = None
   if _SIDES.value:
-    prompts, views = text_to_image.around(prompts, _SIDES.value)
+    prompts, views = pixel_model.around(prompts, _SIDES.value)
   scale, batch = USUAL[_TEACHER.value]
-  images = text_to_image.sample_teacher(
+  images = sampling.sample(
       jax.random.key(_SEED.value), teacher, prompts, labels=views,
       negative=_NEGATIVE.value,
       scale=scale if _SCALE.value is None else _SCALE.value,

@@ -1,4 +1,4 @@
-"""Noise and samplers where the ideal denoiser is known."""
+"""Noise schedules, and samplers with the ideal denoiser of a Gaussian."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def _ideal(x_t, t):
   return (x_t - alpha * x) / sigma
 
 
-def test_the_schedule_keeps_variance_and_goes_from_image_to_noise():
+def test_cosine_schedule_preserves_variance_and_is_monotonic():
   t = jnp.linspace(0, 1, 101)
   alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
   np.testing.assert_allclose(alpha ** 2 + sigma ** 2, 1, atol=1e-6)
@@ -27,7 +27,7 @@ def test_the_schedule_keeps_variance_and_goes_from_image_to_noise():
   np.testing.assert_allclose(alpha[50] ** 2, .5, atol=1e-6)
 
 
-def test_conversions_are_inverse():
+def test_conversions_of_predictions_are_inverse():
   key = jax.random.key(0)
   x, eps = jax.random.normal(key, (2, 5, 3))
   t = jnp.array([.02, .2, .5, .8, .98])
@@ -41,14 +41,14 @@ def test_conversions_are_inverse():
       noise.eps_from_x(SCHEDULE, x_t, x, t), eps, atol=1e-4)
   np.testing.assert_allclose(
       noise.v_from_x(SCHEDULE, x_t, x, t)[1:], v[1:], atol=1e-4)
-  # Where there is no noise to speak of, an error in x is not magnified.
+  # min_sigma bounds the error of v near t = 0.
   off = noise.v_from_x(SCHEDULE, x_t, x + .1, t) - noise.v_from_x(
       SCHEDULE, x_t, x, t)
   np.testing.assert_allclose(off[0], -.1 / .05, rtol=1e-3)
 
 
 @pytest.mark.parametrize('eta', [0.0, 0.5, 1.0])
-def test_samplers_reach_the_gaussian_that_the_denoiser_knows(eta):
+def test_samples_have_the_mean_and_deviation_of_the_gaussian(eta):
   x = np.asarray(samplers.sample(
       jax.random.key(1), _ideal, SCHEDULE, (4000, 2), steps=100, eta=eta,
       clip=None))
@@ -57,21 +57,7 @@ def test_samplers_reach_the_gaussian_that_the_denoiser_knows(eta):
   assert abs(np.corrcoef(x.T)[0, 1]) < .06
 
 
-def test_inversion_finds_the_noise_of_a_gaussians_samples():
-  x = MEAN + DEVIATION * jax.random.normal(jax.random.key(4), (50, 2))
-  t = jnp.linspace(.05, .9, 50)
-  x_t = samplers.invert(_ideal, SCHEDULE, x, t, 200)
-  # The flow of a Gaussian keeps how many deviations a point is off the mean.
-  alpha, sigma = SCHEDULE.alpha(t)[:, None], SCHEDULE.sigma(t)[:, None]
-  deviation = jnp.sqrt(alpha**2 * DEVIATION**2 + sigma**2)
-  np.testing.assert_allclose(
-      x_t, alpha * MEAN + deviation / DEVIATION * (x - MEAN), atol=.03)
-  back = samplers.denoise(
-      jax.random.key(5), _ideal, SCHEDULE, x_t, t, 200, clip=None)
-  np.testing.assert_allclose(back, x, atol=.03)
-
-
-def test_ddim_is_deterministic_and_bounded_by_clip():
+def test_ddim_is_deterministic_and_clipped():
   draw = lambda key, **kwargs: samplers.sample(
       key, _ideal, SCHEDULE, (50, 2), steps=20, **kwargs)
   np.testing.assert_array_equal(
@@ -79,7 +65,7 @@ def test_ddim_is_deterministic_and_bounded_by_clip():
   assert jnp.abs(draw(jax.random.key(3), clip=.5)).max() <= .5
 
 
-def test_guidance_is_the_linear_combination_in_one_call():
+def test_classifier_free_guidance_is_the_combination_in_one_call():
   calls = []
   def denoise(weights, x_t, t, text):
     calls.append(x_t.shape)
@@ -93,7 +79,7 @@ def test_guidance_is_the_linear_combination_in_one_call():
   np.testing.assert_allclose(same, denoise(10., x_t, t, text))
 
 
-def test_tabulated_schedules_have_the_published_values():
+def test_tabulated_schedules_equal_the_published_values():
   for squared, values in (
       (noise.scaled_linear(), {
           0: .99915, 20: .98131, 250: .67379, 500: .27633, 750: .05617,
@@ -106,11 +92,11 @@ def test_tabulated_schedules_have_the_published_values():
                                  value < .01 else 2e-5)
 
 
-def test_a_tabulated_schedule_is_the_table_at_its_steps():
+def test_discrete_schedule_equals_the_table_at_its_steps():
   squared = noise.squared_cosine()
   schedule = noise.discrete_schedule(squared)
   k = jnp.arange(-1, 1000)
-  t = noise.from_step(k)
+  t = (k + 1) / 1000
   np.testing.assert_array_equal(noise.to_step(t), k)
   np.testing.assert_array_equal(noise.to_step(t[1:] - .0004), k[1:])
   np.testing.assert_array_equal(noise.to_step(t[1:] + .0004), k[1:])
@@ -136,16 +122,16 @@ def peer(name, betas, **options):
       timestep_spacing='trailing', **options)
 
 
-def says(x, k, library):
-  """A prediction that hangs on the picture and on the step."""
+def prediction_of(x, k, library):
+  """A prediction that depends on the image and the step."""
   return library.tanh(x * (1 + k / 400)) + .2 * library.cos(3 * x)
 
 
 def predict(schedule, prediction):
   def eps(x_t, t):
-    said = says(x_t, noise.to_step(t)[:, None], jnp)
-    return said if prediction == 'epsilon' else noise.eps_from_v(
-        schedule, x_t, said, t)
+    output = prediction_of(x_t, noise.to_step(t)[:, None], jnp)
+    return output if prediction == 'epsilon' else noise.eps_from_v(
+        schedule, x_t, output, t)
   return eps
 
 
@@ -162,7 +148,7 @@ def test_a_ddim_trajectory_equals_that_of_diffusers(betas, prediction):
   start = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
   x = torch.tensor(start)
   for k in scheduler.timesteps:
-    x = scheduler.step(says(x, k, torch), k, x).prev_sample
+    x = scheduler.step(prediction_of(x, k, torch), k, x).prev_sample
   schedule = noise.discrete_schedule(TABLES[betas])
   ours = samplers.denoise(
       jax.random.key(0), predict(schedule, prediction), schedule,
@@ -187,7 +173,7 @@ def test_a_ddpm_trajectory_equals_that_of_diffusers(monkeypatch, betas):
   start = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
   x = torch.tensor(start)
   for k in scheduler.timesteps:
-    x = scheduler.step(says(x, k, torch), k, x).prev_sample
+    x = scheduler.step(prediction_of(x, k, torch), k, x).prev_sample
   schedule = noise.discrete_schedule(TABLES[betas])
   ours = samplers.denoise(key, predict(schedule, 'epsilon'), schedule,
                           jnp.asarray(start), jnp.ones(3), steps=20, eta=1.0)

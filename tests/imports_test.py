@@ -16,7 +16,7 @@ SEES = {
     'ops': (),
     'weights': (),
     'models': ('ops', 'weights'),
-    'diffusion': ('ops', 'models', 'weights'),
+    'diffusion': ('ops', 'models', 'weights', 'data', 'engine'),
     'guidance': ('ops', 'models', 'diffusion'),
     'scenes': ('ops', 'models'),
     'gan': ('ops', 'models', 'weights', 'engine', 'io', 'data'),
@@ -29,7 +29,7 @@ SEES = {
     'evaluation': (*_ALL, 'tasks'),
 }
 COMMANDS = ('tasks', 'evaluation', 'render', 'gan', 'engine', 'io', 'data',
-            'models')
+            'models', 'diffusion')
 
 
 def imported(source):

@@ -15,10 +15,9 @@ import tqdm
 from gen3d import assets
 from gen3d.data.shapes import captions, categories
 from gen3d.data.shapes import world as shapes_world
-from gen3d.diffusion import noise
+from gen3d.diffusion import noise, pixel_model
 from gen3d.io import images as image_io
 from gen3d.ops import cameras
-from gen3d.tasks import text_to_image
 
 COLOR = 'orange'
 SIDES = 4
@@ -38,10 +37,10 @@ def compare(weights=assets.TEXT_TO_IMAGE, draws=DRAWS):
     (prompts, means, beliefs), the last two [categories, SIDES, H, W, 3], in
     about [0, 1].
   """
-  model, params, _ = text_to_image.load(weights)
+  model, params, _ = pixel_model.load(weights)
   prompts = [captions.plain(captions.Spec(category, COLOR, ''))
              for category in captions.CATEGORIES]
-  texts, labels = text_to_image.around(prompts, SIDES)
+  texts, labels = pixel_model.around(prompts, SIDES)
   means = np.stack([_mean_pictures(category, labels[:SIDES], model.size, draws)
                     for category in tqdm.tqdm(captions.CATEGORIES, 'means',
                                               disable=None)])
@@ -100,7 +99,7 @@ def _mean_of_each(parts, keys, labels, *, size):
 
 @functools.partial(jax.jit, static_argnames=('model', 'draws'))
 def _believe(params, tokens, mask, labels, keys, *, model, draws):
-  text = model.look(params, model.embed(params, tokens, mask), labels)
+  text = model.add_camera(params, model.embed(params, tokens, mask), labels)
 
   def one(row):
     text, key = row

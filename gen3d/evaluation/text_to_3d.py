@@ -19,6 +19,7 @@ from gen3d import assets, files
 from gen3d.choices import UserError
 from gen3d.data.shapes import captions, categories, primitives
 from gen3d.data.shapes import world as shapes_world
+from gen3d.diffusion import pixel_model, sampling
 from gen3d.engine import checkpoints
 from gen3d.io import images as image_io
 from gen3d.io import meshes
@@ -28,7 +29,7 @@ from gen3d.ops import cameras
 from gen3d.ops import mesh as mesh_ops
 from gen3d.render import finished
 from gen3d.tasks import clip as clip_task
-from gen3d.tasks import text_to_3d, text_to_image
+from gen3d.tasks import text_to_3d
 
 PROTOCOL = text_metrics.DREAMFUSION
 SIZE = 64  # of the pictures that the shipped judge sees
@@ -80,12 +81,12 @@ def judge_samples(judge, weights=assets.TEXT_TO_IMAGE, count=512, scale=3.0,
     ({split: metrics.text.Rate}, {split: (images uint8 [N, H, W, 3],
     captions)}).
   """
-  model, params, _ = text_to_image.load(weights)
+  teacher = pixel_model.teacher(weights)
   rates, samples = {}, {}
   for split in ('seen', 'unseen'):
     texts = held_out_captions(split, count, seed)
-    images = text_to_image.sample(
-        jax.random.key(seed), model, params, texts, scale=scale, steps=steps)
+    images = sampling.sample(
+        jax.random.key(seed), teacher, texts, scale=scale, steps=steps)
     rates[split] = clip_task.r_precision(judge, images / 255.0, texts)['64']
     samples[split] = images, texts
   return rates, samples
