@@ -9,6 +9,16 @@ distractors at least 95 % of the time. The record beside the shipped weights
 
 import ml_collections
 
+VARIANTS = {
+    'shapes': {},
+    'tiny': {
+        'resolution': 16, 'views': 16, 'held_out': 96, 'features': 16,
+        'batch': 8, 'steps': 2, 'log_every': 1, 'eval_every': 2,
+        'image': {'resolution': 16, 'width': 16, 'layers': 1, 'heads': 2},
+        'text': {'width': 16, 'layers': 1, 'heads': 2},
+        'optimizer': {'warmup': 1, 'cooldown': 1}},
+}
+
 
 def get_config(variant='shapes'):
   """The config; variants: 'shapes' (ships with the package), 'tiny'."""
@@ -47,15 +57,5 @@ def get_config(variant='shapes'):
   config.keep_checkpoints = 1
   config.progress = ('loss/contrastive', 'accuracy/text_of_image')
 
-  variants = ('shapes', 'tiny')
-  if variant not in variants:
-    raise ValueError(f'Unknown variant {variant!r}; choose from '
-                     f'{list(variants)}.')
-  if variant == 'tiny':
-    config.update({
-        'resolution': 16, 'views': 16, 'held_out': 96, 'features': 16,
-        'batch': 8, 'steps': 2, 'log_every': 1, 'eval_every': 2,
-        'image': {'resolution': 16, 'width': 16, 'layers': 1, 'heads': 2},
-        'text': {'width': 16, 'layers': 1, 'heads': 2},
-        'optimizer': {'warmup': 1, 'cooldown': 1}})
+  config.update(VARIANTS[variant])
   return config

@@ -41,17 +41,8 @@ _STABLE_DIFFUSION_TEACHER = {
 
 
 def get_config(variant='shapes'):
-  """The config of a variant.
-
-  Raises:
-    ValueError: if there is no such variant.
-  """
-  variants = {'shapes': shapes, 'csd': csd, 'sd': stable_diffusion,
-              'if': deepfloyd, 'paper': paper, 'tiny': tiny}
-  if variant not in variants:
-    raise ValueError(f'Unknown variant {variant!r} of configs/dreamfusion.py; '
-                     f'choose from {sorted(variants)}.')
-  return variants[variant]()
+  """The config of one of VARIANTS."""
+  return VARIANTS[variant]()
 
 
 def sweep():
@@ -114,7 +105,7 @@ def paper():
       },
       'optimizer': {'name': 'adam', 'learning_rate': 1e-4,
                     'schedule': 'cosine', 'warmup': 3000,
-                    'b1': 0.9, 'b2': 0.9, 'eps': 1e-15, 'rates': {}},
+                    'b1': 0.9, 'b2': 0.9, 'eps': 1e-15, 'lr_multipliers': {}},
       'orbit': {'elevation': 15.0, 'distance': 1.5, 'focal': 0.9},
       # Of the mesh's pieces the largest alone is kept.
       'export': {'resolution': 192, 'size': 256, 'frames': 96, 'fps': 24,
@@ -186,7 +177,8 @@ def shapes(steps=300):
       'b1': 0.9, 'b2': 0.99, 'eps': 1e-15})
   # A lower learning rate for the shared MLP than for the planes; with equal
   # rates the whole volume takes the color of the largest part.
-  config.optimizer.rates = {'hidden': 0.1, 'out': 0.1, 'background': 0.03}
+  config.optimizer.lr_multipliers = {
+      'hidden': 0.1, 'out': 0.1, 'background': 0.03}
   config.orbit.distance, config.orbit.focal = 1.85, 1.3
   config.export.resolution, config.export.frames = 128, 48
   config.export.share = 0.005  # a lamp's foot, an antenna's ball
@@ -241,7 +233,8 @@ def stable_diffusion():
       'opacity': 1.0 / rays})
   config.optimizer = ml_collections.ConfigDict({
       'name': 'adam', 'learning_rate': 1e-2, 'schedule': 'constant',
-      'b1': 0.9, 'b2': 0.99, 'eps': 1e-15, 'rates': {'background': 0.1}})
+      'b1': 0.9, 'b2': 0.99, 'eps': 1e-15,
+      'lr_multipliers': {'background': 0.1}})
   config.orbit.update({'elevation': 15.0, 'distance': 2.0, 'focal': 0.714})
   config.export.update({'resolution': 256, 'size': 512, 'frames': 120,
                         'fps': 30})
@@ -272,3 +265,9 @@ def tiny(steps=4):
 
 def _config(fields):
   return ml_collections.ConfigDict(fields, convert_dict=True)
+
+
+VARIANTS = {
+    'shapes': shapes, 'csd': csd, 'sd': stable_diffusion, 'if': deepfloyd,
+    'paper': paper, 'tiny': tiny,
+}

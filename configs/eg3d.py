@@ -44,18 +44,8 @@ import ml_collections
 
 
 def get_config(variant='shapes'):
-  """The config of a variant.
-
-  Raises:
-    ValueError: if there is no such variant.
-  """
-  variants = {'shapes': shapes, 'ffhq512': ffhq512,
-              'ffhq512_128': ffhq512_128, 'afhq512': afhq512,
-              'cars128': cars128, 'cpu128': cpu128, 'tiny': tiny}
-  if variant not in variants:
-    raise ValueError(f'Unknown variant {variant!r} of configs/eg3d.py; '
-                     f'choose from {sorted(variants)}.')
-  return variants[variant]()
+  """The config of one of VARIANTS."""
+  return VARIANTS[variant]()
 
 
 def ffhq512():
@@ -221,3 +211,9 @@ def tiny():
   config.distance_count = 8
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
   return config
+
+
+VARIANTS = {
+    'shapes': shapes, 'ffhq512': ffhq512, 'ffhq512_128': ffhq512_128,
+    'afhq512': afhq512, 'cars128': cars128, 'cpu128': cpu128, 'tiny': tiny,
+}

@@ -14,14 +14,12 @@ Variants:
 
 from configs import nerf
 
+VARIANTS = nerf.VARIANTS
+
 
 def get_config(variant='blender'):
-  """The config of a variant.
-
-  Raises:
-    ValueError: if there is no such variant.
-  """
-  return nerf.base(variant, 'configs/mip_nerf.py', {
+  """The config of one of VARIANTS."""
+  return nerf.base(variant, {
       'blender': {
           'steps': 1_000_000,
           'crop.steps': 0,

@@ -22,17 +22,8 @@ import ml_collections
 
 
 def get_config(variant='shapes'):
-  """The config of a variant.
-
-  Raises:
-    ValueError: if there is no such variant.
-  """
-  variants = {'shapes': shapes, 'config_f': config_f, 'paper256': paper256,
-              'paper512': paper512, 'paper1024': paper1024, 'tiny': tiny}
-  if variant not in variants:
-    raise ValueError(f'Unknown variant {variant!r} of configs/stylegan2.py; '
-                     f'choose from {sorted(variants)}.')
-  return variants[variant]()
+  """The config of one of VARIANTS."""
+  return VARIANTS[variant]()
 
 
 def config_f():
@@ -142,3 +133,9 @@ def tiny():
   config.distance_count = 8
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
   return config
+
+
+VARIANTS = {
+    'shapes': shapes, 'config_f': config_f, 'paper256': paper256,
+    'paper512': paper512, 'paper1024': paper1024, 'tiny': tiny,
+}

@@ -18,7 +18,7 @@ python -m gen3d.train --config=configs/text_to_image.py:light_field \
   --config.start_from=/tmp/t2i/text_to_image_shapes.safetensors \
   --workdir=/tmp/lf
 
-and to continue the U-Net from there (optimizer.rates.light_field=0 and only
+and to continue the U-Net from there (optimizer.lr_multipliers.light_field=0 and only
 loss_weights.v above zero). The shipped weights were trained in such stages; the
 record has the settings of each under 'earlier'.
 """
@@ -50,14 +50,7 @@ VARIANTS = {
 
 
 def get_config(variant='shapes'):
-  """The config of one of VARIANTS.
-
-  Raises:
-    ValueError: if there is no such variant.
-  """
-  if variant not in VARIANTS:
-    raise ValueError(f'Unknown variant {variant!r}; choose from '
-                     f'{list(VARIANTS)}.')
+  """The config of one of VARIANTS."""
   config = shapes()
   config.update(VARIANTS[variant])
   return config

@@ -18,13 +18,11 @@ Variants:
 
 from configs import mip_nerf
 
+VARIANTS = mip_nerf.VARIANTS
+
 
 def get_config(variant='blender'):
-  """The config of a variant.
-
-  Raises:
-    ValueError: if there is no such variant.
-  """
+  """The config of one of VARIANTS."""
   return hybrid(variant, {
       'blender': {'name': 'planes', 'resolution': 512, 'features': 48},
       'quick': {'name': 'planes', 'resolution': 128, 'features': 16},
@@ -62,5 +60,5 @@ def hybrid(variant, encode):
   config.optimizer.final = 0.1
   config.optimizer.warmup = {'tiny': 1, 'race': 50}.get(variant, 100)
   config.optimizer.eps = 1e-15
-  config.optimizer.rates = {'encode': 20.0}
+  config.optimizer.lr_multipliers = {'encode': 20.0}
   return config

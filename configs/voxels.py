@@ -15,13 +15,11 @@ Variants:
 
 from configs import triplanes
 
+VARIANTS = triplanes.VARIANTS
+
 
 def get_config(variant='blender'):
-  """The config of a variant.
-
-  Raises:
-    ValueError: if there is no such variant.
-  """
+  """The config of one of VARIANTS."""
   return triplanes.hybrid(variant, {
       'blender': {'name': 'voxels', 'resolution': 128, 'features': 18},
       'quick': {'name': 'voxels', 'resolution': 48, 'features': 8},

@@ -1,4 +1,4 @@
-"""Trains several representations of one scene and tells how they compare.
+"""Trains several representations of one scene and compares them.
 
 python -m gen3d.compare --data=shapes:'a red car with blue wheels' \
   --workdir=runs/comparison
@@ -31,7 +31,7 @@ _SET = flags.DEFINE_multi_string(
     'set', [], 'KEY=VALUE for all these configs, such as steps=2000.')
 
 
-def main():
+def main() -> None:
   cli.require('data', 'workdir')
   workdir = pathlib.Path(_WORKDIR.value)
   for setting in _SET.value:
@@ -50,7 +50,7 @@ def main():
     if not costs.exists():
       lines.append([sys.executable, '-m', 'gen3d.benchmark', config, *common,
                     f'--out={costs}'])
-  sweeps.run(lines, go_on=False)
+  sweeps.run(lines, keep_going=False)
   runs = [representations.read(workdir, name) for name in _CONFIGS.value]
   text = representations.table(runs)
   print(text)

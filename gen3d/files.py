@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import secrets
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -10,8 +11,8 @@ from PIL import Image
 
 from gen3d.choices import UserError
 
-# Pillow tries every format that it knows where none are named, whatever the
-# file's suffix says; for PostScript it starts Ghostscript.
+# Without a list of formats, Pillow tries all of them, whatever the suffix of
+# the file; for PostScript it starts Ghostscript.
 IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'TIFF', 'BMP')
 
 
@@ -19,14 +20,16 @@ IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'TIFF', 'BMP')
 def atomic_write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Yields a temporary path beside `path`; renamed to it on success.
 
-  The temporary name keeps the suffix, by which writers choose a format. On
-  an error the temporary file is removed and the earlier `path` stays.
+  The temporary name is unique among processes and threads, and keeps the
+  suffix, by which writers choose a format. On an error the temporary file is
+  removed and the earlier `path` stays.
 
   Raises:
     UserError: the folder cannot be made or written to.
   """
   path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+  temporary = path.with_name(
+      f'.{path.stem}.{secrets.token_hex(8)}{path.suffix}')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.touch()
@@ -41,19 +44,19 @@ def atomic_write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-  """Writes bytes by `atomic_write`; errors as there."""
+  """Writes a file by `atomic_write`; raises the same errors."""
   with atomic_write(path) as temporary:
     temporary.write_bytes(content)
 
 
 def cache_dir() -> pathlib.Path:
-  """Folder for data that can be made again: $GEN3D_CACHE, ~/.cache/gen3d."""
+  """Returns the folder of caches: $GEN3D_CACHE, else ~/.cache/gen3d."""
   return pathlib.Path(os.environ.get('GEN3D_CACHE') or
                       pathlib.Path.home() / '.cache' / 'gen3d')
 
 
 def to_tuples(node: Any) -> Any:
-  """JSON with tuples for its lists: configs have tuples only."""
+  """Returns JSON content with tuples for its lists, as configs have them."""
   if isinstance(node, dict):
     return {key: to_tuples(value) for key, value in node.items()}
   return tuple(map(to_tuples, node)) if isinstance(node, list) else node

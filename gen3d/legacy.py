@@ -1,14 +1,20 @@
-"""Config keys that were renamed, for records and runs of earlier versions.
+"""Names of earlier versions, for their weights and runs.
 
 Weights on disk keep the config of their training (`assets.load`), and so do
-runs (config.json); what they name by an old key is read under the new one.
+runs (config.json); keys of version 1 are read under their present names.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+# Layout of a workdir, in config.json as 'version'. It changes where a run of
+# an earlier layout cannot be resumed.
+VERSION = 2
+
 # Dotted path of a config key in version 1 -> its last part in version 2.
 RENAMED = {
+    'counted': 'throughput_unit',
+    'optimizer.rates': 'lr_multipliers',
     'model.z_width': 'z_dim',
     'model.condition': 'pose_conditioning',
     'model.upscaling': 'super_resolution',
@@ -69,11 +75,21 @@ def upgrade(config: Mapping[str, Any], path: str = '') -> dict[str, Any]:
 
 
 def renamed(key: str) -> str | None:
-  """The present name of a dotted config key of version 1; None for others."""
-  *parents, last = key.split('.')
-  if key not in RENAMED:
-    return None
-  # A parent may have been renamed itself.
-  path = [RENAMED.get('.'.join(parents[:i + 1]), parent)
-          for i, parent in enumerate(parents)]
-  return '.'.join([*path, RENAMED[key]])
+  """Returns the present name of a dotted config key of version 1.
+
+  Returns:
+    The dotted key; None where neither it nor a parent was renamed.
+  """
+  parts = key.split('.')
+  new = [RENAMED.get('.'.join(parts[:i + 1]), part)
+         for i, part in enumerate(parts)]
+  return '.'.join(new) if new != parts else None
+
+
+def incompatible(workdir: Any, version: int) -> str:
+  """Returns the error message for a run whose state has another layout."""
+  return (
+      f'The run in {workdir} is of version {version} of gen3d, and the layout '
+      f'of checkpoints has changed in version {VERSION}, so it cannot be '
+      'resumed; train in another workdir. Its exported files and .safetensors '
+      'stay usable.')

@@ -1,9 +1,9 @@
-"""Runs a config many times: once for each overrides that its sweep() gives.
+"""Runs a config once for each of the overrides that its sweep() gives.
 
 python -m gen3d.sweep --config=configs/dreamfusion.py --workdir=/tmp/sweep
 prints the command lines; --run runs them one after another, --index=N runs
-one of them, as an element of a job array does, --count prints how many there
-are. Further --config.KEY=VALUE flags go to all of them.
+one of them, as an element of a job array does, --count prints their number.
+Further --config.KEY=VALUE flags are passed to all of them.
 """
 
 import os
@@ -21,11 +21,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory; each run has one of its own inside it.')
 _RUN = flags.DEFINE_bool('run', False, 'Run them all, one after another.')
-_COUNT = flags.DEFINE_bool('count', False, 'Print how many there are.')
-_INDEX = flags.DEFINE_integer('index', None, 'Run this one, from 0.')
+_COUNT = flags.DEFINE_bool('count', False, 'Print the number of runs.')
+_INDEX = flags.DEFINE_integer(
+    'index', None, 'Run only the run with this index, from 0.')
 
 
-def main():
+def main() -> None:
   cli.require('config', 'workdir')
   path = config_flags.get_config_filename(flags.FLAGS['config'])
   common = [flag for flag in sys.argv[1:] if flag.startswith('--config.')]

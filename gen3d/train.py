@@ -1,4 +1,4 @@
-"""Trains what a config describes; the same command resumes.
+"""Trains the task that a config describes; the same command resumes.
 
 python -m gen3d.train --config=configs/dreamfusion.py:shapes \
   --config.prompt='a red chair' --workdir=/tmp/chair
@@ -16,7 +16,7 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory for checkpoints, reports and results.')
 
 
-def main():
+def main() -> None:
   cli.require('config', 'workdir')
   config, workdir = _CONFIG.value, _WORKDIR.value
   module = tasks.module_of(config)

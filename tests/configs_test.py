@@ -1,7 +1,9 @@
-"""Every config at its 'tiny' variant: two steps through the real CLI."""
+"""Every config: its variants, and two steps of 'tiny' by gen3d.train."""
 
 import json
+import math
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -16,6 +18,16 @@ def test_there_are_configs():
 
 
 @pytest.mark.parametrize('name', CONFIGS)
+def test_every_variant_can_be_made(name):
+  module = runpy.run_path(str(ROOT / 'configs' / name))
+  assert 'tiny' in module['VARIANTS']
+  for variant in module['VARIANTS']:
+    assert module['get_config'](variant).steps > 0
+  with pytest.raises(KeyError):
+    module['get_config']('unknown')
+
+
+@pytest.mark.parametrize('name', CONFIGS)
 def test_two_steps_of_the_tiny_variant(name, tmp_path):
   workdir = tmp_path / 'run'
   done = subprocess.run(
@@ -23,8 +35,10 @@ def test_two_steps_of_the_tiny_variant(name, tmp_path):
        '--config.steps=2', f'--workdir={workdir}'],
       cwd=ROOT, capture_output=True, text=True, timeout=600)
   assert done.returncode == 0, done.stderr[-3000:]
-  written = [json.loads(line) for line in
+  lines = [json.loads(line) for line in
              (workdir / 'scalars.jsonl').read_text().splitlines()]
-  assert max(line['step'] for line in written) == 2
+  assert max(line['step'] for line in lines) == 2
+  values = [x for line in lines for x in line.values()]
+  assert all(math.isfinite(x) for x in values)
   assert (workdir / 'finished.json').exists()
   assert (workdir / 'checkpoints').is_dir()

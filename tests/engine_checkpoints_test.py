@@ -1,4 +1,4 @@
-"""Checkpoints and assets: whole, verified, and clear where they are not."""
+"""Checkpoints and assets: round trips, verification, error messages."""
 
 import json
 import re
@@ -11,6 +11,7 @@ import pytest
 from absl import logging
 
 from gen3d import assets
+from gen3d.choices import UserError
 from gen3d.engine import checkpoints, sharding
 from gen3d.engine import state as states
 
@@ -30,7 +31,7 @@ def save(workdir, *steps):
   saver.close()
 
 
-def test_a_state_comes_back_and_the_teacher_is_not_in_it(tmp_path):
+def test_state_round_trip_without_frozen_weights(tmp_path):
   save(tmp_path, 3, 5)
   new = make_state(0, 0.).replace(frozen={'teacher': jnp.arange(9.)})
   state = checkpoints.load(tmp_path, new)
@@ -40,7 +41,7 @@ def test_a_state_comes_back_and_the_teacher_is_not_in_it(tmp_path):
   assert checkpoints.load(tmp_path, new, step=3).params['a']['w'][0, 0] == 3
 
 
-def test_a_save_is_not_touched_by_the_step_after_it(tmp_path):
+def test_next_step_does_not_change_a_save_in_progress(tmp_path):
   mesh = sharding.device_mesh()
   saver = checkpoints.Checkpoints(tmp_path)
   state = sharding.replicate(make_state(), mesh)
@@ -56,7 +57,7 @@ def test_a_save_is_not_touched_by_the_step_after_it(tmp_path):
   np.testing.assert_array_equal(saved.params['a']['w'], 1)
 
 
-def test_who_only_reads_is_not_warned(tmp_path, caplog):
+def test_reading_does_not_log_warnings(tmp_path, caplog):
   save(tmp_path, 3)
   caplog.clear()
   logging.set_verbosity(logging.WARNING)  # as every command has it
@@ -66,7 +67,7 @@ def test_who_only_reads_is_not_warned(tmp_path, caplog):
 
 
 @pytest.mark.parametrize('harm', ['truncate', 'flip', 'remove'])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(
+def test_damaged_checkpoint_is_named_with_the_previous_one(
     tmp_path, harm):
   save(tmp_path, 3, 5)
   path = tmp_path / 'checkpoints' / '5'
@@ -87,7 +88,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(
   assert checkpoints.load(tmp_path, make_state(), step=3).step == 3
 
 
-def test_values_that_changed_on_disk_are_noticed_by_the_sha256(tmp_path):
+def test_sha256_of_a_checkpoint_is_verified(tmp_path):
   save(tmp_path, 3)
   meta = tmp_path / 'checkpoints' / '3' / 'meta' / 'metadata'
   record = json.loads(meta.read_text())
@@ -97,20 +98,20 @@ def test_values_that_changed_on_disk_are_noticed_by_the_sha256(tmp_path):
     checkpoints.load(tmp_path, make_state())
 
 
-def test_a_renamed_checkpoint_is_refused(tmp_path):
+def test_renamed_checkpoint_is_refused(tmp_path):
   save(tmp_path, 2, 3)
   folder = tmp_path / 'checkpoints'
   (folder / '3').rename(folder / '7')
-  said = (f'Checkpoint {folder}/7 holds step 3, not step 7 as its name says; '
-          'rename that directory to 3, or delete it.')
+  message = (f'Checkpoint {folder}/7 holds step 3, not step 7 as its name says; '
+             'rename that directory to 3, or delete it.')
   for step in (None, 7):
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(message)):
       checkpoints.load(tmp_path, make_state(), step)
   (folder / '7').rename(folder / '3')
   assert checkpoints.load(tmp_path, make_state()).step == 3
 
 
-def test_a_copied_checkpoint_is_refused(tmp_path):
+def test_copied_checkpoint_is_refused(tmp_path):
   save(tmp_path, 3)
   folder = tmp_path / 'checkpoints'
   shutil.copytree(folder / '3', folder / '7')
@@ -119,13 +120,67 @@ def test_a_copied_checkpoint_is_refused(tmp_path):
   assert checkpoints.load(tmp_path, make_state(), step=3).step == 3
 
 
-def test_a_missing_checkpoint_says_so(tmp_path):
+def test_missing_checkpoint_is_file_not_found(tmp_path):
   with pytest.raises(FileNotFoundError, match='no checkpoint in'):
     checkpoints.load(tmp_path, make_state())
   assert not (tmp_path / 'checkpoints').exists()
   save(tmp_path, 3)
   with pytest.raises(FileNotFoundError, match=r'no checkpoint 4 .*\[3\]'):
     checkpoints.load(tmp_path, make_state(), step=4)
+
+
+@pytest.mark.parametrize('subtree', [
+    'params', 'params/a', 'params/a/w', 'opt_state', 'extra'])
+def test_load_tree_reads_a_part_without_a_template(tmp_path, subtree):
+  mesh = sharding.device_mesh()
+  saver = checkpoints.Checkpoints(tmp_path)
+  state = make_state(3, 7.).replace(
+      extra={'mean': jnp.float32(.5), 'empty': {}})
+  saver.save(sharding.replicate(state, mesh))
+  saver.close()
+  expected = {'params': {'a': {'w': np.full([64, 3], 7.)}},
+              'opt_state': [{'mu': np.ones(3, jnp.bfloat16)}, ()],
+              'extra': {'mean': np.float32(.5), 'empty': {}}}
+  for key in subtree.split('/'):
+    expected = expected[key]
+  got = checkpoints.load_tree(tmp_path, subtree)
+  assert len(jax.tree.leaves(got)) == len(jax.tree.leaves(expected))
+  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):
+    assert isinstance(x, np.ndarray)
+    np.testing.assert_array_equal(x, y)
+  if subtree != 'opt_state':
+    assert (jax.tree.structure(got) == jax.tree.structure(expected))
+
+
+def test_load_tree_of_an_older_step_and_of_missing_ones(tmp_path):
+  with pytest.raises(FileNotFoundError, match='no checkpoint in'):
+    checkpoints.load_tree(tmp_path, 'params')
+  save(tmp_path, 3, 5)
+  assert checkpoints.load_tree(tmp_path, 'params/a/w', 3)[0, 0] == 3
+  assert checkpoints.load_tree(tmp_path, 'params/a/w')[0, 0] == 5
+  with pytest.raises(FileNotFoundError, match=r'no checkpoint 4 .*\[3, 5\]'):
+    checkpoints.load_tree(tmp_path, 'params', 4)
+  for subtree in ('params/scene', 'params/a/w/x', 'parms'):
+    with pytest.raises(UserError, match=f"checkpoints/5 has no '{subtree}'"):
+      checkpoints.load_tree(tmp_path, subtree)
+
+
+def test_load_tree_verifies_the_arrays_that_it_reads(tmp_path):
+  save(tmp_path, 2, 3)
+  meta = tmp_path / 'checkpoints' / '3' / 'meta' / 'metadata'
+  record = json.loads(meta.read_text())
+  record['leaves']['params/a/w'] = '0' * 64
+  meta.write_text(json.dumps(record))
+  with pytest.raises(UserError, match='3 is damaged .*go on from step 2 .*the '
+                     'SHA-256 of params/a/w differs'):
+    checkpoints.load_tree(tmp_path, 'params')
+  checkpoints.load_tree(tmp_path, 'opt_state')  # Other arrays are not read.
+  shutil.rmtree(tmp_path / 'checkpoints' / '3' / 'state')
+  with pytest.raises(UserError, match='3 is damaged'):
+    checkpoints.load_tree(tmp_path, 'params')
+  (tmp_path / 'checkpoints' / '2').rename(tmp_path / 'checkpoints' / '9')
+  with pytest.raises(UserError, match='9 holds step 2'):
+    checkpoints.load_tree(tmp_path, 'params')
 
 
 def make_asset(tmp_path, dtype='float16'):
@@ -136,7 +191,7 @@ def make_asset(tmp_path, dtype='float16'):
   return tree, path, beside
 
 
-def test_an_asset_comes_back_as_float32(tmp_path):
+def test_asset_is_loaded_as_float32(tmp_path):
   for dtype, rtol in (('float32', 0.), ('float16', 1e-3)):
     tree, path, _ = make_asset(tmp_path, dtype)
     loaded, record = assets.load(path)
@@ -149,7 +204,7 @@ def test_an_asset_comes_back_as_float32(tmp_path):
 
 
 @pytest.mark.parametrize('harm', ['truncate', 'flip', 'json', 'remove'])
-def test_a_damaged_asset_is_one_sentence(tmp_path, harm):
+def test_damaged_asset_is_one_sentence(tmp_path, harm):
   _, path, beside = make_asset(tmp_path)
   content = bytearray(path.read_bytes())
   if harm == 'truncate':

@@ -1,4 +1,4 @@
-"""The loop: exact resumption, signals, NaNs, and workdirs that do not fit."""
+"""The loop: exact resumption, signals, NaNs, unusable workdirs."""
 
 import contextlib
 import errno
@@ -21,6 +21,8 @@ import toy_config
 import toy_task
 from toy_run import leaves
 
+from gen3d import legacy
+from gen3d.choices import UserError
 from gen3d.engine import checkpoints, locks, loop
 
 TESTS = pathlib.Path(__file__).parent
@@ -40,7 +42,7 @@ def same(a, b):
     np.testing.assert_array_equal(x, b[key], err_msg=key)
 
 
-def test_a_killed_run_resumes_bit_identically(tmp_path):
+def test_killed_run_resumes_bit_identically(tmp_path):
   overrides = {'steps': 60, 'checkpoint_every': 3, 'eval_every': 25,
                'pause': .005}
   env = {**os.environ, 'PYTHONPATH': str(TESTS.parent)}
@@ -63,9 +65,9 @@ def test_a_killed_run_resumes_bit_identically(tmp_path):
   with np.load(tmp_path / 'out.npz') as out:
     killed = {key: out[key] for key in out.files if key != 'devices'}
   same(run(tmp_path / 'whole', **{**overrides, 'pause': 0.}), killed)
-  told = [json.loads(line)['step'] for line in
+  steps = [json.loads(line)['step'] for line in
           (tmp_path / 'run' / 'scalars.jsonl').read_text().splitlines()]
-  assert told == sorted([1, *range(5, 61, 5), 25, 50, 60])  # None doubled.
+  assert steps == sorted([1, *range(5, 61, 5), 25, 50, 60])  # None doubled.
 
 
 def newest(workdir):
@@ -76,8 +78,8 @@ def newest(workdir):
 
 @pytest.mark.parametrize('number, outcome', [
     (signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_a_signal_saves_and_stops(tmp_path, number, outcome):
-  def struck(task):
+def test_signal_saves_and_stops(tmp_path, number, outcome):
+  def interrupted(task):
     def step(batches):
       for i, batch in enumerate(batches):
         if i == 6:
@@ -88,7 +90,7 @@ def test_a_signal_saves_and_stops(tmp_path, number, outcome):
 
   before = signal.getsignal(number)
   with pytest.raises(outcome) as error:
-    run(tmp_path / 'run', struck, steps=1000, checkpoint_every=0, eval_every=0)
+    run(tmp_path / 'run', interrupted, steps=1000, checkpoint_every=0, eval_every=0)
   assert signal.getsignal(number) is before
   if outcome is SystemExit:
     assert error.value.code == 0
@@ -98,7 +100,7 @@ def test_a_signal_saves_and_stops(tmp_path, number, outcome):
        run(tmp_path / 'whole', steps=20, checkpoint_every=0, eval_every=0))
 
 
-def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
   with pytest.raises(loop.Diverged, match='step 8.*is that of step 6'):
     run(tmp_path / 'run', steps=20, nan_at=8, checkpoint_every=2)
   assert newest(tmp_path / 'run') == 6
@@ -108,7 +110,7 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
   same(kept, good)
 
 
-def test_a_nan_in_a_metric_is_named(tmp_path):
+def test_nan_in_a_metric_is_named(tmp_path):
   def poisoned(task):
     def step(state, batch, key):
       after, metrics = task.step(state, batch, key)
@@ -120,19 +122,19 @@ def test_a_nan_in_a_metric_is_named(tmp_path):
   assert newest(tmp_path / 'run') == 0
 
 
-def test_finish_runs_once(tmp_path):
+def test_finish_runs_once_per_number_of_steps(tmp_path):
   calls = []
 
-  def counted(task):
+  def recorded(task):
     return task._replace(finish=lambda state, workdir: calls.append(1) or [])
 
   for steps in (5, 5, 8):
-    state = run(tmp_path / 'run', counted, steps=steps)
+    state = run(tmp_path / 'run', recorded, steps=steps)
     assert state.step == steps
   assert len(calls) == 2  # After step 5 and after step 8.
 
 
-def test_a_workdir_of_another_config_is_refused(tmp_path):
+def test_workdir_of_another_config_is_refused(tmp_path):
   run(tmp_path / 'run', steps=2)
   stored = (tmp_path / 'run' / 'config.json').read_text()
   with pytest.raises(ValueError, match=r'optimizer.learning_rate \(0.01 there, '
@@ -142,14 +144,14 @@ def test_a_workdir_of_another_config_is_refused(tmp_path):
   assert run(tmp_path / 'run', steps=3, log_every=1).step == 3
 
 
-def test_a_run_that_saved_nothing_may_be_configured_anew(tmp_path):
+def test_workdir_without_a_checkpoint_accepts_another_config(tmp_path):
   with pytest.raises(loop.Diverged):
     run(tmp_path / 'run', nan_at=2)
   assert run(tmp_path / 'run', nan_at=0).step == 10
 
 
 @pytest.mark.parametrize('place', ['file/run', '/proc/run'])
-def test_an_unwritable_workdir_says_so(tmp_path, place):
+def test_unwritable_workdir_is_a_user_error(tmp_path, place):
   (tmp_path / 'file').write_text('mine')
   with pytest.raises(ValueError, match='cannot be written'):
     run(tmp_path / place)
@@ -163,7 +165,7 @@ def test_checkpoints_without_a_config_are_refused(tmp_path):
     run(tmp_path / 'run', steps=1)
 
 
-def test_a_batch_that_does_not_divide_stops_before_the_model_is_made(tmp_path):
+def test_indivisible_batch_stops_before_init(tmp_path):
   made = []
 
   def noted(task):
@@ -175,7 +177,7 @@ def test_a_batch_that_does_not_divide_stops_before_the_model_is_made(tmp_path):
 
 
 @pytest.mark.parametrize('steps', [4, 6, 20])
-def test_a_renamed_checkpoint_is_not_gone_on_from(tmp_path, steps):
+def test_renamed_checkpoint_is_not_resumed_from(tmp_path, steps):
   """Where the run would end before, at and after the step of its name."""
   run(tmp_path / 'run', steps=4)
   folder = tmp_path / 'run' / 'checkpoints'
@@ -189,7 +191,7 @@ def test_a_renamed_checkpoint_is_not_gone_on_from(tmp_path, steps):
   same(run(tmp_path / 'run', steps=8), run(tmp_path / 'whole', steps=8))
 
 
-def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path):
+def test_second_run_is_refused_until_the_first_is_killed(tmp_path):
   overrides = {'checkpoint_every': 2, 'eval_every': 0, 'pause': .02}
   first = subprocess.Popen(
       [sys.executable, str(TESTS / 'toy_run.py'), str(tmp_path / 'run'),
@@ -201,10 +203,10 @@ def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path):
       time.sleep(.01)
     assert first.poll() is None, first.stderr.read()
     stored = (tmp_path / 'run' / 'config.json').read_text()
-    said = (f'{tmp_path / "run"} is in use by another run (process {first.pid} '
+    message = (f'{tmp_path / "run"} is in use by another run (process {first.pid} '
             f'on {platform.node()}); wait for its end or stop it, or choose')
     for _ in range(2):  # A refused run does not release it.
-      with pytest.raises(ValueError, match=re.escape(said)):
+      with pytest.raises(ValueError, match=re.escape(message)):
         run(tmp_path / 'run', steps=1, **overrides)
     assert (tmp_path / 'run' / 'config.json').read_text() == stored
     assert first.poll() is None
@@ -216,22 +218,22 @@ def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path):
   assert run(tmp_path / 'run', steps=steps, **overrides).step == steps
 
 
-def test_a_held_workdir_is_not_written_and_can_be_read(tmp_path):
+def test_locked_workdir_is_not_written_but_can_be_read(tmp_path):
   (tmp_path / 'new').mkdir()
   with (locks.hold(tmp_path / 'new'),
         pytest.raises(ValueError, match='in use by another run')):
-    run(tmp_path / 'new', fails_if_fed)
+    run(tmp_path / 'new', fails_if_batches_are_made)
   assert [p.name for p in (tmp_path / 'new').iterdir()] == ['.lock']
   run(tmp_path / 'run', steps=2)
   with locks.hold(tmp_path / 'run'):
     assert checkpoints.load(tmp_path / 'run', toy_state()).step == 2
 
 
-def fails_if_fed(task):
-  return task._replace(batches=lambda seed, first: pytest.fail('was fed'))
+def fails_if_batches_are_made(task):
+  return task._replace(batches=lambda seed, first: pytest.fail('batches were made'))
 
 
-def test_the_lock_is_held_to_the_end_and_then_released(tmp_path):
+def test_lock_is_held_until_finish_and_then_released(tmp_path):
   tried = []
 
   def attempt(*args):
@@ -250,7 +252,7 @@ def test_the_lock_is_held_to_the_end_and_then_released(tmp_path):
     pass
 
 
-def test_a_run_that_ended_while_another_one_began_is_noticed(tmp_path):
+def test_run_that_ended_during_the_first_batch_is_detected(tmp_path):
   """A new workdir is locked only when the first batch is there."""
 
   def late(task):
@@ -274,7 +276,7 @@ def test_only_process_0_holds_the_lock(tmp_path, monkeypatch):
       loop._lock(tmp_path, held)
 
 
-def test_a_run_goes_on_where_there_are_no_locks(tmp_path, monkeypatch):
+def test_run_without_file_locks(tmp_path, monkeypatch):
   monkeypatch.setattr(locks, 'fcntl', None)
   assert run(tmp_path / 'windows', steps=1).step == 1
   assert not (tmp_path / 'windows' / '.lock').exists()
@@ -287,13 +289,56 @@ def test_a_run_goes_on_where_there_are_no_locks(tmp_path, monkeypatch):
   assert run(tmp_path / 'network', steps=1).step == 1
 
 
-def test_a_lock_file_that_is_a_link_is_refused(tmp_path):
+def test_symbolic_link_as_lock_file_is_refused(tmp_path):
   (tmp_path / 'mine').write_text('mine')
   (tmp_path / 'run').mkdir()
   (tmp_path / 'run' / '.lock').symlink_to(tmp_path / 'mine')
   with pytest.raises(ValueError, match=r'run cannot be written \(.*/\.lock: '):
-    run(tmp_path / 'run', fails_if_fed)
+    run(tmp_path / 'run', fails_if_batches_are_made)
   assert (tmp_path / 'mine').read_text() == 'mine'
+
+
+def version_1(workdir, config):
+  """Makes a finished run as version 1 left it: no version, no leaf digests."""
+  run(workdir, **config)
+  stored = workdir / 'config.json'
+  content = json.loads(stored.read_text())
+  assert content.pop('version') == 2
+  stored.write_text(json.dumps({**content, 'counted': 'rays'}))
+  for meta in workdir.glob('checkpoints/*/meta/metadata'):
+    meta.write_text(json.dumps({'sha256': '0' * 64}))
+
+
+def test_version_1_run_is_not_resumed_but_can_be_read(tmp_path):
+  version_1(tmp_path / 'run', {'steps': 2})
+  before = (tmp_path / 'run' / 'config.json').read_text()
+  for steps in (2, 3):
+    with pytest.raises(UserError, match='of version 1 of gen3d.*layout.*train '
+                       'in another workdir. Its exported files'):
+      run(tmp_path / 'run', fails_if_batches_are_made, steps=steps)
+  with pytest.raises(UserError, match='of version 1 of gen3d'):
+    checkpoints.load(tmp_path / 'run', toy_state())
+  assert (tmp_path / 'run' / 'config.json').read_text() == before
+  config = checkpoints.load_config(tmp_path / 'run')
+  assert config.throughput_unit == 'rays' and 'counted' not in config
+  # A part of the state can still be read, unverified.
+  assert checkpoints.load_tree(tmp_path / 'run', 'params')['w'].shape == (4, 16)
+
+
+def test_version_is_stored_but_not_part_of_the_config(tmp_path):
+  run(tmp_path / 'run', steps=1)
+  stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert stored['version'] == legacy.VERSION == 2
+  assert 'version' not in checkpoints.load_config(tmp_path / 'run')
+
+
+def test_run_of_a_later_version_is_refused(tmp_path):
+  run(tmp_path / 'run', steps=1)
+  stored = tmp_path / 'run' / 'config.json'
+  stored.write_text(json.dumps({**json.loads(stored.read_text()),
+                                'version': 3}))
+  with pytest.raises(UserError, match='of version 3 of gen3d'):
+    run(tmp_path / 'run', steps=2)
 
 
 def toy_state():

@@ -15,7 +15,7 @@ from gen3d.engine import state as states
 @pytest.mark.parametrize('schedule, middle, end', [
     ('constant', 2., 2.), ('linear', 1., 0.), ('cosine', 1., 0.),
     ('trapezoid', 2., 0.), ('exponential', 2. * .1**.5, .2)])
-def test_learning_rates_rise_and_fall(schedule, middle, end):
+def test_learning_rate_schedules(schedule, middle, end):
   rate = optim.learning_rate(
       {'learning_rate': 2., 'schedule': schedule, 'warmup': 10}, 110)
   np.testing.assert_allclose(
@@ -23,7 +23,7 @@ def test_learning_rates_rise_and_fall(schedule, middle, end):
       [.2, 1., 2., 2., middle, end], atol=1e-6)
 
 
-def test_adamw_is_its_formula_and_spares_vectors():
+def test_adamw_matches_its_formula_and_does_not_decay_vectors():
   config = {'name': 'adamw', 'learning_rate': .1, 'b1': .8, 'b2': .9,
             'eps': 1e-3, 'weight_decay': .5}
   params = {'w': jnp.full([2, 2], 3.), 'b': jnp.full([2], 3.)}
@@ -43,7 +43,7 @@ def test_adamw_is_its_formula_and_spares_vectors():
   assert state.step == 3
 
 
-def test_clip_bounds_the_gradients_global_norm():
+def test_clip_bounds_the_global_gradient_norm():
   optimizer = optim.make_optimizer(
       {'name': 'adam', 'learning_rate': 1., 'clip': 1., 'b1': 0.})
   state = states.create({'a': jnp.zeros(1), 'b': jnp.zeros(1)}, optimizer)
@@ -53,39 +53,39 @@ def test_clip_bounds_the_gradients_global_norm():
   np.testing.assert_allclose(state.opt_state[1][0].mu['b'], .8, rtol=1e-6)
 
 
-def test_a_group_may_learn_slower():
+def test_lr_multipliers_scale_the_updates_of_a_group():
   config = {'name': 'adamw', 'learning_rate': .1, 'weight_decay': .5}
   params = {'slow': {'w': jnp.full([2, 2], 3.)}, 'rest': jnp.full([2, 2], 3.)}
   moved = {}
-  for rates in ({}, {'slow': .2}):
-    optimizer = optim.make_optimizer({**config, 'rates': rates})
+  for multipliers in ({}, {'slow': .2}):
+    optimizer = optim.make_optimizer({**config, 'lr_multipliers': multipliers})
     state = optim.apply_gradients(
         states.create(params, optimizer), params, optimizer)
-    moved[bool(rates)] = jax.tree.map(lambda a, b: a - b, state.params, params)
+    moved[bool(multipliers)] = jax.tree.map(lambda a, b: a - b, state.params, params)
   np.testing.assert_allclose(
       moved[True]['slow']['w'], .2 * moved[False]['slow']['w'], rtol=1e-5)
   np.testing.assert_array_equal(moved[True]['rest'], moved[False]['rest'])
   with pytest.raises(ValueError, match="Did you mean 'slow'"):
-    wrong = optim.make_optimizer({**config, 'rates': {'slw': .2}})
+    wrong = optim.make_optimizer({**config, 'lr_multipliers': {'slw': .2}})
     optim.apply_gradients(states.create(params, wrong), params, wrong)
 
 
-def test_a_group_may_lie_deep():
+def test_lr_multipliers_apply_to_nested_groups():
   params = {'a': {'slow': {'w': jnp.ones(2)}, 'w': jnp.ones(2)}}
   optimizer = optim.make_optimizer({
-      'name': 'adam', 'learning_rate': .1, 'rates': {'slow': .5}})
+      'name': 'adam', 'learning_rate': .1, 'lr_multipliers': {'slow': .5}})
   state = optim.apply_gradients(
       states.create(params, optimizer), params, optimizer)
   np.testing.assert_allclose(state.params['a']['slow']['w'], .95, rtol=1e-4)
   np.testing.assert_allclose(state.params['a']['w'], .9, rtol=1e-4)
 
 
-def test_muon_steps_alike_in_all_directions():
+def test_muon_step_has_equal_singular_values():
   rng = np.random.default_rng(0)
   params = {'kernel': jnp.zeros((3, 3, 4, 8)), 'bias': jnp.zeros(8)}
   grads = {'kernel': jnp.asarray(rng.normal(size=(3, 3, 4, 8)), jnp.float32),
            'bias': jnp.full(8, 2.)}
-  # One direction is asked for a hundred times as loudly.
+  # One direction has a hundred times the gradient.
   grads['kernel'] = grads['kernel'].at[..., 0].multiply(100.)
   optimizer = optim.make_optimizer({'name': 'muon', 'learning_rate': .1})
   state = optim.apply_gradients(
@@ -102,7 +102,7 @@ def test_muon_steps_alike_in_all_directions():
       state.params['bias'], -.1 * (.9 * .1 / (1 - .9**2) + 1), rtol=1e-4)
 
 
-def test_muon_is_optaxs():
+def test_muon_matches_optax():
   rng = np.random.default_rng(1)
   shapes = {'a': (3, 3, 4, 8), 'b': (5, 20), 'c': (2, 2, 16, 4)}
   draw = lambda: {name: {'kernel': jnp.asarray(
@@ -127,7 +127,7 @@ def test_muon_is_optaxs():
   jax.tree.map(partial(np.testing.assert_allclose, atol=2e-4), got, expected)
 
 
-def test_the_average_ramps_up():
+def test_ema_decay_ramps_up():
   optimizer = optim.make_optimizer({'name': 'adam', 'learning_rate': .1})
   state = states.create({'a': jnp.zeros(1)}, optimizer, ema=True)
   average = 0.
@@ -145,12 +145,12 @@ def test_the_average_ramps_up():
     ({'name': 'adam', 'schedule': 'cosine'}, 'needs the number of `steps`'),
     ({'name': 'adam', 'weight_decay': .1}, "for 'adamw'"),
 ])
-def test_mistakes_are_sentences(config, sentence):
+def test_wrong_optimizer_configs_are_user_errors(config, sentence):
   with pytest.raises(ValueError, match=sentence):
     optim.make_optimizer({'learning_rate': 1., **config})
 
 
-def test_a_trapezoid_holds_and_falls_over_its_last_steps():
+def test_trapezoid_falls_over_its_cooldown_only():
   rate = lambda steps: optim.learning_rate({
       'learning_rate': 2., 'schedule': 'trapezoid', 'warmup': 10,
       'cooldown': 40}, steps)

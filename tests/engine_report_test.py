@@ -1,4 +1,4 @@
-"""What a run writes about itself."""
+"""Reports: scalars, images, TensorBoard, the progress line."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from tensorboardX.proto import event_pb2
 from gen3d.engine import report
 
 
-def test_scalars_and_images_are_written_and_not_doubled(tmp_path, capsys):
+def test_scalars_after_the_resumed_step_are_dropped(tmp_path, capsys):
   first = report.Report(tmp_path, 0, 100)
   for step in (10, 20, 30):
     first.scalars(step, {'loss': step / 10})
@@ -29,7 +29,7 @@ def test_scalars_and_images_are_written_and_not_doubled(tmp_path, capsys):
   np.testing.assert_array_equal(np.asarray(preview), image)
 
 
-def test_tensorboard_gets_the_scalars(tmp_path):
+def test_tensorboard_has_the_scalars(tmp_path):
   writer = report.Report(tmp_path, 0, 100)
   writer.scalars(10, {'loss/sds': .5})
   writer.close()
@@ -45,7 +45,7 @@ def test_tensorboard_gets_the_scalars(tmp_path):
   assert found == {'loss/sds': (10, .5)}
 
 
-def test_without_a_terminal_the_line_is_plain(tmp_path, capsys, monkeypatch):
+def test_progress_lines_without_a_terminal(tmp_path, capsys, monkeypatch):
   now = [1000.]
   monkeypatch.setattr(report.time, 'monotonic', lambda: now[0])
   writer = report.Report(tmp_path, 0, 100, shown=('opacity',))
@@ -60,8 +60,8 @@ def test_without_a_terminal_the_line_is_plain(tmp_path, capsys, monkeypatch):
   assert len(lines) == 8
 
 
-def test_the_rate_of_what_a_step_works_on(tmp_path, capsys):
-  writer = report.Report(tmp_path, 0, 2, counted=('rays', 1000))
+def test_throughput_is_the_step_rate_times_its_examples(tmp_path, capsys):
+  writer = report.Report(tmp_path, 0, 2, throughput=('rays', 1000))
   writer.progress(1, lambda: {})
   writer.progress(2, lambda: {})
   writer.close()
@@ -72,21 +72,21 @@ def test_the_rate_of_what_a_step_works_on(tmp_path, capsys):
   assert abs(rays / (1000 * steps) - 1) < 0.01
 
 
-def test_other_processes_write_nothing(tmp_path, capsys):
+def test_inactive_report_writes_nothing(tmp_path, capsys):
   writer = report.Report(tmp_path, 0, 100, active=False)
   writer.scalars(1, {'loss': 1.})
   writer.images(1, {'a': np.zeros([2, 2, 3], np.uint8)})
   writer.progress(1, lambda: {})
-  writer.say('Hello.')
+  writer.message('Hello.')
   writer.close()
   assert not list(tmp_path.iterdir()) and not capsys.readouterr().err
 
 
-def test_provenance_leaves_out_the_pauses(tmp_path):
+def test_provenance_excludes_interruptions(tmp_path):
   times = [0, 100, 300, 5000, 5060]
   (tmp_path / 'scalars.jsonl').write_text(''.join(
       json.dumps({'step': i, 'time': t}) + '\n' for i, t in enumerate(times)))
-  told = report.provenance(tmp_path)
-  assert told['hours'] == round(360 / 3600, 2)
-  assert 'core' in told['machine']
+  record = report.provenance(tmp_path)
+  assert record['hours'] == round(360 / 3600, 2)
+  assert 'core' in record['machine']
   assert report.provenance(tmp_path / 'nothing')['hours'] == 0

@@ -1,8 +1,6 @@
-"""One program over many chips: the same result however they are spread."""
+"""One program over many devices, whose number does not change the result."""
 
-import os
 import pathlib
-import platform
 import socket
 import subprocess
 import sys
@@ -11,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from gen3d.choices import UserError
 from gen3d.engine import sharding
 from gen3d.engine.state import TrainState
 
@@ -24,7 +23,7 @@ def start(workdir, out, env):
        '{"steps": 10}'], env=env, stderr=subprocess.PIPE, text=True)
 
 
-def test_the_result_does_not_depend_on_the_spreading(tmp_path, with_devices):
+def test_result_does_not_depend_on_devices_or_processes(tmp_path, with_devices):
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
@@ -37,9 +36,9 @@ def test_the_result_does_not_depend_on_the_spreading(tmp_path, with_devices):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
   one = np.load(tmp_path / 'one.npz')
-  for name, chips in (('eight', 8), ('pair0', 4), ('pair1', 4)):
+  for name, count in (('eight', 8), ('pair0', 4), ('pair1', 4)):
     other = np.load(tmp_path / f'{name}.npz')
-    assert (one['devices'], other['devices']) == (1, chips)
+    assert (one['devices'], other['devices']) == (1, count)
     for key in set(one.files) - {'devices'}:
       np.testing.assert_allclose(
           other[key], one[key], rtol=2e-4, atol=2e-6, err_msg=f'{name} {key}')
@@ -49,7 +48,7 @@ def test_the_result_does_not_depend_on_the_spreading(tmp_path, with_devices):
 
 @pytest.mark.parametrize('count', [1, 2, 5, 12])
 @pytest.mark.parametrize('rows', [None, 1, 3])
-def test_work_is_spread_by_one_program(count, rows):
+def test_map_over_devices_compiles_one_program(count, rows):
   compiled = []
 
   def scaled(shared, work):
@@ -68,15 +67,15 @@ def test_work_is_spread_by_one_program(count, rows):
       found['first'], x[np.arange(count) // part * part])
 
 
-def test_each_chip_gets_its_rows_and_the_state_stays_replicated():
+def test_each_device_gets_its_rows_and_the_state_stays_replicated():
   mesh = sharding.device_mesh()
   n = 2 * mesh.size
 
   def step(state, batch, key):
-    chip = jax.lax.axis_index('devices')
+    device = jax.lax.axis_index('devices')
     total = jax.lax.psum(batch['x'].sum(), 'devices')
     state = state.replace(step=state.step + 1, params=state.params + total)
-    return state, {'first': batch['x'][0], 'chip': chip,
+    return state, {'first': batch['x'][0], 'device': device,
                    'draw': jax.random.uniform(key)}
 
   state = sharding.replicate(
@@ -88,7 +87,7 @@ def test_each_chip_gets_its_rows_and_the_state_stays_replicated():
   state, metrics = sharding.pmap(step, mesh)(state, batch, key)
   assert state.params == n * (n - 1) / 2
   assert metrics['first'] == np.arange(0, n, 2).mean()
-  assert metrics['chip'] == (mesh.size - 1) / 2
+  assert metrics['device'] == (mesh.size - 1) / 2
   np.testing.assert_allclose(
       metrics['draw'],
       jax.random.uniform(jax.random.fold_in(jax.random.key(3), 0)), rtol=1e-6)
@@ -96,100 +95,52 @@ def test_each_chip_gets_its_rows_and_the_state_stays_replicated():
   assert sharding.unreplicate(state).params.devices() == {jax.devices()[0]}
 
 
-def test_replicate_leaves_the_callers_arrays_alive():
+def test_donating_a_replica_keeps_the_original():
   mesh = sharding.device_mesh()
-  mine = jax.numpy.arange(4.)
-  theirs = sharding.replicate(mine, mesh)
-  jax.jit(lambda x: x + 1, donate_argnums=0)(theirs).block_until_ready()
-  np.testing.assert_array_equal(mine, np.arange(4))
+  original = jax.numpy.arange(4.)
+  replica = sharding.replicate(original, mesh)
+  jax.jit(lambda x: x + 1, donate_argnums=0)(replica).block_until_ready()
+  np.testing.assert_array_equal(original, np.arange(4))
 
 
 @pytest.mark.parametrize('batch', [np.ones([3, 2]), np.ones([])])
-def test_a_batch_that_does_not_divide_says_so(batch):
+def test_indivisible_batch_is_a_user_error(batch):
   mesh = sharding.device_mesh()
   assert mesh.size == 2  # conftest.py
-  with pytest.raises(ValueError, match='cannot be divided over 2 chips'):
+  with pytest.raises(ValueError, match='cannot be divided over 2 devices'):
     sharding.to_devices({'x': batch}, mesh)
 
 
-def test_chips_that_get_too_few_examples_are_counted():
+def test_too_few_examples_per_device_are_a_user_error():
   mesh, batch = sharding.device_mesh(), {'x': np.ones([4, 2])}
   sharding.check_divides(batch, mesh, sharding.Execution(min_per_device=2))
-  with pytest.raises(ValueError, match='on 2 chips leaves fewer than the 3'):
+  with pytest.raises(ValueError, match='on 2 devices leaves fewer than the 3'):
     sharding.check_divides(batch, mesh, sharding.Execution(min_per_device=3))
+  with pytest.raises(UserError, match=r'\(model.group\).*--config.model.group'):
+    sharding.check_divides(batch, mesh, sharding.Execution(
+        min_per_device=3, min_per_device_key='model.group'))
 
 
-def test_metrics_that_are_no_scalars_are_named():
+def test_static_is_passed_as_keyword_and_compiled_once_per_value():
+  mesh = sharding.device_mesh()
+  compiled = []
+
+  def step(state, batch, key, *, static=0):
+    compiled.append(static)
+    return state.replace(step=state.step + static), {'static': static}
+
+  run = sharding.pmap(step, mesh)
+  state = sharding.replicate(TrainState(np.int32(0), (), ()), mesh)
+  batch = sharding.to_devices(np.ones(2), mesh)
+  for static, expected in ((1, 1), (5, 6), (1, 7), (None, 7)):
+    state, metrics = run(state, batch, jax.random.key(0), static)
+    assert state.step == expected and metrics['static'] == (static or 0)
+  assert compiled == [1, 5, 0]
+
+
+def test_metric_with_a_shape_is_named_in_the_error():
   mesh = sharding.device_mesh()
   state = sharding.replicate(TrainState(np.int32(0), (), ()), mesh)
   step = sharding.pmap(lambda s, b, k: (s, {'loss': b}), mesh)
   with pytest.raises(ValueError, match="'loss' has shape"):
     step(state, sharding.to_devices(np.ones(2), mesh), jax.random.key(0))
-
-
-def test_prefetch_keeps_the_order_and_passes_errors_on():
-  mesh = sharding.device_mesh()
-
-  def batches():
-    for i in range(5):
-      yield np.full(2, i)
-    raise ValueError('out of pictures')
-
-  seen = []
-  with pytest.raises(ValueError, match='out of pictures'):
-    for batch in sharding.prefetch(batches(), mesh):
-      seen.append(int(batch[0]))
-  assert seen == [0, 1, 2, 3, 4]
-
-
-def test_an_unwritable_cache_is_told_and_left_out(
-    tmp_path, monkeypatch, capsys):
-  before = jax.config.jax_compilation_cache_dir
-  file = tmp_path / 'file'
-  file.write_text('')
-  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(file / 'cache'))
-  try:
-    sharding.cache_compilations()
-    assert jax.config.jax_compilation_cache_dir is None
-  finally:
-    jax.config.update('jax_compilation_cache_dir', before)
-  assert str(file / 'cache') in capsys.readouterr().err
-
-
-def test_the_default_is_one_device_per_core_and_the_users_number_stays():
-  program = ('from gen3d.engine import sharding; import jax\n'
-             'sharding.use_all_cores()\n'
-             'print(jax.device_count(), sharding.device_mesh(3).size,'
-             ' sharding.device_mesh(4, 2).size, sharding.device_mesh(2, 2).size)')
-  env = {**os.environ, 'PYTHONPATH': str(TESTS.parent)}
-  env.pop('XLA_FLAGS')
-  for flags, want in (({}, None), ({'XLA_FLAGS': os.environ['XLA_FLAGS']}, 2)):
-    out = subprocess.run([sys.executable, '-c', program], env={**env, **flags},
-                         check=True, capture_output=True, text=True).stdout
-    count, divides, pairs, one = map(int, out.split())
-    if want is None:  # As many of the cores as divide a batch of 3.
-      assert count == sharding._cores() and 3 % divides == 0
-      assert pairs <= 2 and one == 1  # At least two examples each.
-    else:  # What the user asked for is not reduced behind their back.
-      assert (count, divides, pairs, one) == (want,) * 4
-
-
-def test_memory_is_kept_unless_the_user_says_otherwise():
-  program = (
-      'import resource\n'
-      'import numpy as np\n'
-      'from gen3d.engine import sharding\n'
-      'kept = sharding.tune_malloc()\n'
-      'def faults():\n'
-      '  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
-      'np.ones(2**25).sum()\n'
-      'before = faults()\n'
-      'for _ in range(4): np.ones(2**25).sum()\n'
-      'print(kept, (faults() - before) < 4 * 2**28 / 4096 / 8)\n')
-  run = lambda **extra: subprocess.run(
-      [sys.executable, '-c', program], capture_output=True, text=True,
-      check=True, cwd=TESTS.parent,
-      env={**os.environ, **extra}).stdout.split()
-  if sys.platform == 'linux' and platform.libc_ver()[0] == 'glibc':
-    assert run() == ['True', 'True']
-  assert run(MALLOC_ARENA_MAX='4')[0] == 'False'

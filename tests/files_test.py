@@ -1,8 +1,9 @@
-"""Image files: the formats that are opened, and that no program is started."""
+"""Atomic writes, and image files that start no other program."""
 
 import io
 import pathlib
 import re
+import threading
 import types
 import zipfile
 
@@ -11,6 +12,7 @@ from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 from posed_layouts import around, write_blender
 
 from gen3d import files
+from gen3d.choices import UserError
 from gen3d.data.captures import posed
 from gen3d.data.images import dataset
 from gen3d.gan import inversion
@@ -119,3 +121,45 @@ def test_images_are_opened_nowhere_else():
            for path in (ROOT / 'gen3d').rglob('*.py')
            if re.search(r'\bImage\.open\(', path.read_text())]
   assert found == ['files.py']
+
+
+def test_atomic_write_keeps_the_earlier_file_on_an_error(tmp_path):
+  path = tmp_path / 'sub' / 'a.txt'
+  files.write_bytes(path, b'before')
+  with pytest.raises(RuntimeError), files.atomic_write(path) as temporary:
+    assert temporary.suffix == '.txt' and temporary.parent == path.parent
+    temporary.write_text('half')
+    raise RuntimeError
+  assert path.read_bytes() == b'before'
+  assert [p.name for p in path.parent.iterdir()] == ['a.txt']
+
+
+def test_atomic_writes_of_two_threads_do_not_mix(tmp_path):
+  """Both are open at once; the later rename wins, whole."""
+  path, opened = tmp_path / 'a.bin', threading.Barrier(2, timeout=60)
+  errors = []
+
+  def write(content):
+    try:
+      with files.atomic_write(path) as temporary:
+        opened.wait()
+        temporary.write_bytes(content)
+        opened.wait()
+    except Exception as error:
+      errors.append(error)
+
+  threads = [threading.Thread(target=write, args=(bytes([i]) * 1000,))
+             for i in range(2)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert not errors
+  assert path.read_bytes() in (bytes(1000), b'\x01' * 1000)
+  assert [p.name for p in tmp_path.iterdir()] == ['a.bin']
+
+
+def test_unwritable_folder_is_a_user_error(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='Cannot write .*/file/a.bin: '):
+    files.write_bytes(tmp_path / 'file' / 'a.bin', b'')

@@ -8,13 +8,14 @@ import sys
 
 import pytest
 
+from gen3d.choices import UserError
 from gen3d.engine import sweeps
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = str(ROOT / 'tests' / 'toy_config.py')
 
 
-def test_a_sweep_is_one_command_line_for_each_overrides():
+def test_sweep_has_one_command_line_for_each_override():
   lines = sweeps.commands(f'{CONFIG}:long', '/runs', ['--config.steps=7'])
   assert [line[3:-1] for line in lines] == [
       [f'--config={CONFIG}:long', '--config.steps=7', f'--config.rows={rows}',
@@ -27,31 +28,35 @@ def test_a_sweep_is_one_command_line_for_each_overrides():
     ('', 'has no sweep'),
     ("def sweep():\n  yield {'rws': 1}\n", "'rws'.*Did you mean 'rows'"),
 ])
-def test_a_sweep_that_cannot_be_is_refused(tmp_path, text, sentence):
+def test_missing_sweep_or_unknown_key_is_a_user_error(tmp_path, text, sentence):
   source = pathlib.Path(CONFIG).read_text().partition('def sweep')[0]
   (tmp_path / 'config.py').write_text(source + text)
   with pytest.raises(ValueError, match=sentence):
     sweeps.commands(str(tmp_path / 'config.py'), '/runs')
 
 
-def test_runs_go_on_after_one_that_fails(tmp_path):
+def test_runs_continue_after_a_failure(tmp_path):
   program = 'import sys, pathlib; pathlib.Path(sys.argv[2]).write_text(""); '
   lines = [[sys.executable, '-c', program + f'sys.exit({code})', '-', str(
       tmp_path / name)] for name, code in (('a', 0), ('b', 2), ('c', 0))]
   with pytest.raises(ValueError, match=f'1 of 3 runs failed: {tmp_path}/b'):
     sweeps.run(lines)
   assert sorted(p.name for p in tmp_path.iterdir()) == ['a', 'b', 'c']
+  for path in tmp_path.iterdir():
+    path.unlink()
+  with pytest.raises(UserError, match=f'1 of 3 runs failed: {tmp_path}/b'):
+    sweeps.run(lines, keep_going=False)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['a', 'b']
 
 
-def test_the_command_counts_and_runs_one(tmp_path):
+def test_command_prints_the_count_and_runs_one(tmp_path):
   def call(*flags):
     return subprocess.run(
         [sys.executable, '-m', 'gen3d.sweep', f'--config={CONFIG}',
          f'--workdir={tmp_path}', *flags], cwd=ROOT, capture_output=True,
         text=True)
   assert call('--count').stdout == '2\n'
-  # The toy is no task of the command line: that its sentence comes shows that
-  # the training was started.
+  # gen3d.train does not have the toy task, so its error shows that it started.
   assert call('--index=1').stderr.startswith("Unknown task 'toy'")
 
 
@@ -64,7 +69,7 @@ def test_the_command_counts_and_runs_one(tmp_path):
     ('tpu_pod.sh', {'TPU': 'pod', 'ZONE': 'here'}, 'gcloud compute tpus '
      'tpu-vm ssh pod --zone=here --worker=all --command='),
 ])
-def test_launch_scripts_pass_everything_on(tmp_path, script, env, want):
+def test_launch_scripts_pass_all_arguments(tmp_path, script, env, want):
   for name in ('srun', 'gcloud'):
     fake = tmp_path / name
     fake.write_text(

@@ -3,10 +3,10 @@
 import ml_collections
 
 
+VARIANTS = ('small', 'long')
+
+
 def get_config(variant='small'):
-  if variant not in ('small', 'long'):
-    raise ValueError(
-        f"Unknown variant {variant!r}; choose from ['small', 'long'].")
   return ml_collections.ConfigDict({
       'task': 'toy', 'seed': 0, 'steps': 10 if variant == 'small' else 400,
       'log_every': 5, 'eval_every': 5, 'checkpoint_every': 5,

@@ -12,7 +12,7 @@ import numpy as np
 import toy_config
 import toy_task
 
-from gen3d.engine import loop, sharding
+from gen3d.engine import devices, loop
 
 
 def leaves(state):
@@ -22,12 +22,12 @@ def leaves(state):
 
 
 def main(workdir, out, overrides):
-  sharding.use_all_cores()
-  sharding.initialize_distributed()
+  devices.use_all_cores()
+  devices.initialize_distributed()
   config = toy_config.get_config()
   config.update(json.loads(overrides))
   state, _ = loop.run(toy_task.make(config), config, workdir)
-  np.savez(out, chips=jax.device_count(), **leaves(state))
+  np.savez(out, devices=jax.device_count(), **leaves(state))
 
 
 if __name__ == '__main__':

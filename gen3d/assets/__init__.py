@@ -1,13 +1,16 @@
 """Weights and the tokenizer that ship with the package, and their format.
 
-Weights are one safetensors file with a json beside it: how they were trained,
-and the SHA-256 of the tensors.
+Weights are a safetensors file with a record beside it: a JSON file that holds
+how they were trained, and the SHA-256 of the safetensors file.
 """
 
 import functools
 import hashlib
 import json
+import os
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,18 +27,24 @@ CLIP = FOLDER / 'clip_shapes.safetensors'
 CAPTION_LENGTH = 24  # tokens, with the end token
 
 
-def save(path, tree, record, dtype='float32'):
-  """Writes weights that ship: one safetensors file and a json beside it.
+def save(
+    path: str | os.PathLike, tree: Mapping[str, Any],
+    record: Mapping[str, Any], dtype: str = 'float32'
+) -> tuple[pathlib.Path, pathlib.Path]:
+  """Writes a safetensors file, and its record as a JSON file beside it.
 
   Args:
-    path: where to, ending in .safetensors.
+    path: of the safetensors file, ending in .safetensors.
     tree: nested dict of arrays; tensors are named 'a/b/c'.
-    record: dict for the json: how the weights came to be. Their sha256 and
-      number are added.
-    dtype: 'float32' or 'float16', of the floating tensors on disk.
+    record: JSON content: how the weights were trained. The dtype, the number
+      of parameters and the SHA-256 are added.
+    dtype: 'float32' or 'float16', of the floating-point tensors on disk.
 
   Returns:
-    The two paths.
+    The paths of the safetensors file and of the record.
+
+  Raises:
+    UserError: a name contains a '/', or the folder cannot be written.
   """
   path = pathlib.Path(path)
   tensors = {name: _stored(x, dtype) for name, x in _flatten(tree).items()}
@@ -51,13 +60,19 @@ def save(path, tree, record, dtype='float32'):
   return path, beside
 
 
-def load(path):
-  """Reads what `save` wrote; returns (nested dict of arrays, record).
+def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads the files that `save` wrote.
 
-  Floating tensors come as float32, the record's config with tuples.
+  Args:
+    path: of the safetensors file.
+
+  Returns:
+    (nested dict of NumPy arrays, with floating-point tensors as float32;
+    record, with tuples for lists and its config under the present names of
+    the keys).
 
   Raises:
-    UserError: where the file is missing or not what its json says.
+    UserError: a file is missing or damaged.
   """
   path = pathlib.Path(path)
   beside = path.with_suffix('.json')
@@ -67,12 +82,12 @@ def load(path):
   content = path.read_bytes()
   try:
     record = files.to_tuples(json.loads(beside.read_text()))
-    wanted = record['sha256']
+    expected = record['sha256']
     if 'config' in record:
       record['config'] = legacy.upgrade(record['config'])
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(f'{beside} is damaged; get it again.') from error
-  if hashlib.sha256(content).hexdigest() != wanted:
+  if hashlib.sha256(content).hexdigest() != expected:
     raise UserError(
         f'The weights file {path} is truncated or damaged: its SHA-256 is not '
         f'the one in {beside.name}; get it again.')
@@ -88,12 +103,14 @@ def load(path):
 
 
 def _stored(x, dtype):
+  """Returns an array as it is on disk: contiguous, floats as `dtype`."""
   x = np.asarray(x)
   floating = jnp.issubdtype(x.dtype, jnp.floating)
   return np.asarray(x.astype(dtype) if floating else x, order='C')
 
 
 def _flatten(tree, prefix=''):
+  """Returns {'a/b/c': array} of a nested dict."""
   flat = {}
   for name, node in tree.items():
     if '/' in name:
@@ -108,14 +125,16 @@ def _flatten(tree, prefix=''):
 class Tokenizer:
   """The shipped subword tokenizer: padding 0, end 1, unknown 2."""
 
-  def __init__(self, path):
+  def __init__(self, path: str | os.PathLike):
     self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
     self.vocab_size = self._tokenizer.get_vocab_size()
 
-  def encode(self, texts, length=CAPTION_LENGTH):
-    """Strings to (tokens int32 [N, length], mask float32 [N, length]).
+  def encode(
+      self, texts: Sequence[str], length: int = CAPTION_LENGTH
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (tokens int32 [N, length], mask float32 [N, length]).
 
-    A text that is too long is cut before its end token.
+    Longer texts are truncated; the last token is always the end token.
     """
     tokens = np.zeros((len(texts), length), np.int32)
     for row, text in zip(tokens, texts):
@@ -125,6 +144,6 @@ class Tokenizer:
 
 
 @functools.cache
-def tokenizer():
-  """The shipped Tokenizer of the shapes world's captions."""
+def tokenizer() -> Tokenizer:
+  """Returns the shipped Tokenizer, of the shapes world's captions."""
   return Tokenizer(FOLDER / 'tokenizer.json')

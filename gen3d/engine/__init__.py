@@ -1,1 +1,1 @@
-"""State, chips, checkpoints, reports and the loop. Knows nothing of 3-D."""
+"""Training of any task: devices, state, checkpoints, reports and the loop."""

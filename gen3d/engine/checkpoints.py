@@ -1,35 +1,40 @@
 """Checkpoints of a run, written by Orbax.
 
-Each carries a SHA-256 of its content, so that damage is reported when it is
-read instead of showing as a wrong result later.
+Each holds the SHA-256 of every array, so that damage is reported when the
+checkpoint is read instead of appearing as a wrong result later.
 """
 
 import hashlib
 import json
+import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gen3d import files, legacy
 from gen3d.choices import UserError
 from gen3d.engine import sharding
-from gen3d.engine.state import copy, to_save
+from gen3d.engine.state import TrainState, copy, to_save
 
 
 class Checkpoints:
   """The checkpoints in workdir/checkpoints, saved in the background.
 
-  All processes of a run make one and call it alike. A checkpoint appears
-  whole or not at all.
+  All processes of a run make one such object and call it alike. A checkpoint
+  appears complete or not at all.
   """
 
-  def __init__(self, workdir, keep=2, read_only=False):
+  def __init__(
+      self, workdir: str | os.PathLike, keep: int = 2,
+      read_only: bool = False):
     """Opens workdir/checkpoints; keeps the newest `keep` checkpoints."""
     self.path = pathlib.Path(workdir).absolute() / 'checkpoints'
     verbosity = logging.get_verbosity()
@@ -44,107 +49,151 @@ class Checkpoints:
     finally:
       logging.set_verbosity(verbosity)
 
-  def save(self, state):
+  def save(self, state: TrainState) -> None:
     """Begins to save a TrainState, without state.frozen."""
-    # A copy: the next step reuses the state's own buffers.
+    # A copy, because the next step reuses the state's own buffers.
     tree = copy(to_save(state))
-    meta = {'sha256': _digest(tree)}
-    self._manager.save(int(sharding.unreplicate(state.step)), args=ocp.args.Composite(
+    leaves = _digests(tree)
+    meta = {'sha256': _total(leaves), 'leaves': leaves}
+    step = int(sharding.unreplicate(state.step))
+    self._manager.save(step, args=ocp.args.Composite(
         state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
 
-  def restore(self, state, mesh, step=None):
+  def restore(
+      self, state: TrainState, mesh: Mesh, step: int | None = None
+  ) -> TrainState:
     """Returns `state` with everything but its frozen weights read from disk.
 
     Args:
       state: TrainState of the right shapes, such as a task's init makes.
       mesh: from sharding.device_mesh; the result is replicated over it.
-      step: which checkpoint; None: the newest.
+      step: number of the checkpoint; None for the newest.
 
     Raises:
-      UserError: where the checkpoint is damaged or of another model, or its
-        state is of another step than its directory's name says.
-      FileNotFoundError: where there is none.
+      UserError: the checkpoint is damaged, of another model or of version 1,
+        or its state is of another step than its directory's name says.
+      FileNotFoundError: there is no such checkpoint.
     """
     steps = sorted(self._manager.all_steps())
-    step = steps[-1] if step is None and steps else step
-    if step not in steps:
-      wanted = 'no checkpoint' if step is None else f'no checkpoint {step}'
-      raise FileNotFoundError(
-          f'There is {wanted} in {self.path}; there are {steps}.')
+    step = _choose(self.path, steps, step)
     place = NamedSharding(mesh, P())
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         to_save(state))
     try:
-      found = self._manager.restore(step, args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(like),
-          meta=ocp.args.JsonRestore()))
+      meta = self._manager.restore(
+          step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+      if 'leaves' not in meta:
+        raise UserError(legacy.incompatible(self.path.parent, 1))
+      tree = self._manager.restore(step, args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(like))).state
+    except UserError:
+      raise
     except Exception as error:  # Orbax raises many kinds for one damage.
-      raise UserError(self._damaged(step, steps, error)) from error
-    if _digest(found.state) != found.meta['sha256']:
-      raise UserError(self._damaged(step, steps, 'its SHA-256 differs'))
-    inside = int(sharding.local(found.state['step']))
-    if inside != step:
-      remedy = ('delete that directory' if inside in steps else
-                f'rename that directory to {inside}, or delete it')
-      raise UserError(f'Checkpoint {self.path / str(step)} holds step '
-                      f'{inside}, not step {step} as its name says; {remedy}.')
+      raise UserError(_damaged(self.path, step, steps, error)) from error
+    if _total(_digests(tree)) != meta['sha256']:
+      raise UserError(
+          _damaged(self.path, step, steps, 'its SHA-256 differs'))
+    _check_step(self.path, step, steps, sharding.unreplicate(tree['step']))
     return state.replace(
-        frozen=sharding.replicate(state.frozen, mesh, share=True),
-        **found.state)
+        frozen=sharding.replicate(state.frozen, mesh, share=True), **tree)
 
-  def wait(self):
-    """Returns when the save under way, if any, is on disk."""
+  def wait(self) -> None:
+    """Returns when the save in progress, if any, is on disk."""
     self._manager.wait_until_finished()
 
-  def close(self):
-    """Waits and lets go of the directory."""
+  def close(self) -> None:
+    """Waits for the save in progress and closes the directory."""
     self._manager.close()
 
-  def _damaged(self, step, steps, reason):
-    reason = ' '.join(str(reason).split())[:200]
-    before = [s for s in steps if s < step]
-    advice = (f'delete that directory to go on from step {before[-1]}'
-              if before else 'start again in another workdir')
-    return (f'Checkpoint {self.path / str(step)} is damaged or of another '
-            f'model; {advice} ({reason}).')
 
-
-def latest(workdir):
+def latest(workdir: str | os.PathLike) -> int:
   """Returns the step of the newest checkpoint in a workdir, or 0."""
-  names = [p.name for p in pathlib.Path(workdir).glob('checkpoints/*')]
-  return max([int(name) for name in names if name.isdigit()], default=0)
+  return max(_steps(pathlib.Path(workdir) / 'checkpoints'), default=0)
 
 
-def load(workdir, state, step=None):
+def load(
+    workdir: str | os.PathLike, state: TrainState, step: int | None = None
+) -> TrainState:
   """Returns a TrainState read from a run's checkpoint, on one device.
 
   Args:
     workdir: the run's directory.
     state: TrainState of the right shapes, such as a task's init makes.
-    step: which checkpoint; None: the newest.
+    step: number of the checkpoint; None for the newest.
 
   Raises:
-    FileNotFoundError: where there is none.
-    UserError: where it is damaged, or of another step than its name says.
+    FileNotFoundError: there is no such checkpoint.
+    UserError: it is damaged, of another model or of version 1, or of another
+      step than its name says.
   """
   path = pathlib.Path(workdir) / 'checkpoints'
   if not path.is_dir():
     raise FileNotFoundError(f'There is no checkpoint in {workdir}.')
   checkpoints = Checkpoints(workdir, read_only=True)
   try:
-    mesh = jax.make_mesh((1,), (sharding.AXIS,), devices=jax.devices()[:1],
-                         axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = sharding.mesh_of(jax.devices()[:1])
     return sharding.unreplicate(checkpoints.restore(state, mesh, step))
   finally:
     checkpoints.close()
 
 
-def load_config(workdir):
-  """Returns the ConfigDict of the run in a workdir.
+def load_tree(
+    workdir: str | os.PathLike, subtree: str, step: int | None = None) -> Any:
+  """Reads a part of a checkpoint without a TrainState of its shapes.
+
+  Only the arrays of the part are read. Each of them is verified against its
+  own SHA-256 in the checkpoint. Checkpoints of version 1 have one SHA-256 for
+  the whole state, which a part cannot be verified against; they are read
+  unverified.
+
+  Args:
+    workdir: the run's directory.
+    subtree: path in the state, such as 'params/scene' or 'ema'.
+    step: number of the checkpoint; None for the newest.
+
+  Returns:
+    Nested dicts of NumPy arrays; lists stand for tuples and lists, and dicts
+    for NamedTuples and dataclasses.
 
   Raises:
-    UserError: where there is no run or its config.json is damaged.
+    FileNotFoundError: there is no such checkpoint.
+    UserError: it is damaged, has no such part, or is of another step than its
+      name says.
+  """
+  path = pathlib.Path(workdir).absolute() / 'checkpoints'
+  if not path.is_dir():
+    raise FileNotFoundError(f'There is no checkpoint in {workdir}.')
+  steps = _steps(path)
+  step = _choose(path, steps, step)
+  keys = subtree.split('/')
+  try:
+    meta = json.loads((path / str(step) / 'meta' / 'metadata').read_text())
+    tree = _read(path / str(step) / 'state', keys)
+  except LookupError as error:
+    raise UserError(
+        f'Checkpoint {path / str(step)} has no {subtree!r}: it is of another '
+        'model; give the workdir of another run.') from error
+  except Exception as error:  # Orbax raises many kinds for one damage.
+    raise UserError(_damaged(path, step, steps, error)) from error
+  expected = meta.get('leaves')
+  for name, digest in _digests(tree).items():
+    if expected is not None and expected.get(name) != digest:
+      raise UserError(
+          _damaged(path, step, steps, f'the SHA-256 of {name} differs'))
+  _check_step(path, step, steps, tree['step'])
+  for key in keys:
+    tree = tree[key]
+  return tree
+
+
+def load_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+  """Returns the ConfigDict of the run in a workdir.
+
+  Keys of earlier versions have their present names.
+
+  Raises:
+    UserError: there is no run, or its config.json is damaged.
   """
   path = pathlib.Path(workdir) / 'config.json'
   if not path.is_file():
@@ -153,17 +202,89 @@ def load_config(workdir):
         '--workdir that gen3d.train was given.')
   try:
     content = files.to_tuples(json.loads(path.read_text()))
+    content.pop('version', None)
     return ml_collections.ConfigDict(legacy.upgrade(content))
   except (ValueError, AttributeError) as error:
     raise UserError(f'{path} is damaged, so the run cannot be read.'
                     ) from error
 
 
-def _digest(tree):
-  digest = hashlib.sha256()
+def _read(folder, keys):
+  """Reads 'step' and the arrays below the nested `keys` of a saved state."""
+  checkpointer = ocp.PyTreeCheckpointer()
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)  # It warns about optional metadata.
+  try:
+    saved = checkpointer.metadata(folder).item_metadata.tree
+    node = saved
+    for key in keys:
+      if not isinstance(node, Mapping):
+        raise LookupError(key)
+      node = node[key]
+    for key in reversed(keys):
+      node = {key: node}
+    like = {'step': saved['step'], **node}
+    # As NumPy arrays, not with the sharding of the devices that saved them.
+    arguments = jax.tree.map(
+        lambda x: ocp.RestoreArgs(restore_type=np.ndarray), like)
+    return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(
+        like, restore_args=arguments, partial_restore=True))
+  finally:
+    logging.set_verbosity(verbosity)
+    checkpointer.close()
+
+
+def _steps(path):
+  names = [p.name for p in path.glob('*')]
+  return sorted(int(name) for name in names if name.isdigit())
+
+
+def _choose(path, steps, step):
+  """Returns the step to read, one of `steps`: `step`, or the newest."""
+  if step is None and steps:
+    return steps[-1]
+  if step not in steps:
+    missing = 'no checkpoint' if step is None else f'no checkpoint {step}'
+    raise FileNotFoundError(
+        f'There is {missing} in {path}; there are {steps}.')
+  return step
+
+
+def _check_step(path, step, steps, saved):
+  """Raises UserError where a state is not of its directory's step."""
+  saved = int(saved)
+  if saved != step:
+    remedy = ('delete that directory' if saved in steps else
+              f'rename that directory to {saved}, or delete it')
+    raise UserError(f'Checkpoint {path / str(step)} holds step {saved}, not '
+                    f'step {step} as its name says; {remedy}.')
+
+
+def _damaged(path, step, steps, reason):
+  """Returns the error message for a checkpoint that cannot be read."""
+  reason = ' '.join(str(reason).split())[:200]
+  earlier = [s for s in steps if s < step]
+  advice = (f'delete that directory to go on from step {earlier[-1]}'
+            if earlier else 'start again in another workdir')
+  return (f'Checkpoint {path / str(step)} is damaged or of another model; '
+          f'{advice} ({reason}).')
+
+
+def _digests(tree):
+  """Returns {path: SHA-256} of a tree's arrays, with dtype and shape."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(sharding.unreplicate(tree))
+  digests = {}
   for path, leaf in leaves:
     x = np.asarray(leaf)
-    digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode())
+    digest = hashlib.sha256(f'{x.dtype} {x.shape}'.encode())
     digest.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
-  return digest.hexdigest()
+    # The same name for a field of a NamedTuple and for a key of the dict that
+    # it is read as.
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    digests[name] = digest.hexdigest()
+  return digests
+
+
+def _total(digests):
+  lines = '\n'.join(f'{name} {x}' for name, x in sorted(digests.items()))
+  return hashlib.sha256(lines.encode()).hexdigest()

@@ -27,7 +27,7 @@ def hold(workdir: str | os.PathLike) -> Iterator[None]:
     workdir: directory that exists.
 
   Raises:
-    UserError: another run holds the lock; the sentence says which process.
+    UserError: another run holds the lock; the message names its process.
     OSError: workdir/.lock cannot be written, or is a symbolic link.
   """
   if fcntl is None:
@@ -55,6 +55,6 @@ def hold(workdir: str | os.PathLike) -> Iterator[None]:
 
 
 def _holder(file):
-  """' (process 7 on a_host)', or '' where the file does not say it yet."""
+  """Returns ' (process 7 on a_host)', or '' while the file is empty."""
   name = ' '.join(os.read(file, 200).decode(errors='replace').split())
   return f' ({name})' if name else ''

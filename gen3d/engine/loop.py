@@ -1,8 +1,8 @@
-"""The training loop: any task, any number of chips, resumed exactly.
+"""The training loop: any task, any number of devices, exact resumption.
 
-A run lives in its workdir: config.json, checkpoints/, scalars.jsonl,
-tensorboard/, previews/, what the task's finish writes, and finished.json.
-.lock keeps a second run out of it.
+The workdir of a run holds config.json, checkpoints/, scalars.jsonl,
+tensorboard/, previews/, the files that the task's finish writes, and
+finished.json. Its .lock prevents a second run in the same workdir.
 """
 
 import contextlib
@@ -15,21 +15,30 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
-from gen3d import files
+from gen3d import files, legacy
 from gen3d.choices import UserError
 from gen3d.engine import locks, sharding
 from gen3d.engine.checkpoints import Checkpoints, latest
+from gen3d.engine.prefetch import prefetch
 from gen3d.engine.report import Report
+from gen3d.engine.state import TrainState
 
-# What a run may change when it is resumed: how long, and how often it tells.
+# Config keys that may differ when a run is resumed: its length and its
+# reports. 'version' is that of gen3d, and checked apart.
 _MAY_CHANGE = ('steps', 'log_every', 'eval_every', 'checkpoint_every',
-               'checkpoint_minutes', 'keep_checkpoints', 'progress', 'counted')
+               'checkpoint_minutes', 'keep_checkpoints', 'progress',
+               'throughput_unit', 'version')
 _FINITE = 'params/finite'
 
 
@@ -37,8 +46,10 @@ class Diverged(UserError):
   """A loss, a metric or a parameter is no longer a finite number."""
 
 
-def run(task, config, workdir):
-  """Trains a task to its end, from where its workdir stands.
+def run(
+    task: Any, config: ml_collections.ConfigDict, workdir: str | os.PathLike
+) -> tuple[TrainState, list[str]]:
+  """Trains a task up to config.steps, from the newest checkpoint in workdir.
 
   SIGTERM saves and exits with code 0, Ctrl-C saves and raises
   KeyboardInterrupt.
@@ -48,27 +59,29 @@ def run(task, config, workdir):
     config: ConfigDict; read here are seed, steps, log_every, eval_every (0:
       never), checkpoint_every (0: only at the end), keep_checkpoints, and
       where present checkpoint_minutes, progress (names of the metrics in the
-      live line) and counted (what a step works on `batch` of, as 'rays').
-    workdir: directory, made if need be.
+      progress line) and throughput_unit (unit of the `batch` examples of a
+      step, such as 'rays', whose rate is reported).
+    workdir: directory, created if necessary.
 
   Returns:
     (the last TrainState, on one device; list of the files that finish wrote).
 
   Raises:
-    UserError: where the workdir cannot be used, another run is using it, a
+    UserError: the workdir cannot be used, another run is using it, a
       checkpoint is damaged or of another step than its name says, or the
-      batch cannot be divided over the chips.
+      batch cannot be divided over the devices.
     Diverged: at a NaN or an infinity; the last good checkpoint stays.
   """
   workdir = pathlib.Path(workdir).absolute()
   with contextlib.ExitStack() as held:
-    # A new workdir is made, and then locked, only once there is a batch.
+    # A new workdir is created and locked only after the first batch, so that
+    # a run that cannot start leaves no directory.
     exists = workdir.is_dir()
     if exists:
       _lock(workdir, held)
     check_workdir(config, workdir)
     start = latest(workdir)
-    mesh, batches = _feed(task, config, start)
+    mesh, batches = make_batches(task, config, start)
     if not exists:
       _lock(workdir, held)
       if latest(workdir) != start:
@@ -76,7 +89,7 @@ def run(task, config, workdir):
             f'Another run has written to the workdir {workdir} since this one '
             'began; run the same command again to go on from there, or choose '
             'another workdir.')
-    _claim(config, workdir)
+    write_config(config, workdir)
     keys = jax.random.split(jax.random.key(config.seed), 3)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     held.callback(checkpoints.close)
@@ -90,8 +103,14 @@ def run(task, config, workdir):
     return _finish(task, config, workdir, sharding.unreplicate(state))
 
 
-def check_workdir(config, workdir):
-  """Raises UserError where a run cannot use a workdir; changes nothing."""
+def check_workdir(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None:
+  """Checks that a run of a config can use a workdir; changes nothing.
+
+  Raises:
+    UserError: the workdir cannot be written, or it has checkpoints of another
+      config or of another version of gen3d.
+  """
   workdir = pathlib.Path(workdir).absolute()
   parent = next(p for p in (workdir, *workdir.parents) if p.exists())
   if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -99,26 +118,27 @@ def check_workdir(config, workdir):
                     f'{parent} is not a directory that you can write to.')
   stored = workdir / 'config.json'
   if not latest(workdir):
-    return  # Nothing there is worth protecting.
-  if stored.exists():
-    try:
-      before = json.loads(stored.read_text())
-    except ValueError as error:
-      raise UserError(f'{stored} is damaged; choose another workdir.'
-                      ) from error
-    now = json.loads(config.to_json_best_effort())
-    differ = _differences(before, now)
-    if differ:
-      raise UserError(
-          f'The workdir {workdir} holds a run of another config, which differs '
-          f'in {", ".join(differ)}; choose another workdir, or delete it.')
-  else:
+    return  # Without a checkpoint, no training time is lost.
+  if not stored.exists():
     raise UserError(f'The workdir {workdir} holds checkpoints but no '
                     f'config.json; choose another workdir.')
+  try:
+    before = json.loads(stored.read_text())
+    version = before.get('version', 1)
+  except (ValueError, AttributeError) as error:
+    raise UserError(f'{stored} is damaged; choose another workdir.'
+                    ) from error
+  if version != legacy.VERSION:
+    raise UserError(legacy.incompatible(workdir, version))
+  differ = _differences(before, json.loads(config.to_json_best_effort()))
+  if differ:
+    raise UserError(
+        f'The workdir {workdir} holds a run of another config, which differs '
+        f'in {", ".join(differ)}; choose another workdir, or delete it.')
 
 
 def _lock(workdir, held):
-  """Makes the workdir; process 0 holds its lock until the ExitStack ends."""
+  """Creates and locks the workdir (process 0), until the ExitStack ends."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
@@ -129,15 +149,21 @@ def _lock(workdir, held):
                     'another workdir.') from error
 
 
-def _claim(config, workdir):
-  """Writes the config into the workdir."""
+def write_config(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Writes config.json into the workdir, on process 0; waits for it on all.
+
+  Raises:
+    UserError: the workdir cannot be written.
+  """
   try:
     with tempfile.TemporaryFile(dir=workdir):
       pass
     if jax.process_index() == 0:
       content = json.loads(config.to_json_best_effort())
+      content['version'] = legacy.VERSION
       files.write_bytes(workdir / 'config.json',
-                  (json.dumps(content, indent=2) + '\n').encode())
+                        (json.dumps(content, indent=2) + '\n').encode())
   except OSError as error:
     raise UserError(f'The workdir {workdir} cannot be written '
                     f'({error.strerror}).') from error
@@ -145,73 +171,86 @@ def _claim(config, workdir):
     multihost_utils.sync_global_devices('workdir')
 
 
-def _feed(task, config, start):
-  """Returns the mesh and the batches on it, from that of step `start`."""
+def make_batches(
+    task: Any, config: ml_collections.ConfigDict, start: int
+) -> tuple[Mesh, Iterator[Any]]:
+  """Returns the mesh and the batches on it, from that of step `start`.
+
+  Raises:
+    UserError: the batch cannot be divided over the devices.
+  """
   if start >= config.steps:
     return sharding.device_mesh(), iter(())
-  # Some data take minutes to be made: a word, but only where it is needed.
-  patience = threading.Timer(5., print, ['Preparing the first batch.'],
-                             {'file': sys.stderr, 'flush': True})
-  patience.daemon = True
-  patience.start()
+  # Some data sets take minutes to prepare: print that only where it happens.
+  notice = threading.Timer(5., print, ['Preparing the first batch.'],
+                           {'file': sys.stderr, 'flush': True})
+  notice.daemon = True
+  notice.start()
   try:
     batches = iter(task.batches(config.seed, start))
     first = next(batches)
   finally:
-    patience.cancel()
+    notice.cancel()
   mesh = sharding.device_mesh(np.shape(jax.tree.leaves(first)[0])[0],
                               task.execution.min_per_device)
   sharding.check_divides(first, mesh, task.execution)
-  return mesh, sharding.prefetch(itertools.chain([first], batches), mesh)
+  return mesh, prefetch(itertools.chain([first], batches), mesh)
 
 
-def replicate_state(state, mesh):
-  """Replicates a new state; frozen weights are not donated, nor copied."""
+def replicate_state(state: TrainState, mesh: Mesh) -> TrainState:
+  """Replicates a new state; frozen weights are neither donated nor copied."""
   frozen = sharding.replicate(state.frozen, mesh, share=True)
   state = sharding.replicate(state.replace(frozen=None), mesh)
   return state.replace(frozen=frozen)
 
 
 def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
-  """Returns the state of config.steps, of which a save is under way."""
+  """Returns the state after config.steps, whose save is in progress."""
   start = int(sharding.unreplicate(state.step))
-  step = sharding.pmap(_watched(task.step), mesh, task.execution)
+  step = sharding.pmap(_with_finite_check(task.step), mesh, task.execution)
   run_key = sharding.replicate(keys[1], mesh)
   report = Report(
       workdir, start, config.steps, config.get('progress', ()),
       active=jax.process_index() == 0,
-      counted=(config.counted, config.batch) if 'counted' in config else None)
-  report.say(f'Training from step {start} to {config.steps} on {mesh.size} '
-             f'{jax.devices()[0].platform} device(s), into {workdir}; the '
-             f'first step takes longer, for it is compiled.')
-  watch, signals = _Watch(mesh), _Signals()
+      throughput=((config.throughput_unit, config.batch)
+                  if 'throughput_unit' in config else None))
+  report.message(
+      f'Training from step {start} to {config.steps} on {mesh.size} '
+      f'{jax.devices()[0].platform} device(s), into {workdir}; the first step '
+      'takes longer, because it is compiled.')
+  buffer, signals = MetricBuffer(mesh), _Signals()
   saved, saved_at = start, time.monotonic()
   try:
     for done in range(start + 1, config.steps + 1):
       state, metrics = step(
           state, next(batches), run_key, task.static(done - 1))
-      watch.add(done, metrics)
-      report.progress(done, watch.newest)
+      # Metrics.
+      buffer.add(done, metrics)
+      report.progress(done, buffer.newest)
       if done in (1, config.steps) or done % config.log_every == 0:
-        report.scalars(done, watch.means())
+        report.scalars(done, buffer.means())
+      # Evaluation.
       if _due(done, config.eval_every, config.steps):
-        watch.drain()
+        buffer.drain()
         scalars, images = task.evaluate(
             sharding.unreplicate(state), jax.random.fold_in(keys[2], done))
         report.scalars(done, {k: float(v) for k, v in scalars.items()})
         report.images(done, images)
-      stop, overdue = _agree(done % config.log_every == 0, signals.received,
-                             _minutes_since(saved_at) > config.get(
-                                 'checkpoint_minutes', float('inf')))
+      # Checkpoint.
+      overdue = _minutes_since(saved_at) > config.get(
+          'checkpoint_minutes', float('inf'))
+      stop, overdue = any_process_requests(
+          signals.received, overdue, exchange=done % config.log_every == 0)
       if stop or overdue or done == config.steps or _due(
           done, config.checkpoint_every):
-        watch.drain()
+        buffer.drain()  # Raises before a diverged state is saved.
         checkpoints.save(state)
         saved, saved_at = done, time.monotonic()
+      # Stop.
       if stop and done < config.steps:
         checkpoints.wait()
-        report.say(f'Stopped at step {done}, which is saved; the same command '
-                   f'goes on from there.')
+        report.message(f'Stopped at step {done}, which is saved; the same '
+                       f'command goes on from there.')
         if stop == signal.SIGINT:
           raise KeyboardInterrupt
         raise SystemExit(0)
@@ -235,55 +274,62 @@ def _finish(task, config, workdir, state):
     before = json.loads(marker.read_text())
     if before['step'] == int(state.step):
       return state, before['files']
-  results = [str(file) for file in task.finish(state, str(workdir)) or ()]
+  written = [str(file) for file in task.finish(state, str(workdir)) or ()]
   files.write_bytes(marker, json.dumps(
-      {'step': int(state.step), 'files': results}).encode())
-  return state, results
+      {'step': int(state.step), 'files': written}).encode())
+  return state, written
 
 
-def _watched(step):
-  """A step that also tells whether the new parameters are finite."""
+def _with_finite_check(step):
+  """Adds the metric _FINITE: whether the new parameters are all finite."""
 
-  def watched(state, batch, key, **static):
+  def checked(state, batch, key, **static):
     state, metrics = step(state, batch, key, **static)
     finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state.params)
               if jnp.issubdtype(x.dtype, jnp.inexact)]
     return state, {**metrics, _FINITE: jnp.all(jnp.array(finite))}
 
-  return watched
+  return checked
 
 
-class _Watch:
-  """The metrics on their way from the chips: checked each, averaged."""
+class MetricBuffer:
+  """Metrics that are still being computed; checks and averages them."""
 
-  def __init__(self, mesh):
-    # Virtual devices share the cores: steps in flight only wait on each other.
+  def __init__(self, mesh: Mesh):
+    # Reading a metric waits for its step. An accelerator is kept busy by two
+    # steps in flight; virtual devices of the CPU share its cores, so that
+    # steps in flight only wait for each other.
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
-    self._ahead = 0 if on_cpu else 2
+    self._in_flight = 0 if on_cpu else 2
     self._pending, self._sums, self._count = [], {}, 0
     self._newest = {}
 
-  def add(self, step, metrics):
-    """Takes a step's metrics; checks those of steps that should be done."""
-    self._pending.append((step, metrics))
-    self._take(self._ahead)
+  def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    """Adds a step's metrics; checks those of steps that should be done.
 
-  def newest(self):
+    Raises:
+      Diverged: a metric or a parameter is not finite.
+    """
+    self._pending.append((step, metrics))
+    self._receive(self._in_flight)
+
+  def newest(self) -> dict[str, float]:
     """Returns the newest metrics that have arrived."""
     return self._newest
 
-  def drain(self):
-    """Waits for all steps and checks their metrics."""
-    self._take(0)
+  def drain(self) -> None:
+    """Waits for all steps and checks their metrics, as `add` does."""
+    self._receive(0)
 
-  def means(self):
-    """Returns the metrics' means since the last call."""
+  def means(self) -> dict[str, float]:
+    """Returns the means of the metrics since the last call."""
     self.drain()
     means = {name: x / self._count for name, x in self._sums.items()}
     self._sums, self._count = {}, 0
     return means
 
-  def _take(self, left):
+  def _receive(self, left):
+    """Reads pending metrics until `left` steps are pending."""
     while len(self._pending) > left:
       step, metrics = self._pending.pop(0)
       values = {name: float(x) for name, x in
@@ -301,33 +347,48 @@ class _Watch:
 
 
 class _Signals:
-  """SIGTERM and the first Ctrl-C wait until the step is done."""
+  """Delays SIGTERM and the first Ctrl-C until the step is done."""
 
   def __init__(self):
     self.received, self._before = 0, {}
+    # Python allows handlers in the main thread only.
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
         self._before[number] = signal.signal(number, self._receive)
 
-  def restore(self):
+  def restore(self) -> None:
+    """Sets the handlers back to those before this object."""
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def _receive(self, number, frame):
+  def _receive(self, number: int, frame: FrameType | None):
     if self.received and number == signal.SIGINT:
       self.restore()
       raise KeyboardInterrupt
     self.received = number
 
 
-def _agree(asked, stop, overdue):
-  """What all processes do, since they save together: the largest wish."""
+def any_process_requests(
+    stop: int, overdue: bool, exchange: bool) -> tuple[int, bool]:
+  """All-reduces (max) a stop signal and an overdue checkpoint.
+
+  All processes save together, so they have to decide alike.
+
+  Args:
+    stop: number of the signal that this process has received, or 0.
+    overdue: whether a checkpoint is overdue by this process's clock.
+    exchange: whether the processes communicate at this step, the same on all.
+
+  Returns:
+    (stop, overdue) of all processes; (0, False) for several processes without
+    an exchange.
+  """
   if jax.process_count() == 1:
     return stop, overdue
-  if not asked:
+  if not exchange:
     return 0, False
-  wishes = multihost_utils.process_allgather(np.array([stop, int(overdue)]))
-  stop, overdue = wishes.max(axis=0)
+  requests = multihost_utils.process_allgather(np.array([stop, int(overdue)]))
+  stop, overdue = requests.max(axis=0)
   return int(stop), bool(overdue)
 
 

@@ -1,12 +1,20 @@
-"""The end of a training whose weights ship with the package."""
+"""Candidates for the weights that ship with the package."""
 
+import os
 import pathlib
+from typing import Any
+
+import ml_collections
 
 from gen3d import assets
 from gen3d.engine import report
+from gen3d.engine.state import TrainState
 
 
-def save_release(asset, config, state, workdir, **more):
+def save_release(
+    asset: pathlib.Path, config: ml_collections.ConfigDict, state: TrainState,
+    workdir: str | os.PathLike, **more: Any
+) -> tuple[pathlib.Path, pathlib.Path]:
   """Writes the averaged weights into the workdir, named as the asset.
 
   Args:
@@ -14,10 +22,10 @@ def save_release(asset, config, state, workdir, **more):
     config: ConfigDict of the run, with `batch`.
     state: TrainState.
     workdir: the run's directory.
-    **more: what else the record beside the weights tells.
+    **more: further entries of the record beside the weights.
 
   Returns:
-    The two paths written.
+    The paths of the weights and of their record.
   """
   steps = int(state.step)
   record = {'model': asset.stem, 'config': config.to_dict(), 'steps': steps,
@@ -30,10 +38,10 @@ def save_release(asset, config, state, workdir, **more):
 
 
 def _merge_history(record, start_from):
-  """The record of a training that began with another one's weights.
+  """Returns the record of a training that began with another one's weights.
 
-  Pictures and hours are counted together; how the earlier ones were trained
-  is kept under 'earlier', oldest first.
+  Images and hours are those of all trainings together; the records of the
+  earlier ones are listed under 'earlier', oldest first.
   """
   _, before = assets.load(start_from)
   earlier = before.pop('earlier', [])

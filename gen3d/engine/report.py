@@ -1,4 +1,4 @@
-"""What a run shows: scalars.jsonl, TensorBoard, previews, a live line."""
+"""Reports of a run: scalars.jsonl, TensorBoard, previews, progress line."""
 
 import datetime
 import itertools
@@ -8,33 +8,41 @@ import pathlib
 import platform
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
+import numpy as np
 import tensorboardX
 import tqdm
 from PIL import Image
 
 from gen3d import files
 
+# Seconds between two lines of progress where stderr is not a terminal.
 _PLAIN_SECONDS = 30.
+# Longer gaps in scalars.jsonl are interruptions of the run.
 _PAUSE_SECONDS = 600.
 
 
 class Report:
-  """Writes a run's numbers and pictures into its workdir."""
+  """Writes a run's metrics and images into its workdir."""
 
-  def __init__(self, workdir, step, steps, shown=(), active=True,
-               counted=None):
+  def __init__(
+      self, workdir: str | os.PathLike, step: int, steps: int,
+      shown: Sequence[str] = (), active: bool = True,
+      throughput: tuple[str, int] | None = None):
     """Opens the reports of a run that stands at `step` of `steps`.
 
     Args:
       workdir: the run's directory.
-      step: updates done; what an interrupted run reported beyond is dropped.
+      step: updates done; lines of later steps, which an interrupted run has
+        written, are dropped.
       steps: updates in all.
-      shown: names of the metrics in the live line; empty: the first three.
+      shown: names of the metrics in the progress line; empty: the first three.
       active: False on all processes but one, where nothing is written.
-      counted: (what, how many) a step works on, such as ('rays', 4096), whose
-        rate is told beside that of the steps.
+      throughput: (unit, number a step), such as ('rays', 4096), whose rate is
+        printed beside that of the steps.
     """
     self._active = active
     if not active:
@@ -45,9 +53,9 @@ class Report:
     self._file = self._scalars.open('a', encoding='utf-8')
     self._board = tensorboardX.SummaryWriter(
         str(pathlib.Path(workdir) / 'tensorboard'), purge_step=step + 1)
-    self._line = _Line(step, steps, tuple(shown), counted)
+    self._line = _ProgressLine(step, steps, tuple(shown), throughput)
 
-  def scalars(self, step, values):
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Writes {name: float} of a step."""
     if not self._active:
       return
@@ -57,7 +65,7 @@ class Report:
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
 
-  def images(self, step, images):
+  def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Writes {name: uint8 [H, W, 3]} as previews/NAME_STEP.png."""
     for name, image in images.items() if self._active else ():
       self._previews.mkdir(exist_ok=True)
@@ -65,18 +73,19 @@ class Report:
           self._previews / f'{name.replace("/", "_")}_{step:06d}.png')
       self._board.add_image(name, image, step, dataformats='HWC')
 
-  def progress(self, step, metrics):
-    """Moves the live line to a step; metrics: () -> {name: float}."""
+  def progress(
+      self, step: int, metrics: Callable[[], Mapping[str, float]]) -> None:
+    """Advances the progress line to a step; reads `metrics` if it prints."""
     if self._active:
       self._line.move(step, metrics)
 
-  def say(self, sentence):
-    """Writes a sentence to stderr, above the live line."""
+  def message(self, text: str) -> None:
+    """Prints a text to stderr, above the progress line."""
     if self._active:
-      tqdm.tqdm.write(sentence, file=sys.stderr)
+      tqdm.tqdm.write(text, file=sys.stderr)
 
-  def close(self):
-    """Ends the live line and closes the files."""
+  def close(self) -> None:
+    """Ends the progress line and closes the files."""
     if not self._active:
       return
     self._line.close()
@@ -84,11 +93,11 @@ class Report:
     self._board.close()
 
 
-def provenance(workdir):
-  """What a weights record tells of its run: {'hours', 'machine'}.
+def provenance(workdir: str | os.PathLike) -> dict[str, Any]:
+  """Returns the cost of a run for a weights record: {'hours', 'machine'}.
 
-  Hours are those between the first and the last line of scalars.jsonl, less
-  the pauses of an interrupted run (over ten minutes without a line).
+  Hours are those between the first and the last line of scalars.jsonl, without
+  gaps of over ten minutes, in which the run was interrupted.
   """
   path = pathlib.Path(workdir) / 'scalars.jsonl'
   lines = path.read_text().splitlines() if path.exists() else []
@@ -102,73 +111,75 @@ def provenance(workdir):
   return {'hours': round(worked / 3600, 2), 'machine': machine}
 
 
-class _Line:
-  """step, it/s, time left and metrics: a bar on a terminal, else lines."""
+class _ProgressLine:
+  """Step, it/s, time left and metrics: a bar on a terminal, else lines."""
 
-  def __init__(self, step, steps, shown, counted):
+  def __init__(self, step, steps, shown, throughput):
     self._step, self._steps, self._shown = step, steps, shown
-    self._counted = counted
+    self._throughput = throughput
     self._bar = None
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(initial=step, total=steps, unit='it',
                             dynamic_ncols=True, mininterval=.2)
-    self._told = (None, step)  # When the last line was written, and at what.
+    self._printed = (None, step)  # Time and step of the last text.
 
   def move(self, step, metrics):
+    """Advances to a step and prints if it is time; metrics as in Report."""
     if self._bar is not None:
-      if time.monotonic() - (self._told[0] or 0.) > 1.:
-        text, now = self._text(metrics()), time.monotonic()
-        if self._told[0] is not None:
-          rate = (step - self._told[1]) / (now - self._told[0])
-          text = ', '.join([*self._work(rate), text])
-        self._told = (now, step)
+      time_before, step_before = self._printed
+      if time.monotonic() - (time_before or 0.) > 1.:
+        text, now = self._format(metrics()), time.monotonic()
+        if time_before is not None:
+          rate = (step - step_before) / (now - time_before)
+          text = ', '.join([*self._per_second(rate), text])
+        self._printed = (now, step)
         self._bar.set_postfix_str(text, refresh=False)
       self._bar.update(step - self._step)
     else:
-      self._plain(step, metrics)
+      self._print_line(step, metrics)
     self._step = step
 
   def close(self):
     if self._bar is not None:
       self._bar.close()
 
-  def _plain(self, step, metrics):
+  def _print_line(self, step, metrics):
     now = time.monotonic()
-    before, at = self._told
-    if before is None:  # The first step is mostly compilation: no rate yet.
+    time_before, step_before = self._printed
+    if time_before is None:  # The first step is mostly compilation: no rate.
       parts = [f'step {step}/{self._steps}']
-    elif now - before > _PLAIN_SECONDS or step == self._steps:
-      rate = max(step - at, 1) / max(now - before, 1e-9)
+    elif now - time_before > _PLAIN_SECONDS or step == self._steps:
+      rate = max(step - step_before, 1) / max(now - time_before, 1e-9)
       left = datetime.timedelta(seconds=int((self._steps - step) / rate))
       parts = [f'step {step}/{self._steps}', f'{rate:.3g} it/s',
-               *self._work(rate), f'ETA {left}']
+               *self._per_second(rate), f'ETA {left}']
     else:
       return
-    self._told = (now, step)
-    print('  '.join([*parts, self._text(metrics())]), file=sys.stderr,
+    self._printed = (now, step)
+    print('  '.join([*parts, self._format(metrics())]), file=sys.stderr,
           flush=True)
 
-  def _work(self, rate):
-    if not self._counted:
+  def _per_second(self, rate):
+    if not self._throughput:
       return []
-    what, count = self._counted
-    return [f'{rate * count:,.0f} {what}/s']
+    unit, per_step = self._throughput
+    return [f'{rate * per_step:,.0f} {unit}/s']
 
-  def _text(self, metrics):
+  def _format(self, metrics):
     names = [name for name in self._shown or tuple(metrics)[:3]
              if name in metrics]
     return ', '.join(f'{name} {metrics[name]:.4g}' for name in names)
 
 
 def _drop_after(path, step):
-  """Drops the lines of later steps, and one that was cut off in writing."""
+  """Drops lines of later steps, and a last line that is incomplete."""
   if not path.exists():
     return
-  kept = []
+  lines = []
   for line in path.read_text(encoding='utf-8').splitlines():
     try:
       if json.loads(line)['step'] <= step:
-        kept.append(line + '\n')
+        lines.append(line + '\n')
     except (ValueError, KeyError):
       continue
-  files.write_bytes(path, ''.join(kept).encode())
+  files.write_bytes(path, ''.join(lines).encode())

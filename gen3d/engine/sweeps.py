@@ -1,27 +1,31 @@
-"""One config, many runs: the command lines that its sweep() stands for."""
+"""One config, many runs: the command lines of its sweep()."""
 
+import os
 import pathlib
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from gen3d.choices import UserError
 from gen3d.engine import cli
 
 
-def commands(path, workdir, common=()):
+def commands(
+    path: str, workdir: str | os.PathLike, common: Sequence[str] = ()
+) -> list[list[str]]:
   """Returns the command lines of a sweep.
 
   Args:
-    path: FILE.py or FILE.py:VARIANT with `sweep()`, that gives dicts of
+    path: FILE.py or FILE.py:VARIANT with `sweep()`, which gives dicts of
       {dotted config key: value}.
     workdir: directory; run 3 gets workdir/003_KEY=VALUE,...
     common: '--config.KEY=VALUE' flags for all.
 
   Raises:
-    UserError: where there is no sweep, or a key is unknown.
+    UserError: there is no sweep, or a key is unknown.
   """
   sweep = runpy.run_path(path.partition(':')[0]).get('sweep')
   if sweep is None:
@@ -31,7 +35,7 @@ def commands(path, workdir, common=()):
     name = ','.join(f'{key}={value}' for key, value in overrides.items())
     name = re.sub(r'[^\w.,=-]+', '-', f'{index:03d}_{name}')[:80]
     own = [f'--config.{key}={value}' for key, value in overrides.items()]
-    # What a sweep varies stands last, for the last flag holds.
+    # The overrides stand last, because the last of equal flags applies.
     line = [sys.executable, '-m', 'gen3d.train', f'--config={path}', *common,
             *own, f'--workdir={pathlib.Path(workdir) / name}']
     cli.check_config(line)
@@ -39,17 +43,17 @@ def commands(path, workdir, common=()):
   return lines
 
 
-def run(lines, go_on=True):
+def run(lines: Sequence[Sequence[str]], keep_going: bool = True) -> None:
   """Runs command lines in turn.
 
   Args:
-    lines: lists of words.
-    go_on: whether one that fails leaves the others to run; else it is the
+    lines: command lines as lists of words.
+    keep_going: whether the others run after one that fails; else it is the
       last.
 
   Raises:
-    UserError: if any failed.
-    KeyboardInterrupt: if one was stopped.
+    UserError: at least one failed.
+    KeyboardInterrupt: one was stopped by Ctrl-C.
   """
   failed = []
   for line in lines:
@@ -59,7 +63,7 @@ def run(lines, go_on=True):
       raise KeyboardInterrupt
     if code:
       failed.append(line[-1])
-      if not go_on:
+      if not keep_going:
         break
   if failed:
     raise UserError(f'{len(failed)} of {len(lines)} runs failed: '

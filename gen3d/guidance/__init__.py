@@ -16,7 +16,7 @@ VSD (ProlificDreamer, 2305.16213) learns a student: `init` makes the student's
 parameters of the teacher's weights in `frozen` (a copy, or LoRA matrices), and
 `loss` adds the student's denoising loss to a surrogate whose gradient is
 eps_hat - eps_student. The task trains `params` with the scene, at the learning
-rate of config.optimizer.rates.
+rate of config.optimizer.lr_multipliers.
 """
 
 from collections.abc import Callable

@@ -7,13 +7,18 @@ for one device names the mapped axis 'devices'.
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
+import ml_collections
+import numpy as np
+
 from gen3d.choices import UserError, pick
 from gen3d.engine import checkpoints
-from gen3d.engine.sharding import Execution
+from gen3d.engine.sharding import Execution, Step
+from gen3d.engine.state import TrainState
 
 # By the name in a config; imported only when needed.
 TASKS = {
@@ -23,6 +28,11 @@ TASKS = {
     'gan': 'gen3d.tasks.gan',
     'reconstruction': 'gen3d.tasks.reconstruction',
 }
+
+# (state, key) -> ({name: number}, {name: uint8 image [H, W, 3]})
+Evaluate = Callable[
+    [TrainState, jax.Array],
+    tuple[Mapping[str, float], Mapping[str, np.ndarray]]]
 
 
 class Costs(NamedTuple):
@@ -38,8 +48,18 @@ class Costs(NamedTuple):
   """
   sizes: dict[str, Any]
   unit: tuple[str, int] | None = None
-  phases: Callable | None = None
-  parts: Callable | None = None
+  phases: Callable[
+      [Callable[[Hashable], float]], Iterator[tuple[str, float]]] | None = None
+  parts: Callable[
+      [Any, Any, int], dict[str, Callable[[], Any]]] | None = None
+
+
+def _no_static(step: int) -> None:
+  del step
+
+
+def _no_costs() -> Costs:
+  return Costs({})
 
 
 class Task(NamedTuple):
@@ -64,31 +84,32 @@ class Task(NamedTuple):
     execution: options of the compiler and of placement.
     costs: () -> Costs.
   """
-  init: Callable
-  step: Callable
-  batches: Callable
-  evaluate: Callable
-  finish: Callable
-  static: Callable = lambda step: None
+  init: Callable[[jax.Array], TrainState]
+  step: Step
+  batches: Callable[[int, int], Iterator[Any]]
+  evaluate: Evaluate
+  finish: Callable[[TrainState, str], list[Any]]
+  static: Callable[[int], Hashable | None] = _no_static
   execution: Execution = Execution()
-  costs: Callable = lambda: Costs({})
+  costs: Callable[[], Costs] = _no_costs
 
 
-def module_of(config: Any) -> ModuleType:
-  """The module of a config's task.
+def module_of(config: ml_collections.ConfigDict) -> ModuleType:
+  """Returns the module of a config's task.
 
   Raises:
-    UserError: the config names no such task.
+    UserError: the config's task is unknown.
   """
   return importlib.import_module(pick('task', TASKS, config.get('task')))
 
 
-def load_finished(workdir: str | os.PathLike, step: int | None = None) -> Any:
-  """The render.finished.Finished of a run.
+def load_finished(
+    workdir: str | os.PathLike, step: int | None = None) -> Any:
+  """Returns the render.finished.Finished of a run.
 
   Args:
-    workdir: of the run.
-    step: which checkpoint; None for the newest.
+    workdir: the run's directory.
+    step: number of the checkpoint; None for the newest.
 
   Raises:
     UserError: there is no such run, it is damaged, or its task makes nothing

@@ -99,12 +99,10 @@ def load_run(workdir: str | os.PathLike, step: int | None = None
     raise UserError(
         f'The run in {workdir} is of the task {config.get("task")!r}; only '
         "runs of 'text_to_3d' have an object to export.")
-  # The scene is restored without the guidance, whose teacher may not be on
-  # this machine.
-  scene = make_scene(config)
-  like = _start(jax.random.key(0), scene, lambda key: {}, _optimizer(config))
-  state = checkpoints.load(workdir, like, step)
-  return scene, state.params['scene'], config
+  # Of the checkpoint only the scene is read: the guidance's teacher may not be
+  # on this machine.
+  params = checkpoints.load_tree(workdir, 'params/scene', step)
+  return make_scene(config), params, config
 
 
 def load(workdir: str | os.PathLike,
@@ -128,17 +126,11 @@ def _optimizer(config):
 
 def _init(key, *, parts, prompt, negative_prompt):
   """The TrainState at step 0; `frozen` is the guidance's."""
-  frozen = parts.guidance.load(prompt, negative_prompt)
-  state = _start(key, parts.scene,
-                 lambda key: parts.guidance.init(key, frozen), parts.optimizer)
-  return state.replace(frozen=frozen)
-
-
-def _start(key, scene, init_guidance, optimizer):
-  """The TrainState at step 0 without `frozen`."""
   key_scene, key_guidance = jax.random.split(key)
-  return states.create({'scene': jax.jit(scene.init)(key_scene),
-                        'guidance': init_guidance(key_guidance)}, optimizer)
+  frozen = parts.guidance.load(prompt, negative_prompt)
+  params = {'scene': jax.jit(parts.scene.init)(key_scene),
+            'guidance': parts.guidance.init(key_guidance, frozen)}
+  return states.create(params, parts.optimizer, frozen=frozen)
 
 
 def _step(state, batch, key, *, parts):
