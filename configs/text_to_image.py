@@ -18,9 +18,9 @@ python -m gen3d.train --config=configs/text_to_image.py:light_field \
   --config.start_from=/tmp/t2i/text_to_image_shapes.safetensors \
   --workdir=/tmp/lf
 
-and to continue the U-Net from there (optimizer.lr_multipliers.light_field=0 and only
-loss_weights.v above zero). The shipped weights were trained in such stages; the
-record has the settings of each under 'earlier'.
+and to continue the U-Net from there, with only loss_weights.v above zero and
+optimizer.lr_multipliers.light_field=0. The shipped weights were trained in such
+stages; the record has the settings of each under 'earlier'.
 """
 
 import ml_collections
@@ -34,7 +34,7 @@ VARIANTS = {
         'drop_caption': 0.0, 'drop_camera': 0.0,
         'loss_weights': {'v': 0.0, 'text_probe': 0.0},
         'optimizer': {'learning_rate': 5e-3, 'warmup': 50, 'cooldown': 650,
-                      'rates': {'t5': 0.0, 'unet': 0.0}},
+                      'lr_multipliers': {'t5': 0.0, 'unet': 0.0}},
         'progress': ('loss/prior_image',)},
     'tiny': {
         'views': 16, 'held_out': 8, 'batch': 4, 'steps': 2, 'grid': 2,
@@ -91,8 +91,10 @@ def shapes():
       'warmup': 300, 'cooldown': 2000, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-8,
       'weight_decay': 0.01, 'clip': 1.0,
       # Higher for layers that are added to a trained network.
-      'rates': {'t5': 0.15, 'unet': 1.0, 'rays': 10.0, 'sketch': 10.0,
-                'sketch_share': 10.0, 'light_field': 1.0}}
+      # 'sketch' and 'sketch_share' are the U-Net's layers of the prior image.
+      'lr_multipliers': {
+          't5': 0.15, 'unet': 1.0, 'rays': 10.0, 'sketch': 10.0,
+          'sketch_share': 10.0, 'light_field': 1.0}}
   config.ema_decay = 0.999
   config.max_snr_weight = 4.0  # bound on an image's weight 1 + SNR
   config.high_noise_oversampling = 30.0  # density of times at 1 relative to 0

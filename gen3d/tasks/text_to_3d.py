@@ -56,7 +56,8 @@ def make(config: ml_collections.ConfigDict,
   scene = make_scene(config)
   guidance = guidance or pick(
       'guidance', GUIDANCES, config.guidance.name)(config)
-  parts = Parts(scene, guidance, _optimizer(config), config.views)
+  optimizer = optim.make_optimizer(config.optimizer, config.steps)
+  parts = Parts(scene, guidance, optimizer, config.views)
   return Task(
       init=partial(_init, parts=parts, prompt=prompt,
                    negative_prompt=config.negative_prompt),
@@ -118,10 +119,6 @@ def _shown(scene: Scene, params: Any,
       scene, params, finished.turntable(
           config.export.frames, dict(config.orbit)),
       finished.SHOWN, np.eye(4), defaults)
-
-
-def _optimizer(config):
-  return optim.make_optimizer(config.optimizer, config.steps)
 
 
 def _init(key, *, parts, prompt, negative_prompt):
