@@ -12,7 +12,7 @@ from configs import text_to_image as config_file
 from gen3d import assets
 from gen3d.data.shapes import captions
 from gen3d.data.shapes import world as shapes_world
-from gen3d.diffusion import noise, pixel_model, sampling
+from gen3d.diffusion import noise
 from gen3d.engine import release
 from gen3d.models import unet
 from gen3d.ops import cameras
@@ -87,23 +87,6 @@ def test_start_parts_selects_the_initialized_parts(
     text_to_image.make(again).init(jax.random.key(9))
 
 
-def test_x_prediction_of_a_fresh_network_is_gray(config):
-  predicting_x = config.copy_and_resolve_references()
-  predicting_x.model.prediction = 'x'
-  model = text_to_image.build_model(predicting_x)
-  params = jax.jit(model.init, static_argnums=1)(
-      jax.random.key(0), assets.CAPTION_LENGTH)
-  text = model.embed(params, *assets.tokenizer().encode(['a red car']))
-  x_t, t = jax.random.normal(jax.random.key(1), (1, 16, 16, 3)), jnp.array([.4])
-  eps = jax.jit(model.denoise)(params, x_t, t, text)
-  # The output of a fresh network is zero: its predicted image is gray.
-  np.testing.assert_allclose(
-      noise.x_from_eps(model.schedule, x_t, eps, t), 0, atol=1e-5)
-  predicting_x.model.prediction = 'u'
-  with pytest.raises(ValueError, match="prediction 'u'.*'v'"):
-    text_to_image.make(predicting_x)
-
-
 def test_prior_image_loss_is_least_at_the_mean_of_known_cameras():
   truth = jax.random.normal(jax.random.key(0), (4, 5, 12))
   known = jnp.array([1., 1, 0, 1])
@@ -167,23 +150,6 @@ def test_light_field_has_gradients_of_its_own_loss_only(config, state):
       {'v': 0., 'text_probe': 0., 'prior_image': 1.}, config, state.params)
   assert losses.keys() == {'loss/prior_image'}
   assert moved['light_field'] > 0 and moved['unet'] == moved['reader'] == 0
-
-
-def test_prior_image_is_zero_for_an_unknown_camera(config, state):
-  model = text_to_image.build_model(config)
-  params = jax.tree.map(lambda x: x + .05, state.params)
-  text = model.embed(
-      params, *assets.tokenizer().encode(['a red car', 'a red car']))
-  assert jnp.abs(text['prior_image']).max() == 0
-  label = cameras.to_label(cameras.orbit(30.0, 10.0, 1.6, 1.3))
-  image = model.add_camera(
-      params, text, jnp.stack([label, 0 * label]))['prior_image']
-  assert jnp.abs(image[0]).max() > 0 and jnp.abs(image[1]).max() == 0
-  # It changes the U-Net's output.
-  x_t, t = jnp.zeros((2, 16, 16, 3)), jnp.array([.9, .9])
-  predict = lambda text: model.predict_v(params, x_t, t, text)
-  other = text | {'prior_image': image}
-  assert jnp.abs(predict(other) - predict(text))[0].max() > 1e-4
 
 
 def test_text_probe_loss_of_uniform_and_of_correct_predictions():
@@ -277,88 +243,3 @@ def test_high_noise_oversampling_is_the_density_ratio():
   middle = (edges[1:] + edges[:-1]) / 2
   np.testing.assert_allclose(
       count[0] / count, 1 - 29 / 30 * middle, rtol=.03, atol=.02)
-
-
-def test_around_gives_view_words_and_cameras(task, state, config):
-  prompts, labels = pixel_model.around(['a red car', 'a cyan mug'], 4)
-  assert prompts[:4] == [f'a red car, {side} view' for side in (
-      'front', 'side', 'back', 'side')]
-  assert prompts[4] == 'a cyan mug, front view'
-  position = np.asarray(cameras.from_label(labels).c2w)[:, :3, 3]
-  azimuth, elevation, _ = cameras.angles(position)
-  np.testing.assert_allclose(azimuth % 360, [0, 90, 180, 270] * 2, atol=1e-3)
-  np.testing.assert_allclose(elevation, 20, atol=1e-3)
-  # The output of a fresh network is zero, whatever the camera.
-  model = text_to_image.build_model(config)
-  params = jax.tree.map(lambda x: x + .05, state.ema)
-  draw = lambda labels: sampling.sample(
-      jax.random.key(1), pixel_model.to_teacher(model, params), prompts[:1],
-      labels=labels, steps=2, batch=1)
-  front, other = draw(labels[:1]), draw(labels[1:2])
-  assert not np.array_equal(front, other)
-  assert not np.array_equal(front, draw(None))
-
-
-def test_a_model_without_rays_is_not_camera_conditioned(task, state, config):
-  model = text_to_image.build_model(config)
-  shape = model.unet.shape._replace(rays=False)
-  no_rays = model._replace(unet=model.unet.clone(shape=shape),
-                           light_field=None)
-  with_camera, without_camera = (
-      pixel_model.to_teacher(m, state.ema)
-      for m in (model, no_rays))
-  assert with_camera.camera_conditioned
-  assert not without_camera.camera_conditioned
-  text = with_camera.embed(['a red car'])
-  label = cameras.to_label(cameras.orbit(30.0, 10.0, 1.6, 1.3))[None]
-  assert without_camera.add_camera({}, text, label) is text
-  conditioned = with_camera.add_camera(with_camera.load(), text, label)
-  np.testing.assert_array_equal(conditioned['camera'], label)
-
-
-def test_samples_do_not_depend_on_the_number_of_prompts(task, state, config):
-  model = text_to_image.build_model(config)
-  prompts = ['a red car', 'a blue duck', 'a green tree']
-  key = jax.random.key(1)
-  draw = lambda n, **kwargs: sampling.sample(
-      key, pixel_model.to_teacher(model, state.ema), prompts[:n], steps=3,
-      batch=2, **kwargs)
-  three = draw(3)
-  assert three.shape == (3, 16, 16, 3) and three.dtype == np.uint8
-  np.testing.assert_array_equal(three[:2], draw(2))
-  assert not np.array_equal(three, draw(3, eta=1.0))
-
-
-def test_shipped_teacher_predicts_eps_and_depends_on_the_text():
-  teacher = pixel_model.teacher()
-  text = teacher.embed(['a red car', ''])
-  assert text['states'].shape[:2] == (2, assets.CAPTION_LENGTH)
-  image = jnp.full((2, 32, 32, 3), 0.5)
-  weights = teacher.load()
-  x = teacher.encode(weights, image, jax.random.key(0))
-  assert x.shape == (2, *teacher.latent)
-  np.testing.assert_allclose(x, 0, atol=1e-6)
-  np.testing.assert_allclose(teacher.decode(weights, x), 0.5, atol=1e-6)
-  eps = jax.random.normal(jax.random.key(1), x.shape)
-  t = jnp.full(2, 0.9)
-  x_t = noise.diffuse(teacher.schedule, x, eps, t)
-  output = jax.jit(teacher.denoise)(weights, x_t, t, text)
-  # A trained model finds the noise in a gray picture.
-  assert jnp.mean((output - eps) ** 2) < 0.1
-  assert jnp.abs(output[0] - output[1]).max() > 1e-3
-
-
-def test_shipped_text_encoder_distinguishes_word_order():
-  teacher = pixel_model.teacher()
-  text = teacher.embed(['a green tree with brown trunk, side view',
-                        'a brown tree with green trunk, side view',
-                        'a green tree with brown trunk, back view'])
-  pooled = unet.masked_mean(text['states'], text['mask'])
-  distance = lambda a, b: jnp.linalg.norm(a - b) / jnp.linalg.norm(a)
-  # As far apart as two views; with a bag of words the distance is zero.
-  assert distance(pooled[0], pooled[1]) > 0.5 * distance(pooled[0], pooled[2])
-
-
-def test_unknown_words_are_warned_about(caplog):
-  pixel_model.tokenize(['a red zebra, front view', ''])
-  assert "'zebra'" in caplog.text
