@@ -103,7 +103,7 @@ def load_run(workdir: str | os.PathLike, step: int | None = None
   # Of the checkpoint only the scene is read: the guidance's teacher may not be
   # on this machine.
   params = checkpoints.load_tree(workdir, 'params/scene', step)
-  return make_scene(config), params, config
+  return make_scene(config), jax.tree.map(jnp.asarray, params), config
 
 
 def load(workdir: str | os.PathLike,
