@@ -230,9 +230,10 @@ def test_load_restores_the_scene_without_the_guidance(tmp_path):
   saving.close()
   config.teacher.path = '/not/on/this/machine'
   (tmp_path / 'config.json').write_text(config.to_json())
-  shown = text_to_3d.load(tmp_path)
-  jax.tree.map(np.testing.assert_array_equal, shown.params,
-               state.params['scene'])
+  _, params, _ = text_to_3d.load_run(tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, params, state.params['scene'])
+  path = text_to_3d.load(tmp_path).path
+  assert path.c2w.shape == (config.export.frames, 4, 4)
 
 
 @pytest.mark.parametrize('change, words', [
