@@ -177,7 +177,8 @@ def test_v_prediction_is_converted_to_eps(tmp_path):
       apply=lambda weights, x, step, states: 2 * x)
   _scheduler(tmp_path, prediction_type='v_prediction',
              beta_schedule='squaredcos_cap_v2')
-  schedule, prediction = pretrained._noise(tmp_path, 'scaled_linear', '')
+  schedule, prediction = pretrained.noise_schedule(
+      tmp_path, 'scaled_linear', '')
   teacher = pretrained.network_teacher(
       unet, None, schedule, prediction, None, None)
   x_t, t = np.random.default_rng(0).normal(size=(2, 4, 4, 3)), np.array(
@@ -187,10 +188,10 @@ def test_v_prediction_is_converted_to_eps(tmp_path):
       teacher.denoise({'unet': {}}, x_t, t, {'states': None}),
       np.sqrt(squared) * 2 * x_t + np.sqrt(1 - squared) * x_t, rtol=1e-5)
   # The user's setting takes precedence over the folder's.
-  assert pretrained._noise(tmp_path, 'scaled_linear', 'epsilon')[1] == (
+  assert pretrained.noise_schedule(tmp_path, 'scaled_linear', 'epsilon')[1] == (
       'epsilon')
   with pytest.raises(ValueError, match="'sample'.*'v_prediction'"):
-    pretrained._noise(tmp_path, 'scaled_linear', 'sample')
+    pretrained.noise_schedule(tmp_path, 'scaled_linear', 'sample')
 
 
 @pytest.mark.parity

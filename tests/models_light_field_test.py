@@ -36,7 +36,7 @@ def test_features_are_independent_of_the_origin_on_the_ray():
 
 
 def test_a_layer_equals_an_explicit_mixture_of_matrices():
-  layer = light_field._TextDense(width=5, experts=3, zero_init=False)
+  layer = light_field.TextDense(width=5, experts=3, zero_init=False)
   h = jax.random.normal(jax.random.key(0), (2, 4, 6))
   text = jax.random.normal(jax.random.key(1), (2, 7))
   variables = layer.init(jax.random.key(2), h, text)

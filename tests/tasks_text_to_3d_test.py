@@ -15,7 +15,6 @@ from gen3d.diffusion import loading, noise, teachers
 from gen3d.engine import checkpoints, sharding
 from gen3d.guidance import Guidance, score
 from gen3d.ops import cameras
-from gen3d.render import finished
 from gen3d.scenes import Render
 from gen3d.tasks import text_to_3d
 
@@ -140,15 +139,6 @@ def test_camera_conditioning_colors_front_and_back_differently():
       azimuth, 0.0, 1.6, 1.3), 9, ('albedo',))['albedo'][4, 4, 0]
          for azimuth in (0.0, 180.0)]
   assert red[0] > red[1] + 0.05
-
-
-def test_viewer_puts_the_modes_side_by_side():
-  config = _config()
-  scene = text_to_3d.make_scene(config)
-  params = scene.init(jax.random.key(0))
-  film = finished.viewer(scene, 8)(
-      params, finished.turntable(3, dict(config.orbit)))
-  assert film.shape == (3, 8, 24, 3) and film.dtype == np.uint8
 
 
 def test_the_gradient_points_away_from_the_negative_prompt():

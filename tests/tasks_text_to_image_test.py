@@ -120,8 +120,8 @@ def test_prior_image_by_patches_equals_the_whole_image(config, state):
   for i, j in np.ndindex(2, 3):
     np.testing.assert_allclose(
         some[i, j], whole[i, places[i, j] // 8, places[i, j] % 8], atol=1e-5)
-  np.testing.assert_allclose(some, text_to_image._patches(
-      model, unet.depth_to_space(whole, 2), places), atol=1e-5)
+  np.testing.assert_allclose(some, model.patches_at(
+      unet.depth_to_space(whole, 2), places), atol=1e-5)
 
 
 def _moved_by(loss_weights, config, params):

@@ -139,6 +139,18 @@ class PixelModel(NamedTuple):
         params['light_field'], light_field.features(*rays),
         unet.masked_mean(text['states'], text['mask']))
 
+  def patches_at(self, images: jax.Array, indices: jax.Array) -> jax.Array:
+    """Patches [B, P, 3 * patch^2] of images, in the order of `prior_image`.
+
+    Args:
+      images: [B, H, W, 3].
+      indices: ints [B, P], row-major indices of patches.
+    """
+    patches = unet.space_to_depth(images, self.unet.shape.patch)
+    return jnp.take_along_axis(
+        patches.reshape(len(images), -1, patches.shape[-1]),
+        indices[..., None], 1)
+
   def predict_v(self, params: Weights, x_t: jax.Array, t: jax.Array,
                 text: Text) -> jax.Array:
     """v [B, H, W, 3] of noisy images x_t at times t [B]."""

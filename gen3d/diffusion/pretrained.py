@@ -212,7 +212,7 @@ def stable_diffusion_teacher(
         'vae': autoencoder.load(path / 'vae', dtype, variant)[1]}
 
   return network_teacher(
-      unet, vae, *_noise(path, 'scaled_linear', prediction),
+      unet, vae, *noise_schedule(path, 'scaled_linear', prediction),
       functools.partial(_embed, encoder, jnp.dtype(dtype).name, cache), load)
 
 
@@ -239,7 +239,7 @@ def deepfloyd_teacher(
   load_unet = functools.partial(
       deepfloyd_unet.load_unet, path / 'unet', dtype, variant)
   return network_teacher(
-      unet, None, *_noise(path, 'squaredcos_cap_v2', prediction),
+      unet, None, *noise_schedule(path, 'squaredcos_cap_v2', prediction),
       functools.partial(_embed, encoder, jnp.dtype(dtype).name, cache),
       lambda: {'unet': load_unet()[1]})
 
@@ -286,13 +286,17 @@ def network_teacher(
       (side, side, channels), None if vae else 1.0, load)
 
 
-def _noise(path, default, prediction):
+def noise_schedule(path: pathlib.Path, default: str, prediction: str
+                   ) -> tuple[noise.Schedule, str]:
   """(noise.Schedule, key of PREDICTIONS) of a pipeline.
 
   Args:
     path: of the pipeline.
     default: the schedule's name, where the folder has no scheduler.
     prediction: that of the user, or ''.
+
+  Raises:
+    UserError: the schedule or the prediction is unknown.
   """
   scheduler = hub.read_scheduler(path)
   prediction = prediction or scheduler.get('prediction_type', 'epsilon')

@@ -65,13 +65,13 @@ class LightField(nn.Module):
     for i in range(self.shape.layers):
       last = i == self.shape.layers - 1
       width = self.outputs if last else self.shape.width
-      y = _TextDense(width, self.shape.experts, last,
+      y = TextDense(width, self.shape.experts, last,
                      name=f'layer_{i}')(h, text)
       h = y if last else nn.silu(y) + (h if i else 0)
     return h.reshape(*rays.shape[:-1], self.outputs)
 
 
-class _TextDense(nn.Module):
+class TextDense(nn.Module):
   """A Dense of h [B, N, F] whose matrix and bias depend on a text [B, D]."""
   width: int
   experts: int

@@ -172,7 +172,7 @@ def train_step(state: TrainState, batch: Mapping[str, Any], key: jax.Array, *,
             params[PROBE], text, batch['meaning']),
         'prior_image': lambda: prior_image_loss(
             model.prior_image(params, text, labels, patches),
-            _patches(model, on_gray, patches), batch['camera_known'])}
+            model.patches_at(on_gray, patches), batch['camera_known'])}
     weights = parts.loss_weights
     losses = {name: compute[name]() for name, w in weights.items() if w}
     return sum(weights[name] * loss for name, loss in losses.items()), {
@@ -257,14 +257,6 @@ def prior_image_loss(prediction: jax.Array, truth: jax.Array,
   """
   error = jnp.mean((prediction - truth) ** 2, axis=(1, 2))
   return jnp.sum(camera_known * error) / jnp.maximum(jnp.sum(camera_known), 1)
-
-
-def _patches(model, images, indices):
-  """Patches [B, P, C] of images by index, in the order of `prior_image`."""
-  patches = unet.space_to_depth(images, model.unet.shape.patch)
-  return jnp.take_along_axis(
-      patches.reshape(len(images), -1, patches.shape[-1]),
-      indices[..., None], 1)
 
 
 def text_probe_loss(probe: Mapping[str, jax.Array],
