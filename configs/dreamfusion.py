@@ -2,15 +2,17 @@
 
 Variants:
   shapes  The default. An object of the shapes world in minutes on two CPU
-          cores, by the shipped 64x64 text-to-image model, which is told each
-          view's camera: a tri-plane field, shading deferred to one point per
-          ray, weak guidance, at first of much noise only.
+          cores, by the shipped 64 x 64 text-to-image model, which is camera
+          conditioned: a tri-plane field, shading deferred to one point per ray,
+          a small guidance scale, at first large noise levels only.
+  csd     The shapes variant with classifier score distillation (2310.19415):
+          the gradient is scale (eps_c - eps_u), without eps.
   sd      An object of any prompt by Stable Diffusion 1.5 or 2.1, from a folder
-          or the hub: the settings that people share for it. One accelerator.
+          or the hub, with threestudio's settings. One accelerator.
   if      The same by DeepFloyd IF, whose objects are better.
   paper   Every number of the paper's section 3 and appendix, except that Adam
-          stands for Distributed Shampoo. Meant for an accelerator and a large
-          teacher: 15,000 steps of 4 views, 1.5 hours on 4 TPUv4 chips there.
+          replaces Distributed Shampoo. For an accelerator and a large teacher:
+          15,000 steps of 4 views, 1.5 hours on 4 TPUv4 chips in the paper.
   tiny    Seconds; for tests.
 
   python -m gen3d.train --config=configs/dreamfusion.py \
@@ -19,10 +21,23 @@ Variants:
     --config.teacher.path=checkpoints/stable-diffusion-2-1-base \
     --config.prompt='a squirrel on a skateboard' --workdir=runs/squirrel
 
-Schedules are numbers or ((step, value), ...) joined by straight lines.
+A schedule is ((step, value), ...), linear in between, or a single number.
 """
 
 import ml_collections
+
+# The settings of each teacher; '' is its default. A path is a file of weights
+# (default: the shipped ones), of published models a folder or a hub id.
+_SHAPES_TEACHER = {'name': 'shapes', 'path': ''}
+_DEEPFLOYD_TEACHER = {
+    'name': 'deepfloyd', 'path': '', 'revision': '',
+    'variant': '',     # of the weights: 'fp16'
+    'dtype': '',       # float32 on a CPU, bfloat16 elsewhere
+    'prediction': '',  # of the U-Net; the checkpoint's
+    'flash': False}    # cuDNN's attention: faster; NVIDIA and bfloat16 only
+_STABLE_DIFFUSION_TEACHER = {
+    **_DEEPFLOYD_TEACHER, 'name': 'stable_diffusion',
+    'remat': False}    # recompute the encoder: less memory, more time
 
 
 def get_config(variant='shapes'):
@@ -31,7 +46,7 @@ def get_config(variant='shapes'):
 
 
 def sweep():
-  """Prompts of the shapes world, the last 8 of unseen pairs; for README."""
+  """Prompts of the shapes world, the last 8 with unseen (category, color)."""
   return [{'prompt': prompt} for prompt in (
       'a red chair', 'a blue table with white legs',
       'a purple sofa with yellow cushions', 'a blue car',
@@ -55,28 +70,16 @@ def paper():
       'negative_prompt': '',
       'seed': 0,
       'steps': steps,
-      'views': 4,  # per step, one on each chip
-      # What is empty is left to the teacher: a path to what ships with the
-      # package, a dtype to what suits the device, a prediction to what the
-      # checkpoint says. remat and flash save memory and time.
-      'teacher': {'name': 'shapes', 'path': '', 'revision': '', 'variant': '',
-                  'dtype': '', 'prediction': '', 'remat': False,
-                  'flash': False},
+      'views': 4,  # per step, one on each device
+      'teacher': dict(_SHAPES_TEACHER),
       'guidance': {
           # The paper's omega of 100, written as eps_u + s (eps_c - eps_u).
           'name': 'sds', 'scale': 101.0,
-          # Perp-Neg: how strongly, and away from what: 'views', the sides
-          # that are not seen, or the negative 'prompt'. Where it is not in
-          # use the negative prompt stands in for the empty one.
-          'perp_neg': {'weight': 0.0, 'away_from': 'views'},
-          'options': {'weighting': 'sigma_squared', 'time_min': 0.02,
-                      'time_max': 0.98, 'color_share': 1.0,
-                      'draws': 1, 'steps': 1,
-                      'clip': 0.0, 'rescale': 0.0,
-                      # SDI's is 10, -7.5, 0.3; no steps: noise is drawn.
-                      'inversion': {'steps': 0, 'scale': -7.5,
-                                    'fresh': 0.3}}},
-      'words': {'front': 45.0, 'overhead': 60.0},  # degrees
+          'options': {'weighting': 'sigma_squared',
+                      'time_min': 0.02, 'time_max': 0.98,
+                      'color_guidance_ratio': 1.0, 'num_noises': 1}},
+      # Degrees: |azimuth| of the front view, elevation of the overhead view.
+      'view_prompts': {'front': 45.0, 'overhead': 60.0},
       'scene': {
           'name': 'dreamfusion',
           'size': 64,
@@ -116,33 +119,34 @@ def paper():
 
 def shapes(steps=300):
   """The shapes world on a CPU, in `steps`."""
-  # Until `formed` almost all is noise, where the teacher says what words and
-  # camera mean on average, the sketch of its light field, and a fog in front
-  # of the same gray takes on its colors. Guided, or in front of any other
-  # color, the fog would be gone before it had them.
+  # Until `formed` (the first quarter): t in [0.95, 0.99], no guidance, gray
+  # background. At this noise level the teacher's prediction is the mean image
+  # of (prompt, camera); it colors the initial low-density volume. With guidance
+  # or random backgrounds here, density collapses to zero first.
   formed, clear, solid = steps // 4, 7 * steps // 20, 3 * steps // 5
   late = 7 * steps // 10
   config = paper()
   config.steps = steps
   config.views = 2
   with config.ignore_type():  # numbers in the paper
-    # Strong while thin parts become solid.
+    # Largest while thin parts become opaque.
     config.guidance.scale = ((formed, 1.0), (formed + 1, 6.0), (solid, 6.0),
                              (late, 3.0))
     config.scene.background_range = ((formed, 0.0), (clear, 1.0))
   config.guidance.options = ml_collections.ConfigDict({
-      # The paper's weighting would hardly listen where there is much noise.
+      # In sigma_squared the weight of the clean image's error, alpha sigma, is
+      # small at large noise levels, which decide the shape.
       **config.guidance.options, 'weighting': 'image',
       'time_min': ((formed, 0.95), (clear, 0.7), (steps, 0.02)),
-      # To the end some draws of much noise: where there is less, the teacher
-      # takes brightness as it is, and its smallest bias becomes a drift.
+      # Large noise levels until the end: at small ones the prediction keeps the
+      # image's brightness, so that a small bias accumulates to a drift.
       'time_max': ((formed, 0.99), (clear, 0.93), (solid, 0.9), (steps, 0.97)),
-      # Guidance is what makes a thin part solid, but it darkens all.
-      'color_share': 0.25,
-      'draws': 4})
+      # Guidance makes thin parts opaque, but darkens colors.
+      'color_guidance_ratio': 0.25,
+      'num_noises': 4})
   scene = config.scene
   scene.samples, scene.chunk = 48, 4096
-  # A first look at every other pixel of every other row.
+  # The coarse pass renders every other pixel of every other row.
   scene.importance.samples, scene.importance.stride = 24, 2
   scene.bound = 0.7
   scene.field = ml_collections.ConfigDict({
@@ -152,28 +156,29 @@ def shapes(steps=300):
       'name': 'magic3d', 'strength': 1.0, 'radius': 0.35})
   scene.normals, scene.epsilon = 'surface', 0.02
   scene.background_mlp.layers = 2
-  # A background that is learned would hide a fog of its own color.
+  # With a learned background, low density of the background's color would have
+  # no gradient.
   scene.random_background_prob = 1.0
-  # As the pictures were taken on which the teacher was trained.
+  # The cameras of the teacher's training images.
   scene.camera.distance, scene.camera.focal = (1.4, 1.8), (1.1, 1.5)
   scene.camera.jitter_target = 0.04
   scene.light.albedo_steps, scene.light.textureless_prob = 2 * steps // 5, 0.0
-  # Most of the teacher's pictures are lit, so that it takes what is not for
-  # darker than it is.
+  # Most of the teacher's training images are lit: its prediction for an unlit
+  # image is too bright.
   scene.light.shaded_prob = 1.0
   scene.light.ambient, scene.light.diffuse = 0.4, 0.6
   scene.penalties = ml_collections.ConfigDict({
       'orientation': 1e-2, 'sparsity': ((formed, 0.0), (clear, 2e-3)),
-      # What is thick would stay a fog, without a surface to be lit.
+      # Depth variance concentrates density into a surface, which shading needs.
       'depth_variance': ((clear, 0.0), (steps // 2, 30.0)),
-      # Not before small parts have come: it takes what is half there.
-      'opacity_entropy': ((solid, 0.0), (steps, 0.5)),
-      'normal_smoothness': 1e-2})
+      # Opacity entropy only late: earlier it removes parts that are still
+      # semi-transparent.
+      'opacity_entropy': ((solid, 0.0), (steps, 0.5)), 'normal_smoothness': 1e-2})
   config.optimizer = ml_collections.ConfigDict({
       'name': 'adam', 'learning_rate': 3e-2, 'schedule': 'cosine',
       'b1': 0.9, 'b2': 0.99, 'eps': 1e-15})
-  # What all places share learns slower than what each has for itself: else all
-  # of the fog takes the color of the largest part and is taken away for it.
+  # A lower learning rate for the shared MLP than for the planes; with equal
+  # rates the whole volume takes the color of the largest part.
   config.optimizer.lr_multipliers = {
       'hidden': 0.1, 'out': 0.1, 'background': 0.03}
   config.orbit.distance, config.orbit.focal = 1.85, 1.3
@@ -183,19 +188,29 @@ def shapes(steps=300):
   return config
 
 
+def csd(steps=300):
+  """Classifier score distillation (2310.19415) of the shapes variant.
+
+  The gradient is scale (eps_c - eps_u), with the scale of the shapes variant.
+  """
+  config = shapes(steps)
+  config.guidance.name = 'csd'
+  return config
+
+
 def stable_diffusion():
   """threestudio's dreamfusion-sd, on a tri-plane field.
 
-  Its recipe has a hash grid in a cube of half-width 2; there is none here, and
-  three planes would waste most of themselves on that cube's corners, so the
-  cube is of half-width 1. 'finite' normals, for the slope of a bilinear lookup
-  is a staircase.
+  Its recipe has a hash grid in a cube of half-width 2. Three planes would spend
+  most of their resolution on that cube's corners, so the cube has half-width
+  1. Normals are 'finite' because the gradient of a bilinear lookup is
+  discontinuous.
   """
   config = paper()
   config.steps = 10_000
   config.views = 1
-  config.teacher.name = 'stable_diffusion'
-  # eps_c + 100 (eps_c - eps_u), which is the paper's form.
+  config.teacher = ml_collections.ConfigDict(_STABLE_DIFFUSION_TEACHER)
+  # eps_c + 100 (eps_c - eps_u), the paper's form.
   config.guidance.scale = 101.0
   scene = config.scene
   scene.samples, scene.chunk = 64, 4096
@@ -213,7 +228,7 @@ def stable_diffusion():
   scene.camera.update({'elevation': (-10.0, 45.0), 'distance': (1.5, 2.0),
                        'focal': (0.714, 1.374)})
   scene.light.albedo_steps = 2000
-  # Means over the 64 x 64 rays there, sums over them here.
+  # threestudio's penalties are means over the 64 x 64 rays, ours are sums.
   rays = scene.size**2
   scene.penalties = ml_collections.ConfigDict({
       'orientation': ((0, 10.0 / rays), (5000, 1000.0 / rays)),
@@ -231,7 +246,7 @@ def stable_diffusion():
 def deepfloyd():
   """threestudio's dreamfusion-if; else as `stable_diffusion`."""
   config = stable_diffusion()
-  config.teacher.name = 'deepfloyd'
+  config.teacher = ml_collections.ConfigDict(_DEEPFLOYD_TEACHER)
   config.guidance.scale = 21.0
   config.scene.camera.elevation = (-10.0, 90.0)
   return config
@@ -244,7 +259,7 @@ def tiny(steps=4):
   scene.size, scene.samples, scene.importance.samples = 16, 8, 4
   scene.field.resolution, scene.field.features, scene.field.width = 8, 4, 8
   scene.background_mlp.width = 8
-  scene.density_bias.strength = 8.0  # a ball from the first step on, no fog
+  scene.density_bias.strength = 8.0  # opaque from the first step on
   config.export.update({'resolution': 16, 'size': 16, 'frames': 8})
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
   return config
@@ -255,6 +270,6 @@ def _config(fields):
 
 
 VARIANTS = {
-    'shapes': shapes, 'sd': stable_diffusion, 'if': deepfloyd, 'paper': paper,
-    'tiny': tiny,
+    'shapes': shapes, 'csd': csd, 'sd': stable_diffusion, 'if': deepfloyd,
+    'paper': paper, 'tiny': tiny,
 }

@@ -5,37 +5,37 @@ After Imagen (Saharia et al., 2205.11487) at 1/400 of its size: a U-Net on
 
 python -m gen3d.train --config=configs/text_to_image.py --workdir=/tmp/t2i
 
-On two cores about 60 pictures a second; the record beside the shipped weights
-(gen3d/assets/text_to_image_shapes.json) says how many it has seen. A longer
-run shares its beginning with a shorter one: raise config.steps and resume
-from a checkpoint before the cool-down.
+About 60 images a second on two cores; the record beside the shipped weights
+(gen3d/assets/text_to_image_shapes.json) has the number of training images. To
+train longer, raise config.steps and resume from a checkpoint before the
+cool-down.
 
-The light field that sketches for the U-Net sees many more pictures, some rays
-of each, so that it is quicker taught by itself, 700 pictures a second, when
-the text encoder can read:
+The light field, which makes the U-Net's prior image, needs many more images,
+but only some rays of each. It is faster to train it alone, at 700 images a
+second, once the text encoder is trained:
 
 python -m gen3d.train --config=configs/text_to_image.py:light_field \
   --config.start_from=/tmp/t2i/text_to_image_shapes.safetensors \
   --workdir=/tmp/lf
 
-and the U-Net then goes on from there (rates.light_field 0, lessons.v alone).
-The shipped weights came about in such stages; the record has the settings of
-each under 'earlier'.
+and to continue the U-Net from there, with only loss_weights.v above zero and
+optimizer.lr_multipliers.light_field=0. The shipped weights were trained in such
+stages; the record has the settings of each under 'earlier'.
 """
 
 import ml_collections
 
-# What the variants change.
+# Changes of each variant to `shapes`.
 VARIANTS = {
     'shapes': {},
-    # The same model, of which the light field alone learns.
+    # The same model; only the light field is trained.
     'light_field': {
         'batch': 512, 'steps': 900, 'eval_every': 0, 'ema_decay': 0.99,
         'drop_caption': 0.0, 'drop_camera': 0.0,
-        'lessons': {'v': 0.0, 'reading': 0.0},
+        'loss_weights': {'v': 0.0, 'text_probe': 0.0},
         'optimizer': {'learning_rate': 5e-3, 'warmup': 50, 'cooldown': 650,
                       'lr_multipliers': {'t5': 0.0, 'unet': 0.0}},
-        'progress': ('loss/sketch',)},
+        'progress': ('loss/prior_image',)},
     'tiny': {
         'views': 16, 'held_out': 8, 'batch': 4, 'steps': 2, 'grid': 2,
         'log_every': 1, 'eval_every': 2, 'sampler_steps': 2,
@@ -62,14 +62,14 @@ def shapes():
   config.task = 'text_to_image'
   config.seed = 0
 
-  # Data: cached views of the shapes world, lit anew each time.
+  # Data: cached views of the shapes world, relit each time.
   config.data_seed = 0
   config.views = 48_000
   config.held_out = 128
   config.drop_caption = 0.1  # and the camera with it
   config.drop_camera = 0.2   # alone
 
-  # Model: 6.5 M parameters, text encoder included, and 1.1 M.
+  # Model: 6.5 M parameters with the text encoder, and 1.1 M of the light field.
   config.model = {
       'size': 64, 'prediction': 'v',
       'unet': {'channels': (32, 64, 160), 'blocks': (1, 2, 2),
@@ -80,8 +80,8 @@ def shapes():
              'ff_width': 256},
       'light_field': {'width': 128, 'layers': 5, 'experts': 16}}
 
-  # Training. `start_from` takes weights (.safetensors) to go on from where
-  # the run's own checkpoints are gone; `start_parts` says which of them.
+  # Training. `start_from` is a file of weights (.safetensors) for the
+  # initialization of `start_parts`.
   config.start_from = ''
   config.start_parts = ('t5', 'unet', 'light_field')
   config.batch = 32
@@ -90,15 +90,16 @@ def shapes():
       'name': 'adamw', 'learning_rate': 1e-3, 'schedule': 'trapezoid',
       'warmup': 300, 'cooldown': 2000, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-8,
       'weight_decay': 0.01, 'clip': 1.0,
-      # Faster where a network that draws already has more to begin with.
-      'lr_multipliers': {'t5': 0.15, 'unet': 1.0, 'rays': 10.0, 'sketch': 10.0,
-                         'sketch_share': 10.0, 'light_field': 1.0}}
+      # Higher for layers that are added to a trained network.
+      # 'sketch' and 'sketch_share' are the U-Net's layers of the prior image.
+      'lr_multipliers': {
+          't5': 0.15, 'unet': 1.0, 'rays': 10.0, 'sketch': 10.0,
+          'sketch_share': 10.0, 'light_field': 1.0}}
   config.ema_decay = 0.999
-  config.most_weight = 4.0  # of an image's squared error, else 1 + SNR
-  config.late_times = 30.0  # at 1, relative to 0
-  # Weights of what is learned: noise, word order, the mean of all pictures.
-  config.lessons = {'v': 1.0, 'reading': 0.05, 'sketch': 1.0}
-  config.sketch_patches = 64  # of each picture, for that lesson
+  config.max_snr_weight = 4.0  # bound on an image's weight 1 + SNR
+  config.high_noise_oversampling = 30.0  # density of times at 1 relative to 0
+  config.loss_weights = {'v': 1.0, 'text_probe': 0.05, 'prior_image': 1.0}
+  config.prior_patches = 64  # of each image, in the prior image's loss
 
   # Reports.
   config.guidance_scale = 3.0
@@ -108,6 +109,6 @@ def shapes():
   config.eval_every = 1000
   config.checkpoint_every = 500
   config.keep_checkpoints = 2
-  config.progress = ('loss/v', 'loss/reading', 'loss/sketch')
+  config.progress = ('loss/v', 'loss/text_probe', 'loss/prior_image')
 
   return config

@@ -62,6 +62,15 @@ RENAMED = {
     'scene.coarse.loss': 'loss_weight',
     'scene.fine.merge': 'include_coarse',
     'scene.fine.padding': 'resample_padding',
+    'words': 'view_prompts',
+    'guidance.options.colour_share': 'color_guidance_ratio',
+    'guidance.options.draws': 'num_noises',
+    'most_weight': 'max_snr_weight',
+    'late_times': 'high_noise_oversampling',
+    'lessons': 'loss_weights',
+    'lessons.reading': 'text_probe',
+    'lessons.sketch': 'prior_image',
+    'sketch_patches': 'prior_patches',
 }
 TASKS = {'image_text': 'clip'}
 

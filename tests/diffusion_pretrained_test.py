@@ -1,4 +1,4 @@
-"""Open models as teachers: what they say, and whole runs of small ones."""
+"""Published models as teachers: parity with diffusers, and complete runs."""
 
 import json
 import os
@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from configs import dreamfusion
-from gen3d.diffusion import noise, open_teachers, pretrained
+from gen3d.diffusion import noise, pretrained
 from gen3d.tasks import text_to_3d
+from gen3d.weights import hub
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXTS = ['a dog', 'a dog, front view', '']
@@ -81,7 +82,7 @@ def deepfloyd(tmp_path_factory):
   return path, {'unet': unet, 'text': text}
 
 
-def test_a_pipeline_written_without_pytorch_is_a_teacher(tmp_path):
+def test_a_pipeline_without_pytorch_files_is_a_teacher(tmp_path):
   folders.write_pipeline(
       tmp_path, UNET, {'block_out_channels': [32, 64], 'layers_per_block': 1,
                        'sample_size': 16},
@@ -97,13 +98,13 @@ def test_a_pipeline_written_without_pytorch_is_a_teacher(tmp_path):
 
 
 @pytest.mark.parity
-def test_stable_diffusion_sees_hears_and_says_what_diffusers_do(
+def test_stable_diffusion_teacher_equals_diffusers(
     stable_diffusion):
   import torch
   path, peers = stable_diffusion
   teacher = pretrained.stable_diffusion_teacher(path)
   weights = teacher.load()
-  tokenize = pretrained.pretrained.load_tokenizer(path / 'tokenizer', 57)
+  tokenize = hub.load_tokenizer(path / 'tokenizer', 57)
   with torch.no_grad():
     states = peers['text'](torch.tensor(tokenize(TEXTS)[0]).long())[0].numpy()
   text = teacher.embed(TEXTS)
@@ -131,25 +132,25 @@ def test_stable_diffusion_sees_hears_and_says_what_diffusers_do(
   steps = np.array([20, 500, 979])
   x_t = np.random.default_rng(1).normal(size=z.shape).astype(np.float32)
   eps = jax.jit(teacher.denoise)(
-      weights, x_t, noise.from_step(steps), {'states': states})
+      weights, x_t, (steps + 1) / 1000, {'states': states})
   with torch.no_grad():
-    said = peers['unet'](folders.to_torch(x_t), torch.tensor(steps),
+    output = peers['unet'](folders.to_torch(x_t), torch.tensor(steps),
                          torch.tensor(states)).sample
-  folders.assert_near(eps, folders.from_torch(said))
+  folders.assert_near(eps, folders.from_torch(output))
   import diffusers
   theirs = diffusers.DDIMScheduler(
       beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012)
   np.testing.assert_allclose(
-      teacher.schedule.alpha(noise.from_step(steps)) ** 2,
+      teacher.schedule.alpha((steps + 1) / 1000) ** 2,
       theirs.alphas_cumprod[steps], rtol=1e-4)
 
 
 @pytest.mark.parity
-def test_deepfloyd_hears_and_says_what_diffusers_do(deepfloyd):
+def test_deepfloyd_teacher_equals_diffusers(deepfloyd):
   import torch
   path, peers = deepfloyd
   teacher = pretrained.deepfloyd_teacher(path)
-  tokenize = pretrained.pretrained.load_tokenizer(path / 'tokenizer', 11)
+  tokenize = hub.load_tokenizer(path / 'tokenizer', 11)
   tokens, mask = tokenize(TEXTS)
   assert mask.sum(1).tolist() == [3, 6, 1]
   with torch.no_grad():
@@ -160,23 +161,24 @@ def test_deepfloyd_hears_and_says_what_diffusers_do(deepfloyd):
   steps = np.array([20, 500, 979])
   x_t = np.random.default_rng(1).normal(size=(3, 8, 8, 3)).astype(np.float32)
   eps = jax.jit(teacher.denoise)(
-      teacher.load(), x_t, noise.from_step(steps), text)
+      teacher.load(), x_t, (steps + 1) / 1000, text)
   with torch.no_grad():
-    said = peers['unet'](folders.to_torch(x_t), torch.tensor(steps),
+    output = peers['unet'](folders.to_torch(x_t), torch.tensor(steps),
                          torch.tensor(states)).sample
-  folders.assert_near(eps, folders.from_torch(said[:, :3]))
+  folders.assert_near(eps, folders.from_torch(output[:, :3]))
   images = jnp.full((1, 4, 4, 3), 0.25)
   np.testing.assert_allclose(
       teacher.encode({}, images, None), np.full((1, 8, 8, 3), -0.5))
 
 
-def test_a_network_may_say_v(tmp_path):
+def test_v_prediction_is_converted_to_eps(tmp_path):
   unet = SimpleNamespace(
       size=SimpleNamespace(side=4, in_channels=3),
       apply=lambda weights, x, step, states: 2 * x)
   _scheduler(tmp_path, prediction_type='v_prediction',
              beta_schedule='squaredcos_cap_v2')
-  schedule, prediction = pretrained._noise(tmp_path, 'scaled_linear', '')
+  schedule, prediction = pretrained.noise_schedule(
+      tmp_path, 'scaled_linear', '')
   teacher = pretrained.network_teacher(
       unet, None, schedule, prediction, None, None)
   x_t, t = np.random.default_rng(0).normal(size=(2, 4, 4, 3)), np.array(
@@ -185,15 +187,15 @@ def test_a_network_may_say_v(tmp_path):
   np.testing.assert_allclose(
       teacher.denoise({'unet': {}}, x_t, t, {'states': None}),
       np.sqrt(squared) * 2 * x_t + np.sqrt(1 - squared) * x_t, rtol=1e-5)
-  # The user's word counts for more than the folder's.
-  assert pretrained._noise(tmp_path, 'scaled_linear', 'epsilon')[1] == (
+  # The user's setting takes precedence over the folder's.
+  assert pretrained.noise_schedule(tmp_path, 'scaled_linear', 'epsilon')[1] == (
       'epsilon')
   with pytest.raises(ValueError, match="'sample'.*'v_prediction'"):
-    pretrained._noise(tmp_path, 'scaled_linear', 'sample')
+    pretrained.noise_schedule(tmp_path, 'scaled_linear', 'sample')
 
 
 @pytest.mark.parity
-def test_the_text_encoder_is_let_go_of(deepfloyd):
+def test_text_encoder_is_freed_after_embed(deepfloyd):
   path, peers = deepfloyd
   teacher = pretrained.deepfloyd_teacher(path)
   size = lambda: sum(x.nbytes for x in jax.live_arrays())
@@ -203,44 +205,44 @@ def test_the_text_encoder_is_let_go_of(deepfloyd):
   assert size() - before < text['states'].nbytes + encoder / 10
 
 
-def test_texts_are_remembered(tmp_path):
-  asked = []
+def test_embeddings_are_cached_on_disk(tmp_path):
+  computed = []
 
-  def make(rows):
-    asked.append(rows.tolist())
+  def compute(rows):
+    computed.append(rows.tolist())
     return np.stack([np.full((2, 3), row, np.float32) for row in rows])
 
-  remember = lambda *names: open_teachers.remember(
-      list(names), make, tmp_path)[:, 0, 0].tolist()
-  assert remember('a', 'b', 'b') == [0, 2, 2]
-  assert remember('b', 'c', 'a') == [2, 1, 0]
-  assert remember('b', 'a') == [2, 0]
-  assert asked == [[0, 2], [1]]
+  cached = lambda *names: pretrained.disk_cached(
+      list(names), compute, tmp_path)[:, 0, 0].tolist()
+  assert cached('a', 'b', 'b') == [0, 2, 2]
+  assert cached('b', 'c', 'a') == [2, 1, 0]
+  assert cached('b', 'a') == [2, 0]
+  assert computed == [[0, 2], [1]]
   (tmp_path / 'b.npz').write_bytes(b'PK not a whole file')
-  assert remember('b', 'a') == [0, 0]
+  assert cached('b', 'a') == [0, 0]
 
 
 @pytest.mark.parity
-def test_another_encoder_or_dtype_is_another_memory(
+def test_cache_names_depend_on_encoder_and_dtype(
     stable_diffusion, tmp_path):
   path = shutil.copytree(stable_diffusion[0], tmp_path / 'sd')
-  seen = []
+  calls = []
 
-  def remember(names, make):
-    seen.append(names)
+  def cache(names, compute):
+    calls.append(names)
     return np.zeros((len(names), 77, 24), np.float32)
 
-  def ask(**options):
+  def names_of(**options):
     pretrained.stable_diffusion_teacher(
-        path, remember=remember, **options).embed(['a dog', 'dog'])
-    return seen[-1]
+        path, cache=cache, **options).embed(['a dog', 'dog'])
+    return calls[-1]
 
-  first = ask()
-  assert ask() == first and first[0] != first[1]
-  assert ask(dtype=jnp.bfloat16)[0] != first[0]
+  first = names_of()
+  assert names_of() == first and first[0] != first[1]
+  assert names_of(dtype=jnp.bfloat16)[0] != first[0]
   folders.jitter(stable_diffusion[1]['text']).save_pretrained(
       path / 'text_encoder')
-  assert ask()[0] != first[0]
+  assert names_of()[0] != first[0]
 
 
 @pytest.mark.parity
@@ -251,11 +253,12 @@ def test_another_encoder_or_dtype_is_another_memory(
     (lambda p: _edit(p / 'vae/config.json', latent_channels=8), '8 channels'),
     (lambda p: _edit(p / 'unet/config.json', cross_attention_dim=32),
      'width 24 .* takes 32')])
-def test_folders_that_do_not_fit(stable_diffusion, tmp_path, break_it, words):
+def test_inconsistent_folders_raise(
+    stable_diffusion, tmp_path, break_it, words):
   path = shutil.copytree(stable_diffusion[0], tmp_path / 'sd')
   break_it(path)
   with pytest.raises(ValueError, match=words):
-    open_teachers.stable_diffusion(path=str(path))
+    pretrained.stable_diffusion(path=str(path))
 
 
 def _edit(file, **changes):
@@ -263,15 +266,15 @@ def _edit(file, **changes):
 
 
 @pytest.mark.parity
-def test_the_other_family_gets_a_sentence(stable_diffusion, deepfloyd):
+def test_a_checkpoint_of_the_other_family_raises(stable_diffusion, deepfloyd):
   with pytest.raises(ValueError, match='DeepFloyd IF by deepfloyd'):
-    open_teachers.deepfloyd(path=str(stable_diffusion[0]))
+    pretrained.deepfloyd(path=str(stable_diffusion[0]))
   with pytest.raises(ValueError, match='no folder vae'):
-    open_teachers.stable_diffusion(path=str(deepfloyd[0]))
+    pretrained.stable_diffusion(path=str(deepfloyd[0]))
   with pytest.raises(ValueError, match='bfloat16 on an NVIDIA GPU'):
-    open_teachers.deepfloyd(path=str(deepfloyd[0]), flash=True)
+    pretrained.deepfloyd(path=str(deepfloyd[0]), flash=True)
   with pytest.raises(ValueError, match="dtype 'float8'"):
-    open_teachers.deepfloyd(path=str(deepfloyd[0]), dtype='float8')
+    pretrained.deepfloyd(path=str(deepfloyd[0]), dtype='float8')
 
 
 SMALL = {'steps': 2, 'views': 2, 'scene.samples': 6, 'scene.size': 16,
@@ -291,7 +294,8 @@ def _run(module, *flags, cache):
 
 @pytest.mark.parity
 @pytest.mark.parametrize('variant', ['sd', 'if'])
-def test_from_a_checkpoints_folder_to_an_object(variant, request, tmp_path):
+def test_train_exports_an_object_from_a_checkpoint_folder(
+    variant, request, tmp_path):
   name = dreamfusion.get_config(variant).teacher.name
   path = shutil.copytree(request.getfixturevalue(name)[0], tmp_path / name)
   workdir = tmp_path / 'run'
@@ -319,7 +323,7 @@ def test_from_a_checkpoints_folder_to_an_object(variant, request, tmp_path):
 
 
 @pytest.mark.parity
-def test_generate_samples_an_open_model(stable_diffusion, tmp_path):
+def test_generate_samples_a_published_model(stable_diffusion, tmp_path):
   _run('generate', '--teacher=stable_diffusion', '--prompts=a dog;dog',
        f'--path={stable_diffusion[0]}', '--negative_prompt=a', '--steps=2',
        f'--out={tmp_path}/out', cache=tmp_path / 'cache')

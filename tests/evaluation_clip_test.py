@@ -6,10 +6,10 @@ import pytest
 from gen3d import assets
 from gen3d.data.shapes import attributes, captions
 from gen3d.data.shapes import world as shapes_world
+from gen3d.diffusion import pixel_model, sampling
 from gen3d.evaluation import clip as clip_evaluation
 from gen3d.metrics import text as text_metrics
 from gen3d.models import clip_pair
-from gen3d.tasks import text_to_image
 
 
 def test_held_out_captions_belong_to_their_split():
@@ -58,7 +58,7 @@ def test_report_of_samples_has_a_line_and_a_sheet_for_each_split(
     tmp_path, monkeypatch):
   used = {}
 
-  def sample(key, model, params, texts, *, scale, steps):
+  def sample(key, teacher, texts, *, scale, steps):
     used.update(scale=scale, steps=steps)
     return np.full((len(texts), 8, 8, 3), 255, np.uint8)
 
@@ -71,8 +71,8 @@ def test_report_of_samples_has_a_line_and_a_sheet_for_each_split(
   pair = clip_pair.ClipPair(image_features, lambda texts: np.array([
       (1.0, 0.0) if text == own[0] else (0.0, 1.0) for text in texts]))
   monkeypatch.setattr(clip_pair, 'load', lambda path: pair)
-  monkeypatch.setattr(text_to_image, 'load', lambda path: (None, None, None))
-  monkeypatch.setattr(text_to_image, 'sample', sample)
+  monkeypatch.setattr(pixel_model, 'teacher', lambda path: None)
+  monkeypatch.setattr(sampling, 'sample', sample)
   text = clip_evaluation.report_samples(count=96, scale=2.0, out=tmp_path)
   assert used == {'scale': 2.0, 'steps': 40}
   rate = text_metrics.rate([caption == own[0] for caption in own])

@@ -1,4 +1,4 @@
-"""The U-Net's plumbing: shapes, inverses, what it looks at."""
+"""The U-Net: shapes, inverses, inputs that have an effect or none."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def network():
   return jax.jit(module.apply), params, fresh, (x, t, states, mask)
 
 
-def test_space_to_depth_moves_pixels_as_a_loop_does():
+def test_space_to_depth_equals_a_loop():
   x = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
   y = np.asarray(unet.space_to_depth(jnp.asarray(x), 2))
   for b, i, j, di, dj, c in np.ndindex(2, 2, 3, 2, 2, 3):
@@ -38,7 +38,7 @@ def test_space_to_depth_moves_pixels_as_a_loop_does():
   np.testing.assert_array_equal(unet.depth_to_space(jnp.asarray(y), 2), x)
 
 
-def test_a_fresh_network_says_nothing(network):
+def test_output_of_a_fresh_network_is_zero(network):
   apply, _, fresh, inputs = network
   assert jnp.abs(apply(fresh, *inputs)).max() == 0
 
@@ -54,16 +54,16 @@ def test_output_depends_on_image_time_and_text(network):
     assert jnp.abs(other - out).max() > 1e-3
 
 
-def test_rays_shift_their_pixels_and_zeros_change_nothing(network):
+def test_rays_change_their_pixels_and_zeros_have_no_effect(network):
   apply, params, _, inputs = network
-  told = unet.UNet(SHAPE._replace(rays=True))
+  with_rays = unet.UNet(SHAPE._replace(rays=True))
   rays = jax.random.normal(jax.random.key(5), (2, 16, 16, 4))
-  fresh = jax.jit(told.init)(jax.random.key(6), *inputs, rays)
+  fresh = jax.jit(with_rays.init)(jax.random.key(6), *inputs, rays)
   flat = traverse_util.flatten_dict
-  # From zeros the network goes on as it was.
+  # The added layers are initialized with zeros: the output is unchanged.
   grown = traverse_util.unflatten_dict({**flat(fresh), **flat(params)})
   plain = apply(params, *inputs)
-  out = jax.jit(told.apply)
+  out = jax.jit(with_rays.apply)
   np.testing.assert_allclose(out(grown, *inputs, rays), plain, atol=1e-5)
   paths = [path for path, _ in jax.tree.leaves_with_path(grown)
            if path[-2].key == 'rays']
@@ -76,35 +76,35 @@ def test_rays_shift_their_pixels_and_zeros_change_nothing(network):
   assert moved[:, :4].mean() > 2 * moved[:, 12:].mean() > 0
 
 
-def test_a_sketch_is_begun_from_and_zeros_change_nothing(network):
+def test_prior_image_changes_the_output_and_zeros_have_no_effect(network):
   apply, params, _, inputs = network
-  given = unet.UNet(SHAPE._replace(sketch=True))
-  sketch = jax.random.normal(jax.random.key(5), (2, 16, 16, 3))
-  fresh = jax.jit(given.init)(jax.random.key(6), *inputs, None, sketch)
+  with_prior = unet.UNet(SHAPE._replace(prior_image=True))
+  image = jax.random.normal(jax.random.key(5), (2, 16, 16, 3))
+  fresh = jax.jit(with_prior.init)(jax.random.key(6), *inputs, None, image)
   flat = traverse_util.flatten_dict
   grown = traverse_util.unflatten_dict({**flat(fresh), **flat(params)})
   plain = apply(params, *inputs)
-  out = jax.jit(given.apply)
-  # From zeros the network goes on as it was.
-  np.testing.assert_allclose(out(grown, *inputs, None, sketch), plain,
+  out = jax.jit(with_prior.apply)
+  # The added layers are initialized with zeros: the output is unchanged.
+  np.testing.assert_allclose(out(grown, *inputs, None, image), plain,
                              atol=1e-5)
   learn = lambda name: jax.tree.map_with_path(
       lambda path, x: x + .3 if path[-2].key == name else x, grown)
-  zeros = jnp.zeros_like(sketch)
+  zeros = jnp.zeros_like(image)
   for name in ('sketch', 'sketch_share'):
     np.testing.assert_allclose(
         out(learn(name), *inputs, None, zeros), plain, atol=1e-5)
-  # At the end it is added, an example's share of it.
-  added = out(learn('sketch_share'), *inputs, None, sketch) - plain
-  share = added / sketch
+  # It is added to the output with one weight per example.
+  added = out(learn('sketch_share'), *inputs, None, image) - plain
+  weight = added / image
   for i in range(2):
-    np.testing.assert_allclose(share[i], share[i].mean(), rtol=2e-2)
-  assert abs(share[0].mean() - share[1].mean()) > 1e-2
-  moved = out(learn('sketch'), *inputs, None, sketch) - plain
+    np.testing.assert_allclose(weight[i], weight[i].mean(), rtol=2e-2)
+  assert abs(weight[0].mean() - weight[1].mean()) > 1e-2
+  moved = out(learn('sketch'), *inputs, None, image) - plain
   assert jnp.abs(moved).max() > 1e-2
 
 
-def test_padding_and_other_examples_are_not_looked_at(network):
+def test_output_is_independent_of_padding_and_other_examples(network):
   apply, params, _, (x, t, states, mask) = network
   out = apply(params, x, t, states, mask)
   padded = states.at[0, 3:].set(99.0)
@@ -114,7 +114,7 @@ def test_padding_and_other_examples_are_not_looked_at(network):
   np.testing.assert_allclose(other[0], out[0], atol=1e-4)
 
 
-def test_masked_mean_is_the_mean_of_what_counts():
+def test_masked_mean_equals_the_mean_of_unmasked_states():
   states = jnp.arange(12.).reshape(1, 4, 3)
   mask = jnp.array([[1, 0, 1, 0.]])
   np.testing.assert_allclose(

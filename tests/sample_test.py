@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from gen3d.diffusion import loading
 from gen3d.evaluation import samples
-from gen3d.tasks import text_to_3d
 
 
 @pytest.fixture
@@ -18,14 +18,14 @@ def sampled(monkeypatch):
 
   def make_teacher(config):
     calls['teacher'] = config
-    return SimpleNamespace(knows_cameras=config['path'] != 'blind')
+    return SimpleNamespace(camera_conditioned=config['path'] != 'blind')
 
-  def sample_teacher(key, teacher, prompts, **options):
+  def sample(key, teacher, prompts, **options):
     calls.update(options, prompts=prompts)
     return np.zeros((len(prompts), 8, 8, 3), np.uint8)
 
-  monkeypatch.setattr(samples.text_to_3d, 'make_teacher', make_teacher)
-  monkeypatch.setattr(samples.text_to_image, 'sample_teacher', sample_teacher)
+  monkeypatch.setattr(samples.loading, 'make_teacher', make_teacher)
+  monkeypatch.setattr(samples.sampling, 'sample', sample)
   return calls
 
 
@@ -35,7 +35,7 @@ def teacher(name='shapes', path=''):
 
 
 def test_there_are_defaults_for_every_teacher():
-  assert samples.DEFAULTS.keys() == text_to_3d.TEACHERS.keys()
+  assert samples.DEFAULTS.keys() == loading.TEACHERS.keys()
 
 
 def test_each_prompt_is_sampled_several_times(sampled, tmp_path):

@@ -1,7 +1,8 @@
-"""Text to 3-D with a toy teacher: steps, chips, files, refusals."""
+"""Text to 3-D with toy guidances: steps, devices, files, errors."""
 
+import inspect
 import pathlib
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 
 from configs import dreamfusion as configs
-from gen3d.diffusion import noise
-from gen3d.engine import sharding
+from gen3d.choices import UserError
+from gen3d.diffusion import loading, noise, teachers
+from gen3d.engine import checkpoints, sharding
+from gen3d.guidance import Guidance, score
 from gen3d.ops import cameras
+from gen3d.scenes import Render
 from gen3d.tasks import text_to_3d
 
 SCHEDULE = noise.cosine_schedule()
@@ -26,17 +30,25 @@ def _denoise(weights, x_t, t, text):
 
 
 def _embed(prompts):
-  """Green wherever there is a prompt, grey without; see the view in blue."""
+  """Green for a prompt, gray for none; the blue depends on the view."""
   colors = np.array([[-1.0, 0.8, -0.2 * len(p) % 1] if p else [0.0, 0, 0]
-                      for p in prompts], np.float32)
+                     for p in prompts], np.float32)
   return {'states': jnp.asarray(colors)[:, None],
           'mask': jnp.ones((len(prompts), 1))}
 
 
-TEACHER = SimpleNamespace(
-    schedule=SCHEDULE, encode=lambda weights, images, key: 2 * images - 1,
-    denoise=_denoise, embed=_embed, load=lambda: jnp.ones(()),
-    look=lambda weights, text, labels: text)
+TEACHER = teachers.Teacher(
+    SCHEDULE, lambda weights, images, key: 2 * images - 1,
+    teachers.unit_images, _denoise, _embed, (8, 8, 3), 1.0,
+    lambda: jnp.ones(()))
+
+
+def _guidance(config, teacher=TEACHER):
+  """Score distillation with a toy teacher in place of the config's."""
+  options = dict(config.guidance.options)
+  weighting = score.WEIGHTINGS[options.pop('weighting')]
+  return score.make(teacher, score.Settings(
+      score.sds(config.guidance.scale), weighting, **options))
 
 
 def _config(views=2, steps=4):
@@ -44,15 +56,16 @@ def _config(views=2, steps=4):
   config.views = views
   config.scene.size, config.scene.samples = 8, 6
   config.scene.importance.samples = 0
-  config.scene.random_background_prob = 0.5  # Else it is not learned.
+  config.scene.random_background_prob = 0.5  # Zero gradient of the learned one at 1.
   config.optimizer.schedule = 'constant'
   return config
 
 
 def _run(config, devices, steps, teacher=TEACHER):
   """Parameters and metrics after `steps` on the first `devices`."""
-  task = text_to_3d.make(config, teacher)
-  mesh = jax.make_mesh((devices,), ('devices',), devices=jax.devices()[:devices])
+  task = text_to_3d.make(config, _guidance(config, teacher))
+  mesh = jax.make_mesh(
+      (devices,), ('devices',), devices=jax.devices()[:devices])
   state = sharding.replicate(task.init(jax.random.key(0)), mesh)
   step = sharding.pmap(task.step, mesh)
   for _, batch in zip(range(steps), task.batches(0, 0)):
@@ -62,16 +75,16 @@ def _run(config, devices, steps, teacher=TEACHER):
   return task, sharding.unreplicate(state), jax.device_get(metrics)
 
 
-def compare_spreadings():
+def compare_device_counts():
   """One device and eight, fed the same eight views (in a subprocess).
 
-  With Adam's usual eps a parameter whose gradient is next to nothing moves as
-  far as any other, in the direction of its rounding error.
+  A large eps of Adam, because with a small one a parameter whose gradient is
+  almost zero moves in the direction of its rounding error.
   """
   config = _config(views=8)
   config.optimizer.eps = 0.1
   results = [_run(config, devices, steps=10)[1:] for devices in (1, 8)]
-  start = text_to_3d.make(config, TEACHER).init(jax.random.key(0))
+  start = text_to_3d.make(config, _guidance(config)).init(jax.random.key(0))
   for a, b, was in zip(*(jax.tree.leaves(r[0].params) for r in results),
                        jax.tree.leaves(start.params), strict=True):
     moved = np.abs(np.asarray(a) - np.asarray(was)).max()
@@ -82,21 +95,21 @@ def compare_spreadings():
                                atol=1e-6, err_msg=name)
 
 
-def test_eight_chips_equal_one(on_eight_devices):
-  done = on_eight_devices('tasks_text_to_3d_test', 'compare_spreadings')
+def test_eight_devices_equal_one(on_eight_devices):
+  done = on_eight_devices('tasks_text_to_3d_test', 'compare_device_counts')
   assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_an_object_takes_the_teachers_color_and_is_exported(tmp_path):
+def test_an_object_gets_the_color_of_the_prompt_and_is_exported(tmp_path):
   config = _config(steps=60)
   config.scene.random_background_prob = 1.0
   task, state, metrics = _run(config, 1, steps=60)
   assert int(state.step) == 60
   assert {'opacity', 'sds/grad_norm', 'loss/orientation'} <= set(metrics)
   scene = text_to_3d.make_scene(config)
-  seen = scene.show(state.params['scene'], cameras.orbit(0.0, 0.0, 1.6, 1.3),
-                    9, ('albedo',))['albedo']
-  assert seen[4, 4, 1] > seen[4, 4, 0] + 0.3
+  albedo = scene.show(state.params['scene'], cameras.orbit(0.0, 0.0, 1.6, 1.3),
+                      9, ('albedo',))['albedo']
+  assert albedo[4, 4, 1] > albedo[4, 4, 0] + 0.3
   scalars, images = task.evaluate(state, jax.random.key(2))
   assert images['preview'].dtype == np.uint8 and images['preview'].ndim == 3
   files = task.finish(state, tmp_path)
@@ -105,21 +118,21 @@ def test_an_object_takes_the_teachers_color_and_is_exported(tmp_path):
   assert all(pathlib.Path(f).stat().st_size > 100 for f in files)
 
 
-def test_a_teacher_that_knows_cameras_is_told_the_views():
+def test_camera_conditioning_colors_front_and_back_differently():
   config = _config(steps=60)
   config.scene.random_background_prob = 1.0
-  # Of much noise throughout, where this teacher does not ask what it sees.
+  # Large noise levels only, where the prediction depends on the text alone.
   options = config.guidance.options
   options.time_min, options.time_max = (0.7,), (0.93,)
   config.guidance.scale = (1.0,)
 
-  def look(weights, text, labels):
+  def add_camera(weights, text, labels):
     del weights
     z = cameras.from_label(labels).c2w[:, 2, 3]
     red = jnp.where(z > 0, 1.0, -1.0)
     return {**text, 'states': jnp.stack([red, -red, -red], -1)[:, None]}
 
-  teacher = SimpleNamespace(**{**vars(TEACHER), 'look': look})
+  teacher = TEACHER._replace(add_camera=add_camera, camera_conditioned=True)
   _, state, _ = _run(config, 1, 60, teacher)
   scene = text_to_3d.make_scene(config)
   red = [scene.show(state.params['scene'], cameras.orbit(
@@ -128,38 +141,92 @@ def test_a_teacher_that_knows_cameras_is_told_the_views():
   assert red[0] > red[1] + 0.05
 
 
-def test_texts_are_heard_before_the_teacher_is_read():
-  calls = []
-  noting = lambda name: lambda *args: calls.append(name) or getattr(
-      TEACHER, name)(*args)
-  teacher = SimpleNamespace(**{
-      **vars(TEACHER), 'embed': noting('embed'), 'load': noting('load')})
-  text_to_3d.make(_config(), teacher).init(jax.random.key(0))
-  assert calls == ['embed', 'load']
+def test_the_gradient_points_away_from_the_negative_prompt():
+  # The negative prompt is red, the empty and the positive one are gray.
+  def embed(prompts):
+    return {'states': jnp.array([
+        [0.8, -0.8, -0.8] if p == 'a red thing' else [0.0, 0.0, 0.0]
+        for p in prompts])[:, None]}
+
+  config = _config()
+  config.guidance.scale = (5.0,)
+  guidance = _guidance(config, TEACHER._replace(embed=embed))
+
+  def descent_direction(negative_prompt):
+    frozen = guidance.load('a thing', negative_prompt)
+    text = guidance.condition(frozen, cameras.orbit(0.0, 0.0, 1.6, 1.3))
+    loss = lambda image: guidance.loss(
+        {}, frozen, jax.random.key(0),
+        Render(image, *(None,) * 5, color_only=image), text, 0)[0]
+    return -jax.grad(loss)(jnp.full((8, 8, 3), 0.5)).mean((0, 1))
+
+  change = descent_direction('a red thing') - descent_direction('')
+  assert change[0] < -1e-3 and (change[1:] > 1e-3).all()
 
 
-def test_negatives_are_led_away_from():
-  # Without its negative, only what the toy hears as a color could differ.
-  moved = []
-  for changes in ({}, {'negative_prompt': 'a green thing'},
-                  {'guidance.perp_neg.weight': 1.0},
-                  {'guidance.perp_neg.weight': 1.0,
-                   'guidance.perp_neg.away_from': 'prompt',
-                   'negative_prompt': 'a green thing'}):
-    config = _config()
-    config.guidance.scale = (5.0,)
-    config.update_from_flattened_dict(changes)
-    _, state, _ = _run(config, 1, steps=2)
-    moved.append(state.params['scene']['field']['params']['planes'])
-  for i, one in enumerate(moved):
-    for other in moved[:i]:
-      assert np.abs(one - other).max() > 1e-3
+class _Painting(NamedTuple):
+  """Frozen data of a guidance without a diffusion model."""
+  color: jax.Array
+
+
+def _painting(learned):
+  """A guidance that pulls images to one color, shifted by a learned value."""
+  def load(prompt, negative_prompt):
+    assert (prompt, negative_prompt) == ('a red chair', 'blurry')
+    return _Painting(jnp.array([0.0, 1.0, 0.0]))
+
+  def init(key, frozen):
+    return {'shift': jnp.zeros_like(frozen.color)} if learned else {}
+
+  def condition(frozen, camera):
+    del camera
+    return frozen.color
+
+  def loss(params, frozen, key, render, text, step):
+    target = text + params.get('shift', 0.0)
+    error = jnp.sum((render.image - target) ** 2)
+    return error, {'painting/error': error}
+
+  return Guidance(load, init, condition, loss)
+
+
+@pytest.mark.parametrize('learned', [False, True])
+def test_a_guidance_without_diffusion_and_with_parameters(learned, tmp_path):
+  config = _config(steps=40)
+  config.scene.random_background_prob = 1.0
+  config.negative_prompt = 'blurry'
+  task = text_to_3d.make(config, _painting(learned))
+  mesh = sharding.device_mesh(1)
+  start = task.init(jax.random.key(0))
+  state = sharding.replicate(start, mesh)
+  step, errors = sharding.pmap(task.step, mesh), []
+  for _, batch in zip(range(40), task.batches(0, 0)):
+    state, metrics = step(state, sharding.to_devices(batch, mesh),
+                          sharding.replicate(jax.random.key(1), mesh))
+    errors.append(float(metrics['painting/error']))
+  assert np.mean(errors[-5:]) < 0.7 * np.mean(errors[:5])
+  state = sharding.unreplicate(state)
+  shift = state.params['guidance'].get('shift')
+  assert (shift is not None) == learned
+  if learned:
+    assert np.abs(shift).max() > 0.1
+
+
+def test_load_restores_the_scene_without_the_guidance(tmp_path):
+  config = _config()
+  state = text_to_3d.make(config, _guidance(config)).init(jax.random.key(3))
+  saving = checkpoints.Checkpoints(tmp_path)
+  saving.save(state)
+  saving.close()
+  config.teacher.path = '/not/on/this/machine'
+  (tmp_path / 'config.json').write_text(config.to_json())
+  _, params, _ = text_to_3d.load_run(tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, params, state.params['scene'])
+  path = text_to_3d.load(tmp_path).path
+  assert path.c2w.shape == (config.export.frames, 4, 4)
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'guidance.perp_neg.weight': 1.0,
-      'guidance.perp_neg.away_from': 'prompt'}, 'set negative_prompt'),
-    ({'guidance.perp_neg.away_from': 'view'}, "'view'.*'views'"),
     ({'teacher.revision': 'v1'}, "teacher 'shapes' 'revision'.*'path'"),
     ({'teacher.path': 'none.safetensors'}, 'none.safetensors'),
     ({'teacher.name': 'deepfloyd'}, "'deepfloyd' needs a path"),
@@ -174,10 +241,23 @@ def test_negatives_are_led_away_from():
     ({'teacher.name': 'deepfloyd', 'teacher.path': '.'}, 'no folder unet'),
     ({'prompt': ' '}, 'prompt is empty'),
     ({'guidance.name': 'isd'}, "'isd'.*'sds'"),
+    ({'guidance.options.weighting': 'none'}, "'none'.*'sigma_squared'"),
     ({'teacher.name': 'imagen'}, "'imagen'.*'shapes'"),
     ({'scene.name': 'cave'}, "'cave'.*'dreamfusion'")])
-def test_refusals_are_sentences(change, words):
+def test_errors_name_the_key_and_the_choices(change, words):
   config = _config()
-  config.update_from_flattened_dict(change)
-  with pytest.raises(ValueError, match=words):
+  for key, value in change.items():
+    *parents, last = key.split('.')
+    node = config
+    for parent in parents:
+      node = node[parent]
+    node[last] = value
+  with pytest.raises(UserError, match=words):
     text_to_3d.make(config)
+
+
+@pytest.mark.parametrize('variant', ['shapes', 'csd', 'sd', 'if', 'paper'])
+def test_variants_have_settings_of_their_teacher_only(variant):
+  teacher = dict(configs.get_config(variant).teacher)
+  make = loading.TEACHERS[teacher.pop('name')]
+  assert set(teacher) == set(inspect.signature(make).parameters)

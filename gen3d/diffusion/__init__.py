@@ -1,1 +1,1 @@
-"""Noise schedules, samplers and frozen teachers."""
+"""Noise schedules, samplers and teachers: frozen text-to-image models."""

@@ -1,134 +1,253 @@
 """Published diffusion models as teachers: Stable Diffusion and DeepFloyd IF.
 
-Either is a pipeline in a folder as diffusers saves it (weights/hub.py).
-Stable Diffusion denoises the latents of an autoencoder, so that an image is
-encoded first and the gradient comes back through the encoder; IF denoises 64 x
-64 pixels. What a folder says of itself is checked when a teacher is made; its
-tensors are read when they are asked for: first the text encoder's, by `embed`,
-which lets go of them, then the rest, by `load`.
+Either is a pipeline as diffusers saves it (weights/hub.py), in a folder or on
+the hub. Stable Diffusion denoises the latents of an autoencoder, so that the
+gradient of an image passes through the encoder; IF denoises 64 x 64 pixels.
+The configs in a folder are checked when a teacher is made; tensors are read
+when they are needed: first those of the text encoder, by `embed`, which frees
+them afterwards, then the rest, by `load`.
+
+Embeddings are cached on disk, one file per text, named by a hash of the text
+encoder's weights and of the tokens: a second run of a prompt needs no text
+encoder, and may be on a machine whose memory could not hold it.
 """
 
 import functools
 import hashlib
 import json
-from collections.abc import Callable
-from typing import NamedTuple
+import pathlib
+import zipfile
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
+from gen3d import files
 from gen3d.choices import UserError, check, pick
 from gen3d.diffusion import noise
-from gen3d.diffusion.teachers import Teacher, unit_images
-from gen3d.models import autoencoder, clip, deepfloyd, stable_diffusion, t5
+from gen3d.diffusion.teachers import (
+  Embed,
+  Teacher,
+  Text,
+  Weights,
+  unit_images,
+)
+from gen3d.models import autoencoder, clip, t5
+from gen3d.models import deepfloyd as deepfloyd_unet
+from gen3d.models import stable_diffusion as sd_unet
 from gen3d.weights import hub
 
 # The parts of a pipeline that are read.
 STABLE_DIFFUSION = ('unet', 'vae', 'text_encoder', 'tokenizer')
 DEEPFLOYD = ('unet', 'text_encoder', 'tokenizer')
 
-# (schedule, x_t, what the network says, t) -> eps, by diffusers' names.
-PREDICTIONS = {'epsilon': lambda schedule, x_t, said, t: said,
+# (schedule, x_t, output of the network, t) -> eps, by diffusers' names.
+PREDICTIONS = {'epsilon': lambda schedule, x_t, output, t: output,
                'v_prediction': noise.eps_from_v}
 SCHEDULES = {'scaled_linear': noise.scaled_linear,
              'squaredcos_cap_v2': noise.squared_cosine}
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+# (names [N], compute: rows [M] -> states [M, ...]) -> states [N, ...].
+Cache = Callable[[Sequence[str], Callable[[np.ndarray], np.ndarray]],
+                 np.ndarray]
 
 
-class Listener(NamedTuple):
-  """A text encoder that is not read yet.
+class TextEncoder(NamedTuple):
+  """A text encoder whose weights are read by `load`.
 
   Attributes:
     tokenize: list of N strings -> (tokens, mask) [N, L].
     states: (params, tokens, mask) -> [N, L, D].
     load: () -> params.
-    folder: pretrained.Folder.
+    folder: hub.Folder.
   """
   tokenize: Callable
   states: Callable
-  load: Callable
+  load: Callable[[], Weights]
   folder: hub.Folder
 
 
-def forget(names, make):
-  """The `remember` that keeps nothing; see `stable_diffusion_teacher`."""
-  return make(np.arange(len(names)))
+def stable_diffusion(*, path: str = '', revision: str = '', variant: str = '',
+                     dtype: str = '', prediction: str = '',
+                     remat: bool = False, flash: bool = False) -> Teacher:
+  """The Teacher of a Stable Diffusion in a folder or on the hub.
+
+  Args:
+    path: the folder, or 'owner/model' on the hub.
+    revision: the hub's branch, tag or commit; '' for its main branch.
+    variant: '' or 'fp16': which weights to read.
+    dtype: a key of DTYPES; '' for float32 on a CPU and bfloat16 elsewhere.
+    prediction: see `stable_diffusion_teacher`.
+    remat: less memory for the gradient through the autoencoder, more time.
+    flash: cuDNN's attention; NVIDIA GPUs and bfloat16 only.
+
+  Raises:
+    UserError: the path is missing or does not hold such a pipeline.
+  """
+  settings = _settings(dtype, prediction, flash)
+  folder = _locate('stable_diffusion', path, STABLE_DIFFUSION, revision,
+                   variant)
+  return stable_diffusion_teacher(
+      folder, variant=variant, remat=remat, cache=disk_cached, **settings)
 
 
-def stable_diffusion_teacher(path, *, dtype=jnp.float32, variant='',
-                             prediction='', remat=False, flash=False,
-                             remember=forget):
+def deepfloyd(*, path: str = '', revision: str = '', variant: str = '',
+              dtype: str = '', prediction: str = '',
+              flash: bool = False) -> Teacher:
+  """The Teacher of DeepFloyd IF; see `stable_diffusion`."""
+  settings = _settings(dtype, prediction, flash)
+  folder = _locate('deepfloyd', path, DEEPFLOYD, revision, variant)
+  return deepfloyd_teacher(
+      folder, variant=variant, cache=disk_cached, **settings)
+
+
+def _locate(name, path, parts, revision, variant):
+  if not path:
+    raise UserError(
+        f'The teacher {name!r} needs a path: the folder of a checkpoint as '
+        'diffusers saves it, or its id on the hub.')
+  checkpoint = hub.locate(path, parts, revision or None, variant)
+  if checkpoint.revision and checkpoint.revision != revision:
+    logging.warning('The teacher is %s at revision %s; give that revision to '
+                    'get the same weights again.', checkpoint.name,
+                    checkpoint.revision)
+  return checkpoint.path
+
+
+def _settings(dtype, prediction, flash):
+  """Settings of both families, checked before anything is downloaded."""
+  if prediction:
+    check('prediction', PREDICTIONS, prediction)
+  platform = jax.default_backend()
+  name = dtype or ('float32' if platform == 'cpu' else 'bfloat16')
+  dtype = pick('dtype', DTYPES, name)
+  if flash and (platform != 'gpu' or name == 'float32'):
+    raise UserError(
+        'The flash attention of a teacher is for bfloat16 on an NVIDIA GPU, '
+        f'not for {name} on a {platform}.')
+  return {'dtype': dtype, 'prediction': prediction, 'flash': flash}
+
+
+def disk_cached(names: Sequence[str], compute: Callable,
+                folder: pathlib.Path | None = None) -> np.ndarray:
+  """States [N, ...] of N texts, from the disk where they are cached.
+
+  Args:
+    names: of the texts, fit for files.
+    compute: rows [M] -> states [M, ...] of the texts that are not cached;
+      called at most once.
+    folder: of the files; None for that of the cache.
+  """
+  folder = pathlib.Path(folder or files.cache_dir() / 'embeddings')
+  states = {name: _read_states(folder / f'{name}.npz') for name in names}
+  missing = {name: row for row, name in enumerate(names)
+             if states[name] is None}
+  if missing:
+    computed = compute(np.array(list(missing.values())))
+    for name, value in zip(missing, computed, strict=True):
+      states[name] = value
+      with files.atomic_write(folder / f'{name}.npz') as temporary:
+        np.savez(temporary, states=value)
+  return np.stack([states[name] for name in names])
+
+
+def uncached(names: Sequence[str], compute: Callable) -> np.ndarray:
+  """The Cache that stores nothing."""
+  return compute(np.arange(len(names)))
+
+
+def _read_states(file):
+  """The states in a file; None where it is missing or damaged."""
+  try:
+    with np.load(file) as content:
+      return content['states']
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    return None
+
+
+def stable_diffusion_teacher(
+    path: pathlib.Path, *, dtype: Any = jnp.float32, variant: str = '',
+    prediction: str = '', remat: bool = False, flash: bool = False,
+    cache: Cache = uncached) -> Teacher:
   """The Teacher of a Stable Diffusion 1.x or 2.x.
 
   Args:
-    path: folder of the pipeline, with STABLE_DIFFUSION in it.
+    path: folder of the pipeline, with the parts STABLE_DIFFUSION.
     dtype: of weights and computation.
-    variant: of the weights; see pretrained.read.
-    prediction: what the U-Net says, a key of PREDICTIONS; '' for what the
-      folder's scheduler tells, and the noise where there is none.
-    remat: the gradient computes the autoencoder's blocks again: less memory.
-    flash: see stable_diffusion.UNet.
-    remember: (names, make) -> states [N, L, D] of N texts with unique names,
-      of which make(rows) computes some.
+    variant: of the weights; see hub.read.
+    prediction: of the U-Net, a key of PREDICTIONS; '' for that of the
+      folder's scheduler, and 'epsilon' where it has none.
+    remat: recomputes the autoencoder's blocks for the gradient: less memory.
+    flash: see models.stable_diffusion.UNet.
+    cache: of the embeddings.
 
   Raises:
-    UserError: the folder does not fit; says how.
+    UserError: the parts of the folder do not fit together.
   """
   read = lambda part: hub.read(path / part, variant)
-  size = stable_diffusion.unet_size(read('unet'))
-  unet = stable_diffusion.UNet(
-      size, stable_diffusion.PARTS, dtype, flash=flash)
+  size = sd_unet.unet_size(read('unet'))
+  unet = sd_unet.UNet(size, sd_unet.PARTS, dtype, flash=flash)
   vae = autoencoder.Autoencoder(
       autoencoder.autoencoder_size(read('vae')), dtype, remat)
   if vae.size.latent != size.in_channels:
     raise UserError(
         f'{path} has an autoencoder of {vae.size.latent} channels and a U-Net '
         f'of {size.in_channels}; they are not of one model.')
-  folder, where = read('text_encoder'), path / 'text_encoder'
-  known = clip.text_size(folder)
-  _check_width(path, known.width, size.states)
-  listener = Listener(
-      hub.load_tokenizer(path / 'tokenizer', known.vocab),
-      lambda params, tokens, mask: clip.TextTower(known, dtype).apply(
+  folder, encoder_path = read('text_encoder'), path / 'text_encoder'
+  text_size = clip.text_size(folder)
+  _check_width(path, text_size.width, size.states)
+  encoder = TextEncoder(
+      hub.load_tokenizer(path / 'tokenizer', text_size.vocab),
+      lambda params, tokens, mask: clip.TextTower(text_size, dtype).apply(
           params, tokens),
-      lambda: clip.load_text(where, dtype, variant)[1], folder)
+      lambda: clip.load_text(encoder_path, dtype, variant)[1], folder)
 
   def load():
     return {
-        'unet': stable_diffusion.load_unet(path / 'unet', dtype, variant)[1],
+        'unet': sd_unet.load_unet(path / 'unet', dtype, variant)[1],
         'vae': autoencoder.load(path / 'vae', dtype, variant)[1]}
 
   return network_teacher(
-      unet, vae, *_noise(path, 'scaled_linear', prediction),
-      functools.partial(_embed, listener, jnp.dtype(dtype).name, remember),
-      load)
+      unet, vae, *noise_schedule(path, 'scaled_linear', prediction),
+      functools.partial(_embed, encoder, jnp.dtype(dtype).name, cache), load)
 
 
-def deepfloyd_teacher(path, *, dtype=jnp.float32, variant='', prediction='',
-                      flash=False, remember=forget):
+def deepfloyd_teacher(
+    path: pathlib.Path, *, dtype: Any = jnp.float32, variant: str = '',
+    prediction: str = '', flash: bool = False,
+    cache: Cache = uncached) -> Teacher:
   """The Teacher of DeepFloyd IF's first stage.
 
-  Arguments and errors are as those of `stable_diffusion_teacher`; `path` has
-  the parts DEEPFLOYD.
+  Arguments and errors are those of `stable_diffusion_teacher`; `path` has the
+  parts DEEPFLOYD.
   """
   read = lambda part: hub.read(path / part, variant)
-  size = deepfloyd.unet_size(read('unet'))
-  unet = stable_diffusion.UNet(size, deepfloyd.PARTS, dtype, flash=flash)
-  folder, where = read('text_encoder'), path / 'text_encoder'
-  known = t5.t5_size(folder)
-  _check_width(path, known.width, size.text_width)
-  # The mask is T5's alone: the U-Net was trained to see all states.
-  listener = Listener(
-      hub.load_tokenizer(path / 'tokenizer', known.vocab),
-      t5.T5Encoder(known, dtype).apply,
-      lambda: t5.load(where, dtype, variant)[1], folder)
+  size = deepfloyd_unet.unet_size(read('unet'))
+  unet = sd_unet.UNet(size, deepfloyd_unet.PARTS, dtype, flash=flash)
+  folder, encoder_path = read('text_encoder'), path / 'text_encoder'
+  text_size = t5.t5_size(folder)
+  _check_width(path, text_size.width, size.text_width)
+  # Only T5 uses the mask: the U-Net was trained with the states of padding.
+  encoder = TextEncoder(
+      hub.load_tokenizer(path / 'tokenizer', text_size.vocab),
+      t5.T5Encoder(text_size, dtype).apply,
+      lambda: t5.load(encoder_path, dtype, variant)[1], folder)
+  load_unet = functools.partial(
+      deepfloyd_unet.load_unet, path / 'unet', dtype, variant)
   return network_teacher(
-      unet, None, *_noise(path, 'squaredcos_cap_v2', prediction),
-      functools.partial(_embed, listener, jnp.dtype(dtype).name, remember),
-      lambda: {'unet': deepfloyd.load_unet(path / 'unet', dtype, variant)[1]})
+      unet, None, *noise_schedule(path, 'squaredcos_cap_v2', prediction),
+      functools.partial(_embed, encoder, jnp.dtype(dtype).name, cache),
+      lambda: {'unet': load_unet()[1]})
 
 
-def network_teacher(unet, vae, schedule, prediction, embed, load):
+def network_teacher(
+    unet: sd_unet.UNet, vae: autoencoder.Autoencoder | None,
+    schedule: noise.Schedule, prediction: str, embed: Embed,
+    load: Callable[[], Weights]) -> Teacher:
   """The Teacher of a U-Net on latents or, where `vae` is None, on pixels.
 
   Args:
@@ -145,7 +264,7 @@ def network_teacher(unet, vae, schedule, prediction, embed, load):
   def encode(weights, images, key):
     pixels = side * 2 ** (len(vae.size.channels) - 1) if vae else side
     shape = (images.shape[0], pixels, pixels, 3)
-    # Without antialiasing, as in the code whose settings people share.
+    # Without antialiasing, as in threestudio, whose settings are used.
     images = 2 * jax.image.resize(
         images, shape, 'bilinear', antialias=False) - 1
     if vae is None:
@@ -157,54 +276,59 @@ def network_teacher(unet, vae, schedule, prediction, embed, load):
     return unit_images(None, vae.apply(weights['vae'], x, method='decode'))
 
   def denoise(weights, x_t, t, text):
-    said = unet.apply(
+    output = unet.apply(
         weights['unet'], x_t, noise.to_step(t), text['states'])
-    # Further channels are of the variance.
-    return to_eps(schedule, x_t, said[..., :channels], t)
+    # Further channels predict the variance.
+    return to_eps(schedule, x_t, output[..., :channels], t)
 
   return Teacher(
       schedule, encode, decode if vae else unit_images, denoise, embed,
       (side, side, channels), None if vae else 1.0, load)
 
 
-def _noise(path, usual, prediction):
+def noise_schedule(path: pathlib.Path, default: str, prediction: str
+                   ) -> tuple[noise.Schedule, str]:
   """(noise.Schedule, key of PREDICTIONS) of a pipeline.
 
   Args:
     path: of the pipeline.
-    usual: the schedule's name, where the folder has no scheduler.
+    default: the schedule's name, where the folder has no scheduler.
     prediction: that of the user, or ''.
+
+  Raises:
+    UserError: the schedule or the prediction is unknown.
   """
-  told = hub.read_scheduler(path)
-  prediction = prediction or told.get('prediction_type', 'epsilon')
+  scheduler = hub.read_scheduler(path)
+  prediction = prediction or scheduler.get('prediction_type', 'epsilon')
   check('prediction', PREDICTIONS, prediction)
-  name = told.get('beta_schedule', usual)
+  name = scheduler.get('beta_schedule', default)
   squared = pick('beta_schedule', SCHEDULES, name)()
-  if name == 'scaled_linear' and 'beta_start' in told and 'beta_end' in told:
-    squared = noise.scaled_linear(told['beta_start'], told['beta_end'])
+  if name == 'scaled_linear' and {'beta_start', 'beta_end'} <= set(scheduler):
+    squared = noise.scaled_linear(
+        scheduler['beta_start'], scheduler['beta_end'])
   return noise.discrete_schedule(squared), prediction
 
 
-def _check_width(path, found, wanted):
-  if found != wanted:
+def _check_width(path, width, expected):
+  if width != expected:
     raise UserError(
-        f'{path} has a text encoder of width {found} and a U-Net that takes '
-        f'{wanted}; they are not of one model.')
+        f'{path} has a text encoder of width {width} and a U-Net that takes '
+        f'{expected}; they are not of one model.')
 
 
-def _embed(listener, dtype, remember, prompts):
+def _embed(encoder: TextEncoder, dtype: str, cache: Cache,
+           prompts: list[str]) -> Text:
   """The text {'states' [N, L, D] float32} of prompts; see Teacher.embed."""
-  tokens, mask = listener.tokenize(list(prompts))
-  model = _digest(listener.folder) + dtype.encode()
-  names = [hashlib.sha256(model + token.tobytes() + seen.tobytes()).hexdigest()
-           for token, seen in zip(tokens, mask, strict=True)]
+  tokens, mask = encoder.tokenize(list(prompts))
+  model = _digest(encoder.folder) + dtype.encode()
+  names = [hashlib.sha256(model + row.tobytes() + row_mask.tobytes())
+           .hexdigest() for row, row_mask in zip(tokens, mask, strict=True)]
 
-  def make(rows):
-    states = jax.jit(listener.states)(
-        listener.load(), tokens[rows], mask[rows])
+  def compute(rows):
+    states = jax.jit(encoder.states)(encoder.load(), tokens[rows], mask[rows])
     return np.array(states, np.float32)
 
-  return {'states': jnp.asarray(remember(names, make))}
+  return {'states': jnp.asarray(cache(names, compute))}
 
 
 def _digest(folder):

@@ -15,10 +15,10 @@ import numpy as np
 from gen3d import assets
 from gen3d.data.shapes import attributes, captions
 from gen3d.data.shapes import world as shapes_world
+from gen3d.diffusion import pixel_model, sampling
 from gen3d.io import images as image_io
 from gen3d.metrics import text as text_metrics
 from gen3d.models import clip_pair
-from gen3d.tasks import text_to_image
 
 SPLITS = ('seen', 'unseen')
 POOL = 256  # captions of each split among which `retrieval_rate` retrieves
@@ -105,12 +105,12 @@ def sample_r_precision(
     ({split: Rate among 64 distractors}, {split: (images uint8 [N, H, W, 3],
     N captions)}).
   """
-  model, params, _ = text_to_image.load(weights)
+  teacher = pixel_model.teacher(weights)
   rates, samples = {}, {}
   for split in SPLITS:
     texts = held_out_captions(split, count, seed)
-    images = text_to_image.sample(
-        jax.random.key(seed), model, params, texts, scale=scale, steps=steps)
+    images = sampling.sample(
+        jax.random.key(seed), teacher, texts, scale=scale, steps=steps)
     rates[split] = _r_precision(pair, images / 255.0, texts)
     samples[split] = images, texts
   return rates, samples

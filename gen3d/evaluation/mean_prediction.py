@@ -20,10 +20,9 @@ import tqdm
 from gen3d import assets
 from gen3d.data.shapes import captions, categories
 from gen3d.data.shapes import world as shapes_world
-from gen3d.diffusion import noise
+from gen3d.diffusion import noise, pixel_model
 from gen3d.io import images as image_io
 from gen3d.ops import cameras
-from gen3d.tasks import text_to_image
 
 COLOR = 'orange'
 NUM_VIEWS = 4
@@ -71,11 +70,11 @@ def compare(
     (prompts, means, predictions), the last two [categories, NUM_VIEWS, H, W,
     3], about in [0, 1].
   """
-  model, params, _ = text_to_image.load(weights)
+  model, params, _ = pixel_model.load(weights)
   prompts = [captions.plain(captions.Spec(category, COLOR, ''))
              for category in captions.CATEGORIES]
   # Prompt-major: the first NUM_VIEWS labels are the cameras of every prompt.
-  texts, labels = text_to_image.around(prompts, NUM_VIEWS)
+  texts, labels = pixel_model.around(prompts, NUM_VIEWS)
   means = np.stack([
       mean_images(category, labels[:NUM_VIEWS], model.size, num_samples)
       for category in tqdm.tqdm(captions.CATEGORIES, 'means', disable=None)])
@@ -155,7 +154,7 @@ def predict_mean(denoise: Callable, weights: Any, schedule: noise.Schedule,
 
 @functools.partial(jax.jit, static_argnames=('model', 'num_samples'))
 def _predict_means(params, tokens, mask, labels, keys, *, model, num_samples):
-  texts = model.look(params, model.embed(params, tokens, mask), labels)
+  texts = model.add_camera(params, model.embed(params, tokens, mask), labels)
 
   def predict(row):
     text, key = row

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from gen3d.choices import UserError, pick
+from gen3d.diffusion import loading, pixel_model, sampling
 from gen3d.io import images as image_io
-from gen3d.tasks import text_to_3d, text_to_image
 
-PROMPTS = text_to_image.PROMPTS
+PROMPTS = pixel_model.PROMPTS
 ETA = {'ddim': 0.0, 'ddpm': 1.0}
 # By teacher: guidance scale and images sampled together on a device.
 DEFAULTS = {'shapes': (3.0, 16), 'stable_diffusion': (7.5, 1),
@@ -64,14 +64,14 @@ def export(
   if sides and name != 'shapes':
     raise UserError('--sides is for a model with camera conditioning; '
                     f'{name} has none.')
-  model = text_to_3d.make_teacher(teacher)
-  if sides and not model.knows_cameras:
+  model = loading.make_teacher(teacher)
+  if sides and not model.camera_conditioned:
     raise UserError('--sides is for a model with camera conditioning; that of '
                     f'{teacher["path"]} was trained without.')
   prompts, labels = [p for p in prompts for _ in range(num)], None
   if sides:
-    prompts, labels = text_to_image.around(prompts, sides)
-  images = text_to_image.sample_teacher(
+    prompts, labels = pixel_model.around(prompts, sides)
+  images = sampling.sample(
       jax.random.key(seed), model, prompts, labels=labels,
       negative=negative_prompt,
       scale=default_scale if guidance_scale is None else guidance_scale,

@@ -1,1 +1,56 @@
-"""What judges an image against a text."""
+"""Guidance: the gradient of a rendered image with respect to a text.
+
+score.py has score distillation by a diffusion model (SDS, CSD); prompts.py the
+view-dependent prompts.
+
+To add a guidance, write a module with a function that makes a Guidance and
+enter it in GUIDANCES of tasks/text_to_3d.py, which needs no other change. Two
+examples of what the record provides for:
+
+CLIP (Dream Fields, 2112.01455) has no diffusion model and learns nothing along:
+`load` returns the weights of the image tower and the text's features, `init`
+{}, `condition` the features, and `loss` the negative cosine similarity with the
+features of an augmented `render.image`.
+
+VSD (ProlificDreamer, 2305.16213) learns a student: `init` makes the student's
+parameters of the teacher's weights in `frozen` (a copy, or LoRA matrices), and
+`loss` adds the student's denoising loss to a surrogate whose gradient is
+eps_hat - eps_student. The task trains `params` with the scene, at the learning
+rate of config.optimizer.lr_multipliers.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from gen3d.ops.cameras import Camera
+
+Frozen = Any  # pytree of arrays: weights and embeddings that are not trained
+Params = Any  # pytree of arrays
+Text = Any    # pytree of arrays
+Metrics = dict[str, jax.Array]
+Load = Callable[[str, str], Frozen]
+Init = Callable[[jax.Array, Frozen], Params]
+Condition = Callable[[Frozen, Camera], Text]
+Loss = Callable[..., tuple[jax.Array, Metrics]]
+
+
+class Guidance(NamedTuple):
+  """A loss of rendered views, given a text.
+
+  Attributes:
+    load: (prompt, negative prompt) -> frozen, a pytree of the weights and
+      embeddings that the other functions need. The only function that reads
+      files.
+    init: (key, frozen) -> params that are trained with the scene; {} for
+      SDS and CSD.
+    condition: (frozen, camera) -> text, a pytree for the view of one camera.
+    loss: (params, frozen, key, render, text, step) -> (loss, metrics) of one
+      view, a scenes.Render without leading axis. Only the gradient of the loss
+      has a meaning, its value need not have one.
+  """
+  load: Load
+  init: Init
+  condition: Condition
+  loss: Loss

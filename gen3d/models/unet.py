@@ -1,12 +1,12 @@
 """A text-conditioned diffusion U-Net, as in Imagen, at any size.
 
-Vocabulary: B images of H x W x C pixels, L text tokens of D numbers. Blocks
-are residual convolutions whose second normalization is scaled and shifted by
-the time embedding and, where cameras are known, shifted by what each pixel's
-ray says (R features, as CAT3D has them at the input: 2405.10314); at chosen
-levels each is followed by attention in which
-the pixels look at one another and, through keys and values put beside their
-own, at the text.
+Notation: B images of H x W x C pixels, L text tokens of D channels. Blocks are
+residual convolutions whose second normalization is scaled and shifted by the
+time embedding and, with camera conditioning, shifted per pixel by a linear map
+of the R features of its ray (CAT3D, 2405.10314, has them at the input). At
+chosen levels each block is followed by one attention layer that is self- and
+cross-attention at once: keys and values of the text are concatenated to those
+of the pixels.
 """
 
 from typing import NamedTuple
@@ -17,31 +17,32 @@ import jax.numpy as jnp
 
 
 class UNetShape(NamedTuple):
-  """The numbers that make one U-Net.
+  """The hyperparameters of a U-Net.
 
   Attributes:
-    channels: of each level, finest first; a level halves the one above it.
-    blocks: residual blocks of each level on the way down (one more going up).
+    channels: of each level, finest first; each level halves the resolution.
+    blocks: residual blocks of each level of the encoder; the decoder has one
+      more.
     attention: whether each level has attention.
-    patch: pixels are gathered into squares of this side first.
+    patch: side of the squares of pixels that are gathered into channels first.
     head_dim: channels of one attention head.
     time_width: of the time embedding and pooled text.
     out_channels: of the prediction.
-    rays: whether it can be told each pixel's ray.
-    sketch: whether it can be given a picture to begin from.
+    rays: whether the features of each pixel's ray are an input.
+    prior_image: whether a first estimate of the image is an input.
   """
-  channels: tuple = (32, 64, 128)
-  blocks: tuple = (1, 2, 2)
-  attention: tuple = (False, False, True)
+  channels: tuple[int, ...] = (32, 64, 128)
+  blocks: tuple[int, ...] = (1, 2, 2)
+  attention: tuple[bool, ...] = (False, False, True)
   patch: int = 2
   head_dim: int = 32
   time_width: int = 256
   out_channels: int = 3
   rays: bool = False
-  sketch: bool = False
+  prior_image: bool = False
 
 
-def space_to_depth(x, side):
+def space_to_depth(x: jax.Array, side: int) -> jax.Array:
   """[B, H, W, C] to [B, H/side, W/side, side^2 C]; see `depth_to_space`."""
   b, h, w, c = x.shape
   x = x.reshape(b, h // side, side, w // side, side, c)
@@ -49,7 +50,7 @@ def space_to_depth(x, side):
       b, h // side, w // side, side * side * c)
 
 
-def depth_to_space(x, side):
+def depth_to_space(x: jax.Array, side: int) -> jax.Array:
   """Inverse of `space_to_depth`."""
   b, h, w, c = x.shape
   x = x.reshape(b, h, w, side, side, c // side ** 2)
@@ -57,7 +58,7 @@ def depth_to_space(x, side):
       b, h * side, w * side, c // side ** 2)
 
 
-def time_features(t, width):
+def time_features(t: jax.Array, width: int) -> jax.Array:
   """Sines and cosines [B, width] of t in [0, 1], cosines first."""
   frequencies = jnp.exp(
       -jnp.log(10_000.0) * jnp.arange(width // 2) / (width // 2))
@@ -65,13 +66,13 @@ def time_features(t, width):
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def masked_mean(states, mask):
+def masked_mean(states: jax.Array, mask: jax.Array) -> jax.Array:
   """Mean [B, D] of the states [B, L, D] where mask [B, L] is one."""
   total = jnp.sum(states * mask[..., None], axis=1)
   return total / jnp.maximum(jnp.sum(mask, axis=1)[:, None], 1)
 
 
-def _groups(channels):
+def _groups(channels: int) -> int:
   """At most 32 groups of at least 4 channels that divide them."""
   return max(g for g in range(1, 33)
              if channels % g == 0 and (channels // g >= 4 or g == 1))
@@ -80,14 +81,15 @@ def _groups(channels):
 class ResidualBlock(nn.Module):
   """norm-SiLU-conv, scaled and shifted by time, norm-SiLU-conv, plus x.
 
-  Rays [B, H, W, R] shift each pixel by itself. Without biases: zeros, for
-  rays of which nothing is known, change nothing, and from zeros a network that
-  has learned without them goes on as it was.
+  Ray features [B, H, W, R] shift each pixel. Their map has no bias and starts
+  at zero: features of zeros (an unknown camera) have no effect, and a network
+  that was trained without rays keeps its output when they are added.
   """
   channels: int
 
   @nn.compact
-  def __call__(self, x, time, rays=None):
+  def __call__(self, x: jax.Array, time: jax.Array,
+               rays: jax.Array | None = None) -> jax.Array:
     norm = lambda name: nn.GroupNorm(_groups(x.shape[-1]), name=name)
     h = nn.Conv(self.channels, (3, 3), name='conv_in')(
         nn.silu(norm('norm_in')(x)))
@@ -106,11 +108,12 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-  """Pixels attend to one another and to the text (Imagen, appendix B)."""
+  """Self- and cross-attention in one layer (Imagen, appendix B)."""
   head_dim: int
 
   @nn.compact
-  def __call__(self, x, states, mask):
+  def __call__(self, x: jax.Array, states: jax.Array,
+               mask: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
     heads = max(c // self.head_dim, 1)
     split = lambda y: y.reshape(b, -1, heads, y.shape[-1] // heads)
@@ -122,8 +125,8 @@ class Attention(nn.Module):
         nn.Dense(2 * c, use_bias=False, name='text_kv')(text), 2, axis=-1)
     q, k, v = split(q), split(jnp.concatenate([tk, k], 1)), split(
         jnp.concatenate([tv, v], 1))
-    seen = jnp.concatenate([mask > 0, jnp.ones((b, h * w), bool)], axis=1)
-    out = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None, None])
+    valid = jnp.concatenate([mask > 0, jnp.ones((b, h * w), bool)], axis=1)
+    out = jax.nn.dot_product_attention(q, k, v, mask=valid[:, None, None])
     out = nn.Dense(c, kernel_init=nn.initializers.zeros, name='out')(
         out.reshape(b, h, w, c))
     return x + out
@@ -132,37 +135,44 @@ class Attention(nn.Module):
 class UNet(nn.Module):
   """(x [B, H, W, C], t [B], states [B, L, D], mask [B, L]) -> [B, H, W, C].
 
-  What the output means (noise, v) is the caller's business. H and W must be
-  divisible by patch * 2^(levels - 1). A network with shape.rays takes them as
-  [B, H, W, R] as well, one with shape.sketch a picture [B, H, W, out_channels];
-  one of zeros, of which nothing is known, changes nothing.
+  The caller decides what the output is trained to be (noise, v). H and W must
+  be divisible by patch * 2^(levels - 1). With shape.rays there are also ray
+  features [B, H, W, R], with shape.prior_image an image [B, H, W,
+  out_channels]; zeros (an unknown camera) have no effect.
   """
   shape: UNetShape
 
   @nn.compact
-  def __call__(self, x, t, states, mask, rays=None, sketch=None):
+  def __call__(self, x: jax.Array, t: jax.Array, states: jax.Array,
+               mask: jax.Array, rays: jax.Array | None = None,
+               prior_image: jax.Array | None = None) -> jax.Array:
     s = self.shape
+    # Time and text embedding, shared by all blocks.
     time = nn.Dense(s.time_width, name='time_in')(
         time_features(t, s.time_width))
     time = nn.Dense(s.time_width, name='time_out')(nn.silu(time))
     time += nn.Dense(s.time_width, name='pooled')(
         nn.LayerNorm(name='pooled_norm')(masked_mean(states, mask)))
     sides = [s.patch * 2 ** level for level in range(len(s.channels))]
-    seen = [nn.avg_pool(rays, (side, side), (side, side)) if s.rays else None
-            for side in sides]
+    rays_of = [nn.avg_pool(rays, (side, side), (side, side))
+               if s.rays else None for side in sides]
 
     def block(h, level, name):
-      h = ResidualBlock(s.channels[level], name=name)(h, time, seen[level])
+      h = ResidualBlock(s.channels[level], name=name)(
+          h, time, rays_of[level])
       if s.attention[level]:
         h = Attention(s.head_dim, name=f'{name}_attention')(h, states, mask)
       return h
 
     h = nn.Conv(s.channels[0], (3, 3), name='input')(
         space_to_depth(x, s.patch))
-    if s.sketch:
-      sketch = space_to_depth(sketch, s.patch)
+    # The parameters of the prior image are named 'sketch' and 'sketch_share'
+    # in the shipped weights.
+    if s.prior_image:
+      prior_image = space_to_depth(prior_image, s.patch)
       h += nn.Conv(s.channels[0], (3, 3), use_bias=False, name='sketch',
-                   kernel_init=nn.initializers.zeros)(sketch)
+                   kernel_init=nn.initializers.zeros)(prior_image)
+    # Encoder.
     skips = [h]
     for level, blocks in enumerate(s.blocks):
       if level:
@@ -173,21 +183,22 @@ class UNet(nn.Module):
         h = block(h, level, f'encode_{level}_{i}')
         skips.append(h)
     h = block(h, len(s.channels) - 1, 'middle')
+    # Decoder.
     for level in reversed(range(len(s.channels))):
       for i in range(s.blocks[level] + 1):
         h = block(jnp.concatenate([h, skips.pop()], axis=-1), level,
                   f'decode_{level}_{i}')
       if level:
-        # A wider layer at the coarse level, then pixels out of channels: the
-        # same map as upsampling and convolving, at a quarter of the cost.
+        # A wider layer at the coarse level and depth-to-space: as expressive
+        # as upsampling and a 1 x 1 convolution, at a quarter of the cost.
         h = depth_to_space(nn.Dense(
             4 * s.channels[level - 1], name=f'up_{level}')(h), 2)
     h = nn.silu(nn.GroupNorm(_groups(h.shape[-1]), name='norm')(h))
     h = nn.Conv(s.patch ** 2 * s.out_channels, (3, 3), name='output',
                 kernel_init=nn.initializers.zeros)(h)
-    if s.sketch:
-      # Where all is noise, the sketch is the answer.
-      share = nn.Dense(1, kernel_init=nn.initializers.zeros,
-                       name='sketch_share')(nn.silu(time))
-      h += share[:, None, None] * sketch
+    if s.prior_image:
+      # At large noise levels the prior image is the best prediction of x.
+      weight = nn.Dense(1, kernel_init=nn.initializers.zeros,
+                        name='sketch_share')(nn.silu(time))
+      h += weight[:, None, None] * prior_image
     return depth_to_space(h, s.patch)
