@@ -284,13 +284,13 @@ def pictures(seed, split, first, count, size):
     views, specs = render(seed, split, indices, size)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(seed), jnp.array(indices))
-    dataset = np.asarray(_light_all(keys, views))
+    images = np.asarray(_light_all(keys, views))
     words, labels = view_words(views.camera), np.asarray(
         cameras.to_label(views.camera))
     for i, index in enumerate(indices):
       text = captions.caption(
           example(seed, split, index).rng, specs[i], words[i])
-      yield index, dataset[i], text, specs[i], labels[i]
+      yield index, images[i], text, specs[i], labels[i]
       progress.update()
   progress.close()
 
@@ -337,16 +337,16 @@ def contact_sheet(seed, size):
   rng = np.random.default_rng(seed)
   colors = list(captions.COLORS)
   keys = jax.random.split(jax.random.key(seed), len(captions.CATEGORIES))
-  dataset, labels = [], []
+  images, labels = [], []
   for key, category in zip(keys, captions.CATEGORIES):
     main, second = rng.choice(len(colors), 2, replace=False)
     spec = captions.Spec(category, colors[main], colors[second])
     azimuth, elevation = rng.uniform(20, 50), rng.uniform(10, 30)
-    dataset.append(np.asarray(_portrait(
+    images.append(np.asarray(_portrait(
         categories.build(spec, rng.uniform).parts, key, azimuth, elevation,
         size)))
     labels.append(captions.plain(spec))
-  return np.stack(dataset), labels
+  return np.stack(images), labels
 
 
 @functools.partial(jax.jit, static_argnames='size')
