@@ -92,7 +92,7 @@ def _blender():
       'optimizer': {'name': 'adam', 'learning_rate': 5e-4,
                     'schedule': 'exponential', 'final': 0.1, 'warmup': 0,
                     'b1': 0.9, 'b2': 0.999, 'eps': 1e-7, 'lr_multipliers': {}},
-      'lpips': '',  # path of weights, to report LPIPS
+      'lpips': '',  # weights, to report LPIPS by
       'export': {'resolution': 256, 'size': 400, 'frames': 120, 'fps': 30},
       'log_every': 100, 'eval_every': 5000, 'eval_views': 4,
       'checkpoint_every': 5000, 'keep_checkpoints': 2,
