@@ -30,12 +30,19 @@ def test_division_by_255_is_that_of_double_precision():
       levels / np.float32(255), (levels / 255.0).astype(np.float32))
 
 
-def test_frechet_distance_of_images_is_that_of_their_features():
+def test_distances_to_real_halves_are_those_of_the_features():
   mean_color = features.Features(
       'mean_color', lambda images: images.mean((1, 2)))
-  a, b = images(1), images(2)
+  first, second, generated = images(1), images(2), images(3)
+  measure = distribution.distance_to_real(
+      lambda: mean_color, lambda: np.concatenate([first, second]))
+  moments = lambda x: distribution.moments(mean_color.embed(x))
+  numbers = measure(generated)
+  assert numbers == {
+      'frechet_mean_color/generated': distribution.frechet(
+          moments(generated), moments(first)),
+      'frechet_mean_color/real_halves': distribution.frechet(
+          moments(second), moments(first))}
+  assert min(numbers.values()) > 0
   np.testing.assert_allclose(
-      distribution.frechet_distance(mean_color, a, a), 0, atol=1e-6)
-  expected = distribution.frechet(*(distribution.moments(
-      mean_color.embed(x)) for x in (a, b)))
-  assert distribution.frechet_distance(mean_color, a, b) == expected > 0
+      measure(first)['frechet_mean_color/generated'], 0, atol=1e-6)

@@ -17,7 +17,7 @@ from gen3d.gan import cameras as gan_cameras
 from gen3d.gan import costs, sampling
 from gen3d.gan import networks as gan_networks
 from gen3d.gan.step import Static
-from gen3d.metrics import features, frechet
+from gen3d.metrics import distribution, features
 from gen3d.ops import cameras
 from gen3d.tasks import gan
 
@@ -181,7 +181,7 @@ def test_frechet_distance_of_an_untrained_generator(config, source):
   variables = gan_networks.new_generator(networks, jax.random.key(0))
   measure = sampling.distance_fn(
       networks, source, config.distance_count,
-      functools.partial(frechet.distance_to_real, features.shapes_clip))
+      functools.partial(distribution.distance_to_real, features.shapes_clip))
   found = measure(variables, 8)
   assert (found['frechet_shapes_clip/generated']
           > found['frechet_shapes_clip/real_halves'] > 0)

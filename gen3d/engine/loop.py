@@ -211,7 +211,8 @@ def _with_finite_check(step):
 
   def checked(state, batch, key, **static):
     state, metrics = step(state, batch, key, **static)
-    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state.params)
+    finite = [jnp.all(jnp.isfinite(x))
+              for x in jax.tree.leaves((state.params, state.extra))
               if jnp.issubdtype(x.dtype, jnp.inexact)]
     return state, {**metrics, _FINITE: jnp.all(jnp.array(finite))}
 

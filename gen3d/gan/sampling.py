@@ -54,7 +54,7 @@ def distance_fn(
     source: of the real images, a data.images.dataset.Images.
     count: of generated images; their labels are those of real images.
     distance_to_real: (function that returns `2 * count` real images) ->
-      (generated images -> {name: distance}), as metrics/frechet.py's.
+      (generated images -> {name: distance}), as metrics/distribution.py's.
   """
   rows = np.random.default_rng(0).permutation(len(source.names))[:2 * count]
   distances = distance_to_real(

@@ -1,5 +1,7 @@
 """Distances between two sets of images, on the features of a network."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -43,11 +45,34 @@ def frechet(a: Moments, b: Moments) -> float:
                - 2 * np.sum(np.sqrt(np.maximum(product, 0))))
 
 
-def frechet_distance(features: Features, generated: np.ndarray,
-                     real: np.ndarray) -> float:
-  """`frechet` of two sets of images, uint8 [N, H, W, 3] each.
+def distance_to_real(
+    load_features: Callable[[], Features], load_real: Callable[[], np.ndarray]
+) -> Callable[[np.ndarray], dict[str, float]]:
+  """Distances to real images, which are read and embedded at the first call.
 
-  Where one set is compared several times, take `frechet` of its `moments`.
+  Args:
+    load_features: () -> Features. Distances by different features must not be
+      compared; only those of the Inception network are the literature's FID.
+    load_real: () -> uint8 [2N, H, W, 3].
+
+  Returns:
+    uint8 images [N, H, W, 3] -> {'frechet_NAME/generated': distance to the
+    first half, 'frechet_NAME/real_halves': distance of the two halves}, where
+    NAME is that of the features. The latter is the least to be expected.
   """
-  return frechet(moments(features.embed(generated)),
-                 moments(features.embed(real)))
+  @functools.cache
+  def reference():
+    features = load_features()
+    real = features.embed(load_real())
+    half = len(real) // 2
+    return (features, moments(real[:half]),
+            moments(real[half:]))
+
+  def distances(images):
+    features, first, second = reference()
+    generated = moments(features.embed(images))
+    name = f'frechet_{features.name}'
+    return {f'{name}/generated': frechet(generated, first),
+            f'{name}/real_halves': frechet(second, first)}
+
+  return distances

@@ -24,7 +24,7 @@ from gen3d.gan import cameras, costs, inference, sampling
 from gen3d.gan import networks as gan_networks
 from gen3d.gan import step as gan_step
 from gen3d.io import images as image_io
-from gen3d.metrics import features, frechet
+from gen3d.metrics import distribution, features
 from gen3d.render import objects
 from gen3d.tasks import Costs, Task
 
@@ -242,7 +242,7 @@ def _distance_fn(config, networks, source) -> sampling.Measure:
     return lambda variables, size: {}
   return sampling.distance_fn(
       networks, source, config.distance_count,
-      functools.partial(frechet.distance_to_real, features.shapes_clip))
+      functools.partial(distribution.distance_to_real, features.shapes_clip))
 
 
 def _costs(config, networks, schedule) -> Costs:

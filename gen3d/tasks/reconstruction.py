@@ -95,23 +95,19 @@ def load(workdir: str | os.PathLike, step: int | None = None
     raise UserError(
         f'The run in {workdir} is of the task {config.get("task")!r}; give the '
         '--workdir of a reconstruction.')
-  params = _load_params(workdir, config, step)
+  params = _load_params(workdir, step)
   scene = radiance.make(config.scene, params['frame'])
   return _finished_scene(
       scene, params, finished.export_options(config.export))
 
 
-def _load_params(workdir, config, step):
-  """The parameters in a checkpoint of a run."""
-  # Only the shapes count: the frame's values are in the checkpoint.
-  frames = config.export.frames
-  scene = radiance.make(config.scene, radiance.Frame(
-      np.zeros((4, 4)), np.zeros(2), cameras.Camera(
-          np.zeros((frames, 4, 4)), np.zeros((frames, 3, 3)))))
-  optimizer = optim.make_optimizer(config.optimizer, config.steps)
-  shapes = jax.eval_shape(lambda: states.create(
-      scene.init(jax.random.key(0)), optimizer))
-  return checkpoints.load(workdir, shapes, step).params
+def _load_params(workdir, step):
+  """The parameters in a checkpoint, with the Frame as a record."""
+  params = jax.tree.map(
+      jnp.asarray, checkpoints.load_tree(workdir, 'params', step))
+  frame = params['frame']
+  return {**params, 'frame': radiance.Frame(
+      frame['to_world'], frame['bounds'], cameras.Camera(**frame['path']))}
 
 
 def _finished_scene(scene, params, options):
