@@ -71,11 +71,11 @@ CONFIGS = ('clip', 'dreamfusion', 'eg3d', 'mip_nerf', 'nerf', 'stylegan2',
 TRAIN, OBJECTS = ('gen3d.train',), ('gen3d.generate',)
 PICTURES = ('gen3d.sample', 'gen3d.generate')
 GAN_MODULES = ('gen3d.evaluation.gan', 'gen3d.tasks.gan_evaluation')
-# What is called for each metric: function names, arguments after the network.
+# Called for each metric: function names, arguments after the network.
 GAN_METRICS = {
-    'distances': (('distances',), {}),
-    'geometry': (('geometry',), {'count': 3, 'truths': 20}),
-    'named': (('named',), {'count': 2})}
+    'distances': (('distances',), ()),
+    'geometry': (('geometry',), (3, 20)),
+    'named': (('classification', 'named'), (2,))}
 # In the shipped GAN's record: how many pictures distances are measured by.
 GAN_ASSET = 'gen3d/assets/eg3d_shapes.safetensors'
 GAN_COUNTS, GAN_COUNT = ('distance_count',), 64
@@ -99,7 +99,7 @@ def plain(node):
     return {str(key): plain(value) for key, value in node.items()}
   return float(node)
 with open(out, 'w') as file:
-  json.dump(plain(function(network, **arguments)), file)
+  json.dump(plain(function(network, *arguments)), file)
 '''
 
 
