@@ -28,8 +28,8 @@ gives the same bits, however busy it is and whether its programs come from the
 cache or are compiled anew.
 
 Compiled programs are kept in $JAX_COMPILATION_CACHE_DIR, else in the folder
-`jax` beside OUT. On two CPU cores a whole record takes about 10 minutes once
-all programs are there, else about 18; one item takes from 10 s to 3 minutes.
+`jax` beside OUT. On two CPU cores a whole record takes about 11 minutes once
+all programs are there, else about 20; one item takes from 10 s to 3 minutes.
 
 What a refactoring renames is in the tables at the top of the file.
 """
