@@ -25,7 +25,8 @@ from posed_layouts import (
   write_nsvf,
 )
 
-from gen3d.data.captures import layouts, lenses, posed, records
+from gen3d.data import maps
+from gen3d.data.captures import camera_models, layouts, posed, records
 from gen3d.ops import cameras
 
 
@@ -239,10 +240,10 @@ def test_distort_is_inverted_by_search():
   rng = np.random.default_rng(0)
   distortion = (-0.1, 0.02, 0.003, -0.004)
   directions = rng.uniform(-0.5, 0.5, (50, 2))
-  moved_ = lenses.distort(directions, distortion)
+  moved_ = camera_models.distort(directions, distortion)
   found = moved_.copy()
   for _ in range(60):
-    found += moved_ - lenses.distort(found, distortion)
+    found += moved_ - camera_models.distort(found, distortion)
   np.testing.assert_allclose(found, directions, atol=1e-12)
   assert np.abs(moved_ - directions).max() > 0.01
 
@@ -251,7 +252,7 @@ def test_the_map_shows_cameras_and_box(tmp_path):
   points, _ = points_in_front(around())
   write_blender(tmp_path, around(), points)
   found = posed.open_posed(tmp_path)
-  picture_ = posed.map_of_posed(found, 400)
+  picture_ = maps.map_of_posed(found, 400)
   assert picture_.shape == (200, 400, 3) and picture_.dtype == np.uint8
   red = (picture_ == (200, 40, 40)).all(-1)
   blue = (picture_ == (26, 58, 128)).all(-1)
@@ -328,10 +329,10 @@ BAD = [
     ('blender', edit('transforms_train.json', lambda c: c.update(
         camera_angle_x=0.0, fl_x=-1.0)), 'r_1 has a size or a focal length'),
     ('blender', edit('transforms_train.json', lambda c: c.update(
-        w=40, h=30, fl_x=44, k1=-3.0)), 'lens of ./train/r_1 cannot be str'),
+        w=40, h=30, fl_x=44, k1=-3.0)), './train/r_1 cannot be undistorted: '),
     ('blender', edit('transforms_train.json', lambda c: c.update(
-        w=40, h=40)), r'r_1.png has 40 x 30 pixels, which is not the shape of '
-     '40 x 40 that .*transforms_train.json'),
+        w=40, h=40)), r'r_1.png has 40 x 30 pixels, which is not the aspect '
+     'ratio of 40 x 40 in .*transforms_train.json'),
     ('llff', remove('images/IMG_004.JPG'),
      'poses_bounds.npy has 18 poses, but .*images has 17'),
     ('llff', row(2, slice(0, 15, 5), 0.0),
@@ -380,8 +381,8 @@ BAD = [
      'pose/0_0003.txt: the pose of 0_0003.png is singular'),
     ('nsvf', remove('intrinsics.txt'), 'intrinsics.txt is missing'),
     ('nsvf', edit('intrinsics.txt', lambda b: b.replace(b' 20 ', b' 960 ')),
-     '0_0001.png: the principal point lies beyond the picture of 40 x 30'),
-    ('nerfpp', remove('train/pose/000003.txt'), 'train: 000003 has a picture'),
+     '0_0001.png: the principal point lies beyond the image of 40 x 30'),
+    ('nerfpp', remove('train/pose/000003.txt'), 'train: 000003 has an image'),
     ('nerfpp', edit('train/intrinsics/000003.txt', lambda b: b'1 2'),
      'intrinsics/000003.txt ends too early'),
 ]
@@ -416,7 +417,7 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path):
       ({'format': 'colmap'}, 'no cameras.bin or cameras.txt'),
       ({'format': 'nsvf'}, 'bbox.txt is missing'),
       ({'format': 'nerfpp'}, 'train/rgb is missing'),
-      ({'split': 'val'}, r"no pictures of the split 'val'; choose from \['te"),
+      ({'split': 'val'}, r"no images of the split 'val'; choose from \['te"),
       ({'factor': 0}, 'factor is 0'),
       ({'near': 5.0, 'far': 4.0}, 'near 5 and far 4'),
       ({'box': [[0, 0, 0], [1, 0, 1]]}, 'is empty'),

@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gen3d.data import maps
+from gen3d.data.images import camera_labels as label_format
 from gen3d.data.images import dataset
 from gen3d.data.shapes import primitives
-from gen3d.data.shapes import world as shapes_world
+from gen3d.data.shapes import render as shapes_render
 from gen3d.ops import cameras
 
 COUNT = 6
@@ -100,7 +102,7 @@ def test_images_without_cameras_have_empty_labels(tmp_path):
   assert next(dataset.batches(found, 2, 0, mirror=True))['label'].shape == (2, 0)
   dataset.check(found)
   with pytest.raises(ValueError, match='no cameras to draw'):
-    dataset.map_of_cameras(found)
+    maps.map_of_images(found)
 
 
 def test_batches_resume_anywhere_and_cover_every_epoch(tmp_path):
@@ -144,11 +146,11 @@ def off_center():
 
 def test_an_image_that_is_off_center_is_mirrored_with_its_camera():
   labels = off_center()
-  mirrored = dataset.mirror_label(labels)
+  mirrored = label_format.mirror_label(labels)
   assert mirrored.dtype == np.float32
   np.testing.assert_allclose(mirrored[:, 17], -.02, atol=1e-7)
   np.testing.assert_allclose(mirrored[:, 18], .6, atol=1e-7)
-  np.testing.assert_allclose(dataset.mirror_label(mirrored), labels, atol=1e-7)
+  np.testing.assert_allclose(label_format.mirror_label(mirrored), labels, atol=1e-7)
   sees_mirrored_places(labels)
 
 
@@ -158,7 +160,7 @@ def sees_mirrored_places(labels):
       scale=.3, size=(len(labels), 5, 3)), jnp.float32)
   seen, depth = cameras.project(cameras.from_label(jnp.array(labels)), points)
   again, depth_again = cameras.project(
-      cameras.from_label(jnp.array(dataset.mirror_label(labels))),
+      cameras.from_label(jnp.array(label_format.mirror_label(labels))),
       points * jnp.array([-1., 1., 1.]))
   np.testing.assert_allclose(again[..., 0], 1 - seen[..., 0], atol=1e-5)
   np.testing.assert_allclose(again[..., 1], seen[..., 1], atol=1e-5)
@@ -174,11 +176,11 @@ def test_a_mirrored_label_renders_the_mirrored_scene(labels):
   scene = np.stack([primitives.ball(*ball) for ball in balls])
   twin = np.stack([primitives.ball((-x, y, z), *rest)
                    for (x, y, z), *rest in balls])
-  trace = jax.jit(shapes_world.trace, static_argnums=2)
+  trace = jax.jit(shapes_render.trace, static_argnums=2)
   see = lambda parts, label: jax.tree.map(np.asarray, trace(
       parts, cameras.from_label(jnp.array(label)), 32))
   seen = see(scene, labels[1])
-  mirrored = see(twin, dataset.mirror_label(labels[1]))
+  mirrored = see(twin, label_format.mirror_label(labels[1]))
   covered = seen.coverage > 0
   assert 100 < covered.sum() < 900
   picture = lambda view: view.albedo * (view.coverage[..., None] / 255.)
@@ -395,7 +397,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop(
   for _ in range(2):
     dataset.check(dataset.open_images(path))
     said = capsys.readouterr().err
-    assert f'That {path} was found good is not remembered' in said
+    assert f'The check of {path} will be repeated' in said
     assert f'{tmp_path / "file" / "checked"} cannot be written (' in said
 
 
@@ -435,7 +437,7 @@ def test_transparent_and_grey_images_become_color(tmp_path):
 def test_the_map_is_darkest_where_cameras_are(tmp_path):
   labels = np.asarray(cameras.to_label(cameras.orbit(
       jnp.full(COUNT, 93.), jnp.full(COUNT, 43.), 2.7, 4.2)))
-  drawn = dataset.map_of_cameras(
+  drawn = maps.map_of_images(
       dataset.open_images(folder(tmp_path, content(labels))), width=240)
   row, column = np.unravel_index(
       np.argmin(drawn.sum(-1)[20:-20, 20:-20]), (80, 200))

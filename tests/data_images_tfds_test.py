@@ -98,10 +98,10 @@ def test_version_and_split_are_told_apart(folder, path, colors):
 @pytest.mark.parametrize('path, said', [
     ('tfds:', r'tfds: names no data set; give tfds:NAME'),
     ('tfds::train', r'tfds::train names no data set; give tfds:NAME'),
-    ('tfds:no_such', r"tfds:no_such: tfds knows no data set 'no_such', and "
+    ('tfds:no_such', r"tfds:no_such: tfds has no data set 'no_such', and "
                      r'.*/datasets holds none; choose .* TFDS_DATA_DIR'),
-    ('tfds:no/small:1.0.0:train[:2]', "knows no data set 'no/small:1.0.0', "),
-    ('tfds:tiny_faces:2.0.0', "knows no data set 'tiny_faces:2.0.0', and"),
+    ('tfds:no/small:1.0.0:train[:2]', "has no data set 'no/small:1.0.0', "),
+    ('tfds:tiny_faces:2.0.0', "has no data set 'tiny_faces:2.0.0', and"),
     ('tfds:two words', r'tfds:two words cannot be prepared \(Parsing .*\);'),
     ('tfds:tiny_faces:val',
      r"tfds:tiny_faces:val has no split 'val'; choose from train \(of 4\), "
@@ -121,8 +121,8 @@ def test_other_names_are_refused_in_a_sentence(folder, path, said):
 def test_the_variable_of_tfds_is_honoured(folder):
   build(folder, train=faces())
   told = subprocess.run(
-      [sys.executable, '-c', 'from gen3d.data import images\n'
-       'print(images.open_images("tfds:tiny_faces").labels[:, 3].tolist())'],
+      [sys.executable, '-c', 'from gen3d.data.images import dataset\n'
+       'print(dataset.open_images("tfds:tiny_faces").labels[:, 3].tolist())'],
       env={**os.environ, 'TFDS_DATA_DIR': str(folder)}, text=True,
       capture_output=True, cwd=pathlib.Path(__file__).parents[1], check=True)
   assert told.stdout.strip() == str(labels()[:, 3].tolist())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gen3d.data.shapes import captions, categories, primitives
+from gen3d.data.shapes import render as shapes_render
 from gen3d.data.shapes import world as shapes_world
 from gen3d.ops import cameras, shading
 
@@ -74,7 +75,7 @@ def test_sphere_tracing_meets_an_analytic_sphere():
   camera = cameras.orbit(30., 20., 1.7, 1.2)
   rays = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]),
                       cameras.rays(camera, 48, 48))
-  t, coverage = shapes_world.sphere_trace(parts, rays)
+  t, coverage = shapes_render.sphere_trace(parts, rays)
   o = np.asarray(rays.origins - jnp.array([.05, 0, 0]))
   d = np.asarray(rays.directions)
   b = (o * d).sum(-1)
@@ -91,7 +92,7 @@ def test_sphere_tracing_meets_an_analytic_sphere():
   pixel = 1 / (48 * 1.2) * np.abs(b)
   assert (np.asarray(coverage)[gap > 1.5 * pixel] == 0).all()
   points = rays.origins + t[:, None] * rays.directions
-  normals = np.asarray(shapes_world.normals(parts, points))[inner]
+  normals = np.asarray(shapes_render.normals(parts, points))[inner]
   expected = np.asarray(points - jnp.array([.05, 0, 0]))[inner] / .4
   np.testing.assert_allclose(normals, expected, atol=1e-2)
 
@@ -139,7 +140,7 @@ def test_stored_views_are_the_rendered_ones_and_damage_is_repaired(
     tmp_path, monkeypatch):
   monkeypatch.setenv('GEN3D_CACHE', str(tmp_path))
   views, specs = shapes_world.load_views(0, 'train', 5, 16)
-  fresh, fresh_specs = shapes_world.render(0, 'train', range(5), 16)
+  fresh, fresh_specs = shapes_world.render_views(0, 'train', range(5), 16)
   assert specs == fresh_specs
   jax.tree.map(np.testing.assert_array_equal, views, fresh)
   stored, = tmp_path.rglob('*.npz')
@@ -150,23 +151,23 @@ def test_stored_views_are_the_rendered_ones_and_damage_is_repaired(
 
 
 def test_composing_is_lambert_over_the_background():
-  views, _ = shapes_world.render(0, 'train', [3], 24)
+  views, _ = shapes_world.render_views(0, 'train', [3], 24)
   view = jax.tree.map(lambda x: x[0], views)
   ambient = shading.Light(jnp.zeros(3), 1.0, 0.0, jnp.zeros(()))
   background = jnp.full((24, 24, 3), .25)
-  image = np.asarray(shapes_world.shade_and_composite(view, ambient, background))
+  image = np.asarray(shapes_render.shade_and_composite(view, ambient, background))
   covered = view.coverage[..., None] / 255
   np.testing.assert_allclose(
       image, covered * view.albedo / 255 + (1 - covered) * .25, atol=1e-6)
   lit = shading.Light(
       view.camera.c2w[:3, 3], 0.0, 1.0, jnp.ones(()))
-  white = np.asarray(shapes_world.shade_and_composite(view, lit, jnp.zeros((24, 24, 3))))
+  white = np.asarray(shapes_render.shade_and_composite(view, lit, jnp.zeros((24, 24, 3))))
   assert np.ptp(white, axis=-1).max() < 1e-6 and white.max() > .7
 
 
 def test_pictures_repeat_and_carry_true_captions():
-  first = list(shapes_world.pictures(0, 'unseen', 2, 2, 16))
-  again = list(shapes_world.pictures(0, 'unseen', 3, 1, 16))
+  first = list(shapes_world.captioned_images(0, 'unseen', 2, 2, 16))
+  again = list(shapes_world.captioned_images(0, 'unseen', 3, 1, 16))
   np.testing.assert_allclose(first[1][1], again[0][1], atol=1e-6)
   assert first[1][2] == again[0][2]
   for _, image, text, spec, label in first:

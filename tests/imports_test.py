@@ -21,7 +21,7 @@ SEES = {
     'scenes': ('ops', 'models'),
     'gan': ('ops', 'models', 'weights', 'engine', 'io', 'data'),
     'metrics': ('ops', 'models'),
-    'data': ('ops',),
+    'data': ('ops', 'io'),
     'io': ('ops',),
     'engine': (),
     'render': ('ops', 'scenes', 'gan', 'io', 'engine'),

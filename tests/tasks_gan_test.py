@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import eg3d as config_file
 from configs import stylegan2 as plain_file
-from gen3d.data.images import dataset
+from gen3d.data.images import camera_labels, dataset
 from gen3d.gan import networks as gan_networks
 from gen3d.ops import cameras
 from gen3d.tasks import gan
@@ -59,7 +59,8 @@ def test_drawn_cameras_are_mirrored_with_the_images(config, source):
   mirrored.batch = 16
   batch = next(gan.batches(0, 0, config=mirrored, source=source))
   known = {label.tobytes() for label in source.labels}
-  twins = {dataset.mirror_label(label).tobytes() for label in source.labels}
+  twins = {camera_labels.mirror_label(label).tobytes()
+           for label in source.labels}
   drawn = [x.tobytes() for x in batch['sampled_cameras'].reshape(-1, 25)]
   share = np.mean([x in twins for x in drawn])
   assert set(drawn) <= known | twins and 0.2 < share < 0.8

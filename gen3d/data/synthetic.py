@@ -19,7 +19,7 @@ from PIL import Image
 from gen3d.data import raster
 from gen3d.data.captures import posed
 from gen3d.data.shapes import captions, categories, primitives
-from gen3d.data.shapes import world as shapes_world
+from gen3d.data.shapes import render as shapes_render
 from gen3d.ops import cameras, mesh, shading
 from gen3d.ops.surfaces import Surface, fit
 
@@ -59,7 +59,7 @@ def surface_from_caption(text, resolution=160):
       query, np.outer([-bound, bound], np.ones(3)), resolution)
   vertices, faces = mesh.isosurface(density, 1.0, origin, spacing)
   points = jnp.asarray(vertices, jnp.float32)
-  normals = jax.jit(functools.partial(shapes_world.normals, parts))(points)
+  normals = jax.jit(functools.partial(shapes_render.normals, parts))(points)
   return Surface(vertices, faces, np.asarray(normals, np.float64),
                  np.asarray(primitives.color(parts, points), np.float64)),
 
@@ -88,10 +88,10 @@ def render_views(text, split, count, size):
 
   @jax.jit
   def look(camera):
-    view = shapes_world.trace(parts, camera, size)
+    view = shapes_render.trace(parts, camera, size)
     # Straight alpha: a pixel's color is the object's alone.
     whole = view._replace(coverage=jnp.full_like(view.coverage, 255))
-    colors = jnp.round(255 * shapes_world.shade_and_composite(whole, light, 0.0))
+    colors = jnp.round(255 * shapes_render.shade_and_composite(whole, light, 0.0))
     return jnp.concatenate([colors.astype(jnp.uint8),
                             view.coverage[..., None]], axis=-1)
 

@@ -144,7 +144,7 @@ def named(path, count=64):
   labels = inference.label(network.camera, np.arange(SIDES) * 360.0 / SIDES)
   films = [paint(inference.ws_of(network, inference.latent(network, seed)), labels)
            for seed in tqdm.trange(count, desc='views', disable=None)]
-  source = shapes_world.posed(
+  source = shapes_world.posed_images(
       world, count * SIDES, config.resolution, split='seen')
   truth = [source.pixels(i) for i in range(len(source.names))]
   judge = clip_pair.load()

@@ -30,7 +30,7 @@ from PIL import Image, ImageOps
 
 from gen3d import assets, files
 from gen3d.choices import UserError
-from gen3d.data.images import dataset
+from gen3d.data.images import camera_labels
 from gen3d.files import open_image
 from gen3d.gan import inference
 from gen3d.io import images as image_io
@@ -121,8 +121,8 @@ def read_camera(path, picture=''):
   if label.size != 25:
     raise UserError(f'{path} holds no camera: a list of 25 numbers is wanted, '
                     "camera-to-world and intrinsics, or EG3D's dataset.json.")
-  dataset.check_labels(dataset.Images(
-      str(path), (str(picture) or 'the picture',), label[None], None, 0))
+  camera_labels.check_labels(
+      label[None], (str(picture) or 'the picture',), str(path))
   return label
 
 
@@ -410,7 +410,7 @@ def _flat(image, behind):
 
 def _listed(path, labels, picture):
   """What dataset.json lists for a picture."""
-  labels = dataset.listed(path, labels)
+  labels = camera_labels.parse_labels(path, labels)
   own = pathlib.Path(os.path.abspath(picture)).parts[::-1]
 
   def likeness(name):

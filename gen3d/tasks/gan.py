@@ -13,7 +13,7 @@ import numpy as np
 
 from gen3d import assets
 from gen3d.choices import UserError, pick
-from gen3d.data.images import dataset
+from gen3d.data.images import camera_labels, dataset
 from gen3d.data.shapes import captions
 from gen3d.data.shapes import world as shapes_world
 from gen3d.engine import sharding
@@ -170,7 +170,7 @@ def open_data(data):
     raise UserError('There are no images: give --config.data.path, a zip or '
                     'folder in EG3D\'s format.')
   if is_world(data):
-    return shapes_world.posed(world_of(data), data.count, data.size)
+    return shapes_world.posed_images(world_of(data), data.count, data.size)
   source = dataset.open_images(data.path)
   dataset.check(source)
   return source
@@ -205,7 +205,7 @@ def batches(seed, first_step, *, config, source):
     drawn = labels[rng.integers(len(labels), size=(count, 3))]
     if config.data.mirror and labels.shape[1]:
       flips = rng.random((count, 3, 1)) < 0.5
-      drawn = np.where(flips, dataset.mirror_label(drawn), drawn)
+      drawn = np.where(flips, camera_labels.mirror_label(drawn), drawn)
     size = size_at(config, step)
     yield {**batch, 'sampled_cameras': drawn, 'grid': np.zeros((count, size), np.uint8),
            'due': gan_step.due(step, count, schedule,

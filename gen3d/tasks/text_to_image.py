@@ -27,6 +27,7 @@ from flax import traverse_util
 from gen3d import assets
 from gen3d.choices import check
 from gen3d.data.shapes import captions
+from gen3d.data.shapes import render as shapes_render
 from gen3d.data.shapes import world as shapes_world
 from gen3d.diffusion import noise, samplers, teachers
 from gen3d.engine import optim, sharding
@@ -127,7 +128,7 @@ def batches(seed, first_step, *, config):
   for step in itertools.count(first_step):
     rng = np.random.default_rng((seed, step))
     rows = rng.integers(len(specs), size=config.batch)
-    textureless = rng.random(config.batch) < shapes_world.TEXTURELESS
+    textureless = rng.random(config.batch) < shapes_render.TEXTURELESS
     texts = [captions.caption(rng, specs[row], words[row], not white)
              for row, white in zip(rows, textureless)]
     dropped = rng.random(config.batch) < config.drop_caption
@@ -159,7 +160,7 @@ def train_step(state, batch, key, *, model, optimizer, ema_decay, most,
 
   def draw(key, view, textureless):
     key_image, key_noise, key_patches = jax.random.split(key, 3)
-    images = [2 * shapes_world.sample_image(key_image, view, textureless, *where) - 1
+    images = [2 * shapes_render.sample_image(key_image, view, textureless, *where) - 1
               for where in ((), (0.5,))]
     return *images, jax.random.normal(key_noise, images[0].shape), (
         jax.random.randint(key_patches, (patches,), 0, model.patches))
@@ -280,7 +281,7 @@ def _held_out_losses(params, views, tokens, mask, *, model):
   """Mean v losses by name, of cameras that are not told and that are."""
   count = len(tokens)
   keys = jax.random.split(jax.random.key(0), count)
-  draw = lambda *where: 2 * jax.vmap(lambda key, view: shapes_world.sample_image(
+  draw = lambda *where: 2 * jax.vmap(lambda key, view: shapes_render.sample_image(
       key, view, 0.0, *where))(keys, views) - 1
   x, on_grey = draw(), draw(0.5)
   eps = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys)

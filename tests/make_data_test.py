@@ -1,4 +1,4 @@
-"""Posed data out of meshes and captions, read back by the loader."""
+"""Data sets of the command make_data, read back by the loaders."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from gen3d.data import synthetic
+from gen3d.data import maps, synthetic
 from gen3d.data.captures import posed
 from gen3d.data.images import dataset
 from gen3d.data.shapes import captions
@@ -30,7 +30,7 @@ def tetrahedron():
 
 def run(*flags):
   return subprocess.run(
-      [sys.executable, '-m', 'gen3d.export_scene', *flags],
+      [sys.executable, '-m', 'gen3d.make_data', *flags],
       capture_output=True, text=True, timeout=600)
 
 
@@ -174,7 +174,7 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path):
   (tmp_path / 'full').mkdir()
   (tmp_path / 'full' / 'a').touch()
   for flags, said in (
-      ((f'--out={tmp_path}/out',), 'one of --mesh, --caption, --capture and'),
+      ((f'--out={tmp_path}/out',), 'one of --mesh, --caption, --capture, --images'),
       ((f'--out={tmp_path}/full', '--caption=a red car'), 'full is not empty'),
       ((f'--out={tmp_path}/out', f'--mesh={tmp_path}/a.obj'),
        'a.obj is missing')):
@@ -198,13 +198,14 @@ def test_a_mesh_with_z_up_is_turned(tmp_path):
 
 def test_a_map_of_a_capture_that_is_there(tmp_path):
   scene = tmp_path / 'scene'
-  synthetic.write_blender(scene, synthetic.surface_from_caption('a cyan mug', 24), train=3,
-                       test=1, size=16)
+  synthetic.write_blender(
+      scene, synthetic.surface_from_caption('a cyan mug', 24), train=3, test=1,
+      size=16)
   done = run(f'--capture={scene}', f'--out={tmp_path}/map')
   assert done.returncode == 0, done.stderr[-2000:]
   np.testing.assert_array_equal(
       np.asarray(Image.open(tmp_path / 'map' / 'map.png')),
-      posed.map_of_posed(posed.open_posed(scene)))
+      maps.map_of_posed(posed.open_posed(scene)))
   both = run(f'--capture={scene}', f'--out={tmp_path}/map',
              '--caption=a cyan mug')
   assert both.returncode == 2 and 'Give one of' in both.stderr
@@ -224,8 +225,53 @@ def test_a_map_of_images_for_a_gan_is_drawn_once_they_are_sound(tmp_path):
   assert done.returncode == 0, done.stderr[-2000:]
   np.testing.assert_array_equal(
       np.asarray(Image.open(tmp_path / 'map' / 'map.png')),
-      dataset.map_of_cameras(dataset.open_images(folder)))
+      maps.map_of_images(dataset.open_images(folder)))
   (folder / 'b.png').write_text('not a picture')
   done = run(f'--images={folder}', f'--out={tmp_path}/other')
   assert done.returncode == 2 and 'b.png cannot be read' in done.stderr
   assert not (tmp_path / 'other').exists()
+
+
+def test_a_slice_of_the_world_is_exported_with_captions_and_cameras(tmp_path):
+  result = run('--shapes', '--split=unseen', '--first=3', '--count=2',
+                '--size=16', f'--out={tmp_path}')
+  assert result.returncode == 0, result.stderr
+  listing = json.loads((tmp_path / 'dataset.json').read_text())
+  names = ['00000003.png', '00000004.png']
+  assert [name for name, _ in listing['labels']] == names
+  assert all(len(label) == 25 for _, label in listing['labels'])
+  assert sorted(listing['captions']) == names
+  for name in names:
+    assert Image.open(tmp_path / name).size == (16, 16)
+    stated = captions.parse(listing['captions'][name])
+    assert all(s is None or s == truth for s, truth in zip(
+        stated, listing['objects'][name].values()))
+
+
+def test_held_out_pictures_of_the_kind_that_a_gan_learns_from(
+    tmp_path, monkeypatch):
+  monkeypatch.setenv('GEN3D_CACHE', str(tmp_path / 'cache'))
+  export = lambda *flags: run(
+      '--shapes', *flags, '--count=2', f'--out={tmp_path}/out')
+  result = export('--config=configs/eg3d.py:tiny', '--split=seen', '--first=1')
+  assert result.returncode == 0, result.stderr
+  source = dataset.open_images(tmp_path / 'out')
+  dataset.check(source)
+  assert source.names == ('00000001.png', '00000002.png') and source.size == 16
+  _, elevation, distance = cameras.angles(source.labels[:, [3, 7, 11]])
+  np.testing.assert_allclose(distance, 1.7, rtol=1e-5)
+  assert np.all(elevation > 5)
+  assert np.all(source.pixels(0)[[0, 0, -1, -1], [0, -1, 0, -1]] > 250)
+  texts = json.loads(
+      (tmp_path / 'out' / 'dataset.json').read_text())['captions']
+  assert all(text.split()[-1] == 'car' or ' car ' in text
+             for text in texts.values())
+  result = export('--config=configs/dreamfusion.py')
+  assert result.returncode == 2 and 'Traceback' not in result.stderr
+  assert 'is not of a GAN' in result.stderr.strip().splitlines()[-1]
+
+
+def test_sheet_of_all_categories(tmp_path):
+  result = run('--sheet', '--size=8', f'--out={tmp_path}/out')
+  assert result.returncode == 0, result.stderr
+  assert Image.open(tmp_path / 'out' / 'shapes.png').width > 7 * 8
