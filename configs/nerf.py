@@ -79,7 +79,10 @@ def _blender():
       'batch': 4096,  # rays, over all chips
       # A folder, or 'shapes:' and a caption: `count` pictures of `size`.
       'data': {'path': '', 'format': 'auto', 'factor': 1,
-               'count': 100, 'size': 128},
+               'count': 100, 'size': 128,
+               # Bounds of distances, and half the side of a cube around the
+               # origin that is reconstructed; 0 for automatic ones.
+               'near': 0.0, 'far': 0.0, 'box': 0.0},
       'crop': {'steps': 500, 'share': 0.5},
       'scene': {
           'field': {

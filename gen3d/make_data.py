@@ -16,7 +16,8 @@ cameras and the box of reconstruction, test.png with the test images.
 --capture and --images write only a map of the cameras of existing data;
 --images checks every image and label first. --shapes writes images, labels in
 EG3D's format and captions, and with the --config of a GAN images as in its
-training; those of the splits seen and unseen are not in it.
+training; those of the splits seen and unseen are not in it. --tokenizer trains
+the tokenizer of the package again.
 """
 
 from absl import flags
@@ -33,10 +34,10 @@ flags.DEFINE_string('capture', '', 'Capture to draw a map of.')
 flags.DEFINE_string('images', '', "Images in EG3D's format to draw a map of.")
 flags.DEFINE_bool('shapes', False, 'Write a slice of the shapes world.')
 flags.DEFINE_bool('sheet', False, 'Write one image of all categories.')
+flags.DEFINE_bool('tokenizer', False, 'Train the tokenizer of captions.')
 _OUT = flags.DEFINE_string('out', None, 'Folder to write into.')
 _SIZE = flags.DEFINE_integer(
-    'size', None, 'Pixels per side; 200 for --mesh and --caption, else that of '
-    '--config or 128.', 8, 4096)
+    'size', None, 'Pixels per side; else of --config, 200 or 128.', 8, 4096)
 _UP = flags.DEFINE_enum('up', 'y', ['y', 'z'], 'Axis up in the mesh file.')
 _VIEWS = flags.DEFINE_integer('views', 100, 'Training images.', 2)
 _TEST_VIEWS = flags.DEFINE_integer('test_views', 25, 'Test images.', 1)
@@ -54,7 +55,7 @@ _FIRST = flags.DEFINE_integer('first', 0, 'First example of --shapes.', 0)
 _COUNT = flags.DEFINE_integer('count', 100, 'Examples of --shapes.', 1)
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Of a GAN on the shapes world, for --shapes.')
-_SOURCES = ('mesh', 'caption', 'capture', 'images', 'shapes', 'sheet')
+_SOURCES = 'mesh caption capture images shapes sheet tokenizer'.split()
 
 
 def main() -> None:
@@ -63,7 +64,7 @@ def main() -> None:
            if flags.FLAGS[name].value}
   if len(given) != 1:
     raise UserError('Give one of --mesh, --caption, --capture, --images, '
-                    '--shapes and --sheet; see --help.')
+                    '--shapes, --sheet and --tokenizer; see --help.')
   print(exporting.write(
       _OUT.value, given, size=_SIZE.value,
       scene={'up': _UP.value, 'train': _VIEWS.value, 'test': _TEST_VIEWS.value,

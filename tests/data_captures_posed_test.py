@@ -25,9 +25,12 @@ from posed_layouts import (
   write_nsvf,
 )
 
+from configs import nerf
+from gen3d.choices import UserError
 from gen3d.data import maps
 from gen3d.data.captures import camera_models, layouts, posed, records
 from gen3d.ops import cameras
+from gen3d.tasks import reconstruction
 
 
 def hit(found, points, pixels):
@@ -439,7 +442,31 @@ def test_cameras_in_parallel_do_not_tell_what_they_look_at(tmp_path):
   c2w[:, :3, :3] = np.eye(3)
   assert records.closest_point(c2w) is None
   write_blender(tmp_path, c2w, None)
-  with pytest.raises(ValueError, match='nearly parallel lines.*give the box'):
+  with pytest.raises(ValueError, match='nearly parallel.*config.data.box'):
     posed.open_posed(tmp_path)
   box = [[-1, -1, -3], [1, 1, -1]]
   assert posed.open_posed(tmp_path, box=box).near > 0.8
+
+
+def test_images_with_too_many_pixels_are_refused(tmp_path, monkeypatch):
+  points, _ = points_in_front(around())
+  write_blender(tmp_path, around(), points)
+  # Pillow raises DecompressionBombError above twice its limit.
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', WIDTH * HEIGHT // 3)
+  with pytest.raises(UserError, match='r_1.png cannot be read as an image'):
+    posed.open_posed(tmp_path, 'train')
+
+
+def test_bounds_and_box_of_the_config_are_used(tmp_path):
+  points, _ = points_in_front(around())
+  write_blender(tmp_path, around(), points)
+  data = nerf.get_config().data
+  data.path, data.near, data.far, data.box = str(tmp_path), 1.0, 3.0, 0.5
+  given = reconstruction.open_data(data, 'train')
+  assert (given.near, given.far) == (1, 3)
+  np.testing.assert_allclose(given.box, [[-0.5] * 3, [0.5] * 3])
+  data.near = data.far = data.box = 0.0
+  automatic, expected = (reconstruction.open_data(data, 'train'),
+                         posed.open_posed(tmp_path))
+  assert (automatic.near, automatic.far) == (expected.near, expected.far)
+  np.testing.assert_array_equal(automatic.box, expected.box)

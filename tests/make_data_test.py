@@ -10,6 +10,7 @@ import pytest
 import trimesh
 from PIL import Image
 
+from gen3d import assets
 from gen3d.data import maps, synthetic
 from gen3d.data.captures import posed
 from gen3d.data.images import dataset
@@ -275,3 +276,12 @@ def test_sheet_of_all_categories(tmp_path):
   result = run('--sheet', '--size=8', f'--out={tmp_path}/out')
   assert result.returncode == 0, result.stderr
   assert Image.open(tmp_path / 'out' / 'shapes.png').width > 7 * 8
+
+
+def test_tokenizer_is_written(tmp_path):
+  result = run('--tokenizer', f'--out={tmp_path}/out')
+  assert result.returncode == 0, result.stderr
+  texts = ['a photo of a pink castle with gray towers, overhead view']
+  again = assets.Tokenizer(tmp_path / 'out' / 'tokenizer.json')
+  np.testing.assert_array_equal(
+      again.encode(texts)[0], assets.tokenizer().encode(texts)[0])

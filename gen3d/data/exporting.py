@@ -2,8 +2,9 @@
 
 `write_scene` writes photographs of a mesh or of an object of the shapes world
 in Blender's layout, `write_map` a map of the cameras of existing data,
-`write_shapes` a slice of the shapes world in EG3D's format, and
-`write_contact_sheet` one object of every category.
+`write_shapes` a slice of the shapes world in EG3D's format,
+`write_contact_sheet` one object of every category, and `write_tokenizer` the
+tokenizer of captions.
 """
 
 import json
@@ -36,7 +37,7 @@ def write(out: str | os.PathLike, source: dict[str, Any], *, size: int | None,
   Args:
     out: folder.
     source: {name: value} with one of the names mesh, caption, capture, images,
-      shapes and sheet; the values of the last two are True.
+      shapes, sheet and tokenizer; the values of the last three are True.
     size: pixels per side, or None for the source's default.
     scene: further arguments of `write_scene`.
     shapes: further arguments of `write_shapes`.
@@ -54,7 +55,9 @@ def write(out: str | os.PathLike, source: dict[str, Any], *, size: int | None,
     return write_map(out, **source)
   if name == 'shapes':
     return write_shapes(out, size=size, **shapes)
-  return write_contact_sheet(out, shapes['seed'], size)
+  if name == 'sheet':
+    return write_contact_sheet(out, shapes['seed'], size)
+  return write_tokenizer(out, shapes['seed'])
 
 
 def new_folder(path: str | os.PathLike) -> pathlib.Path:
@@ -202,3 +205,19 @@ def write_contact_sheet(out: str | os.PathLike, seed: int = 0,
   images, labels = shapes_world.contact_sheet(seed, size or 128)
   image_io.save(path, image_io.tile(images, 7, labels))
   return path
+
+
+def write_tokenizer(out: str | os.PathLike, seed: int = 0) -> pathlib.Path:
+  """Trains the tokenizer of captions and writes tokenizer.json.
+
+  Args:
+    out: folder.
+    seed: of the captions; 0 gives the tokenizer of the package.
+
+  Returns:
+    The file's path.
+  """
+  out = pathlib.Path(out)
+  out.mkdir(parents=True, exist_ok=True)
+  captions.train_tokenizer(out / 'tokenizer.json', seed)
+  return out / 'tokenizer.json'
