@@ -8,7 +8,6 @@ python -m gen3d.make_data --images=FFHQ_512.zip --out=/tmp/faces
 python -m gen3d.make_data --shapes --split=train --count=1000 --out=/tmp/shapes
 python -m gen3d.make_data --shapes --config=configs/eg3d.py --split=seen \
   --count=8 --out=/tmp/cars
-python -m gen3d.make_data --sheet --out=/tmp/sheet
 
 --mesh (any format of trimesh) and --caption write a scene in Blender's layout:
 the object in a ball of radius 1, cameras at a distance of 4, map.png with the
@@ -16,8 +15,8 @@ cameras and the box of reconstruction, test.png with the test images.
 --capture and --images write only a map of the cameras of existing data;
 --images checks every image and label first. --shapes writes images, labels in
 EG3D's format and captions, and with the --config of a GAN images as in its
-training; those of the splits seen and unseen are not in it. --tokenizer trains
-the tokenizer of the package again.
+training; those of the splits seen and unseen are not in it. --sheet writes one
+image of all categories, --tokenizer the tokenizer of captions.
 """
 
 from absl import flags
@@ -55,7 +54,8 @@ _FIRST = flags.DEFINE_integer('first', 0, 'First example of --shapes.', 0)
 _COUNT = flags.DEFINE_integer('count', 100, 'Examples of --shapes.', 1)
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Of a GAN on the shapes world, for --shapes.')
-_SOURCES = 'mesh caption capture images shapes sheet tokenizer'.split()
+_SOURCES = ('mesh', 'caption', 'capture', 'images', 'shapes', 'sheet',
+            'tokenizer')
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""COLMAP's models: parameters in order, and files that COLMAP itself wrote."""
+"""COLMAP's sparse models: parameters, and files written by COLMAP."""
 
 import base64
 import json

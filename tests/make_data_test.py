@@ -91,15 +91,15 @@ def test_face_colors_and_no_colors(tmp_path):
       found.colors[found.faces][:, 1], COLORS[:, :3] / 255)
 
 
-@pytest.mark.parametrize('name, content, said', [
+@pytest.mark.parametrize('name, content, message', [
     ('a.txt', b'', 'a.txt is no mesh file that can be read; choose one of'),
     ('a.obj', None, 'a.obj is missing'),
     ('a.ply', b'nonsense', 'a.ply cannot be read as a mesh'),
     ('a.obj', b'v 0 0 0\n', 'a.obj')])
-def test_files_that_are_no_meshes_are_named(tmp_path, name, content, said):
+def test_files_that_are_no_meshes_are_named(tmp_path, name, content, message):
   if content is not None:
     (tmp_path / name).write_bytes(content)
-  with pytest.raises(ValueError, match=said):
+  with pytest.raises(ValueError, match=message):
     surfaces.load(tmp_path / name)
 
 
@@ -124,7 +124,8 @@ def test_cameras_of_all_splits_see_the_ball_and_differ():
 
 
 def test_the_object_of_a_caption_has_its_parts_colors():
-  surface, = synthetic.surface_from_caption('a red mushroom with white stem', 48)
+  surface, = synthetic.surface_from_caption(
+      'a red mushroom with white stem', 48)
   for name in ('red', 'white'):
     near = np.abs(surface.colors - captions.COLORS[name]).max(-1) < 0.05
     assert near.mean() > 0.1
@@ -139,7 +140,7 @@ def test_the_object_of_a_caption_has_its_parts_colors():
     synthetic.surface_from_caption('a zebra')
 
 
-def test_a_mesh_becomes_a_scene_that_the_loader_reads(tmp_path):
+def test_scene_of_a_mesh_is_read_by_open_posed(tmp_path):
   mesh = trimesh.creation.box((0.5, 1.0, 2.0))  # z is up
   mesh.visual = trimesh.visual.ColorVisuals(
       mesh, vertex_colors=np.tile([[200, 40, 90, 255]], (8, 1)))
@@ -171,17 +172,17 @@ def test_a_mesh_becomes_a_scene_that_the_loader_reads(tmp_path):
       assert np.abs(image[image[..., 3] > 0][:, :3] - [200., 40, 90]).max() <= 1
 
 
-def test_the_command_refuses_what_it_cannot_do(tmp_path):
+def test_wrong_arguments_are_refused(tmp_path):
   (tmp_path / 'full').mkdir()
   (tmp_path / 'full' / 'a').touch()
-  for flags, said in (
-      ((f'--out={tmp_path}/out',), 'one of --mesh, --caption, --capture, --images'),
+  for flags, message in (
+      ((f'--out={tmp_path}/out',), 'Give one of --mesh, --caption, --capture'),
       ((f'--out={tmp_path}/full', '--caption=a red car'), 'full is not empty'),
       ((f'--out={tmp_path}/out', f'--mesh={tmp_path}/a.obj'),
        'a.obj is missing')):
     result = run(*flags)
     assert result.returncode == 2 and 'Traceback' not in result.stderr
-    assert said in result.stderr.strip().splitlines()[-1]
+    assert message in result.stderr.strip().splitlines()[-1]
   assert not (tmp_path / 'out').exists()
 
 
@@ -197,7 +198,7 @@ def test_a_mesh_with_z_up_is_turned(tmp_path):
       upright.normals, np.stack([x, z, -y], -1), atol=1e-6)
 
 
-def test_a_map_of_a_capture_that_is_there(tmp_path):
+def test_map_of_a_capture(tmp_path):
   scene = tmp_path / 'scene'
   synthetic.write_blender(
       scene, synthetic.surface_from_caption('a cyan mug', 24), train=3, test=1,
@@ -212,7 +213,7 @@ def test_a_map_of_a_capture_that_is_there(tmp_path):
   assert both.returncode == 2 and 'Give one of' in both.stderr
 
 
-def test_a_map_of_images_for_a_gan_is_drawn_once_they_are_sound(tmp_path):
+def test_map_of_images_is_drawn_after_their_check(tmp_path):
   folder = tmp_path / 'faces'
   folder.mkdir()
   labels = np.asarray(cameras.to_label(
@@ -233,7 +234,7 @@ def test_a_map_of_images_for_a_gan_is_drawn_once_they_are_sound(tmp_path):
   assert not (tmp_path / 'other').exists()
 
 
-def test_a_slice_of_the_world_is_exported_with_captions_and_cameras(tmp_path):
+def test_slice_of_the_world_has_captions_and_cameras(tmp_path):
   result = run('--shapes', '--split=unseen', '--first=3', '--count=2',
                 '--size=16', f'--out={tmp_path}')
   assert result.returncode == 0, result.stderr
@@ -249,7 +250,7 @@ def test_a_slice_of_the_world_is_exported_with_captions_and_cameras(tmp_path):
         stated, listing['objects'][name].values()))
 
 
-def test_held_out_pictures_of_the_kind_that_a_gan_learns_from(
+def test_held_out_images_like_those_of_a_gan(
     tmp_path, monkeypatch):
   monkeypatch.setenv('GEN3D_CACHE', str(tmp_path / 'cache'))
   export = lambda *flags: run(
