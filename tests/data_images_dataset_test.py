@@ -418,7 +418,8 @@ def test_a_successful_check_is_not_repeated(tmp_path, cache):
 def test_paths_without_images_are_refused(tmp_path, name):
   (tmp_path / 'empty').mkdir()
   (tmp_path / 'text.zip').write_text('no zip')
-  with pytest.raises(ValueError, match=f'{name} (is neither|holds no)') as error:
+  with pytest.raises(
+      ValueError, match=f'{name} (is neither|holds no)') as error:
     dataset.open_images(tmp_path / name)
   # What the sentence points to is there.
   readme = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()

@@ -91,7 +91,8 @@ def render_views(text, split, count, size):
     view = shapes_render.trace(parts, camera, size)
     # Straight alpha: a pixel's color is the object's alone.
     whole = view._replace(coverage=jnp.full_like(view.coverage, 255))
-    colors = jnp.round(255 * shapes_render.shade_and_composite(whole, light, 0.0))
+    colors = jnp.round(
+        255 * shapes_render.shade_and_composite(whole, light, 0.0))
     return jnp.concatenate([colors.astype(jnp.uint8),
                             view.coverage[..., None]], axis=-1)
 

@@ -87,7 +87,8 @@ def read_capture(path: pathlib.Path, factor: float) -> Capture:
                  points=points if len(points) else None)
 
 
-def _image_files(path, factor, sparse):
+def _image_files(path: pathlib.Path, factor: float, sparse: SparseModel
+                 ) -> list[pathlib.Path]:
   """Image files of a sparse model, in its order."""
   folder = folders.image_folder(path, factor)
   if folder.name == 'images':
@@ -100,7 +101,7 @@ def _image_files(path, factor, sparse):
           for image in sparse.images]
 
 
-def _depths(c2w, sparse):
+def _depths(c2w: np.ndarray, sparse: SparseModel) -> np.ndarray:
   """Distances [K] of cameras from the points within their images."""
   # About 5000 points are enough for percentiles.
   points = sparse.points[::max(1, len(sparse.points) // 5000)]
@@ -115,7 +116,8 @@ def _depths(c2w, sparse):
   return np.concatenate(distances)
 
 
-def _model_folder(path):
+def _model_folder(path: pathlib.Path) -> pathlib.Path | None:
+  """The folder of the sparse model in a capture's folder."""
   for folder in ('sparse/0', 'sparse', 'colmap/sparse/0', '.'):
     if any((path / folder / f'cameras{suffix}').is_file()
            for suffix in ('.bin', '.txt')):
@@ -162,7 +164,8 @@ def read(folder: pathlib.Path) -> SparseModel:
                      np.asarray(points, float).reshape(-1, 3))
 
 
-def _pose(file, name, quaternion, translation):
+def _pose(file: pathlib.Path, name: str, quaternion: Any,
+          translation: Any) -> np.ndarray:
   """World-to-camera matrix [4, 4] of a quaternion (w, x, y, z)."""
   length = np.linalg.norm(quaternion)
   if not (np.isfinite(length) and length > 1e-6):
@@ -178,7 +181,9 @@ def _pose(file, name, quaternion, translation):
   return pose
 
 
-def _camera_model(file, number, name, width, height, parameters):
+def _camera_model(file: pathlib.Path, number: int, name: str, width: int,
+                  height: int, parameters: Any
+                  ) -> tuple[tuple[int, int], camera_models.CameraModel]:
   """((width, height), CameraModel) of one camera of the file."""
   if name not in _SUPPORTED:
     raise UserError(
@@ -224,7 +229,8 @@ class _Stream:
     return self.data[start:end].decode()
 
 
-def _cameras_bin(file):
+def _cameras_bin(file: pathlib.Path) -> dict[int, tuple]:
+  """{camera's number: (model, width, height, parameters)}."""
   stream, cameras = _Stream(file), {}
   for _ in range(*stream.take('Q')):
     number, model, width, height = stream.take('iiQQ')
@@ -236,7 +242,8 @@ def _cameras_bin(file):
   return cameras
 
 
-def _images_bin(file):
+def _images_bin(file: pathlib.Path) -> list[tuple]:
+  """[(name, quaternion, translation, camera's number)]."""
   stream, images = _Stream(file), []
   for _ in range(*stream.take('Q')):
     _, *pose, camera = stream.take('i7di')
@@ -245,7 +252,7 @@ def _images_bin(file):
   return images
 
 
-def _points_bin(file):
+def _points_bin(file: pathlib.Path) -> list[tuple]:
   stream, points = _Stream(file), []
   for _ in range(*stream.take('Q')):
     points.append(stream.take('Q3d3Bd')[1:4])
@@ -253,12 +260,13 @@ def _points_bin(file):
   return points
 
 
-def _lines(file):
+def _lines(file: pathlib.Path) -> list[str]:
+  """Lines without comments."""
   return [line.strip() for line in file.read_text().splitlines()
           if not line.startswith('#')]
 
 
-def _numbers(file, words, kind=float):
+def _numbers(file: pathlib.Path, words: list[str], kind: Any = float) -> list:
   try:
     return [kind(word) for word in words]
   except ValueError as error:
@@ -266,7 +274,7 @@ def _numbers(file, words, kind=float):
                     ) from error
 
 
-def _cameras_txt(file):
+def _cameras_txt(file: pathlib.Path) -> dict[int, tuple]:
   cameras = {}
   for words in map(str.split, _lines(file)):
     if words:
@@ -279,7 +287,7 @@ def _cameras_txt(file):
   return cameras
 
 
-def _images_txt(file):
+def _images_txt(file: pathlib.Path) -> list[tuple]:
   # Two lines an image; the second, its observations, may be empty.
   lines, images = _lines(file), []
   while lines and not lines[-1]:
@@ -292,7 +300,7 @@ def _images_txt(file):
   return images
 
 
-def _points_txt(file):
+def _points_txt(file: pathlib.Path) -> list[list[float]]:
   return [_numbers(file, line.split()[1:4]) for line in _lines(file) if line]
 
 

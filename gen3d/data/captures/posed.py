@@ -99,6 +99,7 @@ def open_posed(path: str | os.PathLike, split: str = 'train', *,
     splits = sorted({f.split for f in capture.frames})
     raise UserError(f'{path} has no images of the split {split!r}; choose '
                     f'from {splits}.')
+  # Bounds are of all splits; images only of the one that is read.
   box = _box(path, capture, box)
   near, far = _near_and_far(path, capture, box, near, far)
   missing = [f for f in frames if not f.file.is_file()]
@@ -250,6 +251,7 @@ def _read_image(frame: Frame, factor: float) -> tuple[np.ndarray, np.ndarray]:
 def _check_visible(path, capture: Capture, camera: Camera, box, near, far
                    ) -> None:
   """Raises UserError where no ray meets the box between near and far."""
+  # A grid of 16 x 16 rays per camera is enough for a box of any use.
   steps = (np.arange(16) + 0.5) / 16
   pixels = np.stack([*np.meshgrid(steps, steps), np.ones((16, 16))], -1)
   for c2w, k in zip(camera.c2w, camera.intrinsics):

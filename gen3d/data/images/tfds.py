@@ -60,6 +60,7 @@ def open_split(path: str) -> Source:
 
 def _read(path: str, source: Any, files: tuple[str, ...]) -> Source:
   """The Source of a random-access data source of examples."""
+  # Examples have no file names.
   names = tuple(f'example {i}' for i in range(len(source)))
 
   def example(index):

@@ -172,9 +172,11 @@ def part_distance(part: jax.Array,
   x, y, z = abs(local[0]), local[1], abs(local[2])
   height = jnp.maximum(half_y, 1e-4)
   slope, lean = taper / height, lean / height
+  # The section at height y is a rectangle with rounded corners.
   dx, dz = x - (half_x - corner), z - (half_z - corner) + lean * y
   outline = _length(jnp.maximum(dx, 0), jnp.maximum(dz, 0)) + (
       jnp.minimum(jnp.maximum(dx, dz), 0) - corner)
+  # Sides that are not vertical: the gradient's norm bounds the distance.
   side = (outline + slope * y) * jax.lax.rsqrt(
       1 + (abs(slope) + abs(lean)) ** 2)
   side = jnp.where(wall > 0, abs(side) - wall, side)

@@ -149,8 +149,8 @@ def sample_light(key: jax.Array, camera: cameras.Camera,
 def sample_background(key: jax.Array, size: int) -> jax.Array:
   """Samples a flat color, a gradient or smooth noise: [size, size, 3].
 
-  Colors range from gray to saturated, so that the background does not tell
-  the color of the object.
+  Colors range from gray to saturated, so that the background is independent
+  of the object's color.
   """
   key_colors, key_gray, key_kind, key_angle, key_noise = jax.random.split(
       key, 5)
