@@ -97,6 +97,7 @@ def write_scene(out: str | os.PathLike, mesh: str = '', caption: str = '',
   surfaces = (surface_files.load(mesh, up) if mesh
               else synthetic.surface_from_caption(caption))
   synthetic.write_blender(out, surfaces, **options)
+  # Read again, as reconstruction will, which also checks the files.
   test = posed.open_posed(out, 'test')
   image_io.save(out / 'map.png', maps.map_of_posed(posed.open_posed(out)))
   image_io.save(out / 'test.png', image_io.tile(

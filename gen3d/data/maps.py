@@ -34,6 +34,7 @@ def map_of_images(images: Images, width: int = 720) -> np.ndarray:
       np.clip(position[:, 1] / np.maximum(distance, 1e-9), -1, 1)))
   cells = np.histogram2d(
       elevation, azimuth, (60, 120), ((-90, 90), (-180, 180)))[0][::-1]
+  # Logarithmic, so that single cameras stay visible beside dense clusters.
   brightness = 1 - np.log1p(cells) / np.log1p(max(cells.max(), 1))
   dark, light = np.array([38, 70, 140]), np.array([246, 246, 244])
   colors = dark + brightness[..., None] * (light - dark)
@@ -71,6 +72,7 @@ def map_of_posed(posed: Posed, width: int = 960) -> np.ndarray:
                      -1).reshape(-1, 3)
   points = np.concatenate([c2w[:, :3, 3], corners])
   center = (points.min(0) + points.max(0)) / 2
+  # One scale for both panels, with a margin.
   extent = 1.15 * max(np.ptp(points, axis=0).max(), 1e-9)
   image = Image.new('RGB', (width, side), 'white')
   draw = ImageDraw.Draw(image)

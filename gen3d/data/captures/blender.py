@@ -42,6 +42,7 @@ def read_capture(path: pathlib.Path, factor: float) -> Capture:
       split = file.stem.removeprefix('transforms_')
       frames += [_frame(file, split, *entry) for entry in _entries(file)]
   elif single.is_file():
+    # By name, so that the split is independent of the order of the file.
     entries = sorted(_entries(single), key=lambda e: e[1]['file_path'])
     frames = [_frame(single, folders.split_of(i), *entry)
               for i, entry in enumerate(entries)]
@@ -108,6 +109,7 @@ def _camera_model(where: str, values: dict[str, Any]
   if any(float(values.get(k) or 0) for k in ('k3', 'k4', 'k5', 'k6')):
     raise UserError(f'{where} has a distortion beyond k1, k2, p1, p2; '
                     'undistort the images first.')
+  # Missing and null values are zero.
   distortion = [float(values.get(k) or 0) for k in ('k1', 'k2', 'p1', 'p2')]
   given = {k: float(values[k]) for k in (
       'w', 'h', 'fl_x', 'fl_y', 'cx', 'cy', 'camera_angle_x',
@@ -122,6 +124,7 @@ def _camera_model(where: str, values: dict[str, Any]
     from_angle = lambda side, key: 0.5 * side / np.tan(0.5 * given[key])
     fx = (given['fl_x'] if 'fl_x' in given
           else from_angle(width, 'camera_angle_x'))
+    # As in instant-ngp: square pixels where only one focal length is given.
     if 'fl_y' in given:
       fy = given['fl_y']
     elif 'camera_angle_y' in given and 'fl_x' not in given:

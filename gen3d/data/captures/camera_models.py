@@ -74,6 +74,8 @@ def undistorted(model: CameraModel) -> CameraModel:
   Raises:
     UserError: the distortion folds the image over, or no pinhole fits.
   """
+  # If the border lies within the image, so does the interior, unless the
+  # distortion folds it over, which is checked below.
   edge = np.linspace(0, 1, 33)
   border = np.concatenate([
       np.stack([a, b], -1) for e in (np.zeros(33), np.ones(33))
@@ -100,6 +102,7 @@ def undistorted(model: CameraModel) -> CameraModel:
 
 def _check_monotonic(directions, distortion):
   """Raises UserError where two directions map to one point of the image."""
+  # Along each ray of the plane from the center to the border.
   fractions = np.linspace(0, 1, 65)[:, None, None]
   moved = distort(fractions * directions, distortion)
   along = np.sum(np.diff(moved, axis=0) * directions, axis=-1)
@@ -126,6 +129,7 @@ def resample(image: np.ndarray, model: CameraModel,
                      (np.arange(width) + 0.5) / width, indexing='ij')
   at = project(model, (np.stack([x, y], -1) - pinhole.center) / pinhole.focal)
   rows, columns = at[..., 1] * height - 0.5, at[..., 0] * width - 0.5
+  # Transparent pixels have no color of their own: premultiply by alpha.
   alpha = image[..., 3:].astype(np.float32)
   weighted = np.concatenate([image[..., :3] * (alpha / 255), alpha], -1)
   result = np.stack([

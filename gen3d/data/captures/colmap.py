@@ -81,6 +81,7 @@ def read_capture(path: pathlib.Path, factor: float) -> Capture:
       for i, (image, file, pose) in enumerate(zip(sparse.images, files, c2w))]
   frames, align, scale = records.normalize_poses(frames, nearest)
   points = sparse.points @ align[:3, :3].T + align[:3, 3]
+  # Margins, since points are only on textured surfaces.
   bounds = (0.9 * scale * nearest, 1.1 * scale * np.percentile(depths, 99.9)
             ) if len(depths) else None
   return Capture(tuple(frames), align, bounds,
@@ -150,6 +151,7 @@ def read(folder: pathlib.Path) -> SparseModel:
                       'model again.') from error
   cameras, poses, points = contents
   images = []
+  # By name, which decides the split.
   for name, rotation, translation, camera in sorted(
       poses, key=lambda pose: pose[0]):
     if camera not in cameras:

@@ -166,6 +166,7 @@ def _automatic_box(path, capture: Capture) -> np.ndarray:
   """The box of the module's docstring."""
   if capture.box is not None:
     return capture.box
+  # Percentiles, since some points of structure from motion are far off.
   if capture.points is not None:
     box = np.percentile(capture.points, (0.5, 99.5), axis=0)
     return box + _MARGIN * np.maximum(
@@ -195,6 +196,7 @@ def _load(frames: list[Frame], factor: float, split: str
           ) -> tuple[np.ndarray, np.ndarray]:
   """(uint8 [N, H, W, 4], intrinsics float64 [N, 3, 3]), decoded in threads."""
   images, intrinsics = [], []
+  # Pillow decodes without Python's lock.
   with concurrent.futures.ThreadPoolExecutor(
       max(2, os.cpu_count() or 1)) as pool:
     for image, k in tqdm.tqdm(
@@ -233,6 +235,7 @@ def _read_image(frame: Frame, factor: float) -> tuple[np.ndarray, np.ndarray]:
     raise UserError(
         f'{frame.file}: the principal point lies beyond the image of '
         f'{width} x {height} pixels; was it resized without its intrinsics?')
+  # The size is that of the camera model: files may be reduced already.
   target = [max(1, round(side / factor)) for side in whole]
   # Images of a folder images_{factor} have their size already.
   if width > target[0] + 1 or height > target[1] + 1:

@@ -75,6 +75,7 @@ def transform_poses(align: np.ndarray, c2w: np.ndarray) -> np.ndarray:
     c2w: [..., 4, 4].
   """
   moved = align @ c2w
+  # Positions are scaled, rotations stay rotations.
   scale = np.cbrt(np.linalg.det(align[:3, :3]))
   moved[..., :3, :3] /= scale
   return moved
@@ -98,6 +99,7 @@ def closest_point(c2w: np.ndarray) -> np.ndarray | None:
   centers, forward = c2w[:, :3, 3], -c2w[:, :3, 2]
   # Projections onto the planes orthogonal to the axes.
   across = np.eye(3) - forward[:, :, None] * forward[:, None, :]
+  # Least squares; its smallest eigenvalue is 0 for parallel axes.
   total = across.mean(0)
   if np.linalg.eigvalsh(total)[0] < 1e-3:
     return None

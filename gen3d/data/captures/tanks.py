@@ -42,6 +42,7 @@ def read_nsvf(path: pathlib.Path, factor: float) -> Capture:
     raise UserError(f'{file}: the upper corner {corners[1].tolist()} is not '
                     f'above the lower one {corners[0].tolist()}.')
   center, half = corners.mean(0), np.diff(corners, axis=0)[0] / 2
+  # The box of the file is tight around the object.
   box = center + _NSVF_MARGIN * half * np.array([[-1.0], [1.0]])
   model = _nsvf_model(path / 'intrinsics.txt')
   images = folders.images_in(path / 'rgb')
@@ -107,7 +108,9 @@ def read_nerfpp(path: pathlib.Path, factor: float) -> Capture:
     if split == 'train' or (path / folder / 'pose').is_dir():
       frames += _nerfpp_frames(path / folder, split)
   if not any(frame.split == 'val' for frame in frames):
+    # Scenes are published without validation images.
     frames += [f._replace(split='val') for f in frames if f.split == 'test']
+  # Poses are normalized by the publisher: all cameras in the unit ball.
   return Capture(tuple(frames), np.eye(4),
                  _NERFPP_BOUNDS, np.array([[-1.0] * 3, [1.0] * 3]))
 

@@ -46,6 +46,7 @@ def check_labels(labels: np.ndarray, names: Sequence[str], where: str) -> None:
     return
   c2w = labels[:, :16].reshape(-1, 4, 4)
   intrinsics = labels[:, 16:].reshape(-1, 3, 3)
+  # Tolerances are for float32 text; errors of convention are far larger.
   rotation = c2w[:, :3, :3]
   error = np.abs(
       rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
@@ -105,6 +106,7 @@ def read_labels(where: str, content: bytes,
     raise UserError(f'{where} is not valid JSON ({error}).') from error
   if listed is None:
     return None
+  # Labels of files that are not there are ignored.
   by_name = dict(parse_labels(where, listed))
   labels = np.zeros((len(names), SIZE), np.float32)
   for i, name in enumerate(names):

@@ -26,7 +26,7 @@ from gen3d.choices import UserError
 from gen3d.data.images import archives, camera_labels, tfds
 
 _SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
-_MAX_THREADS = 16
+_MAX_THREADS = 16  # more do not decode faster
 
 
 class Images(NamedTuple):
@@ -85,6 +85,7 @@ def open_images(path: str | os.PathLike) -> Images:
   if 'dataset.json' in members:
     labels = camera_labels.read_labels(
         f'{path}: dataset.json', read('dataset.json'), names)
+  # EG3D's format for images without cameras.
   if labels is None:
     labels = np.zeros((len(names), 0), np.float32)
   pixels = lambda index: archives.decode(
@@ -168,12 +169,14 @@ def batches(images: Images, size: int, seed: int, first_step: int = 0, *,
     flips = np.random.default_rng((seed, step, 1)).random(size) < 0.5
     flips &= mirror
     labels = images.labels[indices]
+    # The camera is mirrored with its image.
     if labels.shape[1]:
       labels = np.where(
           flips[:, None], camera_labels.mirror_label(labels), labels)
     return labels, [pool.submit(load, indices[row], flips[row])
                     for row in decoded_rows]
 
+  # The stack ends the threads when the generator is closed.
   pool = concurrent.futures.ThreadPoolExecutor(threads or _threads())
   with contextlib.ExitStack() as stack:
     stack.callback(pool.shutdown, wait=False, cancel_futures=True)
@@ -208,6 +211,7 @@ def _stamp(images):
   path = pathlib.Path(images.where)
   sources = [pathlib.Path(f) for f in images.files] or (
       [path] if path.is_file() else [path / n for n in images.names])
+  # Sizes and times stand for contents, which would take minutes to hash.
   stats = [f.stat() for f in sources if f.exists()]
   digest = hashlib.sha256(images.labels.tobytes())
   for item in (images.where, images.size, images.names,

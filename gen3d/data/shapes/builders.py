@@ -33,6 +33,9 @@ WOOD, STEEL = (0.52, 0.34, 0.18), (0.62, 0.64, 0.68)
 LAMP, GOLD, ROSE = (1.00, 0.95, 0.62), (0.95, 0.75, 0.20), (0.95, 0.45, 0.50)
 
 
+# Furniture.
+
+
 def _chair(draw, main, second):
   w, seat, back = draw(.38, .5), draw(.42, .6), draw(.55, .85)
   return [
@@ -65,6 +68,9 @@ def _lamp(draw, main, second):
           cylinder((0, h / 2, 0), .045, h / 2, second),
           tube((0, h + .15, 0), r * .78, .02, .28, main, taper=r * .26),
           ball((0, h + .08, 0), .13, LAMP)]
+
+
+# Vehicles.
 
 
 def _car(draw, main, second):
@@ -144,6 +150,9 @@ def _rocket(draw, main, second):
       cylinder((0, .18, 0), r * .7, .1, STEEL, taper=.05)]
 
 
+# Tools.
+
+
 def _hammer(draw, main, second):
   h, head = draw(1.1, 1.4), draw(.34, .44)
   return [
@@ -180,6 +189,9 @@ def _mug(draw, main, second):
       tube((0, h, 0), r + .02, .04, h * .28, second),
       torus((r + .1, h, 0), h * .45, .07, main, Z),
       cylinder((0, h * 1.5, 0), r * .9, .03, (.30, .17, .08))]
+
+
+# Food.
 
 
 def _apple(draw, main, second):
@@ -219,6 +231,9 @@ def _cake(draw, main, second):
       *[ball((.24 * np.sin(a), .44 + 4 * h, .24 * np.cos(a)),
              (.035, .065, .035), (1., .6, .1))
         for a in np.arange(3) * 2 * np.pi / 3]]
+
+
+# Toys.
 
 
 def _snowman(draw, main, second):
@@ -271,6 +286,9 @@ def _duck(draw, main, second):
                  rotation=tilt(12)))]
 
 
+# Plants.
+
+
 def _tree(draw, main, second):
   h, r = draw(.4, .55), draw(.36, .46)
   y = 2 * h + r * .5
@@ -309,6 +327,9 @@ def _mushroom(draw, main, second):
       cylinder((0, y - .02, 0), r * .8, .06, second, taper=-.06),
       *[ball((r * s * np.sin(a), y + lift * np.sqrt(1 - s * s),
               r * s * np.cos(a)), (.12, .09, .12), PALE) for a, s in spots]]
+
+
+# Animals.
 
 
 def _cat(draw, main, second):
@@ -359,6 +380,9 @@ def _fish(draw, main, second):
       *both(ball((w * .75, .08, length * .62), .09, PALE)),
       *both(ball((w * .75 + .07, .08, length * .66), .05, DARK)),
       ball((0, -.06, length * .97), (.08, .05, .05), ROSE)]
+
+
+# Buildings.
 
 
 def _house(draw, main, second):

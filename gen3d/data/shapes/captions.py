@@ -86,6 +86,7 @@ class Unknown(UserError):
 
 def unseen(category: str, main: str) -> bool:
   """True if (category, main color) is held out of training: one in ten."""
+  # A hash, so that the split of a pair is independent of the other pairs.
   digest = hashlib.sha256(f'{category}/{main}'.encode()).digest()
   return digest[0] % 10 == 0
 
@@ -160,6 +161,7 @@ def caption(rng: np.random.Generator, spec: Spec, view: str | None = None,
 
 def _alternatives(table):
   """Regular expression of any of the words, longer ones first."""
+  # 'ice cream cone' before 'ice cream'.
   words = sorted(table, key=len, reverse=True)
   return '|'.join(re.escape(w) for w in words)
 
@@ -186,6 +188,7 @@ def parse(text: str) -> Spec:
   if not match:
     raise Unknown(f'No object of the shapes world is named in {text!r}; '
                   f'choose from {", ".join(CATEGORIES)}.')
+  # Only after the noun: 'ice cream with a pink cone'.
   second = tail.search(text, match.end())
   return Spec(nouns[match[2]], colors[match[1]] if match[1] else None,
               colors[second[1]] if second else None)

@@ -104,6 +104,7 @@ def render_views(seed: int, split: str, indices: Sequence[int], size: int,
   """
   examples = [example(seed, split, int(i), world) for i in indices]
   parts = np.stack([e.object.parts for e in examples])
+  # Raw key data, since typed keys cannot be stacked in NumPy.
   keys = np.stack([e.camera_key for e in examples])
   # The last example fills up the rows of the last device.
   count = len(examples)
@@ -171,6 +172,7 @@ def captioned_images(seed: int, split: str, first: int, count: int, size: int
   for start in range(first, first + count, 64):
     indices = range(start, min(start + 64, first + count))
     views, specs = render_views(seed, split, indices, size)
+    # By index, so that an image is independent of `first` and of the chunks.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(seed), jnp.array(indices))
     images = np.asarray(_sample_images(keys, views))
@@ -290,6 +292,7 @@ def load_views(seed: int, split: str, count: int, size: int,
 
 def _folder(seed, split, size, world):
   """Folder of the stored views of a world, named by a hash of its content."""
+  # Objects of another geometry or vocabulary get another folder.
   objects = b''.join(example(seed, split, i, world).object.parts.tobytes()
                      for i in range(8))
   digest = hashlib.sha256(
