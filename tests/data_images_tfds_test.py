@@ -23,7 +23,7 @@ FACES = tfds.features.FeaturesDict({
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-  """Where datasets are built and looked for."""
+  """Folder of the datasets that are built here."""
   monkeypatch.setenv('GEN3D_CACHE', str(tmp_path / 'cache'))
   # The variable TFDS_DATA_DIR is read when tfds is imported.
   monkeypatch.setattr(
