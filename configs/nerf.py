@@ -69,7 +69,10 @@ def _blender():
       # `path`: a folder, or 'shapes:' and a caption, of which `count` images of
       # `size` pixels are rendered.
       'data': {'path': '', 'format': 'auto', 'factor': 1,
-               'count': 100, 'size': 128},
+               'count': 100, 'size': 128,
+               # Bounds of distances, and half the side of a cube around the
+               # origin that is reconstructed; 0 for automatic ones.
+               'near': 0.0, 'far': 0.0, 'box': 0.0},
       'crop': {'steps': 500, 'fraction': 0.5},
       'scene': {
           'field': {

@@ -1,6 +1,5 @@
 """The command lines that sample, export and judge, as a person calls them."""
 
-import json
 import subprocess
 import sys
 
@@ -10,9 +9,6 @@ from PIL import Image
 
 from configs import text_to_image as config_file
 from gen3d import assets
-from gen3d.data.images import dataset
-from gen3d.data.shapes import captions
-from gen3d.ops import cameras
 from gen3d.tasks import text_to_image
 
 
@@ -58,43 +54,6 @@ def test_generate_refuses_what_it_cannot_do(tmp_path):
   assert _refused(_run('generate', '--teacher=deepfloyd', '--sides=4',
                        f'--out={tmp_path}/out'), '--sides', 'deepfloyd')
   assert not (tmp_path / 'out').exists()
-
-
-def test_a_slice_of_the_world_is_exported_with_captions_and_cameras(tmp_path):
-  result = _run('export_shapes', '--split=unseen', '--first=3', '--count=2',
-                '--size=16', f'--out={tmp_path}')
-  assert result.returncode == 0, result.stderr
-  listing = json.loads((tmp_path / 'dataset.json').read_text())
-  names = ['00000003.png', '00000004.png']
-  assert [name for name, _ in listing['labels']] == names
-  assert all(len(label) == 25 for _, label in listing['labels'])
-  assert sorted(listing['captions']) == names
-  for name in names:
-    assert Image.open(tmp_path / name).size == (16, 16)
-    said = captions.parse(listing['captions'][name])
-    assert captions.is_true(said, listing['objects'][name].values())
-
-
-def test_held_out_pictures_of_the_kind_that_a_gan_learns_from(
-    tmp_path, monkeypatch):
-  monkeypatch.setenv('GEN3D_CACHE', str(tmp_path / 'cache'))
-  export = lambda *flags: _run(
-      'export_shapes', *flags, '--count=2', f'--out={tmp_path}/out')
-  result = export('--config=configs/eg3d.py:tiny', '--split=seen', '--first=1')
-  assert result.returncode == 0, result.stderr
-  source = dataset.open_images(tmp_path / 'out')
-  dataset.check(source)
-  assert source.names == ('00000001.png', '00000002.png') and source.size == 16
-  _, elevation, distance = cameras.angles(source.labels[:, [3, 7, 11]])
-  np.testing.assert_allclose(distance, 1.7, rtol=1e-5)
-  assert np.all(elevation > 5)
-  assert np.all(source.pixels(0)[[0, 0, -1, -1], [0, -1, 0, -1]] > 250)
-  said = json.loads(
-      (tmp_path / 'out' / 'dataset.json').read_text())['captions']
-  assert all(text.split()[-1] == 'car' or ' car ' in text
-             for text in said.values())
-  assert _refused(export('--config=configs/dreamfusion.py'),
-                  'is not of a GAN')
 
 
 def test_evaluate_says_what_is_missing(tmp_path):

@@ -1,4 +1,4 @@
-"""Caption files: normalized as published, refused in one sentence."""
+"""Caption files: normalization and errors."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_captions_are_normalized_at_their_ends_only(tmp_path):
     ('a cup\na dog\n A Cup.\n', "'a cup.' twice, in lines 1 and 3"),
     (b'caf\xe9\n', 'no UTF-8 text'),
 ])
-def test_a_file_that_does_not_fit_gets_a_sentence(tmp_path, content, words):
+def test_wrong_files_are_refused_with_their_name(tmp_path, content, words):
   with pytest.raises(ValueError, match=words) as error:
     caption_files.read(write(tmp_path, content))
   assert 'captions.txt' in str(error.value)

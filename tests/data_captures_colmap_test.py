@@ -1,4 +1,4 @@
-"""COLMAP's models: parameters in order, and files that COLMAP itself wrote."""
+"""COLMAP's sparse models: parameters, and files written by COLMAP."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from posed_layouts import around, points_in_front, write_colmap_txt
 
-from gen3d.data.captures import colmap, lenses
+from gen3d.data.captures import camera_models, colmap
 
 
 @pytest.mark.parametrize('model, parameters, distortion', [
@@ -20,10 +20,10 @@ def test_colmap_models_have_their_parameters_in_order(
     tmp_path, model, parameters, distortion):
   points, _ = points_in_front(around())
   write_colmap_txt(tmp_path, around(), points, f'{model} 40 30 {parameters}')
-  lens = colmap.read(tmp_path / 'sparse' / '0').shots[0].lens
-  np.testing.assert_allclose(lens.focal, (44 / 40, 44 / 30))
-  np.testing.assert_allclose(lens.center, (0.5, 0.5))
-  assert lens.distortion == distortion
+  found = colmap.read(tmp_path / 'sparse' / '0').images[0].model
+  np.testing.assert_allclose(found.focal, (44 / 40, 44 / 30))
+  np.testing.assert_allclose(found.center, (0.5, 0.5))
+  assert found.distortion == distortion
 
 
 # A model of two pictures and three points that COLMAP itself wrote (pycolmap
@@ -71,15 +71,15 @@ def test_files_that_colmap_wrote_project_points_as_colmap_does(tmp_path, end):
       np.sort(model.points, 0), np.sort(list(places.values()), 0), rtol=1e-12)
   lines = [x for x in files['images.txt'].splitlines() if x[0] != '#']
   count = 0
-  for shot in model.shots:
+  for image in model.images:
     observed, = (b.split() for a, b in zip(lines[::2], lines[1::2])
-                 if a.endswith(f' {shot.name}'))
+                 if a.endswith(f' {image.name}'))
     for x, y, number in zip(observed[::3], observed[1::3], observed[2::3]):
       if number != '-1':
-        a, b, depth = shot.w2c[:3] @ [*places[int(number)], 1]
-        seen = shot.lens.center + shot.lens.focal * lenses.distort(
-            np.array([a, b]) / depth, shot.lens.distortion)
+        a, b, depth = image.w2c[:3] @ [*places[int(number)], 1]
+        seen = image.model.center + image.model.focal * camera_models.distort(
+            np.array([a, b]) / depth, image.model.distortion)
         np.testing.assert_allclose(
-            seen * shot.size, [float(x), float(y)], atol=1e-6)
+            seen * image.size, [float(x), float(y)], atol=1e-6)
         count += 1
   assert count == 6

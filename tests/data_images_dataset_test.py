@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gen3d.data import maps
+from gen3d.data.images import camera_labels as label_format
 from gen3d.data.images import dataset
 from gen3d.data.shapes import primitives
-from gen3d.data.shapes import world as shapes_world
+from gen3d.data.shapes import render as shapes_render
 from gen3d.ops import cameras
 
 COUNT = 6
@@ -80,7 +82,7 @@ def archive(tmp_path, files):
 
 
 @pytest.mark.parametrize('pack', [folder, archive])
-def test_folder_and_zip_read_alike(tmp_path, pack):
+def test_folder_and_zip_give_the_same_images_and_labels(tmp_path, pack):
   found = dataset.open_images(pack(tmp_path, content()))
   assert found.size == 8 and len(found.names) == COUNT
   np.testing.assert_allclose(found.labels, camera_labels(), atol=1e-6)
@@ -97,13 +99,14 @@ def test_images_without_cameras_have_empty_labels(tmp_path):
   del files['dataset.json']
   found = dataset.open_images(folder(tmp_path, files))
   assert found.labels.shape == (COUNT, 0)
-  assert next(dataset.batches(found, 2, 0, mirror=True))['label'].shape == (2, 0)
+  batch = next(dataset.batches(found, 2, 0, mirror=True))
+  assert batch['label'].shape == (2, 0)
   dataset.check(found)
   with pytest.raises(ValueError, match='no cameras to draw'):
-    dataset.map_of_cameras(found)
+    maps.map_of_images(found)
 
 
-def test_batches_resume_anywhere_and_cover_every_epoch(tmp_path):
+def test_batches_resume_at_any_step_and_cover_every_epoch(tmp_path):
   found = dataset.open_images(folder(tmp_path, content()))
   take = lambda first, n, **kwargs: list(itertools.islice(
       dataset.batches(found, 4, 3, first, mirror=True, **kwargs), n))
@@ -117,7 +120,7 @@ def test_batches_resume_anywhere_and_cover_every_epoch(tmp_path):
   assert list(colors[:COUNT]) != list(colors[COUNT:2 * COUNT])
 
 
-def test_a_mirrored_image_comes_with_the_camera_that_sees_it(tmp_path):
+def test_mirrored_images_have_mirrored_cameras(tmp_path):
   rng = np.random.default_rng(0)
   files = content()
   for name in files:
@@ -142,13 +145,14 @@ def off_center():
   return labels
 
 
-def test_an_image_that_is_off_center_is_mirrored_with_its_camera():
+def test_mirrored_label_has_mirrored_principal_point_and_skew():
   labels = off_center()
-  mirrored = dataset.mirror_label(labels)
+  mirrored = label_format.mirror_label(labels)
   assert mirrored.dtype == np.float32
   np.testing.assert_allclose(mirrored[:, 17], -.02, atol=1e-7)
   np.testing.assert_allclose(mirrored[:, 18], .6, atol=1e-7)
-  np.testing.assert_allclose(dataset.mirror_label(mirrored), labels, atol=1e-7)
+  np.testing.assert_allclose(
+      label_format.mirror_label(mirrored), labels, atol=1e-7)
   sees_mirrored_places(labels)
 
 
@@ -158,7 +162,7 @@ def sees_mirrored_places(labels):
       scale=.3, size=(len(labels), 5, 3)), jnp.float32)
   seen, depth = cameras.project(cameras.from_label(jnp.array(labels)), points)
   again, depth_again = cameras.project(
-      cameras.from_label(jnp.array(dataset.mirror_label(labels))),
+      cameras.from_label(jnp.array(label_format.mirror_label(labels))),
       points * jnp.array([-1., 1., 1.]))
   np.testing.assert_allclose(again[..., 0], 1 - seen[..., 0], atol=1e-5)
   np.testing.assert_allclose(again[..., 1], seen[..., 1], atol=1e-5)
@@ -166,7 +170,7 @@ def sees_mirrored_places(labels):
 
 
 @pytest.mark.parametrize('labels', [camera_labels(), off_center()])
-def test_a_mirrored_label_renders_the_mirrored_scene(labels):
+def test_mirrored_label_renders_the_mirrored_scene(labels):
   # The mirror image of a ball is the ball at the mirrored place.
   balls = [((.35, .1, 0.), .3, (.9, .1, .1)),
            ((-.3, -.2, .2), .2, (.1, .8, .2)),
@@ -174,11 +178,11 @@ def test_a_mirrored_label_renders_the_mirrored_scene(labels):
   scene = np.stack([primitives.ball(*ball) for ball in balls])
   twin = np.stack([primitives.ball((-x, y, z), *rest)
                    for (x, y, z), *rest in balls])
-  trace = jax.jit(shapes_world.trace, static_argnums=2)
+  trace = jax.jit(shapes_render.trace, static_argnums=2)
   see = lambda parts, label: jax.tree.map(np.asarray, trace(
       parts, cameras.from_label(jnp.array(label)), 32))
   seen = see(scene, labels[1])
-  mirrored = see(twin, dataset.mirror_label(labels[1]))
+  mirrored = see(twin, label_format.mirror_label(labels[1]))
   covered = seen.coverage > 0
   assert 100 < covered.sum() < 900
   picture = lambda view: view.albedo * (view.coverage[..., None] / 255.)
@@ -211,7 +215,7 @@ def put(index, value):
   return change
 
 
-@pytest.mark.parametrize('labels, said', [
+@pytest.mark.parametrize('labels, message', [
     (broken(put(0, 2.)), 'img00000002.png has a rotation that is not ortho'),
     (broken(lambda x: x * np.r_[-1., 1, 1, 1, -1, 1, 1, 1, -1, np.ones(16)]),
      'img00000002.png has a rotation that mirrors'),
@@ -226,13 +230,13 @@ def put(index, value):
     (broken_listing({'fov': 18}), 'img00000002.png is not a list of 25 num'),
     (broken_listing([10 ** 400] * 25), 'img00000002.png is not a list of 25'),
 ])
-def test_a_label_that_is_no_camera_is_named(tmp_path, labels, said):
+def test_labels_that_are_not_cameras_are_named(tmp_path, labels, message):
   path = folder(tmp_path, content(labels))
-  with pytest.raises(ValueError, match=said):
+  with pytest.raises(ValueError, match=message):
     dataset.check(dataset.open_images(path))
 
 
-@pytest.mark.parametrize('change, said', [
+@pytest.mark.parametrize('change, message', [
     ({'00000/img00000003.png': b'text'}, 'img00000003.png cannot be read'),
     ({'00000/img00000003.png': content()['00000/img00000003.png'][:45]},
      'img00000003.png cannot be read'),
@@ -245,9 +249,9 @@ def test_a_label_that_is_no_camera_is_named(tmp_path, labels, said):
     ({'dataset.json': b'{"labels": [1]}'}, 'must be a list of'),
 ])
 @pytest.mark.parametrize('pack', [folder, archive])
-def test_a_bad_file_is_named(tmp_path, pack, change, said):
+def test_damaged_files_are_named(tmp_path, pack, change, message):
   path = pack(tmp_path, content() | change)
-  with pytest.raises(ValueError, match=said):
+  with pytest.raises(ValueError, match=message):
     dataset.check(dataset.open_images(path))
 
 
@@ -290,14 +294,14 @@ def unknown_compression(data, entry, start):
 @pytest.mark.parametrize(
     'change', [garbled, flipped, encrypted, unknown_compression])
 @pytest.mark.parametrize('name', ['00000/img00000003.png', 'dataset.json'])
-def test_a_damaged_member_of_a_zip_is_named(tmp_path, name, change):
+def test_damaged_members_of_a_zip_are_named(tmp_path, name, change):
   path = archive(tmp_path, content())
   in_member(path, name, change)
   with pytest.raises(ValueError, match=rf'set.zip: {name} is damaged \(.*\);'):
     dataset.check(dataset.open_images(path))
 
 
-def test_a_zip_whose_directory_is_damaged_is_named(tmp_path):
+def test_zip_with_a_damaged_directory_is_named(tmp_path):
   path = archive(tmp_path, content())
   data = path.read_bytes()
   path.write_bytes(data.replace(b'PK\1\2', b'PK\1\1'))
@@ -305,7 +309,7 @@ def test_a_zip_whose_directory_is_damaged_is_named(tmp_path):
     dataset.open_images(path)
 
 
-def test_a_file_that_cannot_be_opened_is_named(tmp_path):
+def test_files_that_cannot_be_opened_are_named(tmp_path):
   path = folder(tmp_path, content())
   (path / '00000/img00000003.png').unlink()
   (path / '00000/img00000003.png').symlink_to(path / 'gone')
@@ -338,7 +342,7 @@ def test_threads_share_one_handle_of_a_zip(tmp_path, monkeypatch, compression):
   assert len(opened) == 1
 
 
-def test_there_are_not_more_threads_than_help(monkeypatch):
+def test_number_of_threads_is_between_2_and_16(monkeypatch):
   for cores, threads in ((1, 2), (8, 8), (96, 16)):
     monkeypatch.setattr(os, 'cpu_count', lambda cores=cores: cores)
     assert dataset._threads() == threads
@@ -349,7 +353,7 @@ def in_memory(pixels, count=4):
                        np.zeros((count, 0), np.float32), pixels, 8)
 
 
-def test_threads_decode_ahead_of_being_asked():
+def test_threads_decode_batches_in_advance():
   together, done = threading.Barrier(2), threading.Semaphore(0)
   threads = set()
 
@@ -369,7 +373,7 @@ def test_threads_decode_ahead_of_being_asked():
 
 
 @pytest.mark.parametrize('rows', [slice(2, 4), np.array([5, 1])])
-def test_only_the_rows_that_are_asked_for_are_decoded(tmp_path, rows):
+def test_only_given_rows_are_decoded(tmp_path, rows):
   found = dataset.open_images(folder(tmp_path, content()))
   read = []
   counting = found._replace(
@@ -387,19 +391,19 @@ def test_only_the_rows_that_are_asked_for_are_decoded(tmp_path, rows):
   assert len(read) == 3 * 2
 
 
-def test_a_cache_that_cannot_be_written_does_not_stop(
+def test_check_passes_with_a_cache_that_cannot_be_written(
     tmp_path, monkeypatch, capsys):
   (tmp_path / 'file').write_text('not a folder')
   monkeypatch.setenv('GEN3D_CACHE', str(tmp_path / 'file'))
   path = folder(tmp_path, content())
   for _ in range(2):
     dataset.check(dataset.open_images(path))
-    said = capsys.readouterr().err
-    assert f'That {path} was found good is not remembered' in said
-    assert f'{tmp_path / "file" / "checked"} cannot be written (' in said
+    message = capsys.readouterr().err
+    assert f'The check of {path} will be repeated' in message
+    assert f'{tmp_path / "file" / "checked"} cannot be written (' in message
 
 
-def test_what_was_found_good_is_not_looked_at_again(tmp_path, cache):
+def test_a_successful_check_is_not_repeated(tmp_path, cache):
   path = folder(tmp_path, content())
   dataset.check(dataset.open_images(path))
   assert len(list((cache / 'checked').iterdir())) == 1
@@ -411,18 +415,19 @@ def test_what_was_found_good_is_not_looked_at_again(tmp_path, cache):
 
 
 @pytest.mark.parametrize('name', ['missing', 'empty', 'text.zip'])
-def test_other_places_are_refused(tmp_path, name):
+def test_paths_without_images_are_refused(tmp_path, name):
   (tmp_path / 'empty').mkdir()
   (tmp_path / 'text.zip').write_text('no zip')
-  with pytest.raises(ValueError, match=f'{name} (is neither|holds no)') as told:
+  with pytest.raises(
+      ValueError, match=f'{name} (is neither|holds no)') as error:
     dataset.open_images(tmp_path / name)
   # What the sentence points to is there.
   readme = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
-  for words in re.findall('README.md, "(.*?)"', str(told.value)):
+  for words in re.findall('README.md, "(.*?)"', str(error.value)):
     assert words in readme
 
 
-def test_transparent_and_grey_images_become_color(tmp_path):
+def test_transparent_and_gray_images_become_rgb(tmp_path):
   files = content()
   files['00000/img00000000.png'] = png(np.full((8, 8), 7, np.uint8))
   files['00000/img00000001.png'] = png(np.full((8, 8, 4), 9, np.uint8))
@@ -430,14 +435,3 @@ def test_transparent_and_grey_images_become_color(tmp_path):
   batch = next(dataset.batches(found, COUNT, 0))
   assert batch['image'].shape == (COUNT, 8, 8, 3)
   assert {7, 9} <= set(batch['image'][:, 0, 0, 2])
-
-
-def test_the_map_is_darkest_where_cameras_are(tmp_path):
-  labels = np.asarray(cameras.to_label(cameras.orbit(
-      jnp.full(COUNT, 93.), jnp.full(COUNT, 43.), 2.7, 4.2)))
-  drawn = dataset.map_of_cameras(
-      dataset.open_images(folder(tmp_path, content(labels))), width=240)
-  row, column = np.unravel_index(
-      np.argmin(drawn.sum(-1)[20:-20, 20:-20]), (80, 200))
-  assert abs((column + 20) / 240 * 360 - 180 - 93) < 4
-  assert abs(90 - (row + 20) / 120 * 180 - 43) < 4

@@ -23,7 +23,7 @@ FACES = tfds.features.FeaturesDict({
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-  """Where datasets are built and looked for."""
+  """Folder of the datasets that are built here."""
   monkeypatch.setenv('GEN3D_CACHE', str(tmp_path / 'cache'))
   # The variable TFDS_DATA_DIR is read when tfds is imported.
   monkeypatch.setattr(
@@ -87,7 +87,7 @@ def test_images_and_cameras_are_read(folder):
     ('tiny_faces:1.0.0:test', [0, 1]),
     ('tiny_faces:1.0.0:train[1:3]', [1, 2]),
 ])
-def test_version_and_split_are_told_apart(folder, path, colors):
+def test_version_and_split_are_parsed(folder, path, colors):
   build(folder, train=faces(), test=faces()[:2])
   found = dataset.open_images(f'tfds:{path}')
   assert [found.pixels(i)[0, 0, 0] // 10
@@ -95,13 +95,13 @@ def test_version_and_split_are_told_apart(folder, path, colors):
   np.testing.assert_array_equal(found.labels, labels()[colors])
 
 
-@pytest.mark.parametrize('path, said', [
+@pytest.mark.parametrize('path, message', [
     ('tfds:', r'tfds: names no data set; give tfds:NAME'),
     ('tfds::train', r'tfds::train names no data set; give tfds:NAME'),
-    ('tfds:no_such', r"tfds:no_such: tfds knows no data set 'no_such', and "
+    ('tfds:no_such', r"tfds:no_such: tfds has no data set 'no_such', and "
                      r'.*/datasets holds none; choose .* TFDS_DATA_DIR'),
-    ('tfds:no/small:1.0.0:train[:2]', "knows no data set 'no/small:1.0.0', "),
-    ('tfds:tiny_faces:2.0.0', "knows no data set 'tiny_faces:2.0.0', and"),
+    ('tfds:no/small:1.0.0:train[:2]', "has no data set 'no/small:1.0.0', "),
+    ('tfds:tiny_faces:2.0.0', "has no data set 'tiny_faces:2.0.0', and"),
     ('tfds:two words', r'tfds:two words cannot be prepared \(Parsing .*\);'),
     ('tfds:tiny_faces:val',
      r"tfds:tiny_faces:val has no split 'val'; choose from train \(of 4\), "
@@ -111,24 +111,24 @@ def test_version_and_split_are_told_apart(folder, path, colors):
     ('tfds:tiny_faces:train[2:2]', r"has no split 'train\[2:2\]'; choose from"),
     ('tfds:tiny_faces:1.0.0:train[', r"has no split 'train\['; choose from"),
 ])
-def test_other_names_are_refused_in_a_sentence(folder, path, said):
+def test_unknown_names_are_refused_in_one_sentence(folder, path, message):
   build(folder, train=faces(), test=faces()[:2])
-  with pytest.raises(ValueError, match=said) as told:
+  with pytest.raises(ValueError, match=message) as error:
     dataset.open_images(path)
-  assert '\n' not in str(told.value) and len(str(told.value)) < 400
+  assert '\n' not in str(error.value) and len(str(error.value)) < 400
 
 
-def test_the_variable_of_tfds_is_honoured(folder):
+def test_folder_of_the_environment_variable_is_used(folder):
   build(folder, train=faces())
-  told = subprocess.run(
-      [sys.executable, '-c', 'from gen3d.data import images\n'
-       'print(images.open_images("tfds:tiny_faces").labels[:, 3].tolist())'],
+  error = subprocess.run(
+      [sys.executable, '-c', 'from gen3d.data.images import dataset\n'
+       'print(dataset.open_images("tfds:tiny_faces").labels[:, 3].tolist())'],
       env={**os.environ, 'TFDS_DATA_DIR': str(folder)}, text=True,
       capture_output=True, cwd=pathlib.Path(__file__).parents[1], check=True)
-  assert told.stdout.strip() == str(labels()[:, 3].tolist())
+  assert error.stdout.strip() == str(labels()[:, 3].tolist())
 
 
-def test_arrays_and_grey_images_without_cameras_are_read(folder):
+def test_arrays_and_gray_images_without_cameras_are_read(folder):
   build(folder, tfds.features.FeaturesDict({
       'image': tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
       'label': tfds.features.Scalar(np.int64)}),
@@ -139,7 +139,7 @@ def test_arrays_and_grey_images_without_cameras_are_read(folder):
   dataset.check(found)
 
 
-def test_grey_and_transparent_images_become_color(folder):
+def test_gray_and_transparent_images_become_rgb(folder):
   examples = faces()
   examples[1]['image'] = png(np.full((8, 8), 7, np.uint8))
   examples[2]['image'] = png(np.full((8, 8, 4), 9, np.uint8))
@@ -153,7 +153,7 @@ def test_grey_and_transparent_images_become_color(folder):
 @pytest.mark.parametrize('kind', [
     None, tfds.features.Image(shape=(8, 8, 1), dtype=np.uint16),
     tfds.features.Text()])
-def test_a_data_set_without_images_is_refused(folder, kind):
+def test_dataset_without_images_is_refused(folder, kind):
   features = {'x': tfds.features.Scalar(np.int64)}
   example = {'x': 1}
   if kind:
@@ -165,7 +165,7 @@ def test_a_data_set_without_images_is_refused(folder, kind):
     dataset.open_images('tfds:tiny_faces')
 
 
-@pytest.mark.parametrize('change, said', [
+@pytest.mark.parametrize('change, message', [
     ({'image': png(np.zeros((8, 8, 3), np.uint8))[:45]},
      'tfds:tiny_faces: example 2 cannot be read as an image'),
     ({'image': png(np.zeros((8, 9, 3), np.uint8))},
@@ -173,15 +173,15 @@ def test_a_data_set_without_images_is_refused(folder, kind):
     ({'label': np.ones(25, np.float32)},
      'tfds:tiny_faces: the label of example 2 has a rotation that is not'),
 ])
-def test_a_bad_example_is_named(folder, change, said):
+def test_damaged_examples_are_named(folder, change, message):
   examples = faces()
   examples[2].update(change)
   build(folder, train=examples)
-  with pytest.raises(ValueError, match=said):
+  with pytest.raises(ValueError, match=message):
     dataset.check(dataset.open_images('tfds:tiny_faces'))
 
 
-def test_damaged_and_other_files_are_told(folder):
+def test_damaged_files_and_other_formats_are_named(folder):
   built = build(folder, train=faces())
   file, = built.glob('*.array_record-*')
   content = file.read_bytes()
@@ -198,18 +198,18 @@ def test_damaged_and_other_files_are_told(folder):
     dataset.open_images('tfds:tiny_faces')
 
 
-def test_what_was_found_good_is_looked_at_again_when_files_change(folder):
+def test_check_is_repeated_when_files_change(folder):
   built = build(folder, train=faces())
-  looked = []
+  decoded = []
 
-  def look():
+  def check():
     found = dataset.open_images('tfds:tiny_faces')
     dataset.check(found._replace(pixels=lambda index: (
-        looked.append(index), found.pixels(index))[1]))
-    return len(looked)
+        decoded.append(index), found.pixels(index))[1]))
+    return len(decoded)
 
-  assert look() == COUNT
-  assert look() == COUNT
+  assert check() == COUNT
+  assert check() == COUNT
   file, = built.glob('*.array_record-*')
   os.utime(file, (0, 0))
-  assert look() == 2 * COUNT
+  assert check() == 2 * COUNT

@@ -1,25 +1,31 @@
-"""The grammar says only what is true, and hears what it says."""
+"""Captions: sampling, parsing, splits, vocabulary, tokenizer."""
 
 import numpy as np
 import pytest
 
 from gen3d import assets
 from gen3d.data.shapes import captions
+from gen3d.data.shapes.captions import Spec
 
 
-def test_parse_recovers_what_a_caption_says():
+def is_true(stated: Spec, spec: Spec) -> bool:
+  """True if all that a caption states holds for an object."""
+  return all(s is None or s == truth for s, truth in zip(stated, spec))
+
+
+def test_parse_recovers_the_spec_of_sampled_captions():
   rng = np.random.default_rng(0)
   for _ in range(500):
     spec = captions.sample_spec(rng, 'train')
     text = captions.caption(rng, spec, 'side')
-    said = captions.parse(text)
-    assert said.category == spec.category, text
-    assert captions.is_true(said, spec), text
+    stated = captions.parse(text)
+    assert stated.category == spec.category, text
+    assert is_true(stated, spec), text
   for spec in (captions.sample_spec(rng, 'unseen') for _ in range(100)):
     assert captions.parse(captions.plain(spec)) == spec
 
 
-def test_parse_knows_synonyms_and_missing_parts():
+def test_parse_of_synonyms_and_of_captions_without_colors():
   assert captions.parse('A photo of a RED automobile') == (
       'car', 'red', None)
   assert captions.parse('ice cream cone with grey cone') == (
@@ -28,11 +34,11 @@ def test_parse_knows_synonyms_and_missing_parts():
     captions.parse('a dragon')
 
 
-def test_an_untrue_caption_is_told():
+def test_captions_with_another_color_are_not_true():
   spec = captions.Spec('car', 'red', 'blue')
-  assert captions.is_true(captions.parse('a car'), spec)
-  assert not captions.is_true(captions.parse('a green car'), spec)
-  assert not captions.is_true(
+  assert is_true(captions.parse('a car'), spec)
+  assert not is_true(captions.parse('a green car'), spec)
+  assert not is_true(
       captions.parse('a red car with red wheels'), spec)
 
 
@@ -44,7 +50,7 @@ def test_colors_can_be_left_out():
     assert 'pink' not in text and 'cyan' not in text
 
 
-def test_the_splits_share_no_pair_and_about_a_tenth_is_unseen():
+def test_splits_are_disjoint_and_a_tenth_of_pairs_is_unseen():
   seen, unseen = (set(captions.pairs(s)) for s in ('seen', 'unseen'))
   assert not seen & unseen
   assert set(captions.pairs('train')) == seen
@@ -59,7 +65,7 @@ def test_the_splits_share_no_pair_and_about_a_tenth_is_unseen():
       assert spec.main != spec.second
 
 
-def test_the_world_is_as_large_as_promised():
+def test_numbers_of_categories_colors_and_kinds():
   assert len(captions.CATEGORIES) >= 24
   assert len(captions.COLORS) >= 11
   kinds = {noun.kind for noun in captions.NOUNS.values()}
@@ -75,7 +81,7 @@ def test_view_words(azimuth, elevation, word):
   assert captions.view_word(azimuth, elevation) == word
 
 
-def test_tokens_are_padded_and_cut_and_nothing_known_is_unknown():
+def test_tokens_are_padded_and_truncated_without_unknown_tokens():
   tokenizer = assets.tokenizer()
   tokens, mask = tokenizer.encode(['a red car', '', 'red ' * 100])
   assert tokens.shape == mask.shape == (3, assets.CAPTION_LENGTH)
@@ -88,7 +94,7 @@ def test_tokens_are_padded_and_cut_and_nothing_known_is_unknown():
   assert (tokens != 2).all() and mask.sum(1).max() < assets.CAPTION_LENGTH
 
 
-def test_training_the_tokenizer_again_gives_the_shipped_one(tmp_path):
+def test_trained_tokenizer_equals_the_shipped_one(tmp_path):
   captions.train_tokenizer(tmp_path / 'tokenizer.json')
   again = assets.Tokenizer(tmp_path / 'tokenizer.json')
   texts = ['a photo of a pink castle with gray towers, overhead view', 'xyz']
@@ -96,7 +102,7 @@ def test_training_the_tokenizer_again_gives_the_shipped_one(tmp_path):
       again.encode(texts)[0], assets.tokenizer().encode(texts)[0])
 
 
-def test_advice_names_strange_words_only():
+def test_advice_names_words_outside_the_vocabulary_only():
   assert captions.advice(['a red chair, side view', '']) is None
   advice = captions.advice(['a shiny red dragon'])
   assert "'dragon'" in advice and "'shiny'" in advice and 'chair' in advice

@@ -21,7 +21,7 @@ def test_held_out_captions_belong_to_their_split():
 
 def test_bundled_pair_retrieves_captions_of_real_images():
   pair = clip_pair.load()
-  images = [image for _, image, _, _, _ in shapes_world.pictures(
+  images = [image for _, image, _, _, _ in shapes_world.captioned_images(
       0, 'seen', 0, 4, 64)]
   prompts = clip_evaluation.held_out_captions('seen', 4)
   mean_rate = lambda shift: np.mean([

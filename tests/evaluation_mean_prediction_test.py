@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gen3d.data.shapes import captions, categories
-from gen3d.data.shapes import world as shapes_world
+from gen3d.data.shapes import render as shapes_render
 from gen3d.diffusion import noise
 from gen3d.evaluation import mean_prediction
 from gen3d.ops import cameras
@@ -16,8 +16,8 @@ COUNT, SIZE = 32, 12
 
 @jax.jit
 def image_of(parts, key, camera):
-  view = shapes_world.trace(parts, camera, SIZE)
-  return shapes_world.sample_image(key, view, 0.0, 0.5)
+  view = shapes_render.trace(parts, camera, SIZE)
+  return shapes_render.sample_image(key, view, 0.0, 0.5)
 
 
 def sampled_images(category, color, camera):

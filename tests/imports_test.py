@@ -24,7 +24,7 @@ SEES = {
     'metrics': ('ops', 'models'),
     'gan': ('ops', 'models', 'weights', 'engine'),
     'io': ('ops',),
-    'data': ('ops',),
+    'data': ('ops', 'io'),
     'render': ('ops', 'scenes', 'gan', 'io', 'engine'),
     'tasks': _ALL,
     'evaluation': (*_ALL, 'tasks'),

@@ -1,4 +1,4 @@
-"""One scene in the five layouts that posed photographs come in.
+"""Writers of a scene in the five layouts of captures.
 
 Each writer puts the same cameras (c2w [N, 4, 4], OpenGL axes, y up) and points
 into a folder, in the axes and the world that its format has, and returns the
@@ -18,7 +18,7 @@ from gen3d.ops import cameras
 
 WIDTH, HEIGHT, FOCAL, COUNT = 40, 30, 44.0, 18
 FLIP = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenGL camera axes <-> OpenCV's
-# A world that COLMAP might choose: turned, scaled and moved.
+# A world as COLMAP may choose it: rotated, scaled and moved.
 ODD = np.eye(4)
 ODD[:3, :3] = 3.7 * Rotation.from_euler('xyz', [200, 30, 75],
                                         degrees=True).as_matrix()
@@ -37,7 +37,7 @@ def moved(world, c2w):
 
 
 def around():
-  """Cameras on a sphere of radius 2 that look at the origin; y is up."""
+  """Cameras on a sphere of radius 2 with the origin as target; y is up."""
   camera = cameras.orbit(
       jnp.linspace(0.0, 320.0, COUNT), 20 + 25 * jnp.cos(jnp.arange(COUNT)),
       jnp.full(COUNT, 2.0), jnp.full(COUNT, 1.0))
@@ -45,7 +45,7 @@ def around():
 
 
 def ahead():
-  """Cameras on a plane that look along -z, as for a wall of flowers."""
+  """Cameras on a plane with viewing direction -z."""
   c2w = np.tile(np.eye(4), (COUNT, 1, 1))
   rng = np.random.default_rng(0)
   c2w[:, :3, 3] = rng.uniform(-0.5, 0.5, (COUNT, 3)) * [1, 1, 0.1]
@@ -67,7 +67,7 @@ def points_in_front(c2w, depths=(1.4, 2.6)):
 
 
 def picture(path, index, size=(WIDTH, HEIGHT), alpha=None):
-  """A picture of one color that tells its index."""
+  """A picture of one color that encodes its index."""
   path.parent.mkdir(parents=True, exist_ok=True)
   color = (10 * index, 200, 7) + (() if alpha is None else (alpha,))
   Image.new('RGB' if alpha is None else 'RGBA', size, color).save(path)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from configs import eg3d as config_file
 from configs import stylegan2 as stylegan2_file
-from gen3d.data.images import dataset
+from gen3d.data.images import camera_labels
 from gen3d.data.images import open as opening
 from gen3d.gan import cameras as gan_cameras
 from gen3d.gan import costs, sampling
@@ -66,7 +66,7 @@ def test_sampled_cameras_are_mirrored_as_the_images_are(config, source):
   batch = next(gan.batches(0, 0, config=mirrored, source=source))
   known = {label.tobytes() for label in source.labels}
   mirrored_labels = {
-      dataset.mirror_label(label).tobytes() for label in source.labels}
+      camera_labels.mirror_label(label).tobytes() for label in source.labels}
   sampled = [x.tobytes() for x in batch['sampled_cameras'].reshape(-1, 25)]
   frequency = np.mean([x in mirrored_labels for x in sampled])
   assert set(sampled) <= known | mirrored_labels and 0.2 < frequency < 0.8

@@ -11,7 +11,7 @@ import pytest
 from configs import text_to_image as config_file
 from gen3d import assets
 from gen3d.data.shapes import captions
-from gen3d.data.shapes import world as shapes_world
+from gen3d.data.shapes import render as shapes_render
 from gen3d.diffusion import noise
 from gen3d.engine import release
 from gen3d.models import unet
@@ -101,7 +101,7 @@ def test_prior_image_loss_is_least_at_the_mean_of_known_cameras():
 
 def test_mean_background_is_gray_as_in_the_prior_image_loss():
   keys = jax.random.split(jax.random.key(0), 2000)
-  drawn = jax.vmap(lambda key: shapes_world.sample_background(key, 4))(keys)
+  drawn = jax.vmap(lambda key: shapes_render.sample_background(key, 4))(keys)
   np.testing.assert_allclose(drawn.mean(0), 0.5, atol=0.03)
 
 

@@ -1,1 +1,1 @@
-"""Where images, captions and cameras come from."""
+"""Data sets: captures, images with cameras, the shapes world."""

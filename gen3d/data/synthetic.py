@@ -22,7 +22,7 @@ from PIL import Image
 from gen3d.data import raster
 from gen3d.data.captures import posed
 from gen3d.data.shapes import captions, categories, primitives
-from gen3d.data.shapes import world as shapes_world
+from gen3d.data.shapes import render as shapes_render
 from gen3d.ops import cameras, shading
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
@@ -66,7 +66,7 @@ def surface_from_caption(text: str,
       query, np.outer([-bound, bound], np.ones(3)), resolution)
   vertices, faces = mesh_ops.isosurface(density, 1.0, origin, spacing)
   points = jnp.asarray(vertices, jnp.float32)
-  normals = jax.jit(functools.partial(shapes_world.normals, parts))(points)
+  normals = jax.jit(functools.partial(shapes_render.normals, parts))(points)
   return Mesh(vertices, faces, np.asarray(normals, np.float64),
               np.asarray(primitives.color(parts, points), np.float64)),
 
@@ -96,11 +96,11 @@ def render_views(text: str, split: str, count: int,
 
   @jax.jit
   def render(camera):
-    view = shapes_world.trace(parts, camera, size)
+    view = shapes_render.trace(parts, camera, size)
     # Full coverage gives colors without background: straight alpha.
     opaque = view._replace(coverage=jnp.full_like(view.coverage, 255))
     colors = jnp.round(
-        255 * shapes_world.shade_and_composite(opaque, light, 0.0))
+        255 * shapes_render.shade_and_composite(opaque, light, 0.0))
     return jnp.concatenate([colors.astype(jnp.uint8),
                             view.coverage[..., None]], axis=-1)
 

@@ -78,7 +78,7 @@ def real_r_precision(
   """
   rates = {}
   for split in SPLITS:
-    examples = list(shapes_world.pictures(seed, split, 0, count, size))
+    examples = list(shapes_world.captioned_images(seed, split, 0, count, size))
     images = np.stack([image for _, image, _, _, _ in examples])
     rates[split] = _r_precision(
         pair, images, held_out_captions(split, count, seed))

@@ -193,7 +193,7 @@ def classification(
       trained.camera, np.arange(VIEWS) * 360.0 / VIEWS)
   films = [render(inference.map_seed(trained, seed), around)
            for seed in tqdm.trange(count, desc='views', disable=None)]
-  source = shapes_world.posed(
+  source = shapes_world.posed_images(
       world, count * VIEWS, config.resolution, split='seen')
   held_out = [source.pixels(i) for i in range(len(source.names))]
   clip = clip_pair.load()

@@ -19,7 +19,7 @@ import tqdm
 
 from gen3d import assets
 from gen3d.data.shapes import captions, categories
-from gen3d.data.shapes import world as shapes_world
+from gen3d.data.shapes import render as shapes_render
 from gen3d.diffusion import noise, pixel_model
 from gen3d.io import images as image_io
 from gen3d.ops import cameras
@@ -123,9 +123,9 @@ def _mean_of_each(parts, keys, labels, *, size):
   def mean_image(label):
     def image(sample):
       part, key = sample
-      view = shapes_world.trace(part, cameras.from_label(label), size)
+      view = shapes_render.trace(part, cameras.from_label(label), size)
       # Over gray 0.5, the mean of the world's backgrounds.
-      return shapes_world.sample_image(key, view, 0.0, 0.5)
+      return shapes_render.sample_image(key, view, 0.0, 0.5)
 
     return jnp.mean(jax.lax.map(image, (parts, keys)), axis=0)
 

@@ -24,6 +24,7 @@ import optax
 
 from gen3d import assets
 from gen3d.data.shapes import attributes, captions
+from gen3d.data.shapes import render as shapes_render
 from gen3d.data.shapes import world as shapes_world
 from gen3d.engine import optim
 from gen3d.engine import state as states
@@ -149,7 +150,7 @@ def train_step(state: states.TrainState, batch: dict[str, Any],
   return state, {'loss/contrastive': loss, **metrics}
 
 
-def training_image(key: jax.Array, view: shapes_world.Views,
+def training_image(key: jax.Array, view: shapes_render.Views,
                    textureless: jax.Array | float,
                    resolution: int) -> jax.Array:
   """A lit and augmented image [R, R, 3] of one view.
@@ -168,10 +169,10 @@ def training_image(key: jax.Array, view: shapes_world.Views,
   (key_light, key_background, key_zoom, key_shift, key_mirror, key_blur,
    key_noise, key_exposure) = jax.random.split(key, 8)
   size = view.coverage.shape[0]
-  light = shapes_world.sample_light(key_light, view.camera, textureless)
+  light = shapes_render.sample_light(key_light, view.camera, textureless)
   # Over black, so that the color is premultiplied by coverage and another
   # background can be added after the geometric augmentations.
-  shaded = shapes_world.shade_and_composite(
+  shaded = shapes_render.shade_and_composite(
       view, light, jnp.zeros((size, size, 3)))
   image = jnp.concatenate([shaded, view.coverage[..., None] / 255.0], -1)
 
@@ -185,7 +186,7 @@ def training_image(key: jax.Array, view: shapes_world.Views,
       resolution * ((1 - zoom) / 2 + shift), 'linear')
 
   # Background, blur (half of the images have none), exposure, noise.
-  background = shapes_world.sample_background(key_background, resolution)
+  background = shapes_render.sample_background(key_background, resolution)
   image = image[..., :3] + (1 - image[..., 3:]) * background
   side = jax.random.uniform(key_blur, minval=-0.25, maxval=0.25)
   image = _blur(image, jnp.maximum(side, 0.0))
@@ -253,5 +254,5 @@ def held_out(
 
 @jax.jit
 def _sample_images(keys, views, textureless):
-  return jax.vmap(shapes_world.sample_image, (0, 0, None))(
+  return jax.vmap(shapes_render.sample_image, (0, 0, None))(
       keys, views, textureless)

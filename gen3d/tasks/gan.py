@@ -14,7 +14,7 @@ import numpy as np
 
 from gen3d import assets
 from gen3d.choices import UserError
-from gen3d.data.images import dataset
+from gen3d.data.images import camera_labels, dataset
 from gen3d.data.images import open as opening
 from gen3d.engine import sharding
 from gen3d.engine import state as states
@@ -175,7 +175,7 @@ def batches(
     sampled = labels[rng.integers(len(labels), size=(count, 3))]
     if config.data.mirror and labels.shape[1]:
       flips = rng.random((count, 3, 1)) < 0.5
-      sampled = np.where(flips, dataset.mirror_label(sampled), sampled)
+      sampled = np.where(flips, camera_labels.mirror_label(sampled), sampled)
     yield {**batch, 'sampled_cameras': sampled}
 
 

@@ -169,7 +169,9 @@ def open_data(data: Any, split: str) -> posed.Posed:
     return synthetic.render_views(
         data.path.removeprefix('shapes:'), split, count, data.size)
   return posed.open_posed(data.path, split, format=data.format,
-                          factor=data.factor)
+                          factor=data.factor, near=data.get('near') or None,
+                          far=data.get('far') or None,
+                          box=data.get('box') or None)
 
 
 def to_unit_frame(train: posed.Posed, frames: int

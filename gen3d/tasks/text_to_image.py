@@ -31,6 +31,7 @@ from flax import traverse_util
 from gen3d import assets
 from gen3d.choices import check
 from gen3d.data.shapes import captions
+from gen3d.data.shapes import render as shapes_render
 from gen3d.data.shapes import world as shapes_world
 from gen3d.diffusion import noise, pixel_model, sampling
 from gen3d.diffusion.pixel_model import PixelModel
@@ -134,7 +135,7 @@ def batches(seed: int, first_step: int, *,
   for step in itertools.count(first_step):
     rng = np.random.default_rng((seed, step))
     rows = rng.integers(len(specs), size=config.batch)
-    textureless = rng.random(config.batch) < shapes_world.TEXTURELESS
+    textureless = rng.random(config.batch) < shapes_render.TEXTURELESS
     texts = [captions.caption(rng, specs[row], words[row], not white)
              for row, white in zip(rows, textureless)]
     # A dropped caption has no camera either: as the empty prompt has none.
@@ -190,7 +191,7 @@ def _examples(key, batch, parts):
 
   def draw(key, view, textureless):
     key_image, key_noise, key_patches = jax.random.split(key, 3)
-    images = [2 * shapes_world.sample_image(
+    images = [2 * shapes_render.sample_image(
         key_image, view, textureless, *background) - 1
               for background in ((), (0.5,))]
     return *images, jax.random.normal(key_noise, images[0].shape), (
@@ -303,7 +304,7 @@ def _held_out_losses(params, views, tokens, mask, *, model):
   count = len(tokens)
   keys = jax.random.split(jax.random.key(0), count)
   draw = lambda *background: 2 * jax.vmap(
-      lambda key, view: shapes_world.sample_image(
+      lambda key, view: shapes_render.sample_image(
           key, view, 0.0, *background))(keys, views) - 1
   x, on_gray = draw(), draw(0.5)
   eps = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys)

@@ -1,1 +1,1 @@
-"""Photographs with known cameras: layouts, lenses, poses."""
+"""Photographs with known cameras: layouts, camera models, poses."""

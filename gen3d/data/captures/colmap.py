@@ -1,9 +1,8 @@
-"""COLMAP's sparse models: cameras, images and points3D, .bin or .txt.
+"""Captures of COLMAP: sparse models of cameras, images and points3D.
 
-What a model says, as it says it: poses are world-to-camera with OpenCV's
-axes, lenses are in pixels. The pixels' centers are at +0.5, as everywhere
-here. Of the files only what reconstruction needs is read: the observations
-in images and the tracks in points3D are skipped.
+Models are read from .bin or .txt as they are: poses are world-to-camera with
+OpenCV's axes, camera models are in pixels, whose centers are at +0.5. The
+observations in images and the tracks in points3D are skipped.
 """
 
 import pathlib
@@ -13,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gen3d.choices import UserError
-from gen3d.data.captures import lenses
+from gen3d.data.captures import camera_models, folders, records
+from gen3d.data.captures.records import Capture, Frame
+from gen3d.ops.cameras import OPENCV
 
 # Name and number of parameters of every model, by number (COLMAP's models.h).
 _MODELS = (
@@ -32,64 +33,142 @@ _SUPPORTED = {
     'OPENCV': lambda fx, fy, x, y, *k: (fx, fy, x, y, k)}
 
 
-class Shot(NamedTuple):
-  """One registered image."""
+class RegisteredImage(NamedTuple):
+  """One image whose pose COLMAP found."""
   name: str
-  w2c: Any        # [4, 4], OpenCV axes
-  size: tuple     # (width, height) that the lens is given for
-  lens: lenses.Lens
+  w2c: np.ndarray            # [4, 4], OpenCV axes
+  size: tuple[int, int]      # (width, height) of the camera model
+  model: camera_models.CameraModel
 
 
-class Model(NamedTuple):
-  """A sparse model; `file` names the images file, for messages."""
+class SparseModel(NamedTuple):
+  """A sparse model; `file` is the images file, for messages."""
   file: pathlib.Path
-  shots: tuple    # of Shot, sorted by name
-  points: Any     # [M, 3], world
+  images: tuple[RegisteredImage, ...]  # sorted by name
+  points: np.ndarray                   # [M, 3], world
 
 
-def holds_model(folder):
-  """Whether a folder has a model's cameras and images file."""
-  return any((folder / f'cameras{end}').is_file() for end in ('.bin', '.txt'))
+def is_capture(path: pathlib.Path) -> bool:
+  """True if a capture's folder has a sparse model."""
+  return _model_folder(path) is not None
 
 
-def read(folder):
-  """Reads a model; the binary files where there are both kinds.
+def read_capture(path: pathlib.Path, factor: float) -> Capture:
+  """Reads the capture in a folder; poses by records.normalize_poses.
+
+  Args:
+    path: the folder.
+    factor: images are those of images_{factor} where there is such a folder.
+
+  Raises:
+    UserError: a file is missing or damaged.
+  """
+  folder = _model_folder(path)
+  if folder is None:
+    raise UserError(f'{path} has no cameras.bin or cameras.txt in sparse/0, '
+                    'sparse or colmap/sparse/0.')
+  sparse = read(folder)
+  c2w = np.stack(
+      [np.linalg.inv(image.w2c) for image in sparse.images]) * OPENCV
+  depths = _depths(c2w, sparse)
+  # Without points, the extent of the cameras stands in for the distance.
+  nearest = np.percentile(depths, 0.1) if len(depths) else np.ptp(
+      c2w[:, :3, 3], axis=0).max() or 1.0
+  files = _image_files(path, factor, sparse)
+  frames = [
+      Frame(image.name, file, sparse.file, folders.split_of(i), pose,
+            records.fixed_model(image.model), image.size)
+      for i, (image, file, pose) in enumerate(zip(sparse.images, files, c2w))]
+  frames, align, scale = records.normalize_poses(frames, nearest)
+  points = sparse.points @ align[:3, :3].T + align[:3, 3]
+  # Margins, since points are only on textured surfaces.
+  bounds = (0.9 * scale * nearest, 1.1 * scale * np.percentile(depths, 99.9)
+            ) if len(depths) else None
+  return Capture(tuple(frames), align, bounds,
+                 points=points if len(points) else None)
+
+
+def _image_files(path: pathlib.Path, factor: float, sparse: SparseModel
+                 ) -> list[pathlib.Path]:
+  """Image files of a sparse model, in its order."""
+  folder = folders.image_folder(path, factor)
+  if folder.name == 'images':
+    return [folder / image.name for image in sparse.images]
+  # Reduced images may have another suffix than the names in the model.
+  by_stem = {f.relative_to(folder).with_suffix('').as_posix(): f
+             for f in folder.rglob('*')}
+  stem = lambda name: pathlib.PurePosixPath(name).with_suffix('').as_posix()
+  return [by_stem.get(stem(image.name), folder / image.name)
+          for image in sparse.images]
+
+
+def _depths(c2w: np.ndarray, sparse: SparseModel) -> np.ndarray:
+  """Distances [K] of cameras from the points within their images."""
+  # About 5000 points are enough for percentiles.
+  points = sparse.points[::max(1, len(sparse.points) // 5000)]
+  distances = []
+  for pose, image in zip(c2w, sparse.images):
+    local = (points - pose[:3, 3]) @ pose[:3, :3]
+    ahead = -local[:, 2] > 1e-9
+    flat = local[ahead] / -local[ahead, 2:]
+    at = image.model.center + flat[:, :2] * [1, -1] * image.model.focal
+    inside = np.all((at > 0) & (at < 1), axis=1)
+    distances.append(np.linalg.norm(local[ahead][inside], axis=1))
+  return np.concatenate(distances)
+
+
+def _model_folder(path: pathlib.Path) -> pathlib.Path | None:
+  """The folder of the sparse model in a capture's folder."""
+  for folder in ('sparse/0', 'sparse', 'colmap/sparse/0', '.'):
+    if any((path / folder / f'cameras{suffix}').is_file()
+           for suffix in ('.bin', '.txt')):
+      return path / folder
+  return None
+
+
+def read(folder: pathlib.Path) -> SparseModel:
+  """Reads a sparse model; the binary files where there are both kinds.
 
   Raises:
     UserError: a file is missing, damaged, or has a camera whose model is
-      not among the pinhole ones; the sentence names the file.
+      not among the pinhole ones; names the file.
   """
-  end = '.bin' if (folder / 'cameras.bin').is_file() else '.txt'
-  files = [folder / f'{name}{end}' for name in ('cameras', 'images',
-                                                'points3D')]
+  suffix = '.bin' if (folder / 'cameras.bin').is_file() else '.txt'
+  files = [folder / f'{name}{suffix}' for name in ('cameras', 'images',
+                                                   'points3D')]
   for file in files[:2]:
     if not file.is_file():
       raise UserError(f'{file} is missing; a COLMAP model has cameras, '
                       'images and points3D of one kind (.bin or .txt).')
-  readers = _BINARY if end == '.bin' else _TEXT
-  found = []
+  readers = _BINARY if suffix == '.bin' else _TEXT
+  contents = []
   for file, reader in zip(files, readers):
     try:
-      found.append(reader(file) if file.is_file() else np.zeros((0, 3)))
+      contents.append(reader(file) if file.is_file() else np.zeros((0, 3)))
     except (struct.error, UnicodeDecodeError, IndexError, MemoryError
             ) as error:
       raise UserError(f'{file} ends too early or is damaged; export the '
                       'model again.') from error
-  cameras, images, points = found
-  shots = []
+  cameras, poses, points = contents
+  images = []
+  # By name, which decides the split.
   for name, rotation, translation, camera in sorted(
-      images, key=lambda image: image[0]):
+      poses, key=lambda pose: pose[0]):
     if camera not in cameras:
       raise UserError(f'{files[1]}: {name} has the camera {camera}, which '
                       f'{files[0].name} does not have.')
-    shots.append(Shot(name, _pose(files[1], name, rotation, translation),
-                      *_lens(files[0], camera, *cameras[camera])))
-  if not shots:
+    images.append(RegisteredImage(
+        name, _pose(files[1], name, rotation, translation),
+        *_camera_model(files[0], camera, *cameras[camera])))
+  if not images:
     raise UserError(f'{files[1]} registers no image.')
-  return Model(files[1], tuple(shots), np.asarray(points, float).reshape(-1, 3))
+  return SparseModel(files[1], tuple(images),
+                     np.asarray(points, float).reshape(-1, 3))
 
 
-def _pose(file, name, quaternion, translation):
+def _pose(file: pathlib.Path, name: str, quaternion: Any,
+          translation: Any) -> np.ndarray:
+  """World-to-camera matrix [4, 4] of a quaternion (w, x, y, z)."""
   length = np.linalg.norm(quaternion)
   if not (np.isfinite(length) and length > 1e-6):
     raise UserError(f'{file}: the pose of {name} is singular (its quaternion '
@@ -104,41 +183,47 @@ def _pose(file, name, quaternion, translation):
   return pose
 
 
-def _lens(file, number, model, width, height, parameters):
-  if model not in _SUPPORTED:
+def _camera_model(file: pathlib.Path, number: int, name: str, width: int,
+                  height: int, parameters: Any
+                  ) -> tuple[tuple[int, int], camera_models.CameraModel]:
+  """((width, height), CameraModel) of one camera of the file."""
+  if name not in _SUPPORTED:
     raise UserError(
-        f'{file}: camera {number} has the model {model}; choose from '
+        f'{file}: camera {number} has the model {name}; choose from '
         f'{sorted(_SUPPORTED)}, or undistort the images with COLMAP\'s '
         'image_undistorter.')
   try:
-    *pixels, distortion = _SUPPORTED[model](*parameters)
+    *pixels, distortion = _SUPPORTED[name](*parameters)
   except TypeError as error:
-    raise UserError(f'{file}: camera {number} ({model}) has '
+    raise UserError(f'{file}: camera {number} ({name}) has '
                     f'{len(parameters)} parameters.') from error
   if min(width, height, *pixels[:2]) <= 0:
     raise UserError(f'{file}: camera {number} has a size or a focal length '
                     'that is not positive.')
-  return (width, height), lenses.from_pixels(
+  return (width, height), camera_models.from_pixels(
       width, height, *pixels, distortion)
 
 
 class _Stream:
-  """Little-endian numbers out of bytes; struct.error where they end."""
+  """Reader of little-endian numbers; struct.error at the end of the file."""
 
-  def __init__(self, file):
+  def __init__(self, file: pathlib.Path):
     self.data, self.at = file.read_bytes(), 0
 
-  def take(self, kinds):
+  def take(self, kinds: str) -> tuple[Any, ...]:
+    """The next values, by format characters of `struct`."""
     values = struct.unpack_from(f'<{kinds}', self.data, self.at)
     self.skip(struct.calcsize(f'<{kinds}'))
     return values
 
-  def skip(self, count):
+  def skip(self, count: int) -> None:
+    """Moves on by `count` bytes."""
     self.at += count
     if self.at > len(self.data):
       raise struct.error('end of file')
 
-  def string(self):
+  def string(self) -> str:
+    """The next string, which a zero byte ends."""
     start, end = self.at, self.data.find(b'\0', self.at)
     if end < 0:
       raise struct.error('end of file')
@@ -146,7 +231,8 @@ class _Stream:
     return self.data[start:end].decode()
 
 
-def _cameras_bin(file):
+def _cameras_bin(file: pathlib.Path) -> dict[int, tuple]:
+  """{camera's number: (model, width, height, parameters)}."""
   stream, cameras = _Stream(file), {}
   for _ in range(*stream.take('Q')):
     number, model, width, height = stream.take('iiQQ')
@@ -158,7 +244,8 @@ def _cameras_bin(file):
   return cameras
 
 
-def _images_bin(file):
+def _images_bin(file: pathlib.Path) -> list[tuple]:
+  """[(name, quaternion, translation, camera's number)]."""
   stream, images = _Stream(file), []
   for _ in range(*stream.take('Q')):
     _, *pose, camera = stream.take('i7di')
@@ -167,7 +254,7 @@ def _images_bin(file):
   return images
 
 
-def _points_bin(file):
+def _points_bin(file: pathlib.Path) -> list[tuple]:
   stream, points = _Stream(file), []
   for _ in range(*stream.take('Q')):
     points.append(stream.take('Q3d3Bd')[1:4])
@@ -175,12 +262,13 @@ def _points_bin(file):
   return points
 
 
-def _lines(file):
+def _lines(file: pathlib.Path) -> list[str]:
+  """Lines without comments."""
   return [line.strip() for line in file.read_text().splitlines()
           if not line.startswith('#')]
 
 
-def _numbers(file, words, kind=float):
+def _numbers(file: pathlib.Path, words: list[str], kind: Any = float) -> list:
   try:
     return [kind(word) for word in words]
   except ValueError as error:
@@ -188,7 +276,7 @@ def _numbers(file, words, kind=float):
                     ) from error
 
 
-def _cameras_txt(file):
+def _cameras_txt(file: pathlib.Path) -> dict[int, tuple]:
   cameras = {}
   for words in map(str.split, _lines(file)):
     if words:
@@ -201,7 +289,7 @@ def _cameras_txt(file):
   return cameras
 
 
-def _images_txt(file):
+def _images_txt(file: pathlib.Path) -> list[tuple]:
   # Two lines an image; the second, its observations, may be empty.
   lines, images = _lines(file), []
   while lines and not lines[-1]:
@@ -214,7 +302,7 @@ def _images_txt(file):
   return images
 
 
-def _points_txt(file):
+def _points_txt(file: pathlib.Path) -> list[list[float]]:
   return [_numbers(file, line.split()[1:4]) for line in _lines(file) if line]
 
 

@@ -1,80 +1,105 @@
-"""What a capture's files say: which pictures, from where, which lens.
+"""Content of a capture's files: images, poses and camera models.
 
 Capture is the record that every reader in layouts.py returns. Its cameras are
-in gen3d's world (y up) with OpenGL's axes; `align` is the similarity that was
-applied to the files' world, so that points can be carried along.
+in gen3d's world (y up) with OpenGL's axes; `align` is the similarity from the
+world of the files to gen3d's, for points given in the former.
 """
 
 import pathlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from gen3d.choices import UserError
+from gen3d.data.captures import camera_models
+
+# (width, height) of an image file -> camera_models.CameraModel
+ModelOfSize = Callable[[float, float], camera_models.CameraModel]
+# Length of the mean viewing direction from which cameras count as forward
+# facing; 1 is for equal directions, 0 for a full circle.
+_FORWARD = 0.5
 
 
 class Frame(NamedTuple):
-  """One picture of a capture.
+  """One image of a capture.
 
   Attributes:
-    name: as the files have it.
-    file: where the picture is.
+    name: as in the files of the capture.
+    file: the image file.
     source: the file that has its pose, for messages.
     split: 'train', 'test' or 'val'.
     c2w: float64 [4, 4], OpenGL axes, in gen3d's world.
-    lens: (width, height) of the picture on disk -> lenses.Lens.
-    size: (width, height) that the lens is given for, or None where its
-      numbers are of the picture on disk whatever its size.
+    model: (width, height) of the image file -> CameraModel.
+    size: (width, height) of the camera model, or None where its numbers hold
+      for any size of the image file.
   """
   name: str
   file: pathlib.Path
   source: pathlib.Path
   split: str
-  c2w: Any
-  lens: Callable
-  size: Any
+  c2w: np.ndarray
+  model: ModelOfSize
+  size: tuple[float, float] | None
 
 
 class Capture(NamedTuple):
-  """What the files say.
+  """All images of a capture, and bounds where the files have some.
 
   Attributes:
     frames: tuple of Frame, of all splits.
-    align: [4, 4], a similarity from the files' world to the frames' one.
+    align: [4, 4], the similarity from the world of the files to gen3d's.
     bounds: (near, far) or None.
-    box: [2, 3] or None.
-    box_from: the file that has it, for messages.
+    box: [2, 3], lower and upper corner, or None.
+    box_from: the file that has the box, for messages.
     points: [M, 3] on surfaces, or None.
   """
-  frames: tuple
-  align: Any
-  bounds: Any = None
-  box: Any = None
+  frames: tuple[Frame, ...]
+  align: np.ndarray
+  bounds: tuple[float, float] | None = None
+  box: np.ndarray | None = None
   box_from: str = ''
-  points: Any = None
+  points: np.ndarray | None = None
 
 
-def transform_poses(align, c2w):
-  """Camera-to-world matrices [..., 4, 4] after a similarity of the world."""
+def fixed_model(model: camera_models.CameraModel) -> ModelOfSize:
+  """Field `model` of a Frame whose model holds for any size."""
+  return lambda width, height: model
+
+
+def transform_poses(align: np.ndarray, c2w: np.ndarray) -> np.ndarray:
+  """Camera-to-world matrices [..., 4, 4] after a similarity of the world.
+
+  Args:
+    align: [4, 4], a rotation times a scale, and a translation.
+    c2w: [..., 4, 4].
+  """
   moved = align @ c2w
+  # Positions are scaled, rotations stay rotations.
   scale = np.cbrt(np.linalg.det(align[:3, :3]))
   moved[..., :3, :3] /= scale
   return moved
 
 
-def looks_one_way(c2w):
-  """Whether the cameras [N, 4, 4] look roughly in one direction."""
-  return bool(np.linalg.norm(c2w[:, :3, 2].mean(0)) > 0.5)
+def is_forward_facing(c2w: np.ndarray) -> bool:
+  """True if the cameras [N, 4, 4] have roughly one viewing direction."""
+  return bool(np.linalg.norm(c2w[:, :3, 2].mean(0)) > _FORWARD)
 
 
-def closest_point(c2w):
-  """The point nearest to all lines of sight of [N, 4, 4], or None.
+def closest_point(c2w: np.ndarray) -> np.ndarray | None:
+  """The point [3] with the least squared distance to the optical axes.
 
-  None where the lines are nearly parallel or part behind the cameras.
+  Args:
+    c2w: [N, 4, 4], OpenGL axes.
+
+  Returns:
+    None where the axes are nearly parallel, or the point is behind most of
+    the cameras.
   """
   centers, forward = c2w[:, :3, 3], -c2w[:, :3, 2]
+  # Projections onto the planes orthogonal to the axes.
   across = np.eye(3) - forward[:, :, None] * forward[:, None, :]
+  # Least squares; its smallest eigenvalue is 0 for parallel axes.
   total = across.mean(0)
   if np.linalg.eigvalsh(total)[0] < 1e-3:
     return None
@@ -83,61 +108,86 @@ def closest_point(c2w):
   return point if np.median(ahead) > 0 else None
 
 
-def check_frame(frame):
-  """Raises UserError where a pose is no rotation, or a lens shows nothing."""
+def frustum(c2w: np.ndarray, intrinsics: np.ndarray,
+            depth: float) -> np.ndarray:
+  """Corners [4, 3] of a camera's view at a depth, in cyclic order.
+
+  Args:
+    c2w: [4, 4], OpenGL axes.
+    intrinsics: [3, 3], normalized.
+    depth: along the viewing axis.
+  """
+  border = np.array([[0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1.0]])
+  local = border @ np.linalg.inv(intrinsics).T * [1, -1, -1] * depth
+  return local @ c2w[:3, :3].T + c2w[:3, 3]
+
+
+def check_frame(frame: Frame) -> None:
+  """Checks the pose and the camera model of a Frame.
+
+  Raises:
+    UserError: the pose is not a rigid motion, or the model has a size or a
+      focal length that is not positive.
+  """
   rotation = frame.c2w[:3, :3]
   where = f'{frame.source}: the pose of {frame.name}'
   if not np.isfinite(frame.c2w).all():
     raise UserError(f'{where} has numbers that are not finite.')
   if abs(np.linalg.det(rotation)) < 1e-6:
-    raise UserError(f'{where} is singular; remove the picture.')
+    raise UserError(f'{where} is singular; remove the image.')
   if np.abs(rotation.T @ rotation - np.eye(3)).max() > 1e-2:
     raise UserError(f'{where} has a rotation that is not orthonormal.')
   if np.linalg.det(rotation) < 0:
     raise UserError(f'{where} has a rotation that mirrors.')
   size = frame.size or (1, 1)
-  numbers = np.concatenate(frame.lens(*size)) if min(size) > 0 else (np.nan,)
+  numbers = np.concatenate(frame.model(*size)) if min(size) > 0 else (np.nan,)
   if not (np.isfinite(numbers).all() and min(numbers[:2]) > 0):
-    raise UserError(f'{frame.source}: the lens of {frame.name} has a size or '
-                    'a focal length that is not positive.')
+    raise UserError(f'{frame.source}: the camera model of {frame.name} has a '
+                    'size or a focal length that is not positive.')
 
 
-def normalize_poses(frames, nearest):
-  """Puts a world of unknown axes and scale upright.
+def normalize_poses(frames: Sequence[Frame], nearest: float
+                    ) -> tuple[list[Frame], np.ndarray, float]:
+  """Gives a world of unknown axes and scale y up and a known scale.
 
-  Cameras that look roughly one way are turned so that their average looks
-  along -z from the origin, and scaled so that what is nearest is at 4/3
-  (NeRF's LLFF loader). Others look at something from around: the axis of
-  least spread of their positions is up (mip-NeRF 360's PCA), and all fit into
-  the cube from -1 to 1.
+  Forward-facing cameras: the average camera is moved to the origin with -z as
+  viewing direction, and the world scaled so that the nearest depth is 4/3
+  (NeRF's LLFF loader). Other cameras: y is the principal axis of their
+  positions with the least variance (Mip-NeRF 360), and the world is scaled so
+  that all positions lie in [-1, 1]^3.
 
   Args:
-    frames: of the whole capture.
-    nearest: distance of what is nearest, in their world.
+    frames: all of the capture.
+    nearest: the least depth of what is visible, in their world.
 
   Returns:
     (frames in the new world, the similarity [4, 4], its scale).
+
+  Raises:
+    UserError: as check_frame.
   """
   for frame in frames:
     check_frame(frame)
   c2w = np.stack([frame.c2w for frame in frames])
   centers, mean = c2w[:, :3, 3], c2w[:, :3].mean(0)
-  if looks_one_way(c2w):
+  if is_forward_facing(c2w):
     back = mean[:, 2] / np.linalg.norm(mean[:, 2])
     right = np.cross(mean[:, 1], back)
     right /= np.linalg.norm(right)
     rotation = np.stack([right, np.cross(back, right), back])
     scale = 1 / (0.75 * nearest)
   else:
+    # eigh sorts by variance, the least one first.
     _, axes = np.linalg.eigh(np.cov((centers - centers.mean(0)).T))
     rotation = np.stack([axes[:, 2], axes[:, 0], axes[:, 1]])
-    if rotation[1] @ mean[:, 1] < 0:
+    if rotation[1] @ mean[:, 1] < 0:  # y is up in the images
       rotation[1] *= -1
-    rotation[2] *= np.linalg.det(rotation)
-    spread = np.abs((centers - centers.mean(0)) @ rotation.T).max()
-    scale = 1 / max(spread, 1e-9)
+    rotation[2] *= np.linalg.det(rotation)  # no mirror image
+    extent = np.abs((centers - centers.mean(0)) @ rotation.T).max()
+    scale = 1 / max(extent, 1e-9)
   align = np.eye(4)
   align[:3, :3] = scale * rotation
   align[:3, 3] = -align[:3, :3] @ centers.mean(0)
-  return ([frame._replace(c2w=transform_poses(align, frame.c2w)) for frame in frames],
-          align, scale)
+  moved = [frame._replace(c2w=transform_poses(align, frame.c2w))
+           for frame in frames]
+  return moved, align, scale

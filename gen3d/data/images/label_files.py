@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen3d.choices import UserError
-from gen3d.data.images import dataset
+from gen3d.data.images import camera_labels
 from gen3d.ops import cameras
 
 
@@ -43,8 +43,8 @@ def read_camera(path: str | os.PathLike,
   if label.size != 25:
     raise UserError(f'{path} holds no camera: a list of 25 numbers is wanted, '
                     "camera-to-world and intrinsics, or EG3D's dataset.json.")
-  dataset.check_labels(dataset.Images(
-      str(path), (str(image) or 'the image',), label[None], None, 0))
+  camera_labels.check_labels(
+      label[None], (str(image) or 'the image',), str(path))
   return cameras.from_label(jnp.asarray(label))
 
 
@@ -59,7 +59,7 @@ def _label_of(path: pathlib.Path, labels: Any, image: str | os.PathLike) -> Any:
     return count, count == len(parts)
 
   candidates = [(similarity(name), name, label)
-                for name, label in dataset.listed(path, labels)]
+                for name, label in camera_labels.parse_labels(path, labels)]
   best = max((rank for rank, *_ in candidates), default=(0, False))
   if not best[0]:
     raise UserError(f'{path} has no label for {os.path.basename(image)}; '

@@ -26,7 +26,7 @@ def open_data(data: Any) -> dataset.Images:
     raise UserError('There are no images: give --config.data.path, a zip or '
                     'folder in EG3D\'s format.')
   if is_world(data):
-    return shapes_world.posed(world_of(data), data.count, data.size)
+    return shapes_world.posed_images(world_of(data), data.count, data.size)
   images = dataset.open_images(data.path)
   dataset.check(images)
   return images

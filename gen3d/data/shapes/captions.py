@@ -1,15 +1,17 @@
-"""The language of the shapes world: what can be said of an object.
+"""Captions of the shapes world: a grammar, its sampler and its parser.
 
-A `Spec` is what an object is (category, color of its main part, color of
-its second part); a caption says some of that, in one of many ways, and
-perhaps from where it is seen. `caption` speaks, `parse` listens; both know
-the same words. The tokenizer that ships with the package was trained on
-captions drawn here.
+A `Spec` describes an object: category, color of its main part and color of its
+second part. A caption states some of these, in one of many phrasings, and may
+state the view. `caption` samples a caption of a Spec, `parse` extracts the
+Spec of a caption; both use the same vocabulary. The package's tokenizer was
+trained on sampled captions by `train_tokenizer`.
 """
 
 import functools
 import hashlib
+import os
 import re
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,8 @@ import tokenizers
 
 from gen3d.choices import UserError
 
-COLORS = {  # linear use of sRGB values: the world has no tone curve
+# Albedo in [0, 1]; shaded images are sRGB values without a tone curve.
+COLORS = {
     'red': (0.85, 0.10, 0.10), 'orange': (0.98, 0.50, 0.06),
     'yellow': (0.97, 0.86, 0.12), 'green': (0.14, 0.60, 0.18),
     'cyan': (0.15, 0.80, 0.82), 'blue': (0.12, 0.25, 0.85),
@@ -28,10 +31,10 @@ _COLOR_WORDS = {'grey': 'gray', 'turquoise': 'cyan', 'violet': 'purple'}
 
 
 class Noun(NamedTuple):
-  """How a category and its second part are called."""
-  words: tuple   # the usual word first, then synonyms
-  part: str      # name of the part that wears the second color
-  kind: str
+  """Words for a category and its second part."""
+  words: tuple[str, ...]  # the usual word first, then synonyms
+  part: str               # the part that has the second color
+  kind: str               # group of categories
 
 
 NOUNS = {
@@ -64,46 +67,54 @@ NOUNS = {
 }
 CATEGORIES = tuple(NOUNS)
 VIEWS = ('front', 'side', 'back', 'overhead')
+# Repeated entries are more likely.
 _PREFIXES = ('', '', '', 'a photo of ', 'a picture of ', 'an image of ',
              'a 3d render of ', 'a toy model of ')
 _DETERMINERS = ('a', 'a', 'a', 'one', 'the')
-LENGTH = 24  # tokens of a caption, with the end token
 
 
 class Spec(NamedTuple):
-  """What an object is; None where a caption does not say."""
+  """Description of an object; None where a caption does not state it."""
   category: str | None
   main: str | None
   second: str | None
 
 
 class Unknown(UserError):
-  """A prompt from which the shapes world can make nothing."""
+  """A prompt without a category of the shapes world."""
 
 
-def unseen(category, main):
-  """Whether (category, main color) is kept out of training: one in ten."""
+def unseen(category: str, main: str) -> bool:
+  """True if (category, main color) is held out of training: one in ten."""
+  # A hash, so that the split of a pair is independent of the other pairs.
   digest = hashlib.sha256(f'{category}/{main}'.encode()).digest()
   return digest[0] % 10 == 0
 
 
 @functools.cache
-def pairs(split):
+def pairs(split: str) -> tuple[tuple[str, str], ...]:
   """The (category, main color) pairs of 'train', 'seen' or 'unseen'."""
   return tuple((c, m) for c in CATEGORIES for m in COLORS
                if unseen(c, m) == (split == 'unseen'))
 
 
-def sample_spec(rng, split, categories=CATEGORIES):
-  """Draws what to show, of some categories; the two colors differ."""
+def sample_spec(rng: np.random.Generator, split: str,
+                categories: Collection[str] = CATEGORIES) -> Spec:
+  """Samples a description with two different colors.
+
+  Args:
+    rng: generator.
+    split: 'train', 'seen' or 'unseen', which decides the pairs.
+    categories: to sample from.
+  """
   choices = [pair for pair in pairs(split) if pair[0] in categories]
   category, main = choices[rng.integers(len(choices))]
   others = [c for c in COLORS if c != main]
   return Spec(category, main, others[rng.integers(len(others))])
 
 
-def view_word(azimuth, elevation):
-  """'front', 'side', 'back' or 'overhead', from degrees (DreamFusion)."""
+def view_word(azimuth: float, elevation: float) -> str:
+  """The word of VIEWS for a direction in degrees (DreamFusion, 3.2)."""
   if elevation > 60:
     return 'overhead'
   turn = abs((azimuth + 180) % 360 - 180)
@@ -116,26 +127,23 @@ def _with_article(phrase, determiner):
   return f'{determiner} {phrase}'
 
 
-def plain(spec):
-  """The plainest full caption: 'a red car with blue wheels'."""
+def plain(spec: Spec) -> str:
+  """The shortest caption that states all: 'a red car with blue wheels'."""
   noun = NOUNS[spec.category]
   phrase = f'{spec.main} {noun.words[0]}' if spec.main else noun.words[0]
   text = _with_article(phrase, 'a')
   return f'{text} with {spec.second} {noun.part}' if spec.second else text
 
 
-def caption(rng, spec, view=None, colors=True):
-  """One of the many ways to say it.
+def caption(rng: np.random.Generator, spec: Spec, view: str | None = None,
+            colors: bool = True) -> str:
+  """Samples a caption; each fact is left out with some probability.
 
   Args:
-    rng: numpy Generator.
+    rng: generator.
     spec: Spec.
-    view: one of VIEWS to be mentioned (most of the time), or None.
-    colors: whether color words may be used at all.
-
-  Returns:
-    A string; parts of the truth are left out at random, nothing false is
-    said.
+    view: one of VIEWS, stated with probability 0.7, or None.
+    colors: False to leave out all colors.
   """
   noun = NOUNS[spec.category]
   word = noun.words[0] if rng.random() < 0.7 else (
@@ -152,12 +160,15 @@ def caption(rng, spec, view=None, colors=True):
 
 
 def _alternatives(table):
+  """Regular expression of any of the words, longer ones first."""
+  # 'ice cream cone' before 'ice cream'.
   words = sorted(table, key=len, reverse=True)
   return '|'.join(re.escape(w) for w in words)
 
 
 @functools.cache
 def _patterns():
+  """(noun -> category, word -> color, head pattern, second part's pattern)."""
   nouns = {w: c for c, n in NOUNS.items() for w in n.words}
   colors = {**{c: c for c in COLORS}, **_COLOR_WORDS}
   return nouns, colors, re.compile(
@@ -165,89 +176,94 @@ def _patterns():
           re.compile(rf'with (?:an? )?({_alternatives(colors)}) '))
 
 
-def parse(text):
-  """What a caption says, as a Spec with None for what it does not.
+def parse(text: str) -> Spec:
+  """The Spec that a caption states, None for what it does not state.
 
   Raises:
-    Unknown: when no category of the shapes world is mentioned.
+    Unknown: the caption has no category of the shapes world.
   """
   nouns, colors, head, tail = _patterns()
   text = text.lower()
-  found = head.search(text)
-  if not found:
+  match = head.search(text)
+  if not match:
     raise Unknown(f'No object of the shapes world is named in {text!r}; '
-                  f'it knows: {", ".join(CATEGORIES)}.')
-  second = tail.search(text, found.end())
-  return Spec(nouns[found[2]], colors[found[1]] if found[1] else None,
+                  f'choose from {", ".join(CATEGORIES)}.')
+  # Only after the noun: 'ice cream with a pink cone'.
+  second = tail.search(text, match.end())
+  return Spec(nouns[match[2]], colors[match[1]] if match[1] else None,
               colors[second[1]] if second else None)
 
 
-def meaning(texts):
-  """What captions say, as numbers that a classifier can be asked for.
+def meaning(texts: Sequence[str]) -> np.ndarray:
+  """Class indices of N captions, as targets of a classifier.
 
   Args:
-    texts: list of N captions; an empty one says nothing.
+    texts: N captions; an empty one states nothing.
 
   Returns:
-    int32 [N, 3]: category, main color and second color, each counted from
-    1 in the order of CATEGORIES and COLORS; 0 where it is not said.
+    int32 [N, 3]: category, main color and second color, counted from 1 in the
+    order of CATEGORIES and COLORS; 0 where the caption does not state it.
+
+  Raises:
+    Unknown: as parse.
   """
   nothing = Spec(None, None, None)
   return 1 + np.array([indices(parse(text) if text else nothing)
                        for text in texts], np.int32)
 
 
-def indices(spec):
-  """Where a Spec's entries stand in CATEGORIES and COLORS; -1 for None."""
+def indices(spec: Spec) -> list[int]:
+  """Indices of a Spec's fields in CATEGORIES and COLORS; -1 for None."""
   return [-1 if name is None else list(names).index(name)
           for names, name in zip((CATEGORIES, COLORS, COLORS), spec)]
 
 
-def is_true(said, spec):
-  """Whether everything that `said` says holds of the object `spec`."""
-  return all(s is None or s == truth for s, truth in zip(said, spec))
-
-
 @functools.cache
-def words():
-  """Every word that a caption can hold, sorted."""
+def words() -> tuple[str, ...]:
+  """The vocabulary of captions, sorted."""
   texts = [w for n in NOUNS.values() for w in (*n.words, n.part)]
   texts += [*COLORS, *VIEWS, *_PREFIXES, *_DETERMINERS, 'an', 'with', 'view']
   return tuple(sorted({w for t in texts for w in t.split()}))
 
 
-def unknown_words(prompt):
-  """Words of a prompt that no caption in training ever held."""
-  known = set(words())
-  return [w for w in re.findall(r"[^\W_]+", prompt.lower()) if w not in known]
+def unknown_words(prompt: str) -> list[str]:
+  """Words of a prompt that are not in the vocabulary."""
+  vocabulary = set(words())
+  return [w for w in re.findall(r"[^\W_]+", prompt.lower())
+          if w not in vocabulary]
 
 
-def advice(prompts):
-  """A warning about words that the shapes world lacks, or None.
-
-  Args:
-    prompts: list of strings.
-  """
-  strange = sorted({w for p in prompts for w in unknown_words(p)})
-  if not strange:
+def advice(prompts: Iterable[str]) -> str | None:
+  """A warning about words outside the vocabulary, or None."""
+  unknown = sorted({w for p in prompts for w in unknown_words(p)})
+  if not unknown:
     return None
   return (
-      f'The shapes model has never seen {", ".join(map(repr, strange))} and '
-      f'will guess. It knows these objects: {", ".join(CATEGORIES)}; in these '
-      f'colors: {", ".join(COLORS)}. For open vocabulary a teacher trained '
-      f'on the world\'s pictures is needed: config.teacher.name chooses it, '
-      f'once one is there (see README).')
+      f'The shapes model was not trained on {", ".join(map(repr, unknown))} '
+      'and ignores or misreads these words. It was trained on these objects: '
+      f'{", ".join(CATEGORIES)}; in these colors: {", ".join(COLORS)}. For '
+      'other words choose a teacher trained on photographs, Stable Diffusion '
+      'or DeepFloyd IF (see README).')
 
 
-def train_tokenizer(path, seed=0, captions=20_000, vocab_size=512):
-  """Learns the subwords (byte-pair encoding) from captions; writes `path`."""
+def train_tokenizer(path: str | os.PathLike, seed: int = 0,
+                    count: int = 20_000, vocab_size: int = 512) -> None:
+  """Trains the byte-pair encoding of the package and writes it.
+
+  Args:
+    path: of the JSON file of the library tokenizers.
+    seed: of the captions.
+    count: captions to train on.
+    vocab_size: tokens, with <pad>, <end> and <unk>.
+  """
   rng = np.random.default_rng(seed)
-  draw = lambda: caption(rng, sample_spec(rng, 'train'), VIEWS[rng.integers(4)])
+  sample = lambda: caption(
+      rng, sample_spec(rng, 'train'), VIEWS[rng.integers(4)])
   model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token='<unk>'))
   model.normalizer = tokenizers.normalizers.Lowercase()
   model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
   model.train_from_iterator(
-      (draw() for _ in range(captions)), tokenizers.trainers.BpeTrainer(
+      (sample() for _ in range(count)), tokenizers.trainers.BpeTrainer(
           vocab_size=vocab_size, special_tokens=['<pad>', '<end>', '<unk>'],
           initial_alphabet=list('abcdefghijklmnopqrstuvwxyz0123456789,.-\''),
           show_progress=False))
