@@ -110,7 +110,7 @@ def random_params(network, inputs):
   import jax
   import numpy as np
 
-  from gen3d.weights import hub
+  from gen3d.models import loading
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):
@@ -119,7 +119,7 @@ def random_params(network, inputs):
       return noise * np.float32(np.prod(leaf.shape[:-1]) ** -.5)
     return .1 * noise + np.float32(path[-1].key == 'scale')
   return {'params': jax.tree_util.tree_map_with_path(
-      draw, hub.shapes(network, inputs, np.float32))}
+      draw, loading.shapes(network, inputs, np.float32))}
 
 
 def write_pipeline(path, unet, autoencoder, text_encoder):
@@ -154,20 +154,21 @@ def write_pipeline(path, unet, autoencoder, text_encoder):
                        'vocab_size': len(ids), 'eos_token_id': len(ids) - 1}}
   folders = {part: hub.Folder(path / part, config, {})
              for part, config in configs.items()}
-  size = {'unet': stable_diffusion.unet_size(folders['unet']),
-          'vae': vaes.autoencoder_size(folders['vae']),
-          'text_encoder': clip.text_size(folders['text_encoder'])}
+  config = {'unet': stable_diffusion.unet_config(folders['unet']),
+            'vae': vaes.autoencoder_config(folders['vae']),
+            'text_encoder': clip.text_config(folders['text_encoder'])}
   networks = {
-      'unet': (stable_diffusion.UNet(size['unet'], stable_diffusion.PARTS),
-               stable_diffusion.inputs(size['unet'])),
-      'vae': (vaes.Autoencoder(size['vae']), vaes.inputs(size['vae'])),
-      'text_encoder': (clip.TextTower(size['text_encoder']),
-                       clip.text_inputs(size['text_encoder']))}
+      'unet': (stable_diffusion.UNet(config['unet'], stable_diffusion.LAYERS),
+               stable_diffusion.inputs(config['unet'])),
+      'vae': (vaes.Autoencoder(config['vae']), vaes.inputs(config['vae'])),
+      'text_encoder': (clip.TextTower(config['text_encoder']),
+                       clip.text_inputs(config['text_encoder']))}
   from safetensors import numpy as safetensors
   for part, (network, inputs) in networks.items():
-    params = random_params(network, inputs)['params']
-    sources = (clip.text_sources(size[part]) if part == 'text_encoder'
-               else hub.sources(params))
+    params = random_params(network, inputs)
+    sources = port.by_path(params)
+    if part == 'text_encoder':
+      params, sources = params['params'], clip.text_sources(config[part])
     tensors = {name: np.ascontiguousarray(x, np.float16) for name, x in
                port.to_torch(params, sources).items()}
     (path / part).mkdir(exist_ok=True)

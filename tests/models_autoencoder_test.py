@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gen3d.models import autoencoder
-from gen3d.weights import hub
+from gen3d.models import autoencoder, loading
+from gen3d.weights import hub, port
 
-TINY = autoencoder.AutoencoderSize(
+TINY = autoencoder.AutoencoderConfig(
     side=8, channels=(8, 16), blocks=1, latent=4, groups=4, scale=.18215)
 
 
@@ -48,11 +48,11 @@ def test_full_size_names_and_shapes_are_those_of_diffusers(tmp_path):
       down_block_types=4 * ['DownEncoderBlock2D'], sample_size=512,
       up_block_types=4 * ['UpDecoderBlock2D']))
   model.save_config(tmp_path)
-  size = autoencoder.autoencoder_size(hub.Folder(
+  config = autoencoder.autoencoder_config(hub.Folder(
       tmp_path, hub.read_config(tmp_path), {}))
-  like = hub.shapes(autoencoder.Autoencoder(size),
-                           autoencoder.inputs(size), jnp.float32)
-  assert folders.expected_names(like, hub.sources(like)) == (
+  like = {'params': loading.shapes(autoencoder.Autoencoder(config),
+                                   autoencoder.inputs(config), jnp.float32)}
+  assert folders.expected_names(like, port.by_path(like)) == (
       folders.names_and_shapes(model))
 
 
@@ -115,7 +115,7 @@ def test_the_config_is_checked(tmp_path):
       '_class_name': 'AutoencoderKL', 'block_out_channels': [8, 16],
       'down_block_types': 2 * ['DownEncoderBlock2D'], 'sample_size': 8,
       'up_block_types': 2 * ['UpDecoderBlock2D'], 'norm_num_groups': 4}
-  read = lambda **changes: autoencoder.autoencoder_size(
+  read = lambda **changes: autoencoder.autoencoder_config(
       hub.Folder(tmp_path, config | changes, {}))
   (tmp_path / 'config.json').write_text(json.dumps(config))
   assert read() == TINY

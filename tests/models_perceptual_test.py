@@ -16,6 +16,13 @@ VGG16 = (64, 64, 'M', 128, 128, 'M', 256, 256, 256, 'M', 512, 512, 512, 'M',
 TOY = perceptual.Backbone('toy', (
     perceptual.Stage(0, (perceptual.Conv(0, 4), perceptual.Conv(2, 3))),
     perceptual.Stage(2, (perceptual.Conv(5, 5),))))
+# A backbone with other strides and poolings (Krizhevsky, 1404.5997).
+ALEXNET = perceptual.Backbone('alexnet', (
+    perceptual.Stage(0, (perceptual.Conv(0, 64, 11, 4, 2),)),
+    perceptual.Stage(3, (perceptual.Conv(3, 192, 5, 1, 2),)),
+    perceptual.Stage(3, (perceptual.Conv(6, 384),)),
+    perceptual.Stage(0, (perceptual.Conv(8, 256),)),
+    perceptual.Stage(0, (perceptual.Conv(10, 256),))))
 LOOKED_AT = {'vgg16': (3, 8, 15, 22, 29), 'alexnet': (1, 4, 7, 9, 11)}
 
 
@@ -161,7 +168,7 @@ def test_the_distance_and_its_gradient_equal_pytorchs(peer, tmp_path):
   head = {'classifier.6.bias': model.torch.zeros(10)}
   model.torch.save(model.tensors | head, tmp_path / 'net.pth')
   model.torch.save(model.linear_tensors, tmp_path / 'lin.pth')
-  backbone = {'vgg16': perceptual.VGG16, 'alexnet': perceptual.ALEXNET}[name]
+  backbone = {'vgg16': perceptual.VGG16, 'alexnet': ALEXNET}[name]
   network = perceptual.load(tmp_path / 'net.pth', tmp_path / 'lin.pth',
                             backbone=backbone)
   a, b = pictures(2, 32, 46)
@@ -274,7 +281,7 @@ def test_refused_weights(tmp_path):
   np.savez(tmp_path / 'a.npz', **tensors)
   np.savez(tmp_path / 'b.npz', **{'features.0.bias': tensors[
       'features.0.bias']})
-  with pytest.raises(ValueError, match=r'b\.npz holds features.0.bias, which'):
+  with pytest.raises(ValueError, match=r'b\.npz contains features.0.bias, which'):
     perceptual.load(tmp_path / 'a.npz', tmp_path / 'b.npz', backbone=TOY)
   tensors['lin1.model.1.weight'][0, 2] = -0.1
   with pytest.raises(port.PortingError, match='lin1.* negative'):
@@ -283,7 +290,7 @@ def test_refused_weights(tmp_path):
 
 
 @pytest.mark.parametrize('backbone, least', [
-    (perceptual.VGG16, 16), (perceptual.ALEXNET, 31)])
+    (perceptual.VGG16, 16), (ALEXNET, 31)])
 def test_pictures_that_are_too_small(backbone, least):
   shapes = lambda side: jax.eval_shape(
       perceptual.LPIPS(backbone).init, jax.random.key(0),

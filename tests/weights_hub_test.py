@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 from checkpoint_folders import write_tokenizer
 
+from gen3d.models import loading
 from gen3d.weights import hub, port
 
 COMMIT = 'b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd'
@@ -62,7 +63,7 @@ def write_shards(path, tensors, shards=3, stem='model', dot=''):
 
 
 def fill(folder, dtype=jnp.float32, **options):
-  return hub.fill(Net(), INPUTS, folder.tensors, dtype, **options)
+  return loading.fill(Net(), INPUTS, folder.tensors, dtype, **options)
 
 
 def test_parameters_are_the_files_in_our_layout(tmp_path):
@@ -138,8 +139,8 @@ def test_names_can_be_changed_before_they_are_matched(tmp_path):
   folder = hub.read(tmp_path)
   with pytest.raises(port.PortingError, match='8 missing'):
     fill(folder)
-  folder = folder._replace(
-      tensors=folder.tensors.renamed(lambda k: k.removeprefix('net.')))
+  folder = folder._replace(tensors=hub.renamed(
+      folder.tensors, lambda name: name.removeprefix('net.')))
   np.testing.assert_array_equal(fill(folder)['params']['position'],
                                 tensors['position'])
 
@@ -163,14 +164,14 @@ def test_every_tensor_must_match(tmp_path):
 
 def test_other_files_may_be_missing_or_not(tmp_path):
   write(tmp_path / 'unet', random_tensors())
-  checkpoint = hub.locate(tmp_path, parts=('unet',))
+  checkpoint = hub.locate(tmp_path, subfolders=('unet',))
   assert checkpoint == (tmp_path, str(tmp_path), '')
   assert hub.read_scheduler(checkpoint.path) == {}
   (tmp_path / 'safety_checker').mkdir()
   (tmp_path / 'scheduler').mkdir()
   (tmp_path / 'scheduler' / 'scheduler_config.json').write_text(
       '{"prediction_type": "v_prediction"}')
-  assert hub.locate(tmp_path, parts=('unet',)) == checkpoint
+  assert hub.locate(tmp_path, subfolders=('unet',)) == checkpoint
   assert hub.read_scheduler(tmp_path) == {
       'prediction_type': 'v_prediction'}
 
@@ -208,9 +209,9 @@ def spoil_pickle(path):
 @pytest.mark.parametrize('spoil, words', [
     (spoil_config, ['has no config.json']),
     (garble_config, ['config.json is not JSON']),
-    (list_config, ['config.json holds no JSON object']),
-    (truncate, ['model.safetensors is not a whole', 'download it again']),
-    (stop_in_header, ['model.safetensors is not a whole']),
+    (list_config, ['config.json contains no JSON object']),
+    (truncate, ['model.safetensors is not a complete', 'download it again']),
+    (stop_in_header, ['model.safetensors is not a complete']),
     (lose_weights, ['has no weights', 'pytorch_model.bin']),
     (spoil_pickle, ['pytorch_model.bin']),
 ])
@@ -237,7 +238,7 @@ def test_a_config_is_checked_key_by_key(tmp_path):
   hub.expect(folder, {'a': (1,), 'b': (1, 2), 'absent': (None,)})
   with pytest.raises(ValueError) as error:
     hub.expect(folder, {'a': (3,), 'b': (2,), 'c': (5,)})
-  assert 'a = 1 (known here: 3)' in str(error.value)
+  assert 'a = 1 (supported: 3)' in str(error.value)
   assert 'b =' not in str(error.value) and 'c =' not in str(error.value)
   with pytest.raises(ValueError, match='nameless.*x reads T5 or UL2'):
     hub.expect_class(folder, ('T5', 'UL2'), 'x')
@@ -324,7 +325,7 @@ def test_a_dead_id_is_explained_without_asking_the_hub(fake_hub):
 @pytest.mark.parametrize('kind, words', [
     ('GatedRepoError', 'accept its license.*hf auth login'),
     ('RevisionNotFoundError', "no revision 'v9'"),
-    ('RepositoryNotFoundError', 'neither a folder here nor a model'),
+    ('RepositoryNotFoundError', 'neither a local folder nor a model'),
     ('LocalEntryNotFoundError', 'cannot be reached'),
     ('OfflineModeIsEnabled', 'cannot be reached'),
 ])
@@ -369,7 +370,7 @@ def test_texts_become_tokens_padded_as_the_folder_says(tmp_path, pad):
 def test_a_tokenizer_that_is_not_the_encoders_gets_a_sentence(tmp_path):
   ids = write_tokenizer(tmp_path, '!')
   for vocab in (len(ids) - 1, 49408):
-    with pytest.raises(ValueError, match='missing, or it is another model'):
+    with pytest.raises(ValueError, match='missing, or it belongs to another model'):
       hub.load_tokenizer(tmp_path, vocab)
   (tmp_path / 'vocab.json').unlink()
   with pytest.raises(ValueError, match='no tokenizer that transformers can'):

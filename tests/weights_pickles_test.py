@@ -156,8 +156,8 @@ POINTER = (1234567).to_bytes(8, 'little')
     (array('f4', POINTER, shape=(-1, -2)), 'cut off'),
     (scalar('O8', POINTER, flags=0), "type 'O8'"),
     (of_storage(array('f4', b'1234' * 4, shape=(2, 2)), (2,), (2,)),
-     'not of a storage'),
-    (of_storage('text', (2,), (1,)), 'not of a storage'),
+     'storage of a tensor'),
+    (of_storage('text', (2,), (1,)), 'storage of a tensor'),
     (tensor(np.zeros(1), size=(10 ** 13,), strides=(0,)), 'more numbers'),
     (tensor(np.zeros(9), size=(-3, -3), strides=(1, 1)), 'more numbers')])
 def test_memory_is_out_of_a_files_reach(tmp_path, hostile, said):
@@ -171,8 +171,8 @@ def test_memory_is_out_of_a_files_reach(tmp_path, hostile, said):
 @pytest.mark.parametrize('content, said', [
     (b'', 'not an official network pickle'),
     (b'\x89PNG\r\n', 'not an official network pickle'),
-    (dumps([1, 2]), 'holds no network G_ema'),
-    (dumps({'G': 1}), 'holds no network G_ema'),
+    (dumps([1, 2]), 'contains no network G_ema'),
+    (dumps({'G': 1}), 'contains no network G_ema'),
     (dumps({'G_ema': network()[0]})[:-40], 'not an official network pickle')])
 def test_other_files_are_told_from_networks(tmp_path, content, said):
   path = tmp_path / 'x.pkl'

@@ -202,7 +202,7 @@ GOOD = dumps(content())
     (lambda p: plain(p / 'w.npz', b'x'), 'w.npz cannot be read'),
     (lambda p: plain(p / 'w.safetensors', b'x'), 'w.safetensors cannot be'),
     (lambda p: plain(p / 'w.pth', b'<html>'), 'w.pth cannot be read'),
-    (lambda p: streamed(p / 'w.pth', GOOD, magic=1), 'not what torch.save'),
+    (lambda p: streamed(p / 'w.pth', GOOD, magic=1), 'torch.save did not'),
     (lambda p: cut(streamed(p / 'w.pth', GOOD), -8), 'stored as 1 is cut off'),
     (lambda p: miscounted(streamed(p / 'w.pth', GOOD)), 'stored as 0 is cut'),
     (lambda p: cut(streamed(p / 'w.pth', GOOD), 300), 'w.pth cannot be read'),
@@ -212,7 +212,7 @@ GOOD = dumps(content())
         k: v[1:] for k, v in STORAGES.items()}), 'stored as 0 is cut off'),
     (lambda p: zipped(p / 'w.pth', GOOD, extra=['archive/constants.pkl']),
      'TorchScript'),
-    (lambda p: tarred(p / 'w.pth'), 'an archive of 2016'),
+    (lambda p: tarred(p / 'w.pth'), 'the tar format of 2016'),
     (lambda p: zipped(p / 'w.pth', dumps({'epoch': 3})), 'state_dict'),
     (lambda p: zipped(p / 'w.pth', dumps([1, 2])), 'state_dict'),
     (lambda p: zipped(p / 'w.pth', dumps({'a': rebuilt(

@@ -75,17 +75,17 @@ def stable_diffusion_teacher(path, *, dtype=jnp.float32, variant='',
     UserError: the folder does not fit; says how.
   """
   read = lambda part: hub.read(path / part, variant)
-  size = stable_diffusion.unet_size(read('unet'))
+  size = stable_diffusion.unet_config(read('unet'))
   unet = stable_diffusion.UNet(
-      size, stable_diffusion.PARTS, dtype, flash=flash)
+      size, stable_diffusion.LAYERS, dtype, flash=flash)
   vae = autoencoder.Autoencoder(
-      autoencoder.autoencoder_size(read('vae')), dtype, remat)
-  if vae.size.latent != size.in_channels:
+      autoencoder.autoencoder_config(read('vae')), dtype, remat)
+  if vae.config.latent != size.in_channels:
     raise UserError(
-        f'{path} has an autoencoder of {vae.size.latent} channels and a U-Net '
-        f'of {size.in_channels}; they are not of one model.')
+        f'{path} has an autoencoder of {vae.config.latent} channels and a '
+        f'U-Net of {size.in_channels}; they are not of one model.')
   folder, where = read('text_encoder'), path / 'text_encoder'
-  known = clip.text_size(folder)
+  known = clip.text_config(folder)
   _check_width(path, known.width, size.states)
   listener = Listener(
       hub.load_tokenizer(path / 'tokenizer', known.vocab),
@@ -112,10 +112,10 @@ def deepfloyd_teacher(path, *, dtype=jnp.float32, variant='', prediction='',
   the parts DEEPFLOYD.
   """
   read = lambda part: hub.read(path / part, variant)
-  size = deepfloyd.unet_size(read('unet'))
-  unet = stable_diffusion.UNet(size, deepfloyd.PARTS, dtype, flash=flash)
+  size = deepfloyd.unet_config(read('unet'))
+  unet = stable_diffusion.UNet(size, deepfloyd.LAYERS, dtype, flash=flash)
   folder, where = read('text_encoder'), path / 'text_encoder'
-  known = t5.t5_size(folder)
+  known = t5.t5_config(folder)
   _check_width(path, known.width, size.text_width)
   # The mask is T5's alone: the U-Net was trained to see all states.
   listener = Listener(
@@ -139,18 +139,18 @@ def network_teacher(unet, vae, schedule, prediction, embed, load):
     embed: see Teacher; its text is {'states' [N, L, D]}.
     load: () -> {'unet', 'vae'}, the latter where there is one.
   """
-  side, channels = unet.size.side, unet.size.in_channels
+  side, channels = unet.config.side, unet.config.in_channels
   to_eps = PREDICTIONS[prediction]
 
   def encode(weights, images, key):
-    pixels = side * 2 ** (len(vae.size.channels) - 1) if vae else side
+    pixels = side * 2 ** (len(vae.config.channels) - 1) if vae else side
     shape = (images.shape[0], pixels, pixels, 3)
     # Without antialiasing, as in the code whose settings people share.
     images = 2 * jax.image.resize(
         images, shape, 'bilinear', antialias=False) - 1
     if vae is None:
       return images
-    return autoencoder.scaled_draw(key, vae.size, *vae.apply(
+    return autoencoder.scaled_draw(key, vae.config, *vae.apply(
         weights['vae'], images, method='encode'))
 
   def decode(weights, x):

@@ -73,7 +73,7 @@ class _Source(NamedTuple):
   """A published CLIP whose files are there; its weights are not read yet."""
   name: str
   path: pathlib.Path
-  size: clip.CLIPSize
+  size: clip.CLIPConfig
   tokenize: Callable
   identity: str
 
@@ -165,7 +165,7 @@ def published(names, captions):
 def _source(name):
   checkpoint = hub.locate(name)
   path = checkpoint.path
-  size = clip.clip_size(hub.Folder(
+  size = clip.clip_config(hub.Folder(
       path, hub.read_config(path), {}))
   tokenize = hub.load_tokenizer(path, size.text.vocab, size.text.length)
   if size.text.eot not in tokenize(['a'])[0]:
@@ -201,7 +201,7 @@ def _examiner(source, heading, captions):
 
 def _pair(network, params, tokenize):
   """image_text.Judge of a published CLIP; images of any size are fitted."""
-  side = network.size.image.resolution
+  side = network.config.image.resolution
   encode_images = jax.jit(functools.partial(clip.image_features, network))
   encode_tokens = jax.jit(functools.partial(clip.text_features, network))
   return clip_pair.ClipPair(

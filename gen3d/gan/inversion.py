@@ -133,8 +133,8 @@ def shipped_measure():
   token alone would say what is seen and not where.
   """
   params, record = assets.load(assets.CLIP)
-  model = clip.CLIP(clip_pair.pair_size(record['config']))
-  size = model.size.image
+  model = clip.CLIP(clip_pair.pair_config(record['config']))
+  size = model.config.image
   side = size.resolution // size.patch
 
   def embed(params, x):

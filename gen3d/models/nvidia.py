@@ -235,7 +235,7 @@ def _port(path, module, like):
 def _ported(path, found, like):
   try:
     return port.to_flax(found, stylegan2.sources(like), like,
-                        ignored=stylegan2.NOT_OURS)
+                        ignored=stylegan2.NOT_OURS, array=jnp.asarray)
   except port.PortingError as error:
     raise port.PortingError(f'{path}: {error}') from None
 

@@ -1,16 +1,18 @@
 """The U-Net of Stable Diffusion 1.x and 2.x (Rombach et al., 2112.10752).
 
-Vocabulary. B latents of H x W x C, a text of L states of D numbers. A *level*
-halves the one above it. Each level has residual blocks that add the time
-embedding, and at most levels each is followed by a *transformer*: pixels
-attend to one another, then to the text, then go through a gated MLP.
+Vocabulary. B latents of H x W x C, L text states of D channels. Each *level*
+has half the resolution of the level before. A level has residual blocks, to
+which the time embedding is added; at most levels each is followed by a
+*transformer*: self-attention of the pixels, cross-attention to the text and a
+gated MLP.
 
-The skeleton is shared with DeepFloyd IF (gen3d/models/deepfloyd.py), whose
-blocks are another value of `Parts`. Submodules carry the names that they have
-in diffusers' files, so that pretrained.fill finds their weights.
+DeepFloyd IF (gen3d/models/deepfloyd.py) has the same U-Net with other layers,
+another value of `Layers`. Submodules have the names of diffusers' files, by
+which loading.fill finds their weights.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,10 +20,11 @@ import jax
 import jax.numpy as jnp
 
 from gen3d.choices import UserError
+from gen3d.models import loading
 from gen3d.models.unet import time_features
 from gen3d.weights import hub
 
-# Keys of diffusers' config that neither family makes use of.
+# Keys of diffusers' configs that neither family uses.
 _UNUSED = ('center_input_sample', 'only_cross_attention',
            'mid_block_only_cross_attention', 'num_attention_heads',
            'dual_cross_attention', 'class_embed_type',
@@ -31,32 +34,34 @@ _UNUSED = ('center_input_sample', 'only_cross_attention',
            'reverse_transformer_layers_per_block')
 
 
-class UNetSize(NamedTuple):
-  """The numbers that make one U-Net, as its config.json has them.
+class UNetConfig(NamedTuple):
+  """The hyperparameters of a U-Net, from its config.json.
 
   Attributes:
-    side: H and W that it was trained at.
-    in_channels: C of what is denoised.
+    side: H and W of the training latents.
+    in_channels: C.
     out_channels: of the prediction.
     channels: of each level, finest first.
-    blocks: residual blocks of each level on the way down (one more going up).
+    blocks: residual blocks of each level of the encoder; the decoder has one
+      more.
     attention: whether each level has attention.
-    heads: of each level's attention.
-    states: D of the text's states.
+    heads: of the attention of each level.
+    states: D.
     groups: of the normalizations.
     epsilon: of the normalizations.
-    linear: transformers are entered and left by matrices (Stable Diffusion
-      2), not by convolutions of one pixel: the same map, another shape.
-    text_width: that states are projected to first (DeepFloyd IF).
+    linear: the first and last layers of a transformer are dense (Stable
+      Diffusion 2) and not 1 x 1 convolutions: the same map, other shapes.
+    text_width: of the text encoder, whose states are projected to D
+      (DeepFloyd IF); 0 without a projection.
     pooling_heads: of the attention that pools the states (DeepFloyd IF).
   """
   side: int
   in_channels: int
   out_channels: int
-  channels: tuple
-  blocks: tuple
-  attention: tuple
-  heads: tuple
+  channels: tuple[int, ...]
+  blocks: tuple[int, ...]
+  attention: tuple[bool, ...]
+  heads: tuple[int, ...]
   states: int
   groups: int = 32
   epsilon: float = 1e-5
@@ -65,19 +70,20 @@ class UNetSize(NamedTuple):
   pooling_heads: int = 0
 
 
-class Parts(NamedTuple):
-  """What differs between families of U-Nets.
+class Layers(NamedTuple):
+  """The layers that differ between families of U-Nets.
 
   Attributes:
     activation: of the residual blocks, the time embedding and the output.
-    scale_shift: time scales and shifts the second norm, it is not added.
-    attention: (size, heads, dtype, flash, name) -> module of (x, states,
+    scale_shift: the time embedding scales and shifts the second norm of a
+      residual block; otherwise it is added before the norm.
+    attention: (config, heads, dtype, flash, name) -> module of (x, states,
       mask).
     down: (residual block, channels, dtype, name) -> function of (x, time)
-      that halves.
-    up: the same that doubles.
-    text: (size, states, dtype) -> (states for the attention, what is added to
-      the time embedding).
+      that halves the resolution.
+    up: the same that doubles it.
+    text: (config, states, dtype) -> (states for the attention, addition to
+      the time embedding or None).
   """
   activation: Callable
   scale_shift: bool
@@ -90,125 +96,130 @@ class Parts(NamedTuple):
 class UNet(nn.Module):
   """(x [B, H, W, C], t [B], states [B, L, D], mask) -> [B, H, W, out].
 
-  What the output means (noise, v) is the caller's business.
+  The checkpoint defines the output: the noise or v.
 
   Attributes:
-    size: UNetSize.
-    parts: Parts.
-    dtype: of the computation; norms' statistics and the softmax stay in
+    config: hyperparameters.
+    layers: of the family.
+    dtype: of the computation; the statistics of norms and the softmax stay in
       float32. The output is float32.
-    remat: the backward pass computes the blocks again: less memory.
-    flash: pixels attend to one another by cuDNN's flash attention, which
-      takes NVIDIA GPUs, a half-precision dtype and heads of at most 128
-      channels (256 on Hopper).
+    remat: the backward pass computes the blocks again, which saves memory.
+    flash: self-attention uses cuDNN's flash attention, which needs an NVIDIA
+      GPU, a half-precision dtype and heads of at most 128 channels (256 on
+      Hopper).
   """
-  size: UNetSize
-  parts: Parts
+  config: UNetConfig
+  layers: Layers
   dtype: Any = jnp.float32
   remat: bool = False
   flash: bool = False
 
   @nn.compact
-  def __call__(self, x, t, states, mask=None):
+  def __call__(self, x: jax.Array, t: jax.Array, states: jax.Array,
+               mask: jax.Array | None = None) -> jax.Array:
     """Prediction at the steps t in [0, 1000) of the noise schedule.
 
     Args:
       x: [B, H, W, C]; H and W divisible by 2^(levels - 1).
-      t: [B], steps, not times in [0, 1]; need not be whole.
+      t: [B], steps and not times in [0, 1]; may be fractions of a step.
       states: [B, L, D].
-      mask: [B, L], 0 where a state is not to be seen; None shows all, as
-        these networks were trained.
+      mask: [B, L], 0 where the attention ignores a state; None uses all, as
+        in the training of these networks.
 
     Raises:
-      UserError: image or text do not fit this network.
+      UserError: the shape of the image or the text is that of another network.
     """
-    size, parts = self.size, self.parts
+    config, layers = self.config, self.layers
     self._check(x, states)
     lift = nn.remat if self.remat else lambda module: module
-    attention = lift(parts.attention)
+    attention = lift(layers.attention)
     x, states = x.astype(self.dtype), states.astype(self.dtype)
-    time = self._time(t)
-    states, pooled = parts.text(size, states, self.dtype)
+    time = self._embed_time(t)
+    states, pooled = layers.text(config, states, self.dtype)
     time = time if pooled is None else time + pooled
 
     def residual(channels, name, resample=None):
       return lift(ResidualBlock)(
-          channels, size.groups, size.epsilon, parts.activation,
-          parts.scale_shift, resample, self.dtype, name=name)
+          channels, config.groups, config.epsilon, layers.activation,
+          layers.scale_shift, resample, self.dtype, name=name)
 
     def block(h, level, name, i):
-      h = residual(size.channels[level], f'{name}.resnets.{i}')(h, time)
-      if size.attention[level]:
-        h = attention(size, size.heads[level], self.dtype, self.flash,
+      h = residual(config.channels[level], f'{name}.resnets.{i}')(h, time)
+      if config.attention[level]:
+        h = attention(config, config.heads[level], self.dtype, self.flash,
                       name=f'{name}.attentions.{i}')(h, states, mask)
       return h
 
-    h = conv(size.channels[0], self.dtype, 'conv_in')(x)
+    # Encoder.
+    h = conv(config.channels[0], self.dtype, 'conv_in')(x)
     skips = [h]
-    last = len(size.channels) - 1
-    for level, channels in enumerate(size.channels):
+    last = len(config.channels) - 1
+    for level, channels in enumerate(config.channels):
       name = f'down_blocks.{level}'
-      for i in range(size.blocks[level]):
+      for i in range(config.blocks[level]):
         h = block(h, level, name, i)
         skips.append(h)
       if level < last:
-        h = parts.down(residual, channels, self.dtype,
+        h = layers.down(residual, channels, self.dtype,
                        f'{name}.downsamplers.0')(h, time)
         skips.append(h)
 
-    h = residual(size.channels[-1], 'mid_block.resnets.0')(h, time)
-    h = attention(size, size.heads[-1], self.dtype, self.flash,
+    # Coarsest level.
+    h = residual(config.channels[-1], 'mid_block.resnets.0')(h, time)
+    h = attention(config, config.heads[-1], self.dtype, self.flash,
                   name='mid_block.attentions.0')(h, states, mask)
-    h = residual(size.channels[-1], 'mid_block.resnets.1')(h, time)
+    h = residual(config.channels[-1], 'mid_block.resnets.1')(h, time)
 
+    # Decoder.
     for k, level in enumerate(reversed(range(last + 1))):
       name = f'up_blocks.{k}'
-      for i in range(size.blocks[level] + 1):
+      for i in range(config.blocks[level] + 1):
         h = block(jnp.concatenate([h, skips.pop()], -1), level, name, i)
       if level:
-        h = parts.up(residual, size.channels[level], self.dtype,
+        h = layers.up(residual, config.channels[level], self.dtype,
                      f'{name}.upsamplers.0')(h, time)
-    h = parts.activation(group_norm(
-        size.groups, size.epsilon, self.dtype, 'conv_norm_out')(h))
-    return conv(size.out_channels, self.dtype, 'conv_out')(h).astype(
+    h = layers.activation(group_norm(
+        config.groups, config.epsilon, self.dtype, 'conv_norm_out')(h))
+    return conv(config.out_channels, self.dtype, 'conv_out')(h).astype(
         jnp.float32)
 
-  def _check(self, x, states):
-    size = self.size
-    side = 2 ** (len(size.channels) - 1)
-    if (x.shape[-1] != size.in_channels or x.shape[1] % side
+  def _check(self, x: jax.Array, states: jax.Array) -> None:
+    config = self.config
+    side = 2 ** (len(config.channels) - 1)
+    if (x.shape[-1] != config.in_channels or x.shape[1] % side
         or x.shape[2] % side):
       raise UserError(
-          f'The U-Net takes [B, H, W, {size.in_channels}] with H and W '
-          f'divisible by {side}, not {list(x.shape)}.')
-    width = size.text_width or size.states
+          f'The U-Net takes [B, H, W, {config.in_channels}] with H and W '
+          f'divisible by {side}, not {list(x.shape)}; resize the image.')
+    width = config.text_width or config.states
     if states.shape[-1] != width:
       raise UserError(
-          f'The U-Net takes text states of {width} numbers, not '
-          f'{states.shape[-1]}: the text encoder is another model\'s.')
+          f'The U-Net takes text states of {width} channels, not '
+          f'{states.shape[-1]}; use the text encoder of the same checkpoint.')
 
-  def _time(self, t):
-    width = 4 * self.size.channels[0]
-    # The pixel models' times end at 1, these at 1000.
+  def _embed_time(self, t: jax.Array) -> jax.Array:
+    """Embedding [B, 4 * channels] of the steps t [B]."""
+    width = 4 * self.config.channels[0]
+    # time_features expects times in [0, 1].
     time = time_features(jnp.asarray(t, jnp.float32) / 1000,
-                         self.size.channels[0]).astype(self.dtype)
+                         self.config.channels[0]).astype(self.dtype)
     time = nn.Dense(width, dtype=self.dtype,
                     name='time_embedding.linear_1')(time)
     return nn.Dense(width, dtype=self.dtype, name='time_embedding.linear_2')(
-        self.parts.activation(time))
+        self.layers.activation(time))
 
 
 class ResidualBlock(nn.Module):
-  """norm-act-conv, time, norm-act-conv, plus x.
+  """norm-act-conv, time embedding, norm-act-conv, plus x.
 
   Attributes:
     channels: of the output.
     groups: of the norms.
     epsilon: of the norms.
-    activation: a function.
-    scale_shift: see Parts.
-    resample: [B, H, W, C] -> another H and W, or None; between the first
-      norm and convolution, and on x.
+    activation: elementwise.
+    scale_shift: see Layers.
+    resample: [B, H, W, C] -> [B, H', W', C], or None; applied to x, and
+      between the first norm and convolution.
     dtype: of the computation.
   """
   channels: int
@@ -216,11 +227,12 @@ class ResidualBlock(nn.Module):
   epsilon: float = 1e-5
   activation: Callable = nn.silu
   scale_shift: bool = False
-  resample: Callable = None
+  resample: Callable[[jax.Array], jax.Array] | None = None
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, time=None):
+  def __call__(self, x: jax.Array,
+               time: jax.Array | None = None) -> jax.Array:
     """x [B, H, W, C], time [B, T] -> [B, H', W', channels]."""
     norm = lambda name: group_norm(self.groups, self.epsilon, self.dtype, name)
     h = self.activation(norm('norm1')(x))
@@ -244,151 +256,166 @@ class ResidualBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-  """Pixels attend to one another and to the text, plus x."""
-  size: UNetSize
+  """Self-attention, cross-attention to the text and MLP, plus x."""
+  config: UNetConfig
   heads: int
   dtype: Any = jnp.float32
   flash: bool = False
 
   @nn.compact
-  def __call__(self, x, states, mask):
+  def __call__(self, x: jax.Array, states: jax.Array,
+               mask: jax.Array | None) -> jax.Array:
     """x [B, H, W, C], states [B, L, D], mask [B, L] or None -> like x."""
     b, height, width, c = x.shape
 
-    def project(name):
-      if self.size.linear:
+    def project(name: str) -> nn.Module:
+      if self.config.linear:
         return nn.Dense(c, dtype=self.dtype, name=name)
       return conv(c, self.dtype, name, side=1)
 
-    h = group_norm(self.size.groups, 1e-6, self.dtype, 'norm')(x)
+    h = group_norm(self.config.groups, 1e-6, self.dtype, 'norm')(x)
     h = project('proj_in')(h).reshape(b, height * width, c)
     h = _TransformerBlock(self.heads, self.dtype, self.flash,
                           name='transformer_blocks.0')(h, states, mask)
     return x + project('proj_out')(h.reshape(x.shape))
 
 
-def attend(q, k, v, heads, mask=None, flash=False):
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int,
+           mask: jax.Array | None = None, flash: bool = False) -> jax.Array:
   """Attention with several heads.
 
   Args:
     q: [B, Q, heads * K].
     k: [B, L, heads * K].
     v: like k.
-    heads: how many.
-    mask: [B, L], 0 where a key is not to be seen, or None.
-    flash: by cuDNN.
+    heads: number of them.
+    mask: [B, L], 0 where a key is ignored, or None.
+    flash: uses cuDNN's flash attention.
 
   Returns:
     [B, Q, heads * K].
   """
   split = lambda y: y.reshape(*y.shape[:2], heads, -1)
-  seen = None if mask is None else mask[:, None, None] > 0
+  allowed = None if mask is None else mask[:, None, None] > 0
   out = jax.nn.dot_product_attention(
-      split(q), split(k), split(v), mask=seen,
+      split(q), split(k), split(v), mask=allowed,
       implementation='cudnn' if flash else None)
   return out.reshape(q.shape)
 
 
-def conv(channels, dtype, name, side=3, stride=1, padding=None):
-  """A convolution that pads with zeros, by side // 2 if not told."""
+def conv(channels: int, dtype: Any, name: str, side: int = 3, stride: int = 1,
+         padding: Sequence[tuple[int, int]] | None = None) -> nn.Conv:
+  """A convolution with zero padding, by default of side // 2 pixels.
+
+  Args:
+    channels: of the output.
+    dtype: of the computation.
+    name: of the submodule.
+    side: of the kernel.
+    stride: in pixels.
+    padding: (before, after) of H and W.
+  """
   padding = ((side // 2,) * 2,) * 2 if padding is None else padding
   return nn.Conv(channels, (side, side), (stride, stride), padding,
                  dtype=dtype, name=name)
 
 
-def group_norm(groups, epsilon, dtype, name):
-  """Group normalization over [B, ..., C].
-
-  The variance is that of the differences from the mean: trained networks have
-  channels whose mean is far larger than their deviation.
-  """
+def group_norm(groups: int, epsilon: float, dtype: Any,
+               name: str) -> nn.GroupNorm:
+  """Group normalization over [B, ..., C]."""
+  # The fast variance E[x^2] - E[x]^2 cancels: trained networks have channels
+  # whose mean is far larger than their deviation.
   return nn.GroupNorm(groups, epsilon=epsilon, dtype=dtype,
                       use_fast_variance=False, name=name)
 
 
-def double(x):
-  """[B, H, W, C] -> [B, 2 H, 2 W, C], each pixel four times."""
+def upsample(x: jax.Array) -> jax.Array:
+  """[B, H, W, C] -> [B, 2 H, 2 W, C], by nearest neighbor."""
   return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
-def no_pooling(size, states, dtype):
-  """Parts.text of Stable Diffusion: the states as they are."""
-  del size, dtype
+def no_pooling(config: UNetConfig, states: jax.Array,
+               dtype: Any) -> tuple[jax.Array, None]:
+  """Layers.text of Stable Diffusion: the states unchanged."""
+  del config, dtype
   return states, None
 
 
-PARTS = Parts(
+LAYERS = Layers(
     activation=nn.silu, scale_shift=False, attention=Transformer,
     down=lambda residual, channels, dtype, name: (
         lambda x, time: conv(channels, dtype, f'{name}.conv', stride=2)(x)),
     up=lambda residual, channels, dtype, name: (
-        lambda x, time: conv(channels, dtype, f'{name}.conv')(double(x))),
+        lambda x, time: conv(channels, dtype, f'{name}.conv')(upsample(x))),
     text=no_pooling)
 
 
-def load_unet(path, dtype=jnp.float32, variant='', **options):
-  """A U-Net and its parameters out of diffusers' folder `unet`.
+def load_unet(path: str | os.PathLike, dtype: Any = jnp.float32,
+              variant: str = '', **options: bool
+              ) -> tuple[UNet, dict[str, Any]]:
+  """A U-Net and its parameters from the folder `unet` of diffusers.
 
   Args:
-    path: folder with config.json and safetensors.
+    path: folder with config.json and weights.
     dtype: of the parameters and of the computation.
-    variant: see pretrained.read.
+    variant: see hub.read.
     **options: remat and flash of UNet.
 
   Returns:
     (UNet, {'params'}).
 
   Raises:
-    UserError: the folder does not fit; says how.
+    UserError: a file is missing or broken, or belongs to another network.
   """
   folder = hub.read(path, variant)
-  network = UNet(unet_size(folder), PARTS, dtype, **options)
-  return network, fill(network, folder, dtype)
+  network = UNet(unet_config(folder), LAYERS, dtype, **options)
+  return network, loading.fill(network, inputs(network.config), folder.tensors,
+                               dtype)
 
 
-def fill(network, folder, dtype):
-  """{'params'} of a UNet from its pretrained.Folder."""
-  return hub.fill(network, inputs(network.size), folder.tensors, dtype)
-
-
-def inputs(size):
-  """Shapes of what a UNet takes."""
+def inputs(config: UNetConfig) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """Shapes of the inputs of a UNet."""
   shape = lambda *axes: jax.ShapeDtypeStruct(axes, jnp.float32)
-  return (shape(1, size.side, size.side, size.in_channels), shape(1),
-          shape(1, 77, size.text_width or size.states))
+  return (shape(1, config.side, config.side, config.in_channels), shape(1),
+          shape(1, 77, config.text_width or config.states))
 
 
-def unet_size(folder):
-  """UNetSize of Stable Diffusion's config.json.
+def unet_config(folder: hub.Folder) -> UNetConfig:
+  """Hyperparameters from the config.json of Stable Diffusion's U-Net.
 
   Raises:
     UserError: the config is for another network.
   """
-  size = shared_size(folder, 'CrossAttn', ('CrossAttnDownBlock2D',
-                                           'DownBlock2D'),
-                     'stable_diffusion')
+  config = shared_config(
+      folder, 'CrossAttn', ('CrossAttnDownBlock2D', 'DownBlock2D'),
+      'stable_diffusion')
   hub.expect(folder, {
       'act_fn': ('silu', 'swish'), 'resnet_time_scale_shift': ('default',),
       'addition_embed_type': (None,), 'encoder_hid_dim': (None,),
       'encoder_hid_dim_type': (None,), 'cross_attention_norm': (None,),
-      'transformer_layers_per_block': (1, [1] * len(size.channels)),
+      'transformer_layers_per_block': (1, [1] * len(config.channels)),
       'use_linear_projection': (False, True)})
-  config = folder.config
-  # diffusers' name is a mistake that it keeps: these are numbers of heads.
-  return size._replace(
-      heads=per_level(config.get('attention_head_dim', 8), size.channels),
-      states=config.get('cross_attention_dim', 1280),
-      linear=config.get('use_linear_projection', False))
+  json_config = folder.config
+  # The name is wrong in diffusers: these are numbers of heads.
+  return config._replace(
+      heads=per_level(json_config.get('attention_head_dim', 8),
+                      config.channels),
+      states=json_config.get('cross_attention_dim', 1280),
+      linear=json_config.get('use_linear_projection', False))
 
 
-def shared_size(folder, mark, down_types, reader):
-  """The part of UNetSize that both families read in the same way.
+def shared_config(folder: hub.Folder, attention_mark: str,
+                  down_types: Sequence[str], reader: str) -> UNetConfig:
+  """The hyperparameters that both families read in the same way.
 
   Args:
-    folder: pretrained.Folder.
-    mark: what tells a block type with attention.
-    down_types: names of a level's block types on the way down.
-    reader: name of the module, for the sentences.
+    folder: of the U-Net.
+    attention_mark: substring of the block types that have attention.
+    down_types: block types that a level of the encoder may have.
+    reader: module that reads the family, for error messages.
+
+  Returns:
+    UNetConfig with empty `heads` and `states`.
 
   Raises:
     UserError: the config is for another network.
@@ -399,12 +426,12 @@ def shared_size(folder, mark, down_types, reader):
   unknown = sorted(set(down) - set(down_types))
   if unknown or not down:
     raise UserError(
-        f'{file} has blocks {unknown or "of no type"}; {reader} knows '
-        f'{list(down_types)}. Stable Diffusion is read by stable_diffusion, '
-        'DeepFloyd IF by deepfloyd.')
-  # Both families go up as they came down.
+        f'{file} has blocks {unknown or "of no type"}; {reader} supports '
+        f'{list(down_types)}. Load Stable Diffusion with stable_diffusion and '
+        'DeepFloyd IF with deepfloyd.')
+  # In both families the decoder mirrors the encoder.
   up = [name.replace('Down', 'Up') for name in reversed(down)]
-  middle = f'UNetMidBlock2D{mark}'
+  middle = f'UNetMidBlock2D{attention_mark}'
   hub.expect(folder, {
       'up_block_types': (up,), 'mid_block_type': (middle,),
       'time_embedding_type': ('positional',), 'flip_sin_to_cos': (True,),
@@ -416,19 +443,21 @@ def shared_size(folder, mark, down_types, reader):
   channels = tuple(config.get('block_out_channels', ()))
   if len(channels) != len(down):
     raise UserError(f'{file} has {len(down)} block types for '
-                    f'{len(channels)} block_out_channels.')
-  return UNetSize(
+                    f'{len(channels)} block_out_channels; get it again.')
+  return UNetConfig(
       side=config.get('sample_size') or 64,
       in_channels=config.get('in_channels', 4),
       out_channels=config.get('out_channels', 4), channels=channels,
       blocks=per_level(config.get('layers_per_block', 2), channels),
-      attention=tuple(mark in name for name in down), heads=(), states=0,
+      attention=tuple(attention_mark in name for name in down), heads=(),
+      states=0,
       groups=config.get('norm_num_groups', 32),
       epsilon=config.get('norm_eps', 1e-5))
 
 
-def per_level(value, channels):
-  """A config's number or list of numbers as a tuple for the levels."""
+def per_level(value: int | Sequence[int],
+              channels: tuple[int, ...]) -> tuple[int, ...]:
+  """A number or a list of numbers as a tuple with one for each level."""
   if isinstance(value, int):
     return (value,) * len(channels)
   return tuple(value)
@@ -440,7 +469,9 @@ class _TransformerBlock(nn.Module):
   flash: bool
 
   @nn.compact
-  def __call__(self, x, states, mask):
+  def __call__(self, x: jax.Array, states: jax.Array,
+               mask: jax.Array | None) -> jax.Array:
+    """x [B, H W, C], states [B, L, D], mask [B, L] or None -> like x."""
     norm = lambda name: nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
     y = norm('norm1')(x)
     x = x + self._attention(y, y, None, self.flash, 'attn1')
@@ -451,7 +482,8 @@ class _TransformerBlock(nn.Module):
     return x + nn.Dense(c, dtype=self.dtype, name='ff.net.2')(
         y * jax.nn.gelu(gate, approximate=False))
 
-  def _attention(self, x, states, mask, flash, name):
+  def _attention(self, x: jax.Array, states: jax.Array,
+                 mask: jax.Array | None, flash: bool, name: str) -> jax.Array:
     project = lambda y, which: nn.Dense(
         x.shape[-1], use_bias=False, dtype=self.dtype,
         name=f'{name}.to_{which}')(y)

@@ -37,7 +37,7 @@ TEXTURELESS, TEXTURELESS_NAMED = 0.2, 0.5
 
 def make(config):
   """The Task of configs/clip.py's get_config."""
-  model = clip.CLIP(clip_pair.pair_size(config))
+  model = clip.CLIP(clip_pair.pair_config(config))
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
 
   def init(key):
@@ -139,7 +139,7 @@ def batches(seed, first_step, *, config):
 def evaluate_state(state, key, *, config):
   """R-precision of the averaged weights on held-out objects; no pictures."""
   del key  # The pictures are the same every time.
-  judge = clip_pair.make(state.ema, clip_pair.pair_size(config))
+  judge = clip_pair.make(state.ema, clip_pair.pair_config(config))
   scalars = {}
   for split, textureless in (('seen', False), ('unseen', False),
                              ('seen', True)):
@@ -198,7 +198,7 @@ def train_step(state, batch, key, *, model, optimizer, ema_decay):
   """One update of both towers; the batch's pictures are drawn here."""
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['index'])
   draw = functools.partial(
-      augmented, resolution=model.size.image.resolution)
+      augmented, resolution=model.config.image.resolution)
   images = jax.vmap(draw)(keys, batch['views'], batch['textureless'])
 
   def loss_fn(params):

@@ -61,7 +61,7 @@ def make(config):
         check(f'part of {config.start_from} (start_parts)', earlier, part)
       params = _with(params, {part: earlier[part]
                               for part in config.start_parts})
-    width = model.encoder.size.width
+    width = model.encoder.config.width
     params['reader'] = {
         'category': jnp.zeros((width, len(captions.CATEGORIES) + 1)),
         'main': jnp.zeros((width, len(captions.COLORS) + 1)),
