@@ -1,4 +1,4 @@
-"""The autoencoder against diffusers' PyTorch one, and its own promises."""
+"""The autoencoder: parity with diffusers, gradients, config."""
 
 import json
 
@@ -23,7 +23,7 @@ def pictures(side=16):
 
 
 @pytest.mark.parity
-def test_both_ways_equal_those_of_diffusers(tmp_path):
+def test_encoder_and_decoder_equal_those_of_diffusers(tmp_path):
   import torch
   model = folders.save_autoencoder(tmp_path)
   network, params = autoencoder.load(tmp_path)
@@ -80,14 +80,14 @@ def tiny():
   return network, folders.random_params(network, autoencoder.inputs(TINY))
 
 
-def test_a_draw_has_the_moments_that_the_encoder_tells():
+def test_a_sample_has_the_predicted_moments():
   mean, log_variance = jnp.full((20_000, 1), .7), jnp.full((20_000, 1), -2.)
   draw = autoencoder.scaled_draw(jax.random.key(0), TINY, mean, log_variance)
   np.testing.assert_allclose(draw.mean(), .18215 * .7, atol=2e-3)
   np.testing.assert_allclose(draw.std(), .18215 * np.exp(-1), rtol=2e-2)
 
 
-def test_gradients_reach_the_image_and_do_not_depend_on_remat(tiny):
+def test_image_gradients_do_not_depend_on_remat(tiny):
   _, params = tiny
   def gradient(remat):
     network = autoencoder.Autoencoder(TINY, remat=remat)

@@ -1,4 +1,4 @@
-"""CLIP's towers against transformers' PyTorch ones; the loss against loops."""
+"""CLIP: parity of the towers with transformers, the loss against loops."""
 
 import dataclasses
 import json
@@ -101,7 +101,7 @@ def test_features_equal_those_of_transformers(name):
 
 
 @pytest.mark.parity
-def test_a_saved_pair_is_loaded_as_it_was(tmp_path):
+def test_a_saved_clip_model_is_loaded(tmp_path):
   model, tensors = make_peer('gelu')
   model.save_pretrained(tmp_path)
   network, params = clip.load(tmp_path)
@@ -161,7 +161,7 @@ def test_full_size_names_and_shapes_are_those_of_transformers(tmp_path):
 
 
 @pytest.mark.parity
-def test_stable_diffusion_2_has_the_text_tower_that_is_read(tmp_path):
+def test_the_text_tower_of_stable_diffusion_2_has_its_names_and_shapes(tmp_path):
   pytest.importorskip('torch')
   import transformers
   config = transformers.CLIPTextConfig(
@@ -187,7 +187,7 @@ def published(path, **changes):
   return hub.Folder(path, hub.read_config(path), {})
 
 
-def test_sizes_are_read_from_published_configs(tmp_path):
+def test_hyperparameters_of_published_configs(tmp_path):
   assert clip.clip_config(published(tmp_path)) == clip.L14
   # What a config leaves out is as in ViT-B/32.
   assert clip.clip_config(published(
@@ -211,7 +211,7 @@ def test_a_config_of_another_network_is_refused(tmp_path, changes, words):
 
 
 @pytest.mark.parity
-def test_the_activations_differ_enough_to_be_told_apart():
+def test_the_two_activations_give_different_features():
   _, tensors = make_peer('gelu')
   features = [
       clip.CLIP(size).apply(clip.from_torch(tensors, size), pictures(2),
@@ -221,7 +221,7 @@ def test_the_activations_differ_enough_to_be_told_apart():
 
 
 @pytest.mark.parity
-def test_from_torch_lists_what_does_not_fit():
+def test_missing_unused_and_misshaped_tensors_are_listed():
   _, tensors = make_peer('gelu')
   gone = 'text_model.encoder.layers.1.mlp.fc1.bias'
   shape = 'vision_model.embeddings.patch_embedding.weight'
@@ -235,7 +235,7 @@ def test_from_torch_lists_what_does_not_fit():
     assert words in str(error.value)
 
 
-def test_the_published_sizes_have_the_published_numbers_of_parameters():
+def test_parameter_counts_are_the_published_ones():
   # From the models' own cards: 151 M, 150 M, 428 M and 986 M.
   for size, millions in ((clip.B32, 151.3), (clip.B16, 149.6),
                          (clip.L14, 427.6), (H14, 986.1)):
@@ -246,7 +246,7 @@ def test_the_published_sizes_have_the_published_numbers_of_parameters():
     assert abs(count / 1e6 - millions) < 0.1
 
 
-def test_the_text_feature_is_blind_to_what_follows_its_end():
+def test_the_text_feature_ignores_tokens_after_the_end():
   model = clip.CLIP(SMALL)
   tokens = captions(4)
   params = jax.jit(model.init)(jax.random.key(0), pictures(1), tokens)

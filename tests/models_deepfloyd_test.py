@@ -1,4 +1,4 @@
-"""DeepFloyd IF's first U-Net against diffusers', small and by its names."""
+"""The first U-Net of DeepFloyd IF: parity with diffusers, names, config."""
 
 import checkpoint_folders as folders
 import jax
@@ -59,7 +59,7 @@ def test_full_size_names_and_shapes_are_those_of_diffusers(tmp_path):
   assert abs(2e-9 * sum(np.prod(s) for s in ours.values()) - 8.6) < .1
 
 
-def test_all_of_it_takes_part():
+def test_every_parameter_has_a_gradient():
   x, t, states = problem(32, side=4)
   network = sd.UNet(TINY, deepfloyd.LAYERS, remat=True)
   params = folders.random_params(network, sd.inputs(TINY))
@@ -84,7 +84,7 @@ def test_a_config_of_another_network_is_refused(tmp_path, changes, words):
     deepfloyd.unet_config(hub.Folder(tmp_path, config, {}))
 
 
-def test_sizes_differ_by_the_config_alone(tmp_path):
+def test_hyperparameters_of_the_smaller_model(tmp_path):
   config = {'_class_name': 'UNet2DConditionModel', **folders.DEEPFLOYD_XL,
             'block_out_channels': [192, 384, 576, 768],
             'cross_attention_dim': 768}

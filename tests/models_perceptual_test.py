@@ -81,7 +81,7 @@ def distance(network, a, b):
 
 
 @pytest.mark.parametrize('learned', [True, False])
-def test_the_distance_equals_loops(learned):
+def test_lpips_equals_loops(learned):
   tensors = toy_tensors()
   network = perceptual.Perceptual(
       perceptual.from_torch(tensors, TOY, learned), TOY)
@@ -162,7 +162,7 @@ def peer(request):
 
 
 @pytest.mark.parity
-def test_the_distance_and_its_gradient_equal_pytorchs(peer, tmp_path):
+def test_lpips_and_its_gradient_equal_pytorch(peer, tmp_path):
   name, model = peer
   # The classifier stands in the file as well.
   head = {'classifier.6.bias': model.torch.zeros(10)}
@@ -193,7 +193,7 @@ def test_the_distance_and_its_gradient_equal_pytorchs(peer, tmp_path):
 @pytest.mark.parity
 @pytest.mark.parametrize('size, most', [
     ((20, 12), 8), ((7, 21), 8), ((9, 9), 9), ((16, 16), 8)])
-def test_shrinking_equals_pytorchs_area(size, most):
+def test_shrinking_equals_area_interpolation_of_pytorch(size, most):
   torch = pytest.importorskip('torch', reason='PyTorch is a parity extra')
   a, _ = pictures(2, *size)
   expected = torch.nn.functional.interpolate(
@@ -203,7 +203,7 @@ def test_shrinking_equals_pytorchs_area(size, most):
                              atol=1e-6)
 
 
-def test_shrinking_takes_means():
+def test_shrinking_averages_pixels():
   a = np.arange(2 * 6 * 3, dtype=np.float32).reshape(2, 6, 3)
   found = perceptual.shrink(jnp.array(a), 3)
   np.testing.assert_allclose(found, a.reshape(2, 3, 2, 3).mean(2), rtol=1e-6)
@@ -212,19 +212,19 @@ def test_shrinking_takes_means():
                              [1, 3], rtol=1e-6)
 
 
-def test_what_is_compared_can_be_shrunk_before():
+def test_embedding_shrinks_images_to_max_side():
   network = perceptual.Perceptual(
       perceptual.from_torch(toy_tensors(), TOY), TOY)
   a, _ = pictures(2, 16, 8)
   small = a.reshape(2, 8, 2, 8, 3).mean(2)
-  embed = jax.jit(perceptual.embed, static_argnames='most')
-  for found, expected in zip(embed(network, a, most=8),
+  embed = jax.jit(perceptual.embed, static_argnames='max_side')
+  for found, expected in zip(embed(network, a, max_side=8),
                              embed(network, small), strict=True):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('weight, bias', [(1, -100), (0, 1e-25)])
-def test_features_that_hardly_answer_have_a_gradient(weight, bias):
+def test_the_gradient_is_finite_at_features_near_zero(weight, bias):
   tensors = toy_tensors()
   tensors['features.2.weight'] *= weight
   tensors['features.2.bias'][:] = bias
@@ -236,7 +236,7 @@ def test_features_that_hardly_answer_have_a_gradient(weight, bias):
   np.testing.assert_array_equal(slope, 0)
 
 
-def test_one_file_or_two_and_the_names_of_a_whole_lpips(tmp_path):
+def test_weights_in_one_file_or_two_under_either_name(tmp_path):
   tensors = toy_tensors()
   lin = {k: v for k, v in tensors.items() if k.startswith('lin')}
   net = {k: v for k, v in tensors.items() if k not in lin}
@@ -259,7 +259,7 @@ def test_one_file_or_two_and_the_names_of_a_whole_lpips(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found.params, expected)
 
 
-def test_load_lists_what_does_not_fit(tmp_path):
+def test_missing_unused_and_misshaped_tensors_are_listed(tmp_path):
   tensors = toy_tensors()
   del tensors['features.2.bias'], tensors['lin0.model.1.weight']
   tensors['features.7.weight'] = np.zeros(3, np.float32)
@@ -276,7 +276,7 @@ def test_load_lists_what_does_not_fit(tmp_path):
     perceptual.load(backbone=TOY)
 
 
-def test_refused_weights(tmp_path):
+def test_duplicate_and_negative_weights_are_refused(tmp_path):
   tensors = toy_tensors()
   np.savez(tmp_path / 'a.npz', **tensors)
   np.savez(tmp_path / 'b.npz', **{'features.0.bias': tensors[
@@ -291,7 +291,7 @@ def test_refused_weights(tmp_path):
 
 @pytest.mark.parametrize('backbone, least', [
     (perceptual.VGG16, 16), (ALEXNET, 31)])
-def test_pictures_that_are_too_small(backbone, least):
+def test_too_small_images_are_a_user_error(backbone, least):
   shapes = lambda side: jax.eval_shape(
       perceptual.LPIPS(backbone).init, jax.random.key(0),
       jnp.zeros((1, side, 40, 3)))

@@ -1,4 +1,4 @@
-"""The U-Net against diffusers' PyTorch one, small and by full-size names."""
+"""The U-Net of Stable Diffusion: parity with diffusers, names, config."""
 
 import json
 
@@ -98,7 +98,7 @@ def tiny():
       problem(12, side=4))
 
 
-def test_rematerialisation_changes_memory_only(tiny):
+def test_rematerialization_does_not_change_the_gradient(tiny):
   params, (x, t, states) = tiny
   def gradient(**options):
     network = sd.UNet(TINY, sd.LAYERS, **options)
@@ -119,7 +119,7 @@ def test_bfloat16_stays_near_float32(tiny):
   assert 1e-5 < error < 5e-2
 
 
-def test_flash_is_for_pixels_among_themselves(tiny, monkeypatch):
+def test_flash_attention_is_used_for_self_attention_only(tiny, monkeypatch):
   params, inputs = tiny
   calls = []
   attention = jax.nn.dot_product_attention
@@ -131,7 +131,7 @@ def test_flash_is_for_pixels_among_themselves(tiny, monkeypatch):
   assert set(calls) == {(True, 'cudnn'), (False, None)}
 
 
-def test_what_a_mask_hides_does_not_matter(tiny):
+def test_masked_states_are_ignored(tiny):
   params, (x, t, states) = tiny
   apply = jax.jit(sd.UNet(TINY, sd.LAYERS).apply)
   mask = np.ones((2, 7), np.float32)
@@ -144,7 +144,7 @@ def test_what_a_mask_hides_does_not_matter(tiny):
   assert np.abs(a - seen).max() > 1e-4
 
 
-def test_an_image_or_text_that_does_not_fit_gets_a_sentence(tiny):
+def test_inputs_of_another_shape_are_user_errors(tiny):
   params, (x, t, states) = tiny
   network = sd.UNet(TINY, sd.LAYERS)
   for image, words in ((x[..., :3], r'\[B, H, W, 4\]'),
@@ -160,7 +160,7 @@ def write_config(path, **changes):
   return hub.Folder(path, hub.read_config(path), {})
 
 
-def test_a_size_is_read_from_the_config(tmp_path):
+def test_hyperparameters_of_a_config(tmp_path):
   assert sd.unet_config(write_config(tmp_path)) == sd.UNetConfig(
       side=64, in_channels=4, out_channels=4, channels=(32, 64), blocks=(2, 2),
       attention=(True, False), heads=(2, 4), states=24)
@@ -183,7 +183,7 @@ def test_a_config_of_another_network_is_refused(tmp_path, changes, words):
 
 
 @pytest.mark.parity
-def test_tensors_that_do_not_fit_are_listed(tmp_path):
+def test_missing_unused_and_misshaped_tensors_are_listed(tmp_path):
   model = folders.save_unet(tmp_path, folders.SMALL['1.5'])
   from safetensors.torch import save_file
   tensors = {k: v.contiguous() for k, v in model.state_dict().items()}

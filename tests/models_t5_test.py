@@ -1,4 +1,4 @@
-"""The T5 encoder against transformers' PyTorch one, and its own promises."""
+"""The T5 encoder: parity with transformers, offset buckets, padding."""
 
 import checkpoint_folders as folders
 import jax
@@ -57,7 +57,7 @@ def test_states_equal_those_of_transformers(peer, length):
 
 
 @pytest.mark.parity
-def test_a_saved_encoder_is_loaded_as_it_was(peer, tmp_path):
+def test_a_saved_encoder_is_loaded(peer, tmp_path):
   model, tensors = peer
   model.save_pretrained(tmp_path, max_shard_size='20KB')
   assert len(list(tmp_path.glob('*.safetensors'))) > 1
@@ -106,7 +106,7 @@ def test_a_config_of_another_network_is_refused(tmp_path, changes, words):
 
 
 @pytest.mark.parity
-def test_from_torch_lists_what_does_not_fit(peer):
+def test_missing_unused_and_misshaped_tensors_are_listed(peer):
   _, tensors = peer
   tensors = dict(tensors)
   gone = 'encoder.block.1.layer.0.SelfAttention.q.weight'
@@ -121,7 +121,7 @@ def test_from_torch_lists_what_does_not_fit(peer):
     assert words in str(error.value)
 
 
-def test_buckets_equal_the_definition():
+def test_offset_buckets_equal_the_definition():
   def slow(offset):
     side, n = (16, offset) if offset > 0 else (0, -offset)
     if n < 8:
@@ -133,7 +133,7 @@ def test_buckets_equal_the_definition():
       t5.buckets(offsets), [slow(int(o)) for o in offsets])
 
 
-def test_padding_does_not_reach_the_states():
+def test_states_do_not_depend_on_padding():
   encoder = t5.T5Encoder(SMALL)
   tokens, mask = captions(2, 9)
   mask[:, 5:] = 0

@@ -91,7 +91,7 @@ AGES = pytest.mark.parametrize('write, function, wrap', [
 
 
 @AGES
-def test_tensors_come_by_name_from_every_age(tmp_path, write, function, wrap):
+def test_all_formats_of_pytorch_are_read(tmp_path, write, function, wrap):
   path = write(tmp_path / 'w.pth', dumps(content(
       function, wrap, () if write is zipped else (None,))))
   assert_equal(torch_files.read(path))
@@ -99,7 +99,7 @@ def test_tensors_come_by_name_from_every_age(tmp_path, write, function, wrap):
 
 @pytest.mark.parity
 @AGES
-def test_the_files_made_here_are_what_pytorch_reads(
+def test_pytorch_reads_the_files_of_these_tests(
     tmp_path, write, function, wrap):
   torch = pytest.importorskip('torch', reason='PyTorch is a parity extra')
   path = write(tmp_path / 'w.pth', dumps(content(
@@ -110,7 +110,7 @@ def test_the_files_made_here_are_what_pytorch_reads(
 
 @pytest.mark.parity
 @pytest.mark.parametrize('new', [True, False])
-def test_what_pytorch_saves_is_read(tmp_path, new):
+def test_files_saved_by_pytorch_are_read(tmp_path, new):
   torch = pytest.importorskip('torch', reason='PyTorch is a parity extra')
   torch.manual_seed(0)
   model = torch.nn.Sequential(
@@ -132,7 +132,7 @@ def test_what_pytorch_saves_is_read(tmp_path, new):
     torch_files.read(path)
 
 
-def test_plain_formats_are_read(tmp_path):
+def test_safetensors_and_npz_are_read(tmp_path):
   tensors = {name: np.ascontiguousarray(x) for name, x in TENSORS.items()}
   safetensors.numpy.save_file(tensors, tmp_path / 'w.safetensors')
   np.savez(tmp_path / 'w.npz', **tensors)
@@ -151,7 +151,7 @@ class Toucher:
 
 
 @pytest.mark.parametrize('write', [zipped, streamed])
-def test_nothing_in_a_file_runs(tmp_path, write):
+def test_code_in_a_pytorch_file_does_not_run(tmp_path, write):
   trace = tmp_path / 'was_here'
   path = write(tmp_path / 'bad.pth', pickle.dumps({'a': Toucher(trace)}, 2))
   with pytest.raises(pickles.PickleError,
@@ -160,7 +160,7 @@ def test_nothing_in_a_file_runs(tmp_path, write):
   assert not trace.exists()
 
 
-def test_nothing_in_an_array_file_runs(tmp_path):
+def test_code_in_an_npz_file_does_not_run(tmp_path):
   trace = tmp_path / 'was_here'
   np.savez(tmp_path / 'bad.npz', a=np.array([Toucher(trace)], object))
   trace.unlink(missing_ok=True)
@@ -197,7 +197,7 @@ GOOD = dumps(content())
 
 @pytest.mark.parametrize('make, said', [
     (lambda p: p / 'no.pth', 'There is no file .*no.pth'),
-    (lambda p: plain(p / 'w.onnx', b'x'), r'w.onnx .* end in .*\.npz.*\.pth'),
+    (lambda p: plain(p / 'w.onnx', b'x'), r'w.onnx .* ends in .*\.npz.*\.pth'),
     (lambda p: plain(p / 'w.pth', b''), 'w.pth cannot be read'),
     (lambda p: plain(p / 'w.npz', b'x'), 'w.npz cannot be read'),
     (lambda p: plain(p / 'w.safetensors', b'x'), 'w.safetensors cannot be'),
@@ -223,6 +223,6 @@ GOOD = dumps(content())
         'storage', Name('torch', 'FloatStorage'), '0', 'cpu', 4,
         ('1', 0, 2))})), 'part of another'),
 ])
-def test_bad_files_get_a_sentence(tmp_path, make, said):
+def test_bad_files_are_user_errors(tmp_path, make, said):
   with pytest.raises(ValueError, match=said):
     torch_files.read(make(tmp_path))
