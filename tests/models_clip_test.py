@@ -161,7 +161,7 @@ def test_full_size_names_and_shapes_are_those_of_transformers(tmp_path):
 
 
 @pytest.mark.parity
-def test_the_text_tower_of_stable_diffusion_2_has_its_names_and_shapes(tmp_path):
+def test_names_and_shapes_of_the_text_tower_of_stable_diffusion_2(tmp_path):
   pytest.importorskip('torch')
   import transformers
   config = transformers.CLIPTextConfig(

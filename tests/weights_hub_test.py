@@ -295,7 +295,7 @@ def test_texts_are_padded_with_the_token_of_the_folder(tmp_path, pad):
 def test_a_tokenizer_of_another_encoder_is_a_user_error(tmp_path):
   ids = write_tokenizer(tmp_path, '!')
   for vocab in (len(ids) - 1, 49408):
-    with pytest.raises(ValueError, match='missing, or it belongs to another model'):
+    with pytest.raises(ValueError, match='missing, or it belongs to another'):
       hub.load_tokenizer(tmp_path, vocab)
   (tmp_path / 'vocab.json').unlink()
   with pytest.raises(ValueError, match='no tokenizer that transformers can'):
