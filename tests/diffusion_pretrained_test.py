@@ -172,7 +172,7 @@ def test_deepfloyd_hears_and_says_what_diffusers_do(deepfloyd):
 
 def test_a_network_may_say_v(tmp_path):
   unet = SimpleNamespace(
-      size=SimpleNamespace(side=4, in_channels=3),
+      config=SimpleNamespace(side=4, in_channels=3),
       apply=lambda weights, x, step, states: 2 * x)
   _scheduler(tmp_path, prediction_type='v_prediction',
              beta_schedule='squaredcos_cap_v2')

@@ -427,8 +427,8 @@ def shared_config(folder: hub.Folder, attention_mark: str,
   if unknown or not down:
     raise UserError(
         f'{file} has blocks {unknown or "of no type"}; {reader} supports '
-        f'{list(down_types)}. Load Stable Diffusion with stable_diffusion and '
-        'DeepFloyd IF with deepfloyd.')
+        f'{list(down_types)}. Stable Diffusion is read by stable_diffusion, '
+        'DeepFloyd IF by deepfloyd.')
   # In both families the decoder mirrors the encoder.
   up = [name.replace('Down', 'Up') for name in reversed(down)]
   middle = f'UNetMidBlock2D{attention_mark}'
