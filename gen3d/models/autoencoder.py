@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from gen3d.models import loading
-from gen3d.models.stable_diffusion import (
+from gen3d.models.conditional_unet import (
   ResidualBlock,
   attend,
   conv,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from gen3d.choices import UserError
 from gen3d.models import loading
-from gen3d.models.stable_diffusion import (
+from gen3d.models.conditional_unet import (
   Layers,
   UNet,
   UNetConfig,
