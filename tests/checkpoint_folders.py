@@ -1,13 +1,12 @@
 """Random networks of diffusers and transformers, in folders as published.
 
-What saves or builds a model needs PyTorch, diffusers and transformers; what
-writes a pipeline does not. Small stands for a published shape at fewer
-channels.
+Functions that save or build a model need PyTorch, diffusers and transformers;
+`write_pipeline` does not. SMALL configs are published ones with fewer channels.
 
 PYTHONPATH=. python tests/checkpoint_folders.py FOLDER
 
 writes a Stable Diffusion 1.5 of full size, 2 GB of noise: to measure speed and
-memory where the real one is not at hand.
+memory without the published weights.
 """
 
 import json
@@ -16,7 +15,7 @@ import sys
 
 import pytest
 
-# What the published config.json files say (facts read from them).
+# Values of the published config.json files.
 STABLE_DIFFUSION = {
     '1.5': {'attention_head_dim': 8, 'cross_attention_dim': 768,
             'sample_size': 64},
@@ -211,11 +210,11 @@ def expected_names(like, sources):
   from gen3d.weights import port
   back = {port.keep: lambda s: s, port.linear: lambda s: s[::-1],
           port.conv: lambda s: (s[3], s[2], s[0], s[1])}
-  found = {}
+  result = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]:
     name, layout = sources['/'.join(k.key for k in path)]
-    found[name] = back[layout](leaf.shape)
-  return found
+    result[name] = back[layout](leaf.shape)
+  return result
 
 
 def assert_near(ours, theirs, limit=1e-4):

@@ -117,7 +117,7 @@ def test_the_text_tower_of_stable_diffusion_equals_transformers(
     tmp_path, name):
   torch = pytest.importorskip('torch')
   import transformers
-  # As in Stable Diffusion 2, whose config tells neither 49407 nor a 24th
+  # As in Stable Diffusion 2, whose config has neither 49407 nor a 24th
   # layer; its states are those after the last norm.
   config = text_config(name) | {'eos_token_id': 2}
   model = folders.jitter(transformers.CLIPTextModel(

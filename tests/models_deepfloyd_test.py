@@ -31,12 +31,12 @@ def test_prediction_equals_that_of_diffusers(tmp_path):
   x, t, states = problem(SMALL['encoder_hid_dim'])
   apply = jax.jit(network.apply)
   outputs = []
-  for kept in (7, 4):
-    mask = (np.arange(7) < np.array([[kept], [7]])).astype(np.float32)
+  for valid in (7, 4):
+    mask = (np.arange(7) < np.array([[valid], [7]])).astype(np.float32)
     with torch.no_grad():
       theirs = model(folders.to_torch(x), torch.tensor(t),
                      torch.tensor(states), encoder_attention_mask=None
-                     if kept == 7 else torch.tensor(mask)).sample
+                     if valid == 7 else torch.tensor(mask)).sample
     outputs.append(folders.from_torch(theirs))
     folders.assert_near(apply(params, x, t, states, mask), outputs[-1])
   assert outputs[0].shape[-1] == 6

@@ -86,12 +86,12 @@ def test_lpips_equals_loops(learned):
   network = perceptual.Perceptual(
       perceptual.from_torch(tensors, TOY, learned), TOY)
   a, b = pictures(2, 9, 12)
-  found = distance(network, a, b)
+  result = distance(network, a, b)
   np.testing.assert_allclose(
-      found, [slow_distance(tensors, *pair, learned) for pair in zip(a, b)],
+      result, [slow_distance(tensors, *pair, learned) for pair in zip(a, b)],
       rtol=1e-4)
   # The same weights, said by ones where they are not to be learned.
-  assert learned or not np.allclose(found, distance(perceptual.Perceptual(
+  assert learned or not np.allclose(result, distance(perceptual.Perceptual(
       perceptual.from_torch(tensors, TOY), TOY), a, b), rtol=1e-2)
 
 
@@ -135,12 +135,12 @@ class Peer:
   def maps(self, x):
     shift = self.torch.tensor([-.030, -.088, -.188]).view(1, 3, 1, 1)
     scale = self.torch.tensor([.458, .448, .450]).view(1, 3, 1, 1)
-    x, found = (2 * x - 1 - shift) / scale, []
+    x, result = (2 * x - 1 - shift) / scale, []
     for i, layer in enumerate(self.features[:self.looked_at[-1] + 1]):
       x = layer(x)
       if i in self.looked_at:
-        found.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
-    return found
+        result.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
+    return result
 
   def __call__(self, a, b, learned=True):
     total = 0
@@ -205,8 +205,8 @@ def test_shrinking_equals_area_interpolation_of_pytorch(size, most):
 
 def test_shrinking_averages_pixels():
   a = np.arange(2 * 6 * 3, dtype=np.float32).reshape(2, 6, 3)
-  found = perceptual.shrink(jnp.array(a), 3)
-  np.testing.assert_allclose(found, a.reshape(2, 3, 2, 3).mean(2), rtol=1e-6)
+  result = perceptual.shrink(jnp.array(a), 3)
+  np.testing.assert_allclose(result, a.reshape(2, 3, 2, 3).mean(2), rtol=1e-6)
   a = np.arange(5, dtype=np.float32)[:, None, None]  # 0..2 and 2..4
   np.testing.assert_allclose(perceptual.shrink(jnp.array(a), 2)[:, 0, 0],
                              [1, 3], rtol=1e-6)
@@ -218,9 +218,9 @@ def test_embedding_shrinks_images_to_max_side():
   a, _ = pictures(2, 16, 8)
   small = a.reshape(2, 8, 2, 8, 3).mean(2)
   embed = jax.jit(perceptual.embed, static_argnames='max_side')
-  for found, expected in zip(embed(network, a, max_side=8),
+  for result, expected in zip(embed(network, a, max_side=8),
                              embed(network, small), strict=True):
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('weight, bias', [(1, -100), (0, 1e-25)])
@@ -254,9 +254,9 @@ def test_weights_in_one_file_or_two_under_either_name(tmp_path):
   expected = perceptual.from_torch(tensors, TOY)
   assert expected['lin1'].shape == (1, 1, 5, 1)
   for files in (('lin.npz', 'net.safetensors'), ('whole.npz',), ('one.npz',)):
-    found = perceptual.load(*(tmp_path / f for f in files), backbone=TOY)
-    assert found.backbone == TOY
-    jax.tree.map(np.testing.assert_array_equal, found.params, expected)
+    result = perceptual.load(*(tmp_path / f for f in files), backbone=TOY)
+    assert result.backbone == TOY
+    jax.tree.map(np.testing.assert_array_equal, result.params, expected)
 
 
 def test_missing_unused_and_misshaped_tensors_are_listed(tmp_path):

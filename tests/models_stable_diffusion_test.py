@@ -40,12 +40,12 @@ def test_prediction_equals_that_of_diffusers(tmp_path, family):
   x, t, states = problem(config['cross_attention_dim'])
   apply = jax.jit(network.apply)
   outputs = []
-  for kept in (7, 4):
-    mask = (np.arange(7) < np.array([[kept], [7]])).astype(np.float32)
+  for valid in (7, 4):
+    mask = (np.arange(7) < np.array([[valid], [7]])).astype(np.float32)
     with torch.no_grad():
       theirs = model(folders.to_torch(x), torch.tensor(t),
                      torch.tensor(states), encoder_attention_mask=None
-                     if kept == 7 else torch.tensor(mask)).sample
+                     if valid == 7 else torch.tensor(mask)).sample
     outputs.append(folders.from_torch(theirs))
     folders.assert_near(apply(params, x, t, states, mask), outputs[-1])
   assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
@@ -140,8 +140,8 @@ def test_masked_states_are_ignored(tiny):
   other[0, 4:] += 1
   a, b = (apply(params, x, t, s, mask) for s in (states, other))
   np.testing.assert_allclose(a, b, atol=1e-6)
-  seen = apply(params, x, t, other, np.ones_like(mask))
-  assert np.abs(a - seen).max() > 1e-4
+  unmasked = apply(params, x, t, other, np.ones_like(mask))
+  assert np.abs(a - unmasked).max() > 1e-4
 
 
 def test_inputs_of_another_shape_are_user_errors(tiny):

@@ -144,8 +144,8 @@ def test_states_do_not_depend_on_padding():
   cut = encoder.apply(params, tokens[:, :5], mask[:, :5])
   real = mask > 0
   np.testing.assert_allclose(states[real], other[real], atol=1e-6)
-  kept = real[:, :5]
-  np.testing.assert_allclose(states[:, :5][kept], cut[kept], atol=1e-5)
+  valid = real[:, :5]
+  np.testing.assert_allclose(states[:, :5][valid], cut[valid], atol=1e-5)
   assert np.isfinite(np.asarray(states)).all()
 
 

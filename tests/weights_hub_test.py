@@ -209,9 +209,9 @@ def fake_hub(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize('variant, dot', [('', ''), ('fp16', '.fp16')])
 def test_only_the_needed_files_are_downloaded(fake_hub, variant, dot):
-  found = hub.locate(
+  result = hub.locate(
       'owner/model', ('unet', 'tokenizer', 'text_encoder_2'), 'main', variant)
-  assert found.revision == found.path.name == COMMIT
+  assert result.revision == result.path.name == COMMIT
   (name, revision, files), = fake_hub
   assert (name, revision) == ('owner/model', 'main')
   assert set(files) == {

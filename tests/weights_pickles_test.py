@@ -42,12 +42,12 @@ def test_a_network_is_read_as_names_and_arrays(tmp_path):
   networks = pickles.load(write(tmp_path / 'n.pkl', {
       'G': None, 'D': None, 'G_ema': top, 'augment_pipe': None}))
   assert networks.discriminator is None
-  found = networks.generator
-  assert found.class_name == 'TriPlaneGenerator'
-  assert found.get('z_dim') == 32 and found.get('channel_base') == 64
-  assert found['rendering_kwargs'] == {'box_warp': 1}
-  assert found.child('act').class_name == 'Softplus'
-  tensors = pickles.tensors(found)
+  result = networks.generator
+  assert result.class_name == 'TriPlaneGenerator'
+  assert result.get('z_dim') == 32 and result.get('channel_base') == 64
+  assert result['rendering_kwargs'] == {'box_warp': 1}
+  assert result.child('act').class_name == 'Softplus'
+  tensors = pickles.tensors(result)
   assert set(tensors) == {'fc.weight', 'fc.kept'}
   np.testing.assert_array_equal(tensors['fc.weight'], weight)
   np.testing.assert_array_equal(tensors['fc.kept'], buffer)
@@ -186,8 +186,8 @@ def test_modules_pickled_by_pytorch_are_read():
   import torch
   layer = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Softplus())
   layer.register_buffer('turned', torch.arange(6).half().reshape(2, 3).T)
-  found = pickles.Unpickler(io.BytesIO(pickle.dumps(layer))).load()
-  arrays = pickles.tensors(found)
+  result = pickles.Unpickler(io.BytesIO(pickle.dumps(layer))).load()
+  arrays = pickles.tensors(result)
   for name, value in layer.state_dict().items():
     np.testing.assert_array_equal(arrays[name], value.numpy())
   assert set(arrays) == set(layer.state_dict())

@@ -63,11 +63,11 @@ def streamed(path, pickled, magic=0x1950a86a20f9469cfc6c):
   return path
 
 
-def assert_equal(found, expected=TENSORS):
-  assert set(found) == set(expected)
+def assert_equal(result, expected=TENSORS):
+  assert set(result) == set(expected)
   for name, tensor in expected.items():
-    assert found[name].dtype == tensor.dtype
-    np.testing.assert_array_equal(found[name], tensor)
+    assert result[name].dtype == tensor.dtype
+    np.testing.assert_array_equal(result[name], tensor)
 
 
 def old_parameter(tensor):
@@ -120,13 +120,13 @@ def test_files_saved_by_pytorch_are_read(tmp_path, new):
       torch.randn(3).to(torch.bfloat16)))
   path = tmp_path / 'w.pt'
   torch.save(model.state_dict(), path, _use_new_zipfile_serialization=new)
-  found = torch_files.read(path)
+  result = torch_files.read(path)
   expected = model.state_dict()
-  assert set(found) == set(expected)
+  assert set(result) == set(expected)
   for name, tensor in expected.items():
-    assert found[name].dtype.name == str(tensor.dtype).removeprefix('torch.')
+    assert result[name].dtype.name == str(tensor.dtype).removeprefix('torch.')
     np.testing.assert_array_equal(
-        found[name].astype(np.float32), tensor.float().numpy())
+        result[name].astype(np.float32), tensor.float().numpy())
   torch.save({'model': model}, path)
   with pytest.raises(pickles.PickleError, match='refused'):
     torch_files.read(path)

@@ -59,7 +59,7 @@ def _image_features(params: Any, images: jax.Array, *,
                     model: clip.CLIP) -> jax.Array:
   side = model.config.image.resolution
 
-  def encode(image):
+  def encode(image: jax.Array) -> jax.Array:
     resized = jax.image.resize(image, (side, side, 3), 'linear')
     return clip.image_features(model, params, resized[None])[0]
 

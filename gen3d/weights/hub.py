@@ -67,7 +67,7 @@ class Tensors(Mapping[str, np.ndarray]):
   A network of many GB is copied to its device one tensor at a time.
   """
 
-  def __init__(self, readers: Mapping[str, Callable[[], np.ndarray]]):
+  def __init__(self, readers: Mapping[str, Callable[[], np.ndarray]]) -> None:
     self._readers = readers
 
   def __getitem__(self, name: str) -> np.ndarray:
@@ -220,7 +220,7 @@ def load_tokenizer(path: Path, vocab: int, length: int = 77) -> Tokenize:
         f'encoder {vocab}: files are missing, or it belongs to another model; '
         'download both from one checkpoint.')
 
-  def tokenize(texts):
+  def tokenize(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     encoded = tokenizer(list(texts), padding='max_length', truncation=True,
                         max_length=length, return_tensors='np')
     return (encoded['input_ids'].astype(np.int32),

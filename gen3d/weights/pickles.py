@@ -54,7 +54,7 @@ class PickleError(UserError):
 class Module:
   """One object of a pickle: the name of its class and its state."""
 
-  def __init__(self, class_name: str, state: Any = None):
+  def __init__(self, class_name: str, state: Any = None) -> None:
     self.class_name = class_name
     self.state = {} if state is None else state
 
@@ -140,7 +140,7 @@ class Unpickler(pickle.Unpickler):
   that no file can change them for the next one.
   """
 
-  def __init__(self, file: BinaryIO):
+  def __init__(self, file: BinaryIO) -> None:
     super().__init__(file)
     scalar, array = _numpy_scalar, type('Array', (_Array,), {})
     self._allowed = {
@@ -238,7 +238,7 @@ def _persistent(meta: dict[str, Any]) -> Module:
 def _stand_in(name: str) -> type:
   """A class that takes any state and does nothing."""
 
-  def init(self, *args, **kwargs):
+  def init(self: Any, *args: Any, **kwargs: Any) -> None:
     del args, kwargs
     Module.__init__(self, name)
 
@@ -267,7 +267,7 @@ class _NumberType:
   pointers. Of this class a file can set only the byte order.
   """
 
-  def __init__(self, code: Any):
+  def __init__(self, code: Any) -> None:
     if not (isinstance(code, str) and re.fullmatch(r'[biufc]\d{1,2}', code)):
       raise PickleError(f'numbers are of the type {code!r}, which no weights '
                         'have.')

@@ -71,7 +71,7 @@ def to_flax(tensors: Mapping[str, np.ndarray], sources: Sources, like: Any,
                   if not any(fnmatch.fnmatch(name, p) for p in ignored))
   misshaped = []
 
-  def load(path, leaf):
+  def load(path: str, leaf: Any) -> Any:
     name, layout = sources[path]
     if name not in tensors:
       return None

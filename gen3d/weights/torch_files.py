@@ -87,7 +87,7 @@ def _zipped(file: BinaryIO) -> Any:
           'it is not a state_dict that torch.save wrote, but another zip or '
           'a TorchScript program; save the state_dict of its model.')
 
-    def storage(dtype, key, count):
+    def storage(dtype: np.dtype, key: str, count: int) -> np.ndarray:
       name = f'{top[0]}data/{key}'
       if members.getinfo(name).file_size < count * dtype.itemsize:
         raise pickles.PickleError(f'the tensor stored as {key} is cut off.')
@@ -112,7 +112,7 @@ def _legacy(file: BinaryIO) -> Any:
   # collects the types of the storages, the second one builds the tensors.
   start, types = file.tell(), {}
 
-  def collect(dtype, key, count):
+  def collect(dtype: np.dtype, key: str, count: int) -> None:
     types[key] = dtype, count
 
   read(collect)
@@ -134,11 +134,13 @@ def _legacy(file: BinaryIO) -> Any:
 class _Unpickler(pickles.Unpickler):
   """Allows the names that a state_dict refers to, and external storages."""
 
-  def __init__(self, file: BinaryIO, storage: StorageReader | None):
-    """Args: the file, and the function that reads a storage.
+  def __init__(self, file: BinaryIO, storage: StorageReader | None) -> None:
+    """Starts to read a pickle.
 
-    Where that function returns None, as in the first pass of `_legacy`, the
-    tensor is None as well.
+    Args:
+      file: at the start of the pickle.
+      storage: reads a storage; None if the pickle refers to none. A storage of
+        None, as in the first pass of `_legacy`, gives a tensor of None.
     """
     super().__init__(file)
     self._storage = storage
@@ -164,13 +166,13 @@ class _Unpickler(pickles.Unpickler):
 def _parameter_class() -> type:
   """A class whose state is the tensor of a Parameter."""
 
-  def new(cls, data=None, *rest):
+  def new(cls: type, data: Any = None, *rest: Any) -> Any:
     del rest
     parameter = object.__new__(cls)
     pickles.Module.__init__(parameter, 'Parameter', data)
     return parameter
 
-  def setstate(self, state):
+  def setstate(self: Any, state: Any) -> None:
     # The tensor is either the argument of `new` or part of the state.
     if isinstance(state[0], np.ndarray):
       self.state = state[0]
