@@ -1,13 +1,12 @@
 """Random networks of diffusers and transformers, in folders as published.
 
-What saves or builds a model needs PyTorch, diffusers and transformers; what
-writes a pipeline does not. Small stands for a published shape at fewer
-channels.
+Functions that save or build a model need PyTorch, diffusers and transformers;
+`write_pipeline` does not. SMALL configs are published ones with fewer channels.
 
 PYTHONPATH=. python tests/checkpoint_folders.py FOLDER
 
 writes a Stable Diffusion 1.5 of full size, 2 GB of noise: to measure speed and
-memory where the real one is not at hand.
+memory without the published weights.
 """
 
 import json
@@ -16,7 +15,7 @@ import sys
 
 import pytest
 
-# What the published config.json files say (facts read from them).
+# Values of the published config.json files.
 STABLE_DIFFUSION = {
     '1.5': {'attention_head_dim': 8, 'cross_attention_dim': 768,
             'sample_size': 64},
@@ -110,7 +109,7 @@ def random_params(network, inputs):
   import jax
   import numpy as np
 
-  from gen3d.weights import hub
+  from gen3d.models import loading
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):
@@ -119,7 +118,7 @@ def random_params(network, inputs):
       return noise * np.float32(np.prod(leaf.shape[:-1]) ** -.5)
     return .1 * noise + np.float32(path[-1].key == 'scale')
   return {'params': jax.tree_util.tree_map_with_path(
-      draw, hub.shapes(network, inputs, np.float32))}
+      draw, loading.shapes(network, inputs, np.float32))}
 
 
 def write_pipeline(path, unet, autoencoder, text_encoder):
@@ -154,20 +153,21 @@ def write_pipeline(path, unet, autoencoder, text_encoder):
                        'vocab_size': len(ids), 'eos_token_id': len(ids) - 1}}
   folders = {part: hub.Folder(path / part, config, {})
              for part, config in configs.items()}
-  size = {'unet': stable_diffusion.unet_size(folders['unet']),
-          'vae': vaes.autoencoder_size(folders['vae']),
-          'text_encoder': clip.text_size(folders['text_encoder'])}
+  config = {'unet': stable_diffusion.unet_config(folders['unet']),
+            'vae': vaes.autoencoder_config(folders['vae']),
+            'text_encoder': clip.text_config(folders['text_encoder'])}
   networks = {
-      'unet': (stable_diffusion.UNet(size['unet'], stable_diffusion.PARTS),
-               stable_diffusion.inputs(size['unet'])),
-      'vae': (vaes.Autoencoder(size['vae']), vaes.inputs(size['vae'])),
-      'text_encoder': (clip.TextTower(size['text_encoder']),
-                       clip.text_inputs(size['text_encoder']))}
+      'unet': (stable_diffusion.UNet(config['unet'], stable_diffusion.LAYERS),
+               stable_diffusion.inputs(config['unet'])),
+      'vae': (vaes.Autoencoder(config['vae']), vaes.inputs(config['vae'])),
+      'text_encoder': (clip.TextTower(config['text_encoder']),
+                       clip.text_inputs(config['text_encoder']))}
   from safetensors import numpy as safetensors
   for part, (network, inputs) in networks.items():
-    params = random_params(network, inputs)['params']
-    sources = (clip.text_sources(size[part]) if part == 'text_encoder'
-               else hub.sources(params))
+    params = random_params(network, inputs)
+    sources = port.by_path(params)
+    if part == 'text_encoder':
+      params, sources = params['params'], clip.text_sources(config[part])
     tensors = {name: np.ascontiguousarray(x, np.float16) for name, x in
                port.to_torch(params, sources).items()}
     (path / part).mkdir(exist_ok=True)
@@ -210,11 +210,11 @@ def expected_names(like, sources):
   from gen3d.weights import port
   back = {port.keep: lambda s: s, port.linear: lambda s: s[::-1],
           port.conv: lambda s: (s[3], s[2], s[0], s[1])}
-  found = {}
+  result = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]:
     name, layout = sources['/'.join(k.key for k in path)]
-    found[name] = back[layout](leaf.shape)
-  return found
+    result[name] = back[layout](leaf.shape)
+  return result
 
 
 def assert_near(ours, theirs, limit=1e-4):

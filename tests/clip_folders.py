@@ -12,7 +12,7 @@ _VOCAB = ('!', *_LETTERS, '.', *(f'{c}</w>' for c in f'{_LETTERS}.'),
 def save(path, resolution=24):
   """Saves model and tokenizer in the folder `path`; returns the model.
 
-  Its parameters are large, so that no two texts or pictures look alike.
+  Its parameters are large, so that the features of two texts or images differ.
   """
   torch = pytest.importorskip('torch', reason='PyTorch is a parity extra')
   import transformers

@@ -173,7 +173,7 @@ def test_deepfloyd_teacher_equals_diffusers(deepfloyd):
 
 def test_v_prediction_is_converted_to_eps(tmp_path):
   unet = SimpleNamespace(
-      size=SimpleNamespace(side=4, in_channels=3),
+      config=SimpleNamespace(side=4, in_channels=3),
       apply=lambda weights, x, step, states: 2 * x)
   _scheduler(tmp_path, prediction_type='v_prediction',
              beta_schedule='squaredcos_cap_v2')

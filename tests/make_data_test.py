@@ -16,6 +16,7 @@ from gen3d.data.images import dataset
 from gen3d.data.shapes import captions
 from gen3d.ops import cameras
 
+
 def run(*flags):
   return subprocess.run(
       [sys.executable, '-m', 'gen3d.make_data', *flags],

@@ -1,4 +1,4 @@
-"""The autoencoder against diffusers' PyTorch one, and its own promises."""
+"""The autoencoder: parity with diffusers, gradients, config."""
 
 import json
 
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gen3d.models import autoencoder
-from gen3d.weights import hub
+from gen3d.models import autoencoder, loading
+from gen3d.weights import hub, port
 
-TINY = autoencoder.AutoencoderSize(
+TINY = autoencoder.AutoencoderConfig(
     side=8, channels=(8, 16), blocks=1, latent=4, groups=4, scale=.18215)
 
 
@@ -23,7 +23,7 @@ def pictures(side=16):
 
 
 @pytest.mark.parity
-def test_both_ways_equal_those_of_diffusers(tmp_path):
+def test_encoder_and_decoder_equal_those_of_diffusers(tmp_path):
   import torch
   model = folders.save_autoencoder(tmp_path)
   network, params = autoencoder.load(tmp_path)
@@ -48,11 +48,11 @@ def test_full_size_names_and_shapes_are_those_of_diffusers(tmp_path):
       down_block_types=4 * ['DownEncoderBlock2D'], sample_size=512,
       up_block_types=4 * ['UpDecoderBlock2D']))
   model.save_config(tmp_path)
-  size = autoencoder.autoencoder_size(hub.Folder(
+  config = autoencoder.autoencoder_config(hub.Folder(
       tmp_path, hub.read_config(tmp_path), {}))
-  like = hub.shapes(autoencoder.Autoencoder(size),
-                           autoencoder.inputs(size), jnp.float32)
-  assert folders.expected_names(like, hub.sources(like)) == (
+  like = {'params': loading.shapes(autoencoder.Autoencoder(config),
+                                   autoencoder.inputs(config), jnp.float32)}
+  assert folders.expected_names(like, port.by_path(like)) == (
       folders.names_and_shapes(model))
 
 
@@ -80,14 +80,14 @@ def tiny():
   return network, folders.random_params(network, autoencoder.inputs(TINY))
 
 
-def test_a_draw_has_the_moments_that_the_encoder_tells():
+def test_a_sample_has_the_predicted_moments():
   mean, log_variance = jnp.full((20_000, 1), .7), jnp.full((20_000, 1), -2.)
   draw = autoencoder.scaled_draw(jax.random.key(0), TINY, mean, log_variance)
   np.testing.assert_allclose(draw.mean(), .18215 * .7, atol=2e-3)
   np.testing.assert_allclose(draw.std(), .18215 * np.exp(-1), rtol=2e-2)
 
 
-def test_gradients_reach_the_image_and_do_not_depend_on_remat(tiny):
+def test_image_gradients_do_not_depend_on_remat(tiny):
   _, params = tiny
   def gradient(remat):
     network = autoencoder.Autoencoder(TINY, remat=remat)
@@ -115,7 +115,7 @@ def test_the_config_is_checked(tmp_path):
       '_class_name': 'AutoencoderKL', 'block_out_channels': [8, 16],
       'down_block_types': 2 * ['DownEncoderBlock2D'], 'sample_size': 8,
       'up_block_types': 2 * ['UpDecoderBlock2D'], 'norm_num_groups': 4}
-  read = lambda **changes: autoencoder.autoencoder_size(
+  read = lambda **changes: autoencoder.autoencoder_config(
       hub.Folder(tmp_path, config | changes, {}))
   (tmp_path / 'config.json').write_text(json.dumps(config))
   assert read() == TINY

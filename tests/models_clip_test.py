@@ -1,4 +1,4 @@
-"""CLIP's towers against transformers' PyTorch ones; the loss against loops."""
+"""CLIP: parity of the towers with transformers, the loss against loops."""
 
 import dataclasses
 import json
@@ -10,19 +10,26 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gen3d.models import clip
+from gen3d.models import clip, loading
 from gen3d.weights import hub, port
 
-SMALL = clip.CLIPSize(
-    clip.ImageSize(resolution=24, patch=8, width=32, layers=3, heads=4),
-    clip.TextSize(vocab=50, length=11, width=24, layers=2, heads=3, eot=49),
+SMALL = clip.CLIPConfig(
+    clip.ImageConfig(resolution=24, patch=8, width=32, layers=3, heads=4),
+    clip.TextConfig(vocab=50, length=11, width=24, layers=2, heads=3, eot=49),
     features=20)
 
 
-def with_activation(size, activation):
+# OpenCLIP's ViT-H/14, whose text tower without its last layer is the text
+# encoder of Stable Diffusion 2.
+H14 = clip.CLIPConfig(
+    clip.ImageConfig(224, 14, 1280, 32, 16, clip.gelu),
+    clip.TextConfig(49408, 77, 1024, 24, 16, 49407, clip.gelu), 1024)
+
+
+def with_activation(config, activation):
   return dataclasses.replace(
-      size, image=dataclasses.replace(size.image, activation=activation),
-      text=dataclasses.replace(size.text, activation=activation))
+      config, image=dataclasses.replace(config.image, activation=activation),
+      text=dataclasses.replace(config.text, activation=activation))
 
 
 def text_config(activation):
@@ -73,10 +80,10 @@ def captions(batch, seed=0):
 def test_features_equal_those_of_transformers(name):
   model, tensors = make_peer(name)
   import torch
-  size = with_activation(SMALL, getattr(clip, name))
-  params = clip.from_torch(tensors, size)
+  config = with_activation(SMALL, getattr(clip, name))
+  params = clip.from_torch(tensors, config)
   images, tokens = pictures(3), captions(5)
-  ours = clip.CLIP(size).apply(params, images, tokens)
+  ours = clip.CLIP(config).apply(params, images, tokens)
   pixels = (images - np.array(clip.PIXEL_MEAN)) / np.array(clip.PIXEL_STD)
   with torch.no_grad():
     theirs = model(input_ids=torch.tensor(tokens).long(),
@@ -94,14 +101,14 @@ def test_features_equal_those_of_transformers(name):
 
 
 @pytest.mark.parity
-def test_a_saved_pair_is_loaded_as_it_was(tmp_path):
+def test_a_saved_clip_model_is_loaded(tmp_path):
   model, tensors = make_peer('gelu')
   model.save_pretrained(tmp_path)
   network, params = clip.load(tmp_path)
-  size = with_activation(SMALL, clip.gelu)
-  assert network.size == size
+  config = with_activation(SMALL, clip.gelu)
+  assert network.config == config
   jax.tree.map(np.testing.assert_array_equal, params,
-               clip.from_torch(tensors, size))
+               clip.from_torch(tensors, config))
 
 
 @pytest.mark.parity
@@ -110,14 +117,14 @@ def test_the_text_tower_of_stable_diffusion_equals_transformers(
     tmp_path, name):
   torch = pytest.importorskip('torch')
   import transformers
-  # As in Stable Diffusion 2, whose config tells neither 49407 nor a 24th
+  # As in Stable Diffusion 2, whose config has neither 49407 nor a 24th
   # layer; its states are those after the last norm.
   config = text_config(name) | {'eos_token_id': 2}
   model = folders.jitter(transformers.CLIPTextModel(
       transformers.CLIPTextConfig(**config)))
   model.save_pretrained(tmp_path)
   tower, params = clip.load_text(tmp_path)
-  assert tower.size == dataclasses.replace(
+  assert tower.config == dataclasses.replace(
       SMALL.text, activation=getattr(clip, name))
   tokens = captions(4)
   with torch.no_grad():
@@ -143,18 +150,18 @@ def test_full_size_names_and_shapes_are_those_of_transformers(tmp_path):
   config = transformers.CLIPConfig(**folders.CLIP_L14)
   config.architectures = ['CLIPModel']
   config.save_pretrained(tmp_path)
-  size = clip.clip_size(hub.Folder(
+  ours = clip.clip_config(hub.Folder(
       tmp_path, hub.read_config(tmp_path), {}))
-  assert size == clip.L14
+  assert ours == clip.L14
   model = folders.on_meta(lambda: transformers.CLIPModel(config))
   theirs = folders.names_and_shapes(model)
-  like = hub.shapes(clip.CLIP(size), clip.inputs(size), jnp.float32)
-  assert folders.expected_names(like, clip.sources(size)) == {
+  like = loading.shapes(clip.CLIP(ours), clip.inputs(ours), jnp.float32)
+  assert folders.expected_names(like, clip.sources(ours)) == {
       k: v for k, v in theirs.items() if 'position_ids' not in k}
 
 
 @pytest.mark.parity
-def test_stable_diffusion_2_has_the_text_tower_that_is_read(tmp_path):
+def test_names_and_shapes_of_the_text_tower_of_stable_diffusion_2(tmp_path):
   pytest.importorskip('torch')
   import transformers
   config = transformers.CLIPTextConfig(
@@ -163,12 +170,12 @@ def test_stable_diffusion_2_has_the_text_tower_that_is_read(tmp_path):
   model = folders.on_meta(lambda: transformers.CLIPTextModel(config))
   config.architectures = ['CLIPTextModel']
   config.save_pretrained(tmp_path)
-  size = clip.text_size(hub.Folder(
+  tower = clip.text_config(hub.Folder(
       tmp_path, hub.read_config(tmp_path), {}))
-  assert size == dataclasses.replace(clip.H14.text, layers=23)
-  like = hub.shapes(clip.TextTower(size), clip.text_inputs(size),
-                           jnp.float32)
-  ours = folders.expected_names(like, clip.text_sources(size))
+  assert tower == dataclasses.replace(H14.text, layers=23)
+  like = loading.shapes(clip.TextTower(tower), clip.text_inputs(tower),
+                        jnp.float32)
+  ours = folders.expected_names(like, clip.text_sources(tower))
   plain = lambda tree: {k.removeprefix('text_model.'): v
                         for k, v in tree.items() if 'position_ids' not in k}
   assert plain(ours) == plain(folders.names_and_shapes(model))
@@ -180,13 +187,13 @@ def published(path, **changes):
   return hub.Folder(path, hub.read_config(path), {})
 
 
-def test_sizes_are_read_from_published_configs(tmp_path):
-  assert clip.clip_size(published(tmp_path)) == clip.L14
+def test_hyperparameters_of_published_configs(tmp_path):
+  assert clip.clip_config(published(tmp_path)) == clip.L14
   # What a config leaves out is as in ViT-B/32.
-  assert clip.clip_size(published(
+  assert clip.clip_config(published(
       tmp_path, text_config={}, vision_config=None,
       projection_dim=512)) == clip.B32
-  assert clip.clip_size(published(
+  assert clip.clip_config(published(
       tmp_path, text_config={}, vision_config={'patch_size': 8},
       vision_config_dict={'patch_size': 16},
       projection_dim=512)) == clip.B16
@@ -200,11 +207,11 @@ def test_sizes_are_read_from_published_configs(tmp_path):
 ])
 def test_a_config_of_another_network_is_refused(tmp_path, changes, words):
   with pytest.raises(ValueError, match=words):
-    clip.clip_size(published(tmp_path, **changes))
+    clip.clip_config(published(tmp_path, **changes))
 
 
 @pytest.mark.parity
-def test_the_activations_differ_enough_to_be_told_apart():
+def test_the_two_activations_give_different_features():
   _, tensors = make_peer('gelu')
   features = [
       clip.CLIP(size).apply(clip.from_torch(tensors, size), pictures(2),
@@ -214,7 +221,7 @@ def test_the_activations_differ_enough_to_be_told_apart():
 
 
 @pytest.mark.parity
-def test_from_torch_lists_what_does_not_fit():
+def test_missing_unused_and_misshaped_tensors_are_listed():
   _, tensors = make_peer('gelu')
   gone = 'text_model.encoder.layers.1.mlp.fc1.bias'
   shape = 'vision_model.embeddings.patch_embedding.weight'
@@ -228,10 +235,10 @@ def test_from_torch_lists_what_does_not_fit():
     assert words in str(error.value)
 
 
-def test_the_published_sizes_have_the_published_numbers_of_parameters():
+def test_parameter_counts_are_the_published_ones():
   # From the models' own cards: 151 M, 150 M, 428 M and 986 M.
   for size, millions in ((clip.B32, 151.3), (clip.B16, 149.6),
-                         (clip.L14, 427.6), (clip.H14, 986.1)):
+                         (clip.L14, 427.6), (H14, 986.1)):
     tree = jax.eval_shape(
         clip.CLIP(size).init, jax.random.key(0),
         jnp.zeros((1, 224, 224, 3)), jnp.zeros((1, 77), jnp.int32))
@@ -239,7 +246,7 @@ def test_the_published_sizes_have_the_published_numbers_of_parameters():
     assert abs(count / 1e6 - millions) < 0.1
 
 
-def test_the_text_feature_is_blind_to_what_follows_its_end():
+def test_the_text_feature_ignores_tokens_after_the_end():
   model = clip.CLIP(SMALL)
   tokens = captions(4)
   params = jax.jit(model.init)(jax.random.key(0), pictures(1), tokens)

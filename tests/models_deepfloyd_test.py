@@ -1,4 +1,4 @@
-"""DeepFloyd IF's first U-Net against diffusers', small and by its names."""
+"""The first U-Net of DeepFloyd IF: parity with diffusers, names, config."""
 
 import checkpoint_folders as folders
 import jax
@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen3d.models import deepfloyd
+from gen3d.models import deepfloyd, loading
 from gen3d.models import stable_diffusion as sd
-from gen3d.weights import hub
+from gen3d.weights import hub, port
 
 SMALL = folders.SMALL['if']
-TINY = sd.UNetSize(side=8, in_channels=3, out_channels=6, channels=(16, 32),
+TINY = sd.UNetConfig(side=8, in_channels=3, out_channels=6, channels=(16, 32),
                    blocks=(1, 1), attention=(False, True), heads=(1, 2),
                    states=32, groups=4, text_width=32, pooling_heads=2)
 
@@ -31,12 +31,12 @@ def test_prediction_equals_that_of_diffusers(tmp_path):
   x, t, states = problem(SMALL['encoder_hid_dim'])
   apply = jax.jit(network.apply)
   outputs = []
-  for kept in (7, 4):
-    mask = (np.arange(7) < np.array([[kept], [7]])).astype(np.float32)
+  for valid in (7, 4):
+    mask = (np.arange(7) < np.array([[valid], [7]])).astype(np.float32)
     with torch.no_grad():
       theirs = model(folders.to_torch(x), torch.tensor(t),
                      torch.tensor(states), encoder_attention_mask=None
-                     if kept == 7 else torch.tensor(mask)).sample
+                     if valid == 7 else torch.tensor(mask)).sample
     outputs.append(folders.from_torch(theirs))
     folders.assert_near(apply(params, x, t, states, mask), outputs[-1])
   assert outputs[0].shape[-1] == 6
@@ -48,20 +48,20 @@ def test_full_size_names_and_shapes_are_those_of_diffusers(tmp_path):
   model = folders.on_meta(lambda: folders.diffusers().UNet2DConditionModel(
       **folders.DEEPFLOYD_XL))
   model.save_config(tmp_path)
-  size = deepfloyd.unet_size(hub.Folder(
+  config = deepfloyd.unet_config(hub.Folder(
       tmp_path, hub.read_config(tmp_path), {}))
-  assert size.heads == (11, 22, 33, 44)
-  like = hub.shapes(sd.UNet(size, deepfloyd.PARTS), sd.inputs(size),
-                           jnp.float32)
-  ours = folders.expected_names(like, hub.sources(like))
+  assert config.heads == (11, 22, 33, 44)
+  like = {'params': loading.shapes(
+      sd.UNet(config, deepfloyd.LAYERS), sd.inputs(config), jnp.float32)}
+  ours = folders.expected_names(like, port.by_path(like))
   assert ours == folders.names_and_shapes(model)
   # The published weights are 8.6 GB at two bytes each.
   assert abs(2e-9 * sum(np.prod(s) for s in ours.values()) - 8.6) < .1
 
 
-def test_all_of_it_takes_part():
+def test_every_parameter_has_a_gradient():
   x, t, states = problem(32, side=4)
-  network = sd.UNet(TINY, deepfloyd.PARTS, remat=True)
+  network = sd.UNet(TINY, deepfloyd.LAYERS, remat=True)
   params = folders.random_params(network, sd.inputs(TINY))
   gradient = jax.jit(jax.grad(lambda p: jnp.sum(
       network.apply(p, x, t, states) ** 2)))(params)
@@ -81,14 +81,14 @@ def test_all_of_it_takes_part():
 def test_a_config_of_another_network_is_refused(tmp_path, changes, words):
   config = {'_class_name': 'UNet2DConditionModel', **SMALL, **changes}
   with pytest.raises(ValueError, match=words):
-    deepfloyd.unet_size(hub.Folder(tmp_path, config, {}))
+    deepfloyd.unet_config(hub.Folder(tmp_path, config, {}))
 
 
-def test_sizes_differ_by_the_config_alone(tmp_path):
+def test_hyperparameters_of_the_smaller_model(tmp_path):
   config = {'_class_name': 'UNet2DConditionModel', **folders.DEEPFLOYD_XL,
             'block_out_channels': [192, 384, 576, 768],
             'cross_attention_dim': 768}
-  size = deepfloyd.unet_size(hub.Folder(tmp_path, config, {}))
+  size = deepfloyd.unet_config(hub.Folder(tmp_path, config, {}))
   assert size.heads == (3, 6, 9, 12) and size.blocks == (3, 3, 3, 3)
   assert size.attention == (False, True, True, True)
   assert (size.text_width, size.states, size.pooling_heads) == (4096, 768, 64)

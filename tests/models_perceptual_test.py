@@ -16,6 +16,13 @@ VGG16 = (64, 64, 'M', 128, 128, 'M', 256, 256, 256, 'M', 512, 512, 512, 'M',
 TOY = perceptual.Backbone('toy', (
     perceptual.Stage(0, (perceptual.Conv(0, 4), perceptual.Conv(2, 3))),
     perceptual.Stage(2, (perceptual.Conv(5, 5),))))
+# A backbone with other strides and poolings (Krizhevsky, 1404.5997).
+ALEXNET = perceptual.Backbone('alexnet', (
+    perceptual.Stage(0, (perceptual.Conv(0, 64, 11, 4, 2),)),
+    perceptual.Stage(3, (perceptual.Conv(3, 192, 5, 1, 2),)),
+    perceptual.Stage(3, (perceptual.Conv(6, 384),)),
+    perceptual.Stage(0, (perceptual.Conv(8, 256),)),
+    perceptual.Stage(0, (perceptual.Conv(10, 256),))))
 LOOKED_AT = {'vgg16': (3, 8, 15, 22, 29), 'alexnet': (1, 4, 7, 9, 11)}
 
 
@@ -74,17 +81,17 @@ def distance(network, a, b):
 
 
 @pytest.mark.parametrize('learned', [True, False])
-def test_the_distance_equals_loops(learned):
+def test_lpips_equals_loops(learned):
   tensors = toy_tensors()
   network = perceptual.Perceptual(
       perceptual.from_torch(tensors, TOY, learned), TOY)
   a, b = pictures(2, 9, 12)
-  found = distance(network, a, b)
+  result = distance(network, a, b)
   np.testing.assert_allclose(
-      found, [slow_distance(tensors, *pair, learned) for pair in zip(a, b)],
+      result, [slow_distance(tensors, *pair, learned) for pair in zip(a, b)],
       rtol=1e-4)
   # The same weights, said by ones where they are not to be learned.
-  assert learned or not np.allclose(found, distance(perceptual.Perceptual(
+  assert learned or not np.allclose(result, distance(perceptual.Perceptual(
       perceptual.from_torch(tensors, TOY), TOY), a, b), rtol=1e-2)
 
 
@@ -128,12 +135,12 @@ class Peer:
   def maps(self, x):
     shift = self.torch.tensor([-.030, -.088, -.188]).view(1, 3, 1, 1)
     scale = self.torch.tensor([.458, .448, .450]).view(1, 3, 1, 1)
-    x, found = (2 * x - 1 - shift) / scale, []
+    x, result = (2 * x - 1 - shift) / scale, []
     for i, layer in enumerate(self.features[:self.looked_at[-1] + 1]):
       x = layer(x)
       if i in self.looked_at:
-        found.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
-    return found
+        result.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
+    return result
 
   def __call__(self, a, b, learned=True):
     total = 0
@@ -155,13 +162,13 @@ def peer(request):
 
 
 @pytest.mark.parity
-def test_the_distance_and_its_gradient_equal_pytorchs(peer, tmp_path):
+def test_lpips_and_its_gradient_equal_pytorch(peer, tmp_path):
   name, model = peer
   # The classifier stands in the file as well.
   head = {'classifier.6.bias': model.torch.zeros(10)}
   model.torch.save(model.tensors | head, tmp_path / 'net.pth')
   model.torch.save(model.linear_tensors, tmp_path / 'lin.pth')
-  backbone = {'vgg16': perceptual.VGG16, 'alexnet': perceptual.ALEXNET}[name]
+  backbone = {'vgg16': perceptual.VGG16, 'alexnet': ALEXNET}[name]
   network = perceptual.load(tmp_path / 'net.pth', tmp_path / 'lin.pth',
                             backbone=backbone)
   a, b = pictures(2, 32, 46)
@@ -186,7 +193,7 @@ def test_the_distance_and_its_gradient_equal_pytorchs(peer, tmp_path):
 @pytest.mark.parity
 @pytest.mark.parametrize('size, most', [
     ((20, 12), 8), ((7, 21), 8), ((9, 9), 9), ((16, 16), 8)])
-def test_shrinking_equals_pytorchs_area(size, most):
+def test_shrinking_equals_area_interpolation_of_pytorch(size, most):
   torch = pytest.importorskip('torch', reason='PyTorch is a parity extra')
   a, _ = pictures(2, *size)
   expected = torch.nn.functional.interpolate(
@@ -196,28 +203,28 @@ def test_shrinking_equals_pytorchs_area(size, most):
                              atol=1e-6)
 
 
-def test_shrinking_takes_means():
+def test_shrinking_averages_pixels():
   a = np.arange(2 * 6 * 3, dtype=np.float32).reshape(2, 6, 3)
-  found = perceptual.shrink(jnp.array(a), 3)
-  np.testing.assert_allclose(found, a.reshape(2, 3, 2, 3).mean(2), rtol=1e-6)
+  result = perceptual.shrink(jnp.array(a), 3)
+  np.testing.assert_allclose(result, a.reshape(2, 3, 2, 3).mean(2), rtol=1e-6)
   a = np.arange(5, dtype=np.float32)[:, None, None]  # 0..2 and 2..4
   np.testing.assert_allclose(perceptual.shrink(jnp.array(a), 2)[:, 0, 0],
                              [1, 3], rtol=1e-6)
 
 
-def test_what_is_compared_can_be_shrunk_before():
+def test_embedding_shrinks_images_to_max_side():
   network = perceptual.Perceptual(
       perceptual.from_torch(toy_tensors(), TOY), TOY)
   a, _ = pictures(2, 16, 8)
   small = a.reshape(2, 8, 2, 8, 3).mean(2)
-  embed = jax.jit(perceptual.embed, static_argnames='most')
-  for found, expected in zip(embed(network, a, most=8),
+  embed = jax.jit(perceptual.embed, static_argnames='max_side')
+  for result, expected in zip(embed(network, a, max_side=8),
                              embed(network, small), strict=True):
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('weight, bias', [(1, -100), (0, 1e-25)])
-def test_features_that_hardly_answer_have_a_gradient(weight, bias):
+def test_the_gradient_is_finite_at_features_near_zero(weight, bias):
   tensors = toy_tensors()
   tensors['features.2.weight'] *= weight
   tensors['features.2.bias'][:] = bias
@@ -229,7 +236,7 @@ def test_features_that_hardly_answer_have_a_gradient(weight, bias):
   np.testing.assert_array_equal(slope, 0)
 
 
-def test_one_file_or_two_and_the_names_of_a_whole_lpips(tmp_path):
+def test_weights_in_one_file_or_two_under_either_name(tmp_path):
   tensors = toy_tensors()
   lin = {k: v for k, v in tensors.items() if k.startswith('lin')}
   net = {k: v for k, v in tensors.items() if k not in lin}
@@ -247,12 +254,12 @@ def test_one_file_or_two_and_the_names_of_a_whole_lpips(tmp_path):
   expected = perceptual.from_torch(tensors, TOY)
   assert expected['lin1'].shape == (1, 1, 5, 1)
   for files in (('lin.npz', 'net.safetensors'), ('whole.npz',), ('one.npz',)):
-    found = perceptual.load(*(tmp_path / f for f in files), backbone=TOY)
-    assert found.backbone == TOY
-    jax.tree.map(np.testing.assert_array_equal, found.params, expected)
+    result = perceptual.load(*(tmp_path / f for f in files), backbone=TOY)
+    assert result.backbone == TOY
+    jax.tree.map(np.testing.assert_array_equal, result.params, expected)
 
 
-def test_load_lists_what_does_not_fit(tmp_path):
+def test_missing_unused_and_misshaped_tensors_are_listed(tmp_path):
   tensors = toy_tensors()
   del tensors['features.2.bias'], tensors['lin0.model.1.weight']
   tensors['features.7.weight'] = np.zeros(3, np.float32)
@@ -269,12 +276,12 @@ def test_load_lists_what_does_not_fit(tmp_path):
     perceptual.load(backbone=TOY)
 
 
-def test_refused_weights(tmp_path):
+def test_duplicate_and_negative_weights_are_refused(tmp_path):
   tensors = toy_tensors()
   np.savez(tmp_path / 'a.npz', **tensors)
   np.savez(tmp_path / 'b.npz', **{'features.0.bias': tensors[
       'features.0.bias']})
-  with pytest.raises(ValueError, match=r'b\.npz holds features.0.bias, which'):
+  with pytest.raises(ValueError, match=r'b\.npz contains features.0.bias, '):
     perceptual.load(tmp_path / 'a.npz', tmp_path / 'b.npz', backbone=TOY)
   tensors['lin1.model.1.weight'][0, 2] = -0.1
   with pytest.raises(port.PortingError, match='lin1.* negative'):
@@ -283,8 +290,8 @@ def test_refused_weights(tmp_path):
 
 
 @pytest.mark.parametrize('backbone, least', [
-    (perceptual.VGG16, 16), (perceptual.ALEXNET, 31)])
-def test_pictures_that_are_too_small(backbone, least):
+    (perceptual.VGG16, 16), (ALEXNET, 31)])
+def test_too_small_images_are_a_user_error(backbone, least):
   shapes = lambda side: jax.eval_shape(
       perceptual.LPIPS(backbone).init, jax.random.key(0),
       jnp.zeros((1, side, 40, 3)))

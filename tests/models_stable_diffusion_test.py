@@ -1,4 +1,4 @@
-"""The U-Net against diffusers' PyTorch one, small and by full-size names."""
+"""The U-Net of Stable Diffusion: parity with diffusers, names, config."""
 
 import json
 
@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen3d.models import loading
 from gen3d.models import stable_diffusion as sd
 from gen3d.weights import hub, port
 
-TINY = sd.UNetSize(side=8, in_channels=4, out_channels=4, channels=(8, 16),
+TINY = sd.UNetConfig(side=8, in_channels=4, out_channels=4, channels=(8, 16),
                    blocks=(1, 1), attention=(True, False), heads=(2, 2),
                    states=12, groups=4)
 PLAIN = {'_class_name': 'UNet2DConditionModel', 'layers_per_block': 2,
@@ -39,12 +40,12 @@ def test_prediction_equals_that_of_diffusers(tmp_path, family):
   x, t, states = problem(config['cross_attention_dim'])
   apply = jax.jit(network.apply)
   outputs = []
-  for kept in (7, 4):
-    mask = (np.arange(7) < np.array([[kept], [7]])).astype(np.float32)
+  for valid in (7, 4):
+    mask = (np.arange(7) < np.array([[valid], [7]])).astype(np.float32)
     with torch.no_grad():
       theirs = model(folders.to_torch(x), torch.tensor(t),
                      torch.tensor(states), encoder_attention_mask=None
-                     if kept == 7 else torch.tensor(mask)).sample
+                     if valid == 7 else torch.tensor(mask)).sample
     outputs.append(folders.from_torch(theirs))
     folders.assert_near(apply(params, x, t, states, mask), outputs[-1])
   assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
@@ -81,11 +82,11 @@ def test_full_size_names_and_shapes_are_those_of_diffusers(
   model = folders.on_meta(lambda: folders.diffusers().UNet2DConditionModel(
       **folders.STABLE_DIFFUSION[family]))
   model.save_config(tmp_path)
-  size = sd.unet_size(hub.Folder(
+  config = sd.unet_config(hub.Folder(
       tmp_path, hub.read_config(tmp_path), {}))
-  like = hub.shapes(sd.UNet(size, sd.PARTS), sd.inputs(size),
-                           jnp.float32)
-  ours = folders.expected_names(like, hub.sources(like))
+  like = {'params': loading.shapes(
+      sd.UNet(config, sd.LAYERS), sd.inputs(config), jnp.float32)}
+  ours = folders.expected_names(like, port.by_path(like))
   assert ours == folders.names_and_shapes(model)
   count = sum(np.prod(shape) for shape in ours.values())
   np.testing.assert_allclose(count / 1e6, millions, atol=.1)
@@ -93,14 +94,14 @@ def test_full_size_names_and_shapes_are_those_of_diffusers(
 
 @pytest.fixture(scope='module')
 def tiny():
-  return folders.random_params(sd.UNet(TINY, sd.PARTS), sd.inputs(TINY)), (
+  return folders.random_params(sd.UNet(TINY, sd.LAYERS), sd.inputs(TINY)), (
       problem(12, side=4))
 
 
-def test_rematerialisation_changes_memory_only(tiny):
+def test_rematerialization_does_not_change_the_gradient(tiny):
   params, (x, t, states) = tiny
   def gradient(**options):
-    network = sd.UNet(TINY, sd.PARTS, **options)
+    network = sd.UNet(TINY, sd.LAYERS, **options)
     return jax.jit(jax.grad(
         lambda x: jnp.sum(network.apply(params, x, t, states) ** 2)))
   plain, again = gradient(), gradient(remat=True)
@@ -111,14 +112,14 @@ def test_rematerialisation_changes_memory_only(tiny):
 
 def test_bfloat16_stays_near_float32(tiny):
   params, inputs = tiny
-  full, half = (jax.jit(sd.UNet(TINY, sd.PARTS, dtype).apply)(params, *inputs)
+  full, half = (jax.jit(sd.UNet(TINY, sd.LAYERS, dtype).apply)(params, *inputs)
                 for dtype in (jnp.float32, jnp.bfloat16))
   assert half.dtype == jnp.float32
   error = np.abs(half - full).max() / np.abs(full).max()
   assert 1e-5 < error < 5e-2
 
 
-def test_flash_is_for_pixels_among_themselves(tiny, monkeypatch):
+def test_flash_attention_is_used_for_self_attention_only(tiny, monkeypatch):
   params, inputs = tiny
   calls = []
   attention = jax.nn.dot_product_attention
@@ -126,31 +127,31 @@ def test_flash_is_for_pixels_among_themselves(tiny, monkeypatch):
     calls.append((q.shape[1] == k.shape[1], implementation))
     return attention(q, k, v, mask=mask)
   monkeypatch.setattr(jax.nn, 'dot_product_attention', spy)
-  jax.eval_shape(sd.UNet(TINY, sd.PARTS, flash=True).apply, params, *inputs)
+  jax.eval_shape(sd.UNet(TINY, sd.LAYERS, flash=True).apply, params, *inputs)
   assert set(calls) == {(True, 'cudnn'), (False, None)}
 
 
-def test_what_a_mask_hides_does_not_matter(tiny):
+def test_masked_states_are_ignored(tiny):
   params, (x, t, states) = tiny
-  apply = jax.jit(sd.UNet(TINY, sd.PARTS).apply)
+  apply = jax.jit(sd.UNet(TINY, sd.LAYERS).apply)
   mask = np.ones((2, 7), np.float32)
   mask[0, 4:] = 0
   other = states.copy()
   other[0, 4:] += 1
   a, b = (apply(params, x, t, s, mask) for s in (states, other))
   np.testing.assert_allclose(a, b, atol=1e-6)
-  seen = apply(params, x, t, other, np.ones_like(mask))
-  assert np.abs(a - seen).max() > 1e-4
+  unmasked = apply(params, x, t, other, np.ones_like(mask))
+  assert np.abs(a - unmasked).max() > 1e-4
 
 
-def test_an_image_or_text_that_does_not_fit_gets_a_sentence(tiny):
+def test_inputs_of_another_shape_are_user_errors(tiny):
   params, (x, t, states) = tiny
-  network = sd.UNet(TINY, sd.PARTS)
+  network = sd.UNet(TINY, sd.LAYERS)
   for image, words in ((x[..., :3], r'\[B, H, W, 4\]'),
                        (x[:, :3], 'divisible by 2')):
     with pytest.raises(ValueError, match=words):
       network.apply(params, image, t, states)
-  with pytest.raises(ValueError, match='12 numbers, not 11'):
+  with pytest.raises(ValueError, match='12 channels, not 11'):
     network.apply(params, x, t, states[..., :11])
 
 
@@ -159,8 +160,8 @@ def write_config(path, **changes):
   return hub.Folder(path, hub.read_config(path), {})
 
 
-def test_a_size_is_read_from_the_config(tmp_path):
-  assert sd.unet_size(write_config(tmp_path)) == sd.UNetSize(
+def test_hyperparameters_of_a_config(tmp_path):
+  assert sd.unet_config(write_config(tmp_path)) == sd.UNetConfig(
       side=64, in_channels=4, out_channels=4, channels=(32, 64), blocks=(2, 2),
       attention=(True, False), heads=(2, 4), states=24)
 
@@ -177,12 +178,12 @@ def test_a_size_is_read_from_the_config(tmp_path):
 ])
 def test_a_config_of_another_network_is_refused(tmp_path, changes, words):
   with pytest.raises(ValueError, match=words) as error:
-    sd.unet_size(write_config(tmp_path, **changes))
+    sd.unet_config(write_config(tmp_path, **changes))
   assert 'config.json' in str(error.value)
 
 
 @pytest.mark.parity
-def test_tensors_that_do_not_fit_are_listed(tmp_path):
+def test_missing_unused_and_misshaped_tensors_are_listed(tmp_path):
   model = folders.save_unet(tmp_path, folders.SMALL['1.5'])
   from safetensors.torch import save_file
   tensors = {k: v.contiguous() for k, v in model.state_dict().items()}

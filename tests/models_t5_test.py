@@ -1,4 +1,4 @@
-"""The T5 encoder against transformers' PyTorch one, and its own promises."""
+"""The T5 encoder: parity with transformers, offset buckets, padding."""
 
 import checkpoint_folders as folders
 import jax
@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gen3d.models import t5
+from gen3d.models import loading, t5
 from gen3d.weights import hub, port
 
-SMALL = t5.T5Size(vocab=60, layers=3, width=32, heads=4, head_dim=6,
-                  ff_width=40)
+SMALL = t5.T5Config(vocab=60, layers=3, width=32, heads=4, head_dim=6,
+                    ff_width=40)
+XXL = t5.T5Config(vocab=32128, layers=24, width=4096, heads=64, head_dim=64,
+                  ff_width=10240)
 
 
 @pytest.fixture(scope='module')
@@ -55,12 +57,12 @@ def test_states_equal_those_of_transformers(peer, length):
 
 
 @pytest.mark.parity
-def test_a_saved_encoder_is_loaded_as_it_was(peer, tmp_path):
+def test_a_saved_encoder_is_loaded(peer, tmp_path):
   model, tensors = peer
   model.save_pretrained(tmp_path, max_shard_size='20KB')
   assert len(list(tmp_path.glob('*.safetensors'))) > 1
   encoder, params = t5.load(tmp_path)
-  assert encoder.size == SMALL
+  assert encoder.config == SMALL
   jax.tree.map(np.testing.assert_array_equal, params,
                t5.from_torch(tensors, SMALL))
 
@@ -80,15 +82,15 @@ def test_full_size_names_and_shapes_are_those_of_transformers(tmp_path):
   config = transformers.T5Config(**folders.T5_XXL)
   config.architectures = ['T5EncoderModel']
   config.save_pretrained(tmp_path)
-  size = t5.t5_size(hub.Folder(
+  ours = t5.t5_config(hub.Folder(
       tmp_path, hub.read_config(tmp_path), {}))
-  assert size == t5.XXL
+  assert ours == XXL
   model = folders.on_meta(lambda: transformers.T5EncoderModel(config))
   theirs = folders.names_and_shapes(model)
-  like = hub.shapes(t5.T5Encoder(size), t5.inputs(), jnp.bfloat16)
+  like = loading.shapes(t5.T5Encoder(ours), t5.inputs(), jnp.bfloat16)
   # One table of embeddings, under two names.
   assert theirs.pop('encoder.embed_tokens.weight') == (32128, 4096)
-  assert folders.expected_names(like, t5.encoder_sources(size)) == theirs
+  assert folders.expected_names(like, t5.encoder_sources(ours)) == theirs
 
 
 @pytest.mark.parametrize('changes, words', [
@@ -100,11 +102,11 @@ def test_a_config_of_another_network_is_refused(tmp_path, changes, words):
   config = {'architectures': ['T5EncoderModel'], **folders.T5_XXL, **changes}
   config = {k: v for k, v in config.items() if v is not None}
   with pytest.raises(ValueError, match=words):
-    t5.t5_size(hub.Folder(tmp_path, config, {}))
+    t5.t5_config(hub.Folder(tmp_path, config, {}))
 
 
 @pytest.mark.parity
-def test_from_torch_lists_what_does_not_fit(peer):
+def test_missing_unused_and_misshaped_tensors_are_listed(peer):
   _, tensors = peer
   tensors = dict(tensors)
   gone = 'encoder.block.1.layer.0.SelfAttention.q.weight'
@@ -119,7 +121,7 @@ def test_from_torch_lists_what_does_not_fit(peer):
     assert words in str(error.value)
 
 
-def test_buckets_equal_the_definition():
+def test_offset_buckets_equal_the_definition():
   def slow(offset):
     side, n = (16, offset) if offset > 0 else (0, -offset)
     if n < 8:
@@ -131,7 +133,7 @@ def test_buckets_equal_the_definition():
       t5.buckets(offsets), [slow(int(o)) for o in offsets])
 
 
-def test_padding_does_not_reach_the_states():
+def test_states_do_not_depend_on_padding():
   encoder = t5.T5Encoder(SMALL)
   tokens, mask = captions(2, 9)
   mask[:, 5:] = 0
@@ -142,8 +144,8 @@ def test_padding_does_not_reach_the_states():
   cut = encoder.apply(params, tokens[:, :5], mask[:, :5])
   real = mask > 0
   np.testing.assert_allclose(states[real], other[real], atol=1e-6)
-  kept = real[:, :5]
-  np.testing.assert_allclose(states[:, :5][kept], cut[kept], atol=1e-5)
+  valid = real[:, :5]
+  np.testing.assert_allclose(states[:, :5][valid], cut[valid], atol=1e-5)
   assert np.isfinite(np.asarray(states)).all()
 
 

@@ -101,7 +101,7 @@ def test_released_weights_encode_like_the_state(
   images = np.random.default_rng(0).random((3, 32, 32, 3))
   texts = ['a red chair', 'a blue duck, front view']
   written = clip_pair.load(paths[0])
-  direct = clip_pair.make(first_state.ema, clip_pair.pair_size(config))
+  direct = clip_pair.make(first_state.ema, clip_pair.pair_config(config))
   np.testing.assert_allclose(written.image_features(images),
                              direct.image_features(images), atol=5e-3)
   np.testing.assert_allclose(written.text_features(texts),

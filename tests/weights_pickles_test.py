@@ -37,23 +37,23 @@ def network():
   return top, weight.astype(np.float32), buffer.astype(np.float32)
 
 
-def test_a_network_comes_as_names_and_arrays(tmp_path):
+def test_a_network_is_read_as_names_and_arrays(tmp_path):
   top, weight, buffer = network()
   networks = pickles.load(write(tmp_path / 'n.pkl', {
       'G': None, 'D': None, 'G_ema': top, 'augment_pipe': None}))
   assert networks.discriminator is None
-  found = networks.generator
-  assert found.class_name == 'TriPlaneGenerator'
-  assert found.get('z_dim') == 32 and found.get('channel_base') == 64
-  assert found['rendering_kwargs'] == {'box_warp': 1}
-  assert found.child('act').class_name == 'Softplus'
-  tensors = pickles.tensors(found)
+  result = networks.generator
+  assert result.class_name == 'TriPlaneGenerator'
+  assert result.get('z_dim') == 32 and result.get('channel_base') == 64
+  assert result['rendering_kwargs'] == {'box_warp': 1}
+  assert result.child('act').class_name == 'Softplus'
+  tensors = pickles.tensors(result)
   assert set(tensors) == {'fc.weight', 'fc.kept'}
   np.testing.assert_array_equal(tensors['fc.weight'], weight)
   np.testing.assert_array_equal(tensors['fc.kept'], buffer)
 
 
-def test_strides_are_honoured():
+def test_tensors_with_strides_are_read():
   read = lambda obj: pickles.Unpickler(io.BytesIO(dumps(obj))).load()
   values = np.arange(12.).reshape(3, 4)
   np.testing.assert_array_equal(
@@ -96,13 +96,13 @@ def test_a_pickle_that_runs_a_command_is_refused(tmp_path, protocol):
     ('torch_utils.persistence', 'exec'), ('numpy', 'load'),
     ('torch', 'load'), ('dnnlib.util', 'open_url'),
     ('collections', '_sys'), ('torch.nn.modules.container', 'os.system')])
-def test_names_beyond_the_list_are_refused(tmp_path, module, name):
+def test_names_that_are_not_allowed_are_refused(tmp_path, module, name):
   bad = write(tmp_path / 'bad.pkl', {'G_ema': Call(Name(module, name), 'x')})
   with pytest.raises(pickles.PickleError, match=f'{module}.{name}'):
     pickles.load(bad)
 
 
-def test_the_inner_pickle_of_a_tensor_is_watched_too(tmp_path):
+def test_the_inner_pickle_of_a_tensor_is_restricted_too(tmp_path):
   trace = tmp_path / 'was_here'
   content = pickle.dumps(Shell(trace))
   bad = write(tmp_path / 'bad.pkl', {'G_ema': Call(
@@ -133,7 +133,7 @@ def of_storage(storage, size, stride):
               stride, False, collections.OrderedDict())
 
 
-def test_numbers_of_numpy_are_read():
+def test_numpy_arrays_and_scalars_are_read():
   read = lambda obj: pickles.Unpickler(io.BytesIO(dumps(obj))).load()
   big = np.array([[1.5, -2.0]], '>f4')
   np.testing.assert_array_equal(
@@ -156,11 +156,11 @@ POINTER = (1234567).to_bytes(8, 'little')
     (array('f4', POINTER, shape=(-1, -2)), 'cut off'),
     (scalar('O8', POINTER, flags=0), "type 'O8'"),
     (of_storage(array('f4', b'1234' * 4, shape=(2, 2)), (2,), (2,)),
-     'not of a storage'),
-    (of_storage('text', (2,), (1,)), 'not of a storage'),
+     'storage of a tensor'),
+    (of_storage('text', (2,), (1,)), 'storage of a tensor'),
     (tensor(np.zeros(1), size=(10 ** 13,), strides=(0,)), 'more numbers'),
     (tensor(np.zeros(9), size=(-3, -3), strides=(1, 1)), 'more numbers')])
-def test_memory_is_out_of_a_files_reach(tmp_path, hostile, said):
+def test_invalid_arrays_do_not_reach_memory(tmp_path, hostile, said):
   bad = tmp_path / 'bad.pkl'
   bad.write_bytes(dumps({'G_ema': list(hostile) if isinstance(hostile, set)
                          else hostile}))
@@ -171,10 +171,10 @@ def test_memory_is_out_of_a_files_reach(tmp_path, hostile, said):
 @pytest.mark.parametrize('content, said', [
     (b'', 'not an official network pickle'),
     (b'\x89PNG\r\n', 'not an official network pickle'),
-    (dumps([1, 2]), 'holds no network G_ema'),
-    (dumps({'G': 1}), 'holds no network G_ema'),
+    (dumps([1, 2]), 'contains no network G_ema'),
+    (dumps({'G': 1}), 'contains no network G_ema'),
     (dumps({'G_ema': network()[0]})[:-40], 'not an official network pickle')])
-def test_other_files_are_told_from_networks(tmp_path, content, said):
+def test_other_files_are_refused(tmp_path, content, said):
   path = tmp_path / 'x.pkl'
   path.write_bytes(content)
   with pytest.raises(pickles.PickleError, match=said):
@@ -182,12 +182,12 @@ def test_other_files_are_told_from_networks(tmp_path, content, said):
 
 
 @pytest.mark.parity
-def test_what_pytorch_pickles_is_read():
+def test_modules_pickled_by_pytorch_are_read():
   import torch
   layer = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Softplus())
   layer.register_buffer('turned', torch.arange(6).half().reshape(2, 3).T)
-  found = pickles.Unpickler(io.BytesIO(pickle.dumps(layer))).load()
-  arrays = pickles.tensors(found)
+  result = pickles.Unpickler(io.BytesIO(pickle.dumps(layer))).load()
+  arrays = pickles.tensors(result)
   for name, value in layer.state_dict().items():
     np.testing.assert_array_equal(arrays[name], value.numpy())
   assert set(arrays) == set(layer.state_dict())

@@ -63,11 +63,11 @@ def streamed(path, pickled, magic=0x1950a86a20f9469cfc6c):
   return path
 
 
-def assert_equal(found, expected=TENSORS):
-  assert set(found) == set(expected)
+def assert_equal(result, expected=TENSORS):
+  assert set(result) == set(expected)
   for name, tensor in expected.items():
-    assert found[name].dtype == tensor.dtype
-    np.testing.assert_array_equal(found[name], tensor)
+    assert result[name].dtype == tensor.dtype
+    np.testing.assert_array_equal(result[name], tensor)
 
 
 def old_parameter(tensor):
@@ -91,7 +91,7 @@ AGES = pytest.mark.parametrize('write, function, wrap', [
 
 
 @AGES
-def test_tensors_come_by_name_from_every_age(tmp_path, write, function, wrap):
+def test_all_formats_of_pytorch_are_read(tmp_path, write, function, wrap):
   path = write(tmp_path / 'w.pth', dumps(content(
       function, wrap, () if write is zipped else (None,))))
   assert_equal(torch_files.read(path))
@@ -99,7 +99,7 @@ def test_tensors_come_by_name_from_every_age(tmp_path, write, function, wrap):
 
 @pytest.mark.parity
 @AGES
-def test_the_files_made_here_are_what_pytorch_reads(
+def test_pytorch_reads_the_files_of_these_tests(
     tmp_path, write, function, wrap):
   torch = pytest.importorskip('torch', reason='PyTorch is a parity extra')
   path = write(tmp_path / 'w.pth', dumps(content(
@@ -110,7 +110,7 @@ def test_the_files_made_here_are_what_pytorch_reads(
 
 @pytest.mark.parity
 @pytest.mark.parametrize('new', [True, False])
-def test_what_pytorch_saves_is_read(tmp_path, new):
+def test_files_saved_by_pytorch_are_read(tmp_path, new):
   torch = pytest.importorskip('torch', reason='PyTorch is a parity extra')
   torch.manual_seed(0)
   model = torch.nn.Sequential(
@@ -120,19 +120,19 @@ def test_what_pytorch_saves_is_read(tmp_path, new):
       torch.randn(3).to(torch.bfloat16)))
   path = tmp_path / 'w.pt'
   torch.save(model.state_dict(), path, _use_new_zipfile_serialization=new)
-  found = torch_files.read(path)
+  result = torch_files.read(path)
   expected = model.state_dict()
-  assert set(found) == set(expected)
+  assert set(result) == set(expected)
   for name, tensor in expected.items():
-    assert found[name].dtype.name == str(tensor.dtype).removeprefix('torch.')
+    assert result[name].dtype.name == str(tensor.dtype).removeprefix('torch.')
     np.testing.assert_array_equal(
-        found[name].astype(np.float32), tensor.float().numpy())
+        result[name].astype(np.float32), tensor.float().numpy())
   torch.save({'model': model}, path)
   with pytest.raises(pickles.PickleError, match='refused'):
     torch_files.read(path)
 
 
-def test_plain_formats_are_read(tmp_path):
+def test_safetensors_and_npz_are_read(tmp_path):
   tensors = {name: np.ascontiguousarray(x) for name, x in TENSORS.items()}
   safetensors.numpy.save_file(tensors, tmp_path / 'w.safetensors')
   np.savez(tmp_path / 'w.npz', **tensors)
@@ -151,7 +151,7 @@ class Toucher:
 
 
 @pytest.mark.parametrize('write', [zipped, streamed])
-def test_nothing_in_a_file_runs(tmp_path, write):
+def test_code_in_a_pytorch_file_does_not_run(tmp_path, write):
   trace = tmp_path / 'was_here'
   path = write(tmp_path / 'bad.pth', pickle.dumps({'a': Toucher(trace)}, 2))
   with pytest.raises(pickles.PickleError,
@@ -160,7 +160,7 @@ def test_nothing_in_a_file_runs(tmp_path, write):
   assert not trace.exists()
 
 
-def test_nothing_in_an_array_file_runs(tmp_path):
+def test_code_in_an_npz_file_does_not_run(tmp_path):
   trace = tmp_path / 'was_here'
   np.savez(tmp_path / 'bad.npz', a=np.array([Toucher(trace)], object))
   trace.unlink(missing_ok=True)
@@ -197,12 +197,12 @@ GOOD = dumps(content())
 
 @pytest.mark.parametrize('make, said', [
     (lambda p: p / 'no.pth', 'There is no file .*no.pth'),
-    (lambda p: plain(p / 'w.onnx', b'x'), r'w.onnx .* end in .*\.npz.*\.pth'),
+    (lambda p: plain(p / 'w.onnx', b'x'), r'w.onnx .* ends in .*\.npz.*\.pth'),
     (lambda p: plain(p / 'w.pth', b''), 'w.pth cannot be read'),
     (lambda p: plain(p / 'w.npz', b'x'), 'w.npz cannot be read'),
     (lambda p: plain(p / 'w.safetensors', b'x'), 'w.safetensors cannot be'),
     (lambda p: plain(p / 'w.pth', b'<html>'), 'w.pth cannot be read'),
-    (lambda p: streamed(p / 'w.pth', GOOD, magic=1), 'not what torch.save'),
+    (lambda p: streamed(p / 'w.pth', GOOD, magic=1), 'torch.save did not'),
     (lambda p: cut(streamed(p / 'w.pth', GOOD), -8), 'stored as 1 is cut off'),
     (lambda p: miscounted(streamed(p / 'w.pth', GOOD)), 'stored as 0 is cut'),
     (lambda p: cut(streamed(p / 'w.pth', GOOD), 300), 'w.pth cannot be read'),
@@ -212,7 +212,7 @@ GOOD = dumps(content())
         k: v[1:] for k, v in STORAGES.items()}), 'stored as 0 is cut off'),
     (lambda p: zipped(p / 'w.pth', GOOD, extra=['archive/constants.pkl']),
      'TorchScript'),
-    (lambda p: tarred(p / 'w.pth'), 'an archive of 2016'),
+    (lambda p: tarred(p / 'w.pth'), 'the tar format of 2016'),
     (lambda p: zipped(p / 'w.pth', dumps({'epoch': 3})), 'state_dict'),
     (lambda p: zipped(p / 'w.pth', dumps([1, 2])), 'state_dict'),
     (lambda p: zipped(p / 'w.pth', dumps({'a': rebuilt(
@@ -223,6 +223,6 @@ GOOD = dumps(content())
         'storage', Name('torch', 'FloatStorage'), '0', 'cpu', 4,
         ('1', 0, 2))})), 'part of another'),
 ])
-def test_bad_files_get_a_sentence(tmp_path, make, said):
+def test_bad_files_are_user_errors(tmp_path, make, said):
   with pytest.raises(ValueError, match=said):
     torch_files.read(make(tmp_path))

@@ -76,7 +76,7 @@ class PixelModel(NamedTuple):
     """Parameters {'t5', 'unet', 'light_field'}, captions of `length` tokens."""
     key_t5, key_unet, key_field = jax.random.split(key, 3)
     tokens, mask = jnp.zeros((1, length), jnp.int32), jnp.ones((1, length))
-    states = jnp.zeros((1, length, self.encoder.size.width))
+    states = jnp.zeros((1, length, self.encoder.config.width))
     image = jnp.zeros((1, self.size, self.size, 3))
     label = jnp.zeros((1, 25))
     params = {'t5': self.encoder.init(key_t5, tokens, mask),
@@ -217,7 +217,7 @@ def build(config: Mapping[str, Any], vocab: int) -> PixelModel:
   check('prediction', PREDICTIONS, prediction)
   shape, field = unet.UNetShape(**config['unet']), config.get('light_field')
   return PixelModel(
-      t5.T5Encoder(t5.T5Size(vocab=vocab, **config['t5'])),
+      t5.T5Encoder(t5.T5Config(vocab=vocab, **config['t5'])),
       unet.UNet(shape._replace(prior_image=bool(field))),
       light_field.LightField(light_field.LightFieldShape(**field),
                              3 * shape.patch ** 2) if field else None,

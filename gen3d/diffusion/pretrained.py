@@ -189,16 +189,16 @@ def stable_diffusion_teacher(
     UserError: the parts of the folder do not fit together.
   """
   read = lambda part: hub.read(path / part, variant)
-  size = sd_unet.unet_size(read('unet'))
-  unet = sd_unet.UNet(size, sd_unet.PARTS, dtype, flash=flash)
+  size = sd_unet.unet_config(read('unet'))
+  unet = sd_unet.UNet(size, sd_unet.LAYERS, dtype, flash=flash)
   vae = autoencoder.Autoencoder(
-      autoencoder.autoencoder_size(read('vae')), dtype, remat)
-  if vae.size.latent != size.in_channels:
+      autoencoder.autoencoder_config(read('vae')), dtype, remat)
+  if vae.config.latent != size.in_channels:
     raise UserError(
-        f'{path} has an autoencoder of {vae.size.latent} channels and a U-Net '
+        f'{path} has an autoencoder of {vae.config.latent} channels and a U-Net '
         f'of {size.in_channels}; they are not of one model.')
   folder, encoder_path = read('text_encoder'), path / 'text_encoder'
-  text_size = clip.text_size(folder)
+  text_size = clip.text_config(folder)
   _check_width(path, text_size.width, size.states)
   encoder = TextEncoder(
       hub.load_tokenizer(path / 'tokenizer', text_size.vocab),
@@ -226,10 +226,10 @@ def deepfloyd_teacher(
   parts DEEPFLOYD.
   """
   read = lambda part: hub.read(path / part, variant)
-  size = deepfloyd_unet.unet_size(read('unet'))
-  unet = sd_unet.UNet(size, deepfloyd_unet.PARTS, dtype, flash=flash)
+  size = deepfloyd_unet.unet_config(read('unet'))
+  unet = sd_unet.UNet(size, deepfloyd_unet.LAYERS, dtype, flash=flash)
   folder, encoder_path = read('text_encoder'), path / 'text_encoder'
-  text_size = t5.t5_size(folder)
+  text_size = t5.t5_config(folder)
   _check_width(path, text_size.width, size.text_width)
   # Only T5 uses the mask: the U-Net was trained with the states of padding.
   encoder = TextEncoder(
@@ -258,18 +258,18 @@ def network_teacher(
     embed: see Teacher; its text is {'states' [N, L, D]}.
     load: () -> {'unet', 'vae'}, the latter where there is one.
   """
-  side, channels = unet.size.side, unet.size.in_channels
+  side, channels = unet.config.side, unet.config.in_channels
   to_eps = PREDICTIONS[prediction]
 
   def encode(weights, images, key):
-    pixels = side * 2 ** (len(vae.size.channels) - 1) if vae else side
+    pixels = side * 2 ** (len(vae.config.channels) - 1) if vae else side
     shape = (images.shape[0], pixels, pixels, 3)
     # Without antialiasing, as in threestudio, whose settings are used.
     images = 2 * jax.image.resize(
         images, shape, 'bilinear', antialias=False) - 1
     if vae is None:
       return images
-    return autoencoder.scaled_draw(key, vae.size, *vae.apply(
+    return autoencoder.scaled_draw(key, vae.config, *vae.apply(
         weights['vae'], images, method='encode'))
 
   def decode(weights, x):

@@ -80,7 +80,7 @@ class _Checkpoint(NamedTuple):
   """A CLIP of transformers whose files are complete; no weights read yet."""
   name: str
   path: pathlib.Path
-  size: clip.CLIPSize
+  size: clip.CLIPConfig
   tokenize: Callable
   cache_key: str
 
@@ -242,7 +242,7 @@ def table(scores: Sequence[RunRates], names: Sequence[str]) -> str:
 def _checkpoint(name):
   located = hub.locate(name)
   path = located.path
-  size = clip.clip_size(hub.Folder(
+  size = clip.clip_config(hub.Folder(
       path, hub.read_config(path), {}))
   tokenize = hub.load_tokenizer(path, size.text.vocab, size.text.length)
   if size.text.eot not in tokenize(['a'])[0]:
@@ -281,7 +281,7 @@ def _retriever(checkpoint, heading, captions):
 
 def _hub_pair(network, params, tokenize):
   """ClipPair of a CLIP of transformers; takes images of any size."""
-  resolution = network.size.image.resolution
+  resolution = network.config.image.resolution
   encode_images = jax.jit(functools.partial(clip.image_features, network))
   encode_tokens = jax.jit(functools.partial(clip.text_features, network))
   return clip_pair.ClipPair(

@@ -63,8 +63,8 @@ def clip_loss() -> PerceptualLoss:
   class token alone would not depend on positions.
   """
   params, record = assets.load(assets.CLIP)
-  model = clip.CLIP(clip_pair.pair_size(record['config']))
-  size = model.size.image
+  model = clip.CLIP(clip_pair.pair_config(record['config']))
+  size = model.config.image
   side = size.resolution // size.patch
   blocks = tuple(str(i) for i in range(size.layers))
 

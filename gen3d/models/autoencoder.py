@@ -1,45 +1,51 @@
 """The autoencoder of Stable Diffusion (Rombach et al., 2112.10752).
 
 Vocabulary. An image of H x W pixels becomes a latent of H/f x W/f x Z, f =
-2^(levels - 1): a normal distribution for each latent pixel, whose mean and
-logarithm of variance the encoder tells. *Scaled* latents, which the U-Net
-sees, are a draw times the config's factor, so that they vary by about one.
-Submodules carry the names that they have in diffusers' files.
+2^(levels - 1). The encoder predicts mean and log variance of a normal
+distribution for each number of the latent. *Scaled* latents, the input of the
+U-Net, are a sample times a factor of the config, so that their variance is
+about one. Submodules have the names of diffusers' files, by which
+loading.fill finds their weights.
 """
 
+import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen3d.models.stable_diffusion import (
+from gen3d.models import loading
+from gen3d.models.conditional_unet import (
   ResidualBlock,
   attend,
   conv,
-  double,
   group_norm,
+  upsample,
 )
 from gen3d.weights import hub
 
-EPSILON = 1e-6
-LOG_VARIANCE = -30.0, 20.0  # Bounds.
+EPSILON = 1e-6  # of the norms
+LOG_VARIANCE = -30.0, 20.0  # bounds
+
+_Residual = Callable[[int, str], nn.Module]  # (channels, name) -> block
 
 
-class AutoencoderSize(NamedTuple):
-  """The numbers that make one autoencoder, as its config.json has them.
+class AutoencoderConfig(NamedTuple):
+  """The hyperparameters of an autoencoder, from its config.json.
 
   Attributes:
-    side: H and W that it was trained at.
+    side: H and W of the training images.
     channels: of each level, finest first.
-    blocks: residual blocks of each level of the encoder (one more in the
-      decoder).
+    blocks: residual blocks of each level of the encoder; the decoder has one
+      more.
     latent: Z.
     groups: of the normalizations.
-    scale: of the latents that the U-Net sees.
+    scale: factor of scaled latents.
   """
   side: int
-  channels: tuple
+  channels: tuple[int, ...]
   blocks: int
   latent: int
   groups: int
@@ -50,76 +56,90 @@ class Autoencoder(nn.Module):
   """Images to latents and back.
 
   Attributes:
-    size: AutoencoderSize.
-    dtype: of the computation; what comes out is float32.
-    remat: the backward pass computes the blocks again: less memory.
+    config: hyperparameters.
+    dtype: of the computation; outputs are float32.
+    remat: the backward pass computes the blocks again, which saves memory.
   """
-  size: AutoencoderSize
+  config: AutoencoderConfig
   dtype: Any = jnp.float32
   remat: bool = False
 
-  def setup(self):
-    parts = self.size, self.dtype, self.remat
-    self.encoder, self.decoder = _Encoder(*parts), _Decoder(*parts)
-    self.quant_conv = nn.Conv(2 * self.size.latent, (1, 1), dtype=self.dtype)
-    self.post_quant_conv = nn.Conv(self.size.latent, (1, 1), dtype=self.dtype)
+  def setup(self) -> None:
+    options = self.config, self.dtype, self.remat
+    self.encoder, self.decoder = _Encoder(*options), _Decoder(*options)
+    latent = self.config.latent
+    self.quant_conv = nn.Conv(2 * latent, (1, 1), dtype=self.dtype)
+    self.post_quant_conv = nn.Conv(latent, (1, 1), dtype=self.dtype)
 
-  def __call__(self, images):
-    """Images [B, H, W, 3] -> what comes back of their means."""
-    return self.decode(self.size.scale * self.encode(images)[0])
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """Reconstructs images [B, H, W, 3] from the means of their latents."""
+    return self.decode(self.config.scale * self.encode(images)[0])
 
-  def encode(self, images):
+  def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Images [B, H, W, 3] in [-1, 1] -> mean and log variance of latents.
 
     Returns:
-      Two arrays [B, H/f, W/f, Z], not scaled. `scaled_draw` makes of them
-      what the U-Net sees.
+      Two arrays [B, H/f, W/f, Z], not scaled; see `scaled_draw`.
     """
     h = self.quant_conv(self.encoder(images.astype(self.dtype)))
     mean, log_variance = jnp.split(h.astype(jnp.float32), 2, axis=-1)
     return mean, jnp.clip(log_variance, *LOG_VARIANCE)
 
-  def decode(self, latents):
+  def decode(self, latents: jax.Array) -> jax.Array:
     """Scaled latents [B, H/f, W/f, Z] -> images [B, H, W, 3], about [-1, 1].
     """
-    h = (latents / self.size.scale).astype(self.dtype)
+    h = (latents / self.config.scale).astype(self.dtype)
     return self.decoder(self.post_quant_conv(h)).astype(jnp.float32)
 
 
-def scaled_draw(key, size, mean, log_variance):
-  """A draw of scaled latents, differentiable in both moments."""
-  draw = jax.random.normal(key, mean.shape)
-  return size.scale * (mean + jnp.exp(0.5 * log_variance) * draw)
-
-
-def load(path, dtype=jnp.float32, variant='', remat=False):
-  """An Autoencoder and its parameters out of diffusers' folder `vae`.
+def scaled_draw(key: jax.Array, config: AutoencoderConfig, mean: jax.Array,
+                log_variance: jax.Array) -> jax.Array:
+  """A sample of scaled latents, differentiable in both moments.
 
   Args:
-    path: folder with config.json and safetensors.
+    key: of the sample.
+    config: of the autoencoder.
+    mean: [B, H/f, W/f, Z], of `Autoencoder.encode`.
+    log_variance: like mean.
+
+  Returns:
+    [B, H/f, W/f, Z].
+  """
+  noise = jax.random.normal(key, mean.shape)
+  return config.scale * (mean + jnp.exp(0.5 * log_variance) * noise)
+
+
+def load(path: str | os.PathLike, dtype: Any = jnp.float32, variant: str = '',
+         remat: bool = False) -> tuple[Autoencoder, dict[str, Any]]:
+  """An autoencoder and its parameters from the folder `vae` of diffusers.
+
+  Args:
+    path: folder with config.json and weights.
     dtype: of the parameters and of the computation.
-    variant: see pretrained.read.
+    variant: see hub.read.
     remat: see Autoencoder.
 
   Returns:
     (Autoencoder, {'params'}).
 
   Raises:
-    UserError: the folder does not fit; says how.
+    UserError: a file is missing or broken, or belongs to another network.
   """
   folder = hub.read(path, variant)
-  network = Autoencoder(autoencoder_size(folder), dtype, remat)
-  return network, hub.fill(
-      network, inputs(network.size), folder.tensors.renamed(_new_name), dtype)
+  network = Autoencoder(autoencoder_config(folder), dtype, remat)
+  return network, loading.fill(
+      network, inputs(network.config),
+      hub.renamed(folder.tensors, _current_name), dtype)
 
 
-def inputs(size):
-  """Shapes of what an Autoencoder takes."""
-  return (jax.ShapeDtypeStruct((1, size.side, size.side, 3), jnp.float32),)
+def inputs(config: AutoencoderConfig) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """Shapes of the inputs of an Autoencoder."""
+  side = config.side
+  return (jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),)
 
 
-def autoencoder_size(folder):
-  """AutoencoderSize of a config.json.
+def autoencoder_config(folder: hub.Folder) -> AutoencoderConfig:
+  """Hyperparameters from the config.json of an AutoencoderKL.
 
   Raises:
     UserError: the config is for another network.
@@ -134,7 +154,7 @@ def autoencoder_size(folder):
       'shift_factor': (None, 0), 'latents_mean': (None,),
       'latents_std': (None,), 'use_quant_conv': (True,),
       'use_post_quant_conv': (True,), 'mid_block_add_attention': (True,)})
-  return AutoencoderSize(
+  return AutoencoderConfig(
       side=config.get('sample_size', 32), channels=channels,
       blocks=config.get('layers_per_block', 1),
       latent=config.get('latent_channels', 4),
@@ -143,58 +163,61 @@ def autoencoder_size(folder):
 
 
 class _Encoder(nn.Module):
-  size: AutoencoderSize
+  config: AutoencoderConfig
   dtype: Any
   remat: bool
 
   @nn.compact
-  def __call__(self, x):
-    size = self.size
-    residual = _residual(size, self.dtype, self.remat)
-    h = conv(size.channels[0], self.dtype, 'conv_in')(x)
-    for level, channels in enumerate(size.channels):
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, H, W, 3] -> [B, H/f, W/f, 2 Z]."""
+    config = self.config
+    residual = _residual(config, self.dtype, self.remat)
+    h = conv(config.channels[0], self.dtype, 'conv_in')(x)
+    for level, channels in enumerate(config.channels):
       name = f'down_blocks.{level}'
-      for i in range(size.blocks):
+      for i in range(config.blocks):
         h = residual(channels, f'{name}.resnets.{i}')(h)
-      if level + 1 < len(size.channels):
-        # Zeros on the far sides only, as it was trained.
+      if level + 1 < len(config.channels):
+        # Padding at the bottom and right only, as in the reference.
         h = conv(channels, self.dtype, f'{name}.downsamplers.0.conv', stride=2,
                  padding=((0, 1), (0, 1)))(h)
-    h = _middle(residual, size, self.dtype, h)
-    h = nn.silu(group_norm(size.groups, EPSILON, self.dtype,
+    h = _middle(residual, config, self.dtype, h)
+    h = nn.silu(group_norm(config.groups, EPSILON, self.dtype,
                            'conv_norm_out')(h))
-    return conv(2 * size.latent, self.dtype, 'conv_out')(h)
+    return conv(2 * config.latent, self.dtype, 'conv_out')(h)
 
 
 class _Decoder(nn.Module):
-  size: AutoencoderSize
+  config: AutoencoderConfig
   dtype: Any
   remat: bool
 
   @nn.compact
-  def __call__(self, x):
-    size = self.size
-    residual = _residual(size, self.dtype, self.remat)
-    h = conv(size.channels[-1], self.dtype, 'conv_in')(x)
-    h = _middle(residual, size, self.dtype, h)
-    for level, channels in enumerate(reversed(size.channels)):
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, H/f, W/f, Z] -> [B, H, W, 3]."""
+    config = self.config
+    residual = _residual(config, self.dtype, self.remat)
+    h = conv(config.channels[-1], self.dtype, 'conv_in')(x)
+    h = _middle(residual, config, self.dtype, h)
+    for level, channels in enumerate(reversed(config.channels)):
       name = f'up_blocks.{level}'
-      for i in range(size.blocks + 1):
+      for i in range(config.blocks + 1):
         h = residual(channels, f'{name}.resnets.{i}')(h)
-      if level + 1 < len(size.channels):
-        h = conv(channels, self.dtype, f'{name}.upsamplers.0.conv')(double(h))
-    h = nn.silu(group_norm(size.groups, EPSILON, self.dtype,
+      if level + 1 < len(config.channels):
+        h = conv(channels, self.dtype, f'{name}.upsamplers.0.conv')(upsample(h))
+    h = nn.silu(group_norm(config.groups, EPSILON, self.dtype,
                            'conv_norm_out')(h))
     return conv(3, self.dtype, 'conv_out')(h)
 
 
 class _Attention(nn.Module):
-  """Pixels attend to one another with one head, plus x."""
+  """Self-attention of the pixels with one head, plus x."""
   groups: int
   dtype: Any
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> the same shape."""
     b, height, width, c = x.shape
     dense = lambda name: nn.Dense(c, dtype=self.dtype, name=name)
     h = group_norm(self.groups, EPSILON, self.dtype, 'group_norm')(x)
@@ -203,20 +226,25 @@ class _Attention(nn.Module):
     return x + dense('to_out.0')(h).reshape(x.shape)
 
 
-def _residual(size, dtype, remat):
+def _residual(config: AutoencoderConfig, dtype: Any,
+              remat: bool) -> _Residual:
   block = nn.remat(ResidualBlock) if remat else ResidualBlock
   return lambda channels, name: block(
-      channels, size.groups, EPSILON, dtype=dtype, name=name)
+      channels, config.groups, EPSILON, dtype=dtype, name=name)
 
 
-def _middle(residual, size, dtype, h):
-  h = residual(size.channels[-1], 'mid_block.resnets.0')(h)
-  h = _Attention(size.groups, dtype, name='mid_block.attentions.0')(h)
-  return residual(size.channels[-1], 'mid_block.resnets.1')(h)
+def _middle(residual: _Residual, config: AutoencoderConfig, dtype: Any,
+            h: jax.Array) -> jax.Array:
+  h = residual(config.channels[-1], 'mid_block.resnets.0')(h)
+  h = _Attention(config.groups, dtype, name='mid_block.attentions.0')(h)
+  return residual(config.channels[-1], 'mid_block.resnets.1')(h)
 
 
-def _new_name(name):
-  """A tensor's name; the published files have the attention's old ones."""
+def _current_name(name: str) -> str:
+  """The name of a tensor in diffusers today.
+
+  The published files have older names for the attention.
+  """
   *above, module, leaf = name.split('.')
   new = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v',
          'proj_attn': 'to_out.0'}

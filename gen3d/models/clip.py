@@ -1,15 +1,15 @@
-"""CLIP (Radford et al., 2103.00020): an image and a text tower, one space.
+"""CLIP (Radford et al., 2103.00020): image and text in one feature space.
 
-Vocabulary. B images of R x R pixels are cut in patches of P x P, W is a
-tower's width, L the length of a caption in tokens, E the width of the shared
-space. Both towers are pre-norm transformers; the image feature is that of the
-class token, the text feature that of the first end-of-text token, which has
-seen all words because the text tower is causal. The published networks and
-our tiny one are values of the same records.
+Vocabulary. B images of R x R pixels are cut in patches of P x P, W is the
+width of a tower, L the length of a caption in tokens, E the width of the shared
+space. Both towers are pre-norm transformers. The image feature is that of the
+class token, the text feature that of the first end-of-text token, which attends
+to all words because the text tower is causal.
 """
 
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,27 +18,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen3d.choices import UserError
+from gen3d.models import loading
 from gen3d.weights import hub, port
 
-EPSILON = 1e-5
+EPSILON = 1e-5  # of the layer norms
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_SCALE = 100.0  # of the logits (section 2.5)
+# Indices that some files store as a tensor.
+_CONSTANTS = ('*.position_ids',)
 
 
-def quick_gelu(x):
-  """OpenAI's cheap GELU, x sigmoid(1.702 x)."""
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """x sigmoid(1.702 x), elementwise: the approximate GELU of OpenAI's CLIP."""
   return x * jax.nn.sigmoid(1.702 * x)
 
 
-def gelu(x):
-  """The exact GELU, of the OpenCLIP networks."""
+def gelu(x: jax.Array) -> jax.Array:
+  """The exact GELU, elementwise, of the OpenCLIP networks."""
   return jax.nn.gelu(x, approximate=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class TextSize:
-  """A text tower; `eot` is the id of the end-of-text token."""
+class TextConfig:
+  """Hyperparameters of a text tower; `eot` is the end-of-text token."""
   vocab: int
   length: int
   width: int
@@ -49,8 +52,8 @@ class TextSize:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageSize:
-  """An image tower (a vision transformer)."""
+class ImageConfig:
+  """Hyperparameters of an image tower, a vision transformer."""
   resolution: int
   patch: int
   width: int
@@ -60,248 +63,259 @@ class ImageSize:
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIPSize:
-  """A pair of towers and the width of the space that they share."""
-  image: ImageSize
-  text: TextSize
+class CLIPConfig:
+  """Both towers; `features` is the width of the shared space."""
+  image: ImageConfig
+  text: TextConfig
   features: int
 
 
-_OPENAI_512 = TextSize(49408, 77, 512, 12, 8, 49407)
-_OPENAI_768 = TextSize(49408, 77, 768, 12, 12, 49407)
-B32 = CLIPSize(ImageSize(224, 32, 768, 12, 12), _OPENAI_512, 512)
-B16 = CLIPSize(ImageSize(224, 16, 768, 12, 12), _OPENAI_512, 512)
-L14 = CLIPSize(ImageSize(224, 14, 1024, 24, 16), _OPENAI_768, 768)
-# OpenCLIP's ViT-H/14, whose text tower (less its last layer) feeds Stable
-# Diffusion 2.
-H14 = CLIPSize(ImageSize(224, 14, 1280, 32, 16, gelu),
-               TextSize(49408, 77, 1024, 24, 16, 49407, gelu), 1024)
+_OPENAI_512 = TextConfig(49408, 77, 512, 12, 8, 49407)
+_OPENAI_768 = TextConfig(49408, 77, 768, 12, 12, 49407)
+B32 = CLIPConfig(ImageConfig(224, 32, 768, 12, 12), _OPENAI_512, 512)
+B16 = CLIPConfig(ImageConfig(224, 16, 768, 12, 12), _OPENAI_512, 512)
+L14 = CLIPConfig(ImageConfig(224, 14, 1024, 24, 16), _OPENAI_768, 768)
 
 
 class CLIP(nn.Module):
-  """Both towers, their projections and the logits' scale."""
-  size: CLIPSize
+  """Both towers, their projections and the scale of the logits."""
+  config: CLIPConfig
   dtype: Any = jnp.float32
 
-  def setup(self):
-    size = self.size
-    self.image = ImageTower(size.image, self.dtype)
-    self.text = TextTower(size.text, self.dtype)
+  def setup(self) -> None:
+    config = self.config
+    self.image = ImageTower(config.image, self.dtype)
+    self.text = TextTower(config.text, self.dtype)
     self.image_projection = _dense(
-        size.features, size.image.width ** -0.5, self.dtype, bias=False)
+        config.features, config.image.width ** -0.5, self.dtype, bias=False)
     self.text_projection = _dense(
-        size.features, size.text.width ** -0.5, self.dtype, bias=False)
+        config.features, config.text.width ** -0.5, self.dtype, bias=False)
     self.log_scale = self.param(
         'log_scale', nn.initializers.constant(np.log(1 / 0.07)), ())
 
-  def __call__(self, images, tokens):
-    """Features of both and the logits' scale: ([B, E], [B, E], [])."""
+  def __call__(self, images: jax.Array, tokens: jax.Array
+               ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Both features and the scale of the logits: [B, E], [B, E], []."""
     return self.encode_image(images), self.encode_text(tokens), self.scale()
 
-  def encode_image(self, images):
+  def encode_image(self, images: jax.Array) -> jax.Array:
     """Images [B, R, R, 3] in [0, 1] -> features [B, E], not normalized."""
     return self.image_projection(self.image(images)[:, 0])
 
-  def encode_text(self, tokens):
+  def encode_text(self, tokens: jax.Array) -> jax.Array:
     """Tokens int32 [B, L] -> features [B, E], not normalized."""
-    end = jnp.argmax(tokens == self.size.text.eot, axis=-1)
+    end = jnp.argmax(tokens == self.config.text.eot, axis=-1)
     states = self.text(tokens)
     return self.text_projection(
         jnp.take_along_axis(states, end[:, None, None], axis=1)[:, 0])
 
-  def scale(self):
-    """What cosines are multiplied by to make logits, at most 100."""
+  def scale(self) -> jax.Array:
+    """Factor from cosines to logits, at most 100."""
     return jnp.minimum(jnp.exp(self.log_scale), MAX_SCALE)
 
 
 class ImageTower(nn.Module):
-  """Vision transformer; its first state is the class token's."""
-  size: ImageSize
+  """Vision transformer; its first state is that of the class token."""
+  config: ImageConfig
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, images):
+  def __call__(self, images: jax.Array) -> jax.Array:
     """Images [B, R, R, 3] in [0, 1] -> states [B, 1 + (R/P)^2, W].
 
-    As in transformers, only the class token's state is to be used: the last
-    norm is made for it.
+    As in transformers, only the state of the class token is meaningful: the
+    last norm was trained on it alone.
 
     Raises:
-      UserError: the images are of another resolution.
+      UserError: the images have another resolution.
     """
-    size = self.size
-    expected = (size.resolution, size.resolution, 3)
+    config = self.config
+    expected = (config.resolution, config.resolution, 3)
     if images.shape[1:] != expected:
-      raise UserError(f'CLIP\'s image tower takes images of {expected}, '
-                      f'not {images.shape[1:]}.')
-    normal = nn.initializers.normal(size.width ** -0.5)
+      raise UserError(f'The image tower of CLIP needs images of {expected}, '
+                      f'not {images.shape[1:]}; resize them first.')
+    normal = nn.initializers.normal(config.width ** -0.5)
     x = (images - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
-    x = nn.Conv(size.width, (size.patch, size.patch), (size.patch,) * 2,
+    x = nn.Conv(config.width, (config.patch, config.patch), (config.patch,) * 2,
                 'VALID', use_bias=False, dtype=self.dtype, name='patches')(x)
-    x = x.reshape(x.shape[0], -1, size.width)
-    token = self.param('class_token', normal, (size.width,))
+    x = x.reshape(x.shape[0], -1, config.width)
+    token = self.param('class_token', normal, (config.width,))
     token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1,
-                                                     size.width))
+                                                     config.width))
     x = jnp.concatenate([token, x], axis=1)
     x = x + self.param('positions', normal, x.shape[1:]).astype(x.dtype)
     x = _norm(self.dtype, 'norm_before')(x)
-    x = _Transformer(size, self.dtype, name='blocks')(x, None)
+    x = _Transformer(config, self.dtype, name='blocks')(x, None)
     return _norm(self.dtype, 'norm_after')(x)
 
 
 class TextTower(nn.Module):
   """Causal transformer over tokens."""
-  size: TextSize
+  config: TextConfig
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, tokens):
+  def __call__(self, tokens: jax.Array) -> jax.Array:
     """Tokens int32 [B, L] -> states [B, L, W], after the last norm.
 
     Raises:
       UserError: there are more tokens than positions.
     """
-    size = self.size
+    config = self.config
     length = tokens.shape[-1]
-    if length > size.length:
-      raise UserError(f'CLIP\'s text tower takes at most {size.length} '
-                      f'tokens, not {length}.')
-    x = nn.Embed(size.vocab, size.width, dtype=self.dtype, name='embed',
+    if length > config.length:
+      raise UserError(f'The text tower of CLIP has {config.length} positions, '
+                      f'not {length}; cut the tokens.')
+    x = nn.Embed(config.vocab, config.width, dtype=self.dtype, name='embed',
                  embedding_init=nn.initializers.normal(0.02))(tokens)
     positions = self.param('positions', nn.initializers.normal(0.01),
-                           (size.length, size.width))
+                           (config.length, config.width))
     x = x + positions[:length].astype(x.dtype)
     causal = jnp.tril(jnp.ones((length, length), bool))
-    x = _Transformer(size, self.dtype, name='blocks')(x, causal)
+    x = _Transformer(config, self.dtype, name='blocks')(x, causal)
     return _norm(self.dtype, 'norm')(x)
 
 
-def normalize(features):
-  """Features [..., E] on the unit sphere."""
+def normalize(features: jax.Array) -> jax.Array:
+  """Features [..., E] divided by their length."""
   squared = jnp.sum(features * features, axis=-1, keepdims=True)
   return features * jax.lax.rsqrt(jnp.maximum(squared, 1e-12))
 
 
-def image_features(clip, params, images):
+def image_features(clip: CLIP, params: Any, images: jax.Array) -> jax.Array:
   """Unit features [B, E] of images [B, R, R, 3] in [0, 1]."""
   return normalize(clip.apply(params, images, method='encode_image'))
 
 
-def text_features(clip, params, tokens):
+def text_features(clip: CLIP, params: Any, tokens: jax.Array) -> jax.Array:
   """Unit features [B, E] of tokens int32 [B, L]."""
   return normalize(clip.apply(params, tokens, method='encode_text'))
 
 
-def contrastive_loss(queries, candidates, positive, scale, ignored=None):
-  """InfoNCE in one direction: find each query's own candidate.
+def contrastive_loss(queries: jax.Array, candidates: jax.Array,
+                     positive: jax.Array, scale: jax.Array | float,
+                     ignored: jax.Array | None = None
+                     ) -> tuple[jax.Array, jax.Array]:
+  """InfoNCE in one direction: classify the positive candidate of each query.
 
-  CLIP's loss (figure 3 of the paper) is the mean of the two directions.
+  The loss of CLIP (figure 3 of the paper) is the mean of the two directions.
 
   Args:
-    queries: [Q, E], unit.
-    candidates: [C, E], unit.
-    positive: int [Q], which candidate belongs to each query.
-    scale: [], the logits' scale.
-    ignored: bool [Q, C] or None; candidates that fit a query as well as its
-      own and are no counterexamples. A query's own is never ignored.
+    queries: [Q, E], of length one.
+    candidates: [C, E], of length one.
+    positive: int [Q], index of the candidate that belongs to each query.
+    scale: [], of the logits.
+    ignored: bool [Q, C] or None; candidates that are no negatives, because
+      they match a query as well as its positive does. The positive is never
+      ignored.
 
   Returns:
-    (mean cross entropy [], share of queries whose own scores highest []).
+    (mean cross entropy [], accuracy []).
   """
   logits = scale * queries @ candidates.T
-  own = jax.nn.one_hot(positive, candidates.shape[0], dtype=bool)
+  is_positive = jax.nn.one_hot(positive, candidates.shape[0], dtype=bool)
   if ignored is not None:
-    logits = jnp.where(ignored & ~own, -jnp.inf, logits)
-  score = jnp.sum(jnp.where(own, logits, 0.0), axis=-1)
+    logits = jnp.where(ignored & ~is_positive, -jnp.inf, logits)
+  score = jnp.sum(jnp.where(is_positive, logits, 0.0), axis=-1)
   loss = jax.nn.logsumexp(logits, axis=-1) - score
-  best = score >= jnp.max(logits, axis=-1)
-  return jnp.mean(loss), jnp.mean(best.astype(jnp.float32))
+  correct = score >= jnp.max(logits, axis=-1)
+  return jnp.mean(loss), jnp.mean(correct.astype(jnp.float32))
 
 
-def load(path, dtype=jnp.float32, variant=''):
-  """Both towers out of a CLIPModel's folder of transformers.
+def load(path: str | os.PathLike, dtype: Any = jnp.float32,
+         variant: str = '') -> tuple[CLIP, dict[str, Any]]:
+  """Both towers from the folder of a CLIPModel of transformers.
 
   Args:
-    path: folder with config.json and safetensors.
+    path: folder with config.json and weights.
     dtype: of the parameters and of the computation.
-    variant: see pretrained.read.
+    variant: see hub.read.
 
   Returns:
     (CLIP, {'params'}).
 
   Raises:
-    UserError: the folder does not fit; says how.
+    UserError: a file is missing or broken, or belongs to another network.
   """
   folder = hub.read(path, variant)
-  size = clip_size(folder)
-  return CLIP(size, dtype), from_torch(folder.tensors, size, dtype)
+  network = CLIP(clip_config(folder), dtype)
+  return network, from_torch(folder.tensors, network.config, dtype)
 
 
-def load_text(path, dtype=jnp.float32, variant=''):
+def load_text(path: str | os.PathLike, dtype: Any = jnp.float32,
+              variant: str = '') -> tuple[TextTower, dict[str, Any]]:
   """A text tower without projection: `text_encoder` of Stable Diffusion.
 
-  Arguments, what is returned, (TextTower, {'params'}), and errors are as
-  `load`'s.
+  Arguments and errors are those of `load`.
+
+  Returns:
+    (TextTower, {'params'}).
   """
   folder = hub.read(path, variant)
-  size = text_size(folder)
-  tower = TextTower(size, dtype)
-  like = hub.shapes(tower, text_inputs(size), dtype)
-  # transformers 5 leaves out the name of the tower, the published files, from
-  # before it, do not.
-  whole = lambda name: f'text_model.{name.removeprefix("text_model.")}'
-  return tower, {'params': port.to_flax(
-      folder.tensors.renamed(whole), text_sources(size), like,
-      ignored=('*.position_ids',))}
+  tower = TextTower(text_config(folder), dtype)
+  # transformers 5 writes no name of the tower; the published files, from
+  # before, have it.
+  prefix = 'text_model.'
+  tensors = hub.renamed(
+      folder.tensors, lambda name: prefix + name.removeprefix(prefix))
+  return tower, loading.fill(
+      tower, text_inputs(tower.config), tensors, dtype,
+      text_sources(tower.config), _CONSTANTS)
 
 
-def clip_size(folder):
-  """CLIPSize of a pretrained.Folder.
+def clip_config(folder: hub.Folder) -> CLIPConfig:
+  """Hyperparameters from the config.json of a CLIPModel.
 
   Raises:
     UserError: the config is for another network.
   """
   hub.expect_class(folder, ('CLIPModel',), 'clip')
-  config = folder.config
-  # Where old files have both, the second holds.
-  text, image = ({**(config.get(f'{kind}_config') or {}),
-                  **(config.get(f'{kind}_config_dict') or {})}
+  # Old files have both keys; transformers uses the second one then.
+  text, image = ({**(folder.config.get(f'{kind}_config') or {}),
+                  **(folder.config.get(f'{kind}_config_dict') or {})}
                  for kind in ('text', 'vision'))
   hub.expect(folder._replace(config=image), {'num_channels': (3,)})
   width = image.get('hidden_size', 768)
-  image = ImageSize(
+  image_config = ImageConfig(
       image.get('image_size', 224), image.get('patch_size', 32), width,
       image.get('num_hidden_layers', 12),
       image.get('num_attention_heads', 12),
       _activation(folder, image, width, 3072))
-  return CLIPSize(image, _text_size(folder, text),
-                  config.get('projection_dim', 512))
+  return CLIPConfig(image_config, _text_config(folder, text),
+                    folder.config.get('projection_dim', 512))
 
 
-def text_size(folder):
-  """TextSize of a pretrained.Folder of a text tower alone.
+def text_config(folder: hub.Folder) -> TextConfig:
+  """Hyperparameters from the config.json of a CLIPTextModel.
 
   Raises:
     UserError: the config is for another network.
   """
   hub.expect_class(folder, ('CLIPTextModel',), 'clip')
-  return _text_size(folder, folder.config)
+  return _text_config(folder, folder.config)
 
 
-def from_torch(tensors, size, dtype=jnp.float32):
-  """Parameters from a CLIPModel of transformers ({name: NumPy array}).
+def from_torch(tensors: Mapping[str, np.ndarray], config: CLIPConfig,
+               dtype: Any = jnp.float32) -> dict[str, Any]:
+  """Parameters of a CLIP from those of a CLIPModel of transformers.
+
+  Args:
+    tensors: {PyTorch name: array}.
+    config: of the CLIP.
+    dtype: of the parameters.
+
+  Returns:
+    {'params'}.
 
   Raises:
-    porting.PortingError: names or shapes do not match; all are listed.
+    port.PortingError: lists the names or shapes that do not match.
   """
-  return {'params': port.to_flax(
-      tensors, sources(size),
-      hub.shapes(CLIP(size), inputs(size), dtype),
-      ignored=('*.position_ids',))}
+  return loading.fill(CLIP(config), inputs(config), tensors, dtype,
+                      sources(config), _CONSTANTS)
 
 
-def sources(size):
-  """`sources` (see porting) of a CLIP, for CLIPModel's names."""
+def sources(config: CLIPConfig) -> port.Sources:
+  """Names and layouts of a CLIPModel for each parameter of a CLIP."""
   vision = 'vision_model.embeddings'
   return {
       'log_scale': ('logit_scale', port.keep),
@@ -313,124 +327,137 @@ def sources(size):
                           port.keep),
       'image/patches/kernel': (f'{vision}.patch_embedding.weight',
                                port.conv),
-      # The missing e is in the published names.
+      # The published name is spelled without an e.
       **_norm_sources('image/norm_before', 'vision_model.pre_layrnorm'),
       **_norm_sources('image/norm_after', 'vision_model.post_layernorm'),
-      **_block_sources('image', 'vision_model', size.image.layers),
-      **text_sources(size.text, 'text/'),
+      **_block_sources('image/', 'vision_model', config.image.layers),
+      **text_sources(config.text, 'text/'),
   }
 
 
-def inputs(size):
-  """Shapes of what a CLIP takes."""
-  side = size.image.resolution
+def inputs(config: CLIPConfig) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """Shapes of the inputs of a CLIP."""
+  side = config.image.resolution
   return (jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),
-          *text_inputs(size.text))
+          *text_inputs(config.text))
 
 
-def text_inputs(size):
-  """Shapes of what a TextTower takes."""
-  return (jax.ShapeDtypeStruct((1, size.length), jnp.int32),)
+def text_inputs(config: TextConfig) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """Shapes of the inputs of a TextTower."""
+  return (jax.ShapeDtypeStruct((1, config.length), jnp.int32),)
 
 
-def text_sources(size, prefix=''):
-  """`sources` (see porting) of a TextTower, for CLIPTextModel's names."""
+def text_sources(config: TextConfig, prefix: str = '') -> port.Sources:
+  """Names and layouts of a CLIPTextModel for each parameter of a TextTower.
+
+  `prefix` is the path of the tower in a larger network.
+  """
   embeddings = 'text_model.embeddings'
-  blocks = _block_sources('text', 'text_model', size.layers)
-  blocks = {prefix + path.removeprefix('text/'): source
-            for path, source in blocks.items()}
   return {
       f'{prefix}embed/embedding': (f'{embeddings}.token_embedding.weight',
                                    port.keep),
       f'{prefix}positions': (f'{embeddings}.position_embedding.weight',
                              port.keep),
       **_norm_sources(f'{prefix}norm', 'text_model.final_layer_norm'),
-      **blocks,
+      **_block_sources(prefix, 'text_model', config.layers),
   }
 
 
-def _text_size(folder, config):
-  width, vocab = config.get('hidden_size', 512), config.get('vocab_size', 49408)
-  end = config.get('eos_token_id', vocab - 1)
-  return TextSize(
-      vocab, config.get('max_position_embeddings', 77), width,
-      config.get('num_hidden_layers', 12),
-      config.get('num_attention_heads', 8),
-      # Published configs say 2, which is wrong; the last token is meant.
+def _text_config(folder: hub.Folder, text: hub.Config) -> TextConfig:
+  width, vocab = text.get('hidden_size', 512), text.get('vocab_size', 49408)
+  end = text.get('eos_token_id', vocab - 1)
+  return TextConfig(
+      vocab, text.get('max_position_embeddings', 77), width,
+      text.get('num_hidden_layers', 12),
+      text.get('num_attention_heads', 8),
+      # Published configs have 2 by mistake; the token is the last one.
       vocab - 1 if end == 2 else end,
-      _activation(folder, config, width, 2048))
+      _activation(folder, text, width, 2048))
 
 
-def _activation(folder, config, width, inner):
-  """A tower's activation, when all else about its MLPs is as it must be."""
-  config = {'intermediate_size': inner, **config}
-  hub.expect(folder._replace(config=config), {
+def _activation(folder: hub.Folder, tower: hub.Config, width: int,
+                inner: int) -> Callable:
+  """The activation of a tower; checks that its MLPs are otherwise as here.
+
+  Args:
+    folder: of the network, for the error message.
+    tower: the tower's part of the config.
+    width: W.
+    inner: default width of the hidden layer in the MLPs.
+  """
+  tower = {'intermediate_size': inner, **tower}
+  hub.expect(folder._replace(config=tower), {
       'hidden_act': ('quick_gelu', 'gelu'), 'layer_norm_eps': (EPSILON,),
       'intermediate_size': (4 * width,)})
   return {'quick_gelu': quick_gelu, 'gelu': gelu}[
-      config.get('hidden_act', 'quick_gelu')]
+      tower.get('hidden_act', 'quick_gelu')]
 
 
 class _Transformer(nn.Module):
-  size: Any  # TextSize or ImageSize
+  config: TextConfig | ImageConfig
   dtype: Any
 
   @nn.compact
-  def __call__(self, x, allowed):
-    for i in range(self.size.layers):
-      x = _Block(self.size, self.dtype, name=f'{i}')(x, allowed)
+  def __call__(self, x: jax.Array, allowed: jax.Array | None) -> jax.Array:
+    """x [B, L, W], allowed bool [L, L] or None (all) -> like x."""
+    for i in range(self.config.layers):
+      x = _Block(self.config, self.dtype, name=f'{i}')(x, allowed)
     return x
 
 
 class _Block(nn.Module):
-  size: Any
+  config: TextConfig | ImageConfig
   dtype: Any
 
   @nn.compact
-  def __call__(self, x, allowed):
-    size = self.size
-    # The standard deviations of CLIP's code, for towers of any depth.
-    std = size.width ** -0.5
-    std_out = std * (2 * size.layers) ** -0.5
-    heads = (*x.shape[:-1], size.heads, size.width // size.heads)
+  def __call__(self, x: jax.Array, allowed: jax.Array | None) -> jax.Array:
+    """x [B, L, W], allowed bool [L, L] or None (all) -> like x."""
+    config = self.config
+    # The standard deviations of OpenAI's code, for a tower of any depth.
+    std = config.width ** -0.5
+    std_out = std * (2 * config.layers) ** -0.5
+    heads = (*x.shape[:-1], config.heads, config.width // config.heads)
 
     y = _norm(self.dtype, 'norm_attention')(x)
     q, k, v = (
-        _dense(size.width, std, self.dtype, name=name)(y).reshape(heads)
+        _dense(config.width, std, self.dtype, name=name)(y).reshape(heads)
         for name in ('query', 'key', 'value'))
+    # The softmax is in float32 for any dtype.
     logits = jnp.einsum('bqhk,blhk->bhql', q, k).astype(jnp.float32)
     logits = logits * heads[-1] ** -0.5
     if allowed is not None:
       logits = jnp.where(allowed, logits, -jnp.inf)
     weights = nn.softmax(logits, axis=-1).astype(self.dtype)
     y = jnp.einsum('bhql,blhk->bqhk', weights, v).reshape(x.shape)
-    x = x + _dense(size.width, std_out, self.dtype, name='out')(y)
+    x = x + _dense(config.width, std_out, self.dtype, name='out')(y)
 
     y = _norm(self.dtype, 'norm_mlp')(x)
-    y = _dense(4 * size.width, (2 * size.width) ** -0.5, self.dtype,
+    y = _dense(4 * config.width, (2 * config.width) ** -0.5, self.dtype,
                name='up')(y)
-    return x + _dense(size.width, std_out, self.dtype,
-                      name='down')(size.activation(y))
+    return x + _dense(config.width, std_out, self.dtype,
+                      name='down')(config.activation(y))
 
 
-def _dense(features, std, dtype, bias=True, name=None):
+def _dense(features: int, std: float, dtype: Any, bias: bool = True,
+           name: str | None = None) -> nn.Dense:
   return nn.Dense(features, use_bias=bias, dtype=dtype, name=name,
                   kernel_init=nn.initializers.normal(std))
 
 
-def _norm(dtype, name):
+def _norm(dtype: Any, name: str) -> nn.LayerNorm:
   return nn.LayerNorm(epsilon=EPSILON, dtype=dtype, name=name)
 
 
-def _norm_sources(ours, theirs):
+def _norm_sources(ours: str, theirs: str) -> port.Sources:
   return {f'{ours}/scale': (f'{theirs}.weight', port.keep),
           f'{ours}/bias': (f'{theirs}.bias', port.keep)}
 
 
-def _block_sources(ours, theirs, layers):
+def _block_sources(ours: str, theirs: str, layers: int) -> port.Sources:
+  """Sources of the blocks of a tower; `ours` is '' or ends in '/'."""
   sources = {}
   for i in range(layers):
-    block, layer = f'{ours}/blocks/{i}', f'{theirs}.encoder.layers.{i}'
+    block, layer = f'{ours}blocks/{i}', f'{theirs}.encoder.layers.{i}'
     sources |= _norm_sources(f'{block}/norm_attention',
                              f'{layer}.layer_norm1')
     sources |= _norm_sources(f'{block}/norm_mlp', f'{layer}.layer_norm2')

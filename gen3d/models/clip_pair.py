@@ -1,12 +1,12 @@
-"""The CLIP pair that ships with the package, as two functions.
+"""The image and text encoders that ship with the package, as two functions.
 
-It is trained on the shapes world (configs/clip.py) and shares no weights with
-the text-to-image model.
+They are a CLIP, trained on the shapes world (configs/clip.py). They have no
+weights in common with the text-to-image model, which they evaluate.
 """
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,62 +18,66 @@ from gen3d.models import clip
 
 
 class ClipPair(NamedTuple):
-  """A trained pair as two functions.
+  """Trained encoders as two functions.
 
   Attributes:
-    image_features: images [N, H, W, 3] in [0, 1] -> unit features [N, E].
-    text_features: list of N strings -> unit features [N, E].
+    image_features: images [N, H, W, 3] in [0, 1] -> features [N, E] of length
+      one.
+    text_features: N strings -> features [N, E] of length one.
   """
-  image_features: Callable
-  text_features: Callable
+  image_features: Callable[[np.ndarray], np.ndarray]
+  text_features: Callable[[Sequence[str]], np.ndarray]
 
 
 def load(path: str | os.PathLike = assets.CLIP) -> ClipPair:
-  """The shipped ClipPair, or that of another asset.
+  """The encoders of an asset, by default of the one that ships.
 
   Raises:
     UserError: the asset is missing or damaged.
   """
   params, record = assets.load(path)
-  return make(params, pair_size(record['config']))
+  return make(params, pair_config(record['config']))
 
 
-def make(params: Any, size: clip.CLIPSize) -> ClipPair:
-  """The ClipPair of a pair's parameters and clip.CLIPSize."""
-  model = clip.CLIP(size)
+def make(params: Any, config: clip.CLIPConfig) -> ClipPair:
+  """The encoders with these parameters."""
+  model = clip.CLIP(config)
 
-  def image_features(images):
+  def image_features(images: np.ndarray) -> np.ndarray:
     images = jnp.asarray(images, jnp.float32)
     return np.asarray(_image_features(params, images, model=model))
 
-  def text_features(texts):
-    tokens, _ = assets.tokenizer().encode(list(texts), size.text.length)
+  def text_features(texts: Sequence[str]) -> np.ndarray:
+    tokens, _ = assets.tokenizer().encode(list(texts), config.text.length)
     return np.asarray(_text_features(params, tokens, model=model))
 
   return ClipPair(image_features, text_features)
 
 
 @functools.partial(jax.jit, static_argnames='model')
-def _image_features(params, images, *, model):
-  resolution = model.size.image.resolution
+def _image_features(params: Any, images: jax.Array, *,
+                    model: clip.CLIP) -> jax.Array:
+  side = model.config.image.resolution
 
-  def one(image):
-    fit = jax.image.resize(image, (resolution, resolution, 3), 'linear')
-    return clip.image_features(model, params, fit[None])[0]
+  def encode(image: jax.Array) -> jax.Array:
+    resized = jax.image.resize(image, (side, side, 3), 'linear')
+    return clip.image_features(model, params, resized[None])[0]
 
-  return jax.lax.map(one, images, batch_size=64)
+  # In batches of 64, which bounds the memory.
+  return jax.lax.map(encode, images, batch_size=64)
 
 
 @functools.partial(jax.jit, static_argnames='model')
-def _text_features(params, tokens, *, model):
+def _text_features(params: Any, tokens: jax.Array, *,
+                   model: clip.CLIP) -> jax.Array:
   return clip.text_features(model, params, tokens)
 
 
-def pair_size(config: Any) -> clip.CLIPSize:
-  """clip.CLIPSize of a config (a ConfigDict, or a dict from an asset)."""
+def pair_config(config: Any) -> clip.CLIPConfig:
+  """Hyperparameters from the config of a run, or the dict in an asset."""
   image, text = config['image'], config['text']
-  return clip.CLIPSize(
-      clip.ImageSize(**image),
-      clip.TextSize(vocab=assets.tokenizer().vocab_size,
-                    length=assets.CAPTION_LENGTH, eot=1, **text),
+  return clip.CLIPConfig(
+      clip.ImageConfig(**image),
+      clip.TextConfig(vocab=assets.tokenizer().vocab_size,
+                      length=assets.CAPTION_LENGTH, eot=1, **text),
       features=config['features'])

@@ -277,7 +277,7 @@ def _port(path, module, like):
 def _ported(path, arrays, like):
   try:
     return port.to_flax(arrays, sources(like), like,
-                        ignored=NOT_OURS)
+                        ignored=NOT_OURS, array=jnp.asarray)
   except port.PortingError as error:
     raise port.PortingError(f'{path}: {error}') from None
 

@@ -1,14 +1,16 @@
 """The encoder of T5 v1.1 (Raffel et al., 1910.10683; Shazeer, 2002.05202).
 
-Vocabulary. B captions of L tokens, D = width, H heads of K = head_dim,
-F = ff_width. There is no absolute position: a bias per head, looked up by the
-bucketed offset between key and query, is added to the attention's logits; its
-table is made in the first layer and shared by all. Queries are not divided by
-sqrt(K) (the initialization takes care of it), norms subtract no mean and
-nothing has a bias.
+Notation: B captions of L tokens, D = width, H heads of K = head_dim,
+F = ff_width. There are no absolute positions: a bias per head, from a table
+indexed by the bucket of the offset between key and query, is added to the
+logits of the attention; all layers use the table of the first one. Queries are
+not divided by sqrt(K) (the initialization does it), norms subtract no mean and
+no layer has a bias.
 """
 
 import dataclasses
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,16 +18,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d.models import loading
 from gen3d.weights import hub, port
 
-EPSILON = 1e-6
-BUCKETS = 32
-MAX_DISTANCE = 128
+EPSILON = 1e-6  # of the norms
+BUCKETS = 32  # of the offsets
+MAX_DISTANCE = 128  # offsets beyond it have one bucket
+# The rest of a complete T5, and a second name of the embeddings.
+_UNUSED = ('encoder.embed_tokens.weight', 'decoder.*', 'lm_head.*')
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Size:
-  """The numbers that tell one T5 v1.1 encoder from another."""
+class T5Config:
+  """The hyperparameters of a T5 v1.1 encoder."""
   vocab: int
   layers: int
   width: int
@@ -34,56 +39,56 @@ class T5Size:
   ff_width: int
 
 
-XXL = T5Size(vocab=32128, layers=24, width=4096, heads=64, head_dim=64,
-             ff_width=10240)
-
-
 class T5Encoder(nn.Module):
   """Token states of captions.
 
   Attributes:
-    size: T5Size.
+    config: hyperparameters.
     dtype: of the computation; norms and the softmax stay in float32.
   """
-  size: T5Size
+  config: T5Config
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, tokens, mask):
+  def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """tokens int32 [B, L], mask [B, L] (0: padding) -> states [B, L, D].
 
-    States at padding are finite but mean nothing.
+    States at padding are finite but have no meaning.
     """
-    size = self.size
-    x = nn.Embed(size.vocab, size.width, dtype=self.dtype,
+    config = self.config
+    x = nn.Embed(config.vocab, config.width, dtype=self.dtype,
                  embedding_init=nn.initializers.normal(1.0),
                  name='embed')(tokens)
-    # Far wider than T5's own width^-1/2: an encoder as small as ours does not
-    # find out by itself that order matters, and begins with heads that tell
-    # one offset from another.
+    # A larger deviation than the width^-1/2 of T5: a small encoder on little
+    # data does not learn the order of words unless its heads distinguish the
+    # offsets from the start.
     table = self.param('position_bias', nn.initializers.normal(1.0),
-                       (BUCKETS, size.heads))
-    steps = np.arange(tokens.shape[-1])
-    bias = table[buckets(steps[None, :] - steps[:, None])]  # [L, L, H]
+                       (BUCKETS, config.heads))
+    positions = np.arange(tokens.shape[-1])
+    offsets = positions[None, :] - positions[:, None]  # key - query
+    bias = table[buckets(offsets)]  # [L, L, H]
     bias = jnp.transpose(bias, (2, 0, 1)).astype(jnp.float32)
+    # Finite, so that a row of padding has no NaN; halved, so that adding to it
+    # does not overflow.
     lowest = jnp.finfo(jnp.float32).min / 2
     bias = bias + jnp.where(mask[:, None, None, :] > 0, 0.0, lowest)
-    for i in range(size.layers):
-      x = _Block(size, self.dtype, name=f'block_{i}')(x, bias)
+    for i in range(config.layers):
+      x = _Block(config, self.dtype, name=f'block_{i}')(x, bias)
     return _RMSNorm(self.dtype, name='norm')(x)
 
 
-def buckets(offset):
-  """Bucket indices in [0, 32) of offsets key - query (NumPy int array).
+def buckets(offset: np.ndarray) -> np.ndarray:
+  """Bucket indices in [0, 32) of integer offsets key - query, of any shape.
 
-  Half of the buckets are for each direction; of these, half are exact and
-  the rest grow logarithmically up to an offset of 128.
+  Half of the buckets are for each direction. Half of these are for single
+  offsets; the width of the others grows logarithmically up to an offset of 128.
   """
   offset = np.asarray(offset)
   half = BUCKETS // 2
   exact = half // 2
   distance = np.abs(offset)
-  # float32, as the reference computes it: the floor is taken at exact powers.
+  # In float32 as in the reference, because the floor of exact powers depends
+  # on the rounding.
   ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact)
   far = exact + (ratio / np.float32(np.log(MAX_DISTANCE / exact))
                  * (half - exact)).astype(np.int32)
@@ -91,76 +96,84 @@ def buckets(offset):
   return near + np.where(offset > 0, half, 0)
 
 
-def load(path, dtype=jnp.float32, variant=''):
-  """An encoder out of transformers' folder: `text_encoder` of DeepFloyd IF.
+def load(path: str | os.PathLike, dtype: Any = jnp.float32,
+         variant: str = '') -> tuple[T5Encoder, dict[str, Any]]:
+  """An encoder from a folder of transformers: `text_encoder` of DeepFloyd IF.
 
-  In bfloat16 the largest takes 9.5 GB; float16 is too narrow for it.
+  The largest needs 9.5 GB in bfloat16; it overflows in float16.
 
   Args:
-    path: folder with config.json and safetensors.
+    path: folder with config.json and weights.
     dtype: of the parameters and of the computation.
-    variant: see pretrained.read.
+    variant: see hub.read.
 
   Returns:
     (T5Encoder, {'params'}).
 
   Raises:
-    UserError: the folder does not fit; says how.
+    UserError: a file is missing or broken, or belongs to another network.
   """
   folder = hub.read(path, variant)
-  size = t5_size(folder)
-  tensors = folder.tensors
-  if 'shared.weight' not in tensors:  # Either name of the table may be kept.
-    tensors = tensors.renamed(lambda name: 'shared.weight' if name == (
-        'encoder.embed_tokens.weight') else name)
-  return T5Encoder(size, dtype), from_torch(tensors, size, dtype)
+  encoder = T5Encoder(t5_config(folder), dtype)
+  tensors, name = folder.tensors, 'shared.weight'
+  if name not in tensors:  # A file has the embeddings under one of two names.
+    tensors = hub.renamed(tensors, lambda other: name if other == (
+        'encoder.embed_tokens.weight') else other)
+  return encoder, from_torch(tensors, encoder.config, dtype)
 
 
-def t5_size(folder):
-  """T5Size of a pretrained.Folder.
+def t5_config(folder: hub.Folder) -> T5Config:
+  """Hyperparameters from the config.json of a T5.
 
   Raises:
-    UserError: the config is for another network, T5 before v1.1 among them.
+    UserError: the config is for another network, such as a T5 before v1.1.
   """
   hub.expect_class(
       folder, ('T5EncoderModel', 'T5ForConditionalGeneration', 'T5Model'),
       't5')
-  # What the first T5 does is also what a config means that does not tell.
+  # Without the key, transformers builds the first T5.
   config = {'feed_forward_proj': 'relu', **folder.config}
   hub.expect(folder._replace(config=config), {
       'feed_forward_proj': ('gated-gelu',),
       'relative_attention_num_buckets': (BUCKETS,),
       'relative_attention_max_distance': (MAX_DISTANCE,),
       'layer_norm_epsilon': (EPSILON,)})
-  return T5Size(
+  return T5Config(
       vocab=config.get('vocab_size', 32128),
       layers=config.get('num_layers', 6), width=config.get('d_model', 512),
       heads=config.get('num_heads', 8), head_dim=config.get('d_kv', 64),
       ff_width=config.get('d_ff', 2048))
 
 
-def inputs():
-  """Shapes of what a T5Encoder takes."""
+def inputs() -> tuple[jax.ShapeDtypeStruct, ...]:
+  """Shapes of the inputs of a T5Encoder."""
   return (jax.ShapeDtypeStruct((1, 77), jnp.int32),
           jax.ShapeDtypeStruct((1, 77), jnp.float32))
 
 
-def from_torch(tensors, size, dtype=jnp.float32):
-  """Parameters from a T5 checkpoint of transformers ({name: NumPy array}).
+def from_torch(tensors: Mapping[str, np.ndarray], config: T5Config,
+               dtype: Any = jnp.float32) -> dict[str, Any]:
+  """Parameters of an encoder from those of a T5 of transformers.
 
-  The decoder and the head of a whole T5 are left aside.
+  The decoder and the head of a complete T5 are ignored.
+
+  Args:
+    tensors: {PyTorch name: array}.
+    config: of the encoder.
+    dtype: of the parameters.
+
+  Returns:
+    {'params'}.
 
   Raises:
-    porting.PortingError: names or shapes do not match; all are listed.
+    port.PortingError: lists the names or shapes that do not match.
   """
-  return {'params': port.to_flax(
-      tensors, encoder_sources(size),
-      hub.shapes(T5Encoder(size), inputs(), dtype),
-      ignored=('encoder.embed_tokens.weight', 'decoder.*', 'lm_head.*'))}
+  return loading.fill(T5Encoder(config), inputs(), tensors, dtype,
+                      encoder_sources(config), _UNUSED)
 
 
-def encoder_sources(size):
-  """`sources` (see porting) of a T5Encoder."""
+def encoder_sources(config: T5Config) -> port.Sources:
+  """Names and layouts of a T5 for each parameter of a T5Encoder."""
   sources = {
       'embed/embedding': ('shared.weight', port.keep),
       'norm/scale': ('encoder.final_layer_norm.weight', port.keep),
@@ -168,7 +181,7 @@ def encoder_sources(size):
   first = 'encoder.block.0.layer.0.SelfAttention'
   sources['position_bias'] = (
       f'{first}.relative_attention_bias.weight', port.keep)
-  for i in range(size.layers):
+  for i in range(config.layers):
     attention = f'encoder.block.{i}.layer.0'
     feed_forward = f'encoder.block.{i}.layer.1'
     for ours, theirs, layout in (
@@ -188,33 +201,34 @@ def encoder_sources(size):
 
 
 class _Block(nn.Module):
-  size: T5Size
+  config: T5Config
   dtype: Any
 
   @nn.compact
-  def __call__(self, x, bias):
-    size = self.size
-    inner = size.heads * size.head_dim
+  def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x [B, L, D], bias [B, H, L, L] of the logits -> like x."""
+    config = self.config
+    inner = config.heads * config.head_dim
 
-    def dense(features, std, name):
+    def dense(features: int, std: float, name: str) -> nn.Dense:
       return nn.Dense(features, use_bias=False, dtype=self.dtype, name=name,
                       kernel_init=nn.initializers.normal(std))
 
     y = _RMSNorm(self.dtype, name='attention_norm')(x)
-    heads = (*y.shape[:-1], size.heads, size.head_dim)
-    q = dense(inner, (size.width * size.head_dim) ** -0.5, 'query')(y)
-    k = dense(inner, size.width ** -0.5, 'key')(y).reshape(heads)
-    v = dense(inner, size.width ** -0.5, 'value')(y).reshape(heads)
+    heads = (*y.shape[:-1], config.heads, config.head_dim)
+    q = dense(inner, (config.width * config.head_dim) ** -0.5, 'query')(y)
+    k = dense(inner, config.width ** -0.5, 'key')(y).reshape(heads)
+    v = dense(inner, config.width ** -0.5, 'value')(y).reshape(heads)
     logits = jnp.einsum('bqhk,blhk->bhql', q.reshape(heads), k)
     weights = nn.softmax(logits.astype(jnp.float32) + bias, axis=-1)
     y = jnp.einsum('bhql,blhk->bqhk', weights.astype(self.dtype), v)
-    x = x + dense(size.width, inner ** -0.5, 'out')(
+    x = x + dense(config.width, inner ** -0.5, 'out')(
         y.reshape(*y.shape[:-2], inner))
 
     y = _RMSNorm(self.dtype, name='ff_norm')(x)
-    gate = dense(size.ff_width, size.width ** -0.5, 'gate')(y)
-    up = dense(size.ff_width, size.width ** -0.5, 'up')(y)
-    return x + dense(size.width, size.ff_width ** -0.5, 'down')(
+    gate = dense(config.ff_width, config.width ** -0.5, 'gate')(y)
+    up = dense(config.ff_width, config.width ** -0.5, 'up')(y)
+    return x + dense(config.width, config.ff_width ** -0.5, 'down')(
         nn.gelu(gate, approximate=True) * up)
 
 
@@ -222,7 +236,7 @@ class _RMSNorm(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
     x = x.astype(jnp.float32)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + EPSILON)

@@ -42,7 +42,7 @@ TEXTURELESS_PROB, TEXTURELESS_COLOR_PROB = 0.2, 0.5
 
 def make(config: ml_collections.ConfigDict) -> Task:
   """The Task of configs/clip.py's get_config."""
-  model = clip.CLIP(clip_pair.pair_size(config))
+  model = clip.CLIP(clip_pair.pair_config(config))
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
 
   def init(key: jax.Array) -> states.TrainState:
@@ -120,7 +120,7 @@ def train_step(state: states.TrainState, batch: dict[str, Any],
   """
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['index'])
   draw = functools.partial(
-      training_image, resolution=model.size.image.resolution)
+      training_image, resolution=model.config.image.resolution)
   images = jax.vmap(draw)(keys, batch['views'], batch['textureless'])
 
   def loss_fn(params):
@@ -211,7 +211,7 @@ def evaluate(state: states.TrainState, key: jax.Array | None, *,
              config: Any) -> tuple[dict[str, float], dict[str, Any]]:
   """R-precision of the averaged weights on held-out objects; no images."""
   del key  # The images are the same in every evaluation.
-  pair = clip_pair.make(state.ema, clip_pair.pair_size(config))
+  pair = clip_pair.make(state.ema, clip_pair.pair_config(config))
   scalars = {}
   for split, textureless in (('seen', False), ('unseen', False),
                              ('seen', True)):

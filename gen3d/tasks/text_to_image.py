@@ -111,7 +111,7 @@ def _init(key, *, config, parts):
       check(f'part of {config.start_from} (start_parts)', earlier, part)
     params = _with(params, {part: earlier[part]
                             for part in config.start_parts})
-  width = model.encoder.size.width
+  width = model.encoder.config.width
   params[PROBE] = {
       'category': jnp.zeros((width, len(captions.CATEGORIES) + 1)),
       'main': jnp.zeros((width, len(captions.COLORS) + 1)),

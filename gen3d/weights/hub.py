@@ -1,34 +1,33 @@
 """Published checkpoints, in a folder or on the hub: configs and tensors.
 
 Vocabulary. A *checkpoint* is a folder as diffusers and transformers write
-it. A pipeline's has a subfolder (a *part*) for each of its networks: unet,
-vae, text_encoder. A network's folder has a config.json and its weights in
-safetensors, in one file or in *shards* that an index lists, perhaps also in
-the *variant* fp16. Of a part's files only these two kinds are read, so
-schedulers, safety checkers and PyTorch pickles may be there or not.
+it. The checkpoint of a pipeline has a subfolder for each of its networks: unet,
+vae, text_encoder. The folder of a network has a config.json and its weights in
+safetensors, in one file or in *shards* that an index lists, and possibly a
+second time in the *variant* fp16. pytorch_model.bin is read if there are no
+safetensors. All other files of a folder are ignored.
 """
 
 import functools
 import json
+import os
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import safetensors
 
 from gen3d.choices import UserError
-from gen3d.weights import port, torch_files
+from gen3d.weights import torch_files
 
 _STEMS = ('diffusion_pytorch_model', 'model')
 _PICKLE = 'pytorch_model.bin'
 _TOKENIZER = ['tokenizer.json', 'tokenizer_config.json', 'vocab.json',
               'merges.txt', 'special_tokens_map.json', 'spiece.model']
 _MODEL_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
-_GONE = 'was taken off the hub'
-# Since late 2025 Stability AI has no Stable Diffusion 2 there.
+# Deleted from the hub (Stable Diffusion 2 in late 2025): where it is now.
 _MOVED = {
     'runwayml/stable-diffusion-v1-5':
         'stable-diffusion-v1-5/stable-diffusion-v1-5',
@@ -43,66 +42,63 @@ _MOVED = {
 }
 
 
+Path = str | os.PathLike
+Config = dict[str, Any]  # of a config.json
+# List of N strings -> (tokens int32, mask float32) [N, length].
+Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+
+
 class Checkpoint(NamedTuple):
-  """Where a checkpoint is and what it was.
+  """The local folder of a checkpoint.
 
   Attributes:
-    path: pathlib.Path of the local folder.
-    name: what the user asked for.
-    revision: the hub's commit, '' for a folder of the user's.
+    path: of the folder.
+    name: folder or hub id that the user gave.
+    revision: commit on the hub; '' for a folder of the user.
   """
   path: pathlib.Path
   name: str
   revision: str
 
 
-class Folder(NamedTuple):
-  """One network's config and weights.
+class Tensors(Mapping[str, np.ndarray]):
+  """{name: NumPy array}; each access reads the array from its file.
 
-  Attributes:
-    path: pathlib.Path.
-    config: dict of its config.json.
-    tensors: Tensors.
-  """
-  path: pathlib.Path
-  config: dict
-  tensors: Mapping
-
-
-class Tensors(Mapping):
-  """{name: NumPy array}, read only when asked for.
-
-  Made of {name: function that reads it}.
+  A network of many GB is copied to its device one tensor at a time.
   """
 
-  def __init__(self, readers):
+  def __init__(self, readers: Mapping[str, Callable[[], np.ndarray]]) -> None:
     self._readers = readers
 
-  def __getitem__(self, name):
+  def __getitem__(self, name: str) -> np.ndarray:
     return self._readers[name]()
 
-  def __iter__(self):
+  def __iter__(self) -> Iterator[str]:
     return iter(self._readers)
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self._readers)
 
-  def renamed(self, rename):
-    """The same tensors under the names `rename(name)`."""
-    return Tensors({rename(k): read for k, read in self._readers.items()})
+
+class Folder(NamedTuple):
+  """Config and weights of one network."""
+  path: pathlib.Path
+  config: Config
+  tensors: Mapping[str, np.ndarray]
 
 
-def locate(name, parts=('',), revision=None, variant=''):
-  """A Checkpoint on this machine, downloaded first if it is a hub id.
+def locate(name: Path, subfolders: Sequence[str] = ('',),
+           revision: str | None = None, variant: str = '') -> Checkpoint:
+  """A checkpoint on this machine; one on the hub is downloaded first.
 
-  What was downloaded once is found again without a network. A branch moves:
-  note the returned revision and ask for it to get the same weights later.
+  Files that were downloaded before need no network. A branch of the hub can
+  change: the returned revision gives the same weights again later.
 
   Args:
     name: a folder, or 'owner/model' on the hub.
-    parts: subfolders that are needed; '' is the folder itself.
-    revision: the hub's branch, tag or commit; its main branch if None.
-    variant: '' or 'fp16': which weights to download.
+    subfolders: that are needed; '' is the folder itself.
+    revision: branch, tag or commit on the hub; the main branch if None.
+    variant: '' or 'fp16': weights to download.
 
   Raises:
     UserError: there is no such folder or model, it may not be read, or it
@@ -110,30 +106,34 @@ def locate(name, parts=('',), revision=None, variant=''):
   """
   path = pathlib.Path(name).expanduser()
   if path.is_dir():
-    missing = [part for part in parts if not (path / part).is_dir()]
+    missing = [sub for sub in subfolders if not (path / sub).is_dir()]
     if missing:
       raise UserError(f'{path} has no folder {" and no ".join(missing)}; '
-                      f'it should be a checkpoint with {list(parts)}.')
+                      f'give a checkpoint with {list(subfolders)}.')
     return Checkpoint(path, str(name), '')
   if str(name) in _MOVED:
-    raise UserError(f'{name} {_GONE}; use {_MOVED[str(name)]}.')
+    raise UserError(f'{name} was deleted from the hub; use '
+                    f'{_MOVED[str(name)]}.')
   if not _MODEL_ID.fullmatch(str(name)):
-    raise UserError(f'There is no folder {name}.')
-  path = _download(str(name), revision, _patterns(parts, variant))
-  bare = [part for part in parts if not part.startswith('tokenizer')
-          and not any((path / part).glob('*.safetensors'))]
-  if bare:
-    _download(str(name), path.name, [f'{part}/{_PICKLE}'.lstrip('/')
-                                     for part in bare])
+    raise UserError(f'There is no folder {name}; give an existing folder, or '
+                    "'owner/model' on the hub.")
+  path = _download(str(name), revision, _patterns(subfolders, variant))
+  # PyTorch files are downloaded only where there is nothing else.
+  without_weights = [sub for sub in subfolders
+                     if not sub.startswith('tokenizer')
+                     and not any((path / sub).glob('*.safetensors'))]
+  if without_weights:
+    _download(str(name), path.name, [f'{sub}/{_PICKLE}'.lstrip('/')
+                                     for sub in without_weights])
   return Checkpoint(path, str(name), path.name)
 
 
-def read(path, variant=''):
-  """The Folder of one network; its tensors are not read yet.
+def read(path: Path, variant: str = '') -> Folder:
+  """Config and weights of one network; tensors are read at their first use.
 
   Args:
     path: folder with config.json and weights.
-    variant: weights to prefer; '' falls back on fp16 and fp16 on ''.
+    variant: preferred weights: '' or 'fp16'; the other if they are missing.
 
   Raises:
     UserError: a file is missing or broken.
@@ -146,11 +146,11 @@ def read(path, variant=''):
   return Folder(path, config, Tensors(readers))
 
 
-def read_config(path, name='config.json'):
-  """The dict in a folder's config file.
+def read_config(path: Path, name: str = 'config.json') -> Config:
+  """The dict in the config file of a folder.
 
   Raises:
-    UserError: it is missing or no JSON object.
+    UserError: the file is missing or contains no JSON object.
   """
   file = pathlib.Path(path) / name
   if not file.is_file():
@@ -160,16 +160,17 @@ def read_config(path, name='config.json'):
   try:
     config = json.loads(file.read_text())
   except ValueError as error:
-    raise UserError(f'{file} is not JSON ({error}).') from error
+    raise UserError(f'{file} is not JSON ({error}); get it again.'
+                    ) from error
   if not isinstance(config, dict):
-    raise UserError(f'{file} holds no JSON object.')
+    raise UserError(f'{file} contains no JSON object; get it again.')
   return config
 
 
-def read_scheduler(path):
-  """What a pipeline says of its noise; {} where its scheduler is missing.
+def read_scheduler(path: Path) -> Config:
+  """Config of the noise schedule of a pipeline; {} if it has none.
 
-  Keys that matter: prediction_type, beta_schedule, beta_start, beta_end,
+  Relevant keys: prediction_type, beta_schedule, beta_start, beta_end,
   num_train_timesteps.
   """
   path = pathlib.Path(path) / 'scheduler'
@@ -177,143 +178,120 @@ def read_scheduler(path):
   return read_config(path, name) if (path / name).is_file() else {}
 
 
-def load_tokenizer(path, vocab, length=77):
-  """The function from texts to tokens of a folder `tokenizer`.
+def renamed(tensors: Mapping[str, np.ndarray],
+            rename: Callable[[str], str]) -> Tensors:
+  """The same tensors under the names `rename(name)`, read as before."""
+  return Tensors({rename(name): functools.partial(tensors.__getitem__, name)
+                  for name in tensors})
 
-  Padding is what the folder says: Stable Diffusion 1 pads with its last token
-  and 2 with token 0, and either has learned to see its own.
+
+def load_tokenizer(path: Path, vocab: int, length: int = 77) -> Tokenize:
+  """The tokenizer in a folder, as a function.
+
+  The padding token is that of the folder: Stable Diffusion 1 was trained with
+  its last token as padding, Stable Diffusion 2 with token 0.
 
   Args:
     path: folder as transformers saves it.
-    vocab: tokens that the text encoder knows.
-    length: of every text, which is cut or padded to it.
+    vocab: number of tokens in the vocabulary of the text encoder.
+    length: in tokens, to which each text is cut or padded.
 
   Returns:
     list of N strings -> (tokens int32, mask float32) [N, length]; the mask is
     0 at padding.
 
   Raises:
-    UserError: the folder holds no tokenizer, or another encoder's.
+    UserError: the folder contains no tokenizer, or that of another encoder.
   """
   if not pathlib.Path(path).is_dir():
-    raise UserError(f'There is no folder {path} with a tokenizer.')
-  import transformers  # Takes seconds.
+    raise UserError(f'There is no folder {path}; a checkpoint with a text '
+                    'encoder has its tokenizer there.')
+  import transformers  # This import takes seconds.
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         str(path), local_files_only=True)
   except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
-    raise UserError(f'{path} holds no tokenizer that transformers can read '
-                    f'({error}).') from error
-  # Without its files a tokenizer may be made all the same, and be empty.
+    raise UserError(f'{path} contains no tokenizer that transformers can read '
+                    f'({error}); download it again.') from error
+  # transformers builds an empty tokenizer when files are missing.
   if not vocab / 2 < len(tokenizer) <= vocab:
     raise UserError(
         f'The tokenizer in {path} has {len(tokenizer)} tokens and the text '
-        f'encoder {vocab}: files are missing, or it is another model\'s.')
+        f'encoder {vocab}: files are missing, or it belongs to another model; '
+        'download both from one checkpoint.')
 
-  def tokenize(texts):
-    found = tokenizer(list(texts), padding='max_length', truncation=True,
-                      max_length=length, return_tensors='np')
-    return (found['input_ids'].astype(np.int32),
-            found['attention_mask'].astype(np.float32))
+  def tokenize(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    encoded = tokenizer(list(texts), padding='max_length', truncation=True,
+                        max_length=length, return_tensors='np')
+    return (encoded['input_ids'].astype(np.int32),
+            encoded['attention_mask'].astype(np.float32))
   return tokenize
 
 
-def class_of(config):
-  """Name of the PyTorch class that a config.json is for, or ''."""
+def class_of(config: Config) -> str:
+  """Name of the PyTorch class of a config.json, or ''."""
   architectures = config.get('architectures') or ['']
   return config.get('_class_name') or architectures[0]
 
 
-def expect_class(folder, classes, reader):
-  """Raises UserError where a folder's network is none of `classes`."""
-  found = class_of(folder.config)
-  if found not in classes:
+def expect_class(folder: Folder, classes: Iterable[str],
+                 reader: str) -> None:
+  """Checks that a folder is for one of these PyTorch classes.
+
+  Args:
+    folder: of the network.
+    classes: names of PyTorch classes.
+    reader: module that reads them, for the error message.
+
+  Raises:
+    UserError: its class is another.
+  """
+  name = class_of(folder.config)
+  if name not in classes:
     raise UserError(
-        f'{folder.path / "config.json"} is for a {found or "nameless"!r}; '
+        f'{folder.path / "config.json"} is for a {name or "nameless"!r}; '
         f'{reader} reads {" or ".join(classes)}.')
 
 
-def expect(folder, known):
+def expect(folder: Folder, supported: Mapping[str, Sequence[Any]]) -> None:
   """Checks the keys of a config that change what a network computes.
 
   Args:
-    folder: Folder.
-    known: {key: the values that are known here}; a key that is absent has the
-      first.
+    folder: of the network.
+    supported: {key: supported values}; the first is the default of a key that
+      is absent.
 
   Raises:
     UserError: lists the keys with other values.
   """
   problems = []
-  for key, values in known.items():
-    found = folder.config.get(key, values[0])
-    if found not in values:
+  for key, values in supported.items():
+    value = folder.config.get(key, values[0])
+    if value not in values:
       choice = ' or '.join(map(repr, values))
-      problems.append(f'{key} = {found!r} (known here: {choice})')
+      problems.append(f'{key} = {value!r} (supported: {choice})')
   if problems:
-    raise UserError(f'{folder.path / "config.json"} asks for what is not '
-                    f'known here: {"; ".join(problems)}.')
+    raise UserError(f'{folder.path / "config.json"} has values that are not '
+                    f'supported: {"; ".join(problems)}; use a checkpoint of '
+                    'another network.')
 
 
-def fill(network, inputs, tensors, dtype, ignored=()):
-  """Parameters of a network whose submodules carry their PyTorch names.
-
-  Args:
-    network: a linen module.
-    inputs: arrays or shapes that its `init` takes after the key.
-    tensors: {PyTorch name: array}.
-    dtype: of the parameters.
-    ignored: patterns of names that may be left over.
-
-  Returns:
-    {'params'}.
-
-  Raises:
-    porting.PortingError: lists what is missing, unused or of another shape.
-  """
-  like = shapes(network, inputs, dtype)
-  return {'params': port.to_flax(tensors, sources(like), like, ignored)}
-
-
-def shapes(network, inputs, dtype):
-  """Nested dict of jax.ShapeDtypeStruct of a network's parameters."""
-  tree = jax.eval_shape(network.init, jax.random.key(0), *inputs)['params']
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
-
-
-def sources(like):
-  """`sources` (see porting) where linen's leaves have linen's names.
-
-  {'a.0': {'proj': {'kernel': ...}}} is PyTorch's a.0.proj.weight.
-  """
-  leaf_names = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight'}
-  found = {}
-  for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]:
-    *above, last = (k.key for k in path)
-    layout = port.keep
-    if last == 'kernel':
-      layout = {2: port.linear, 4: port.conv}[len(leaf.shape)]
-    name = '.'.join((*above, leaf_names.get(last, last)))
-    found['/'.join((*above, last))] = name, layout
-  return found
-
-
-def _readers(file):
-  """{name: function that reads a tensor of the file}."""
+def _readers(file: pathlib.Path) -> dict[str, Callable[[], np.ndarray]]:
+  """{name: function that reads one tensor of a file}."""
   if file.name == _PICKLE:
     tensors = torch_files.read(file)
     return {name: functools.partial(tensors.get, name) for name in tensors}
   try:
     handle = safetensors.safe_open(file, 'numpy')
   except safetensors.SafetensorError as error:
-    raise UserError(f'{file} is not a whole safetensors file ({error}); '
+    raise UserError(f'{file} is not a complete safetensors file ({error}); '
                     'download it again.') from error
   return {name: functools.partial(handle.get_tensor, name)
           for name in handle.keys()}  # noqa: SIM118
 
 
-def _weights(path, variant):
-  """The files of a network's weights."""
+def _weights(path: pathlib.Path, variant: str) -> list[pathlib.Path]:
+  """The files with the weights of a network."""
   for kind in (variant, *({'', 'fp16'} - {variant})):
     dot = f'.{kind}' if kind else ''
     for stem in _STEMS:
@@ -327,13 +305,15 @@ def _weights(path, variant):
     return [path / _PICKLE]
   raise UserError(
       f'{path} has no weights: neither {_STEMS[0]}.safetensors nor '
-      f'{_STEMS[1]}.safetensors, whole or in shards, nor {_PICKLE}.')
+      f'{_STEMS[1]}.safetensors, in one file or in shards, nor {_PICKLE}; '
+      'download them.')
 
 
-def _shards(index):
+def _shards(index: pathlib.Path) -> list[pathlib.Path]:
+  """The files that an index lists."""
   listed = read_config(index.parent, index.name).get('weight_map')
   if not listed:
-    raise UserError(f'{index} lists no weights.')
+    raise UserError(f'{index} lists no weights; download it again.')
   files = sorted({index.parent / name for name in listed.values()})
   missing = [file.name for file in files if not file.is_file()]
   if missing:
@@ -343,16 +323,16 @@ def _shards(index):
   return files
 
 
-def _patterns(parts, variant):
-  """Which files of a hub's checkpoint to download."""
+def _patterns(subfolders: Iterable[str], variant: str) -> list[str]:
+  """Patterns of the files to download from a checkpoint on the hub."""
   patterns = ['model_index.json', 'scheduler/scheduler_config.json']
-  for part in parts:
-    folder = f'{part}/' if part else ''
-    if part.startswith('tokenizer'):
+  for subfolder in subfolders:
+    folder = f'{subfolder}/' if subfolder else ''
+    if subfolder.startswith('tokenizer'):
       patterns.append(f'{folder}*')
       continue
     patterns.append(f'{folder}config.json')
-    if not part:  # A model by itself has its tokenizer beside it.
+    if not subfolder:  # The folder of a single model includes its tokenizer.
       patterns += _TOKENIZER
     for stem in _STEMS:
       if variant:
@@ -366,14 +346,15 @@ def _patterns(parts, variant):
   return patterns
 
 
-def _download(name, revision, patterns):
-  """Folder of the hub's files, from its cache where there is no network."""
+def _download(name: str, revision: str | None,
+              patterns: list[str]) -> pathlib.Path:
+  """Folder of the files of the hub; the local cache if it is offline."""
   try:
     import huggingface_hub
     from huggingface_hub import errors
   except ImportError as error:
     raise UserError(
-        f'{name} is not a folder here, and downloading it needs '
+        f'There is no folder {name}, and to download it needs '
         'huggingface_hub: pip install huggingface_hub.') from error
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(
@@ -384,14 +365,15 @@ def _download(name, revision, patterns):
         'your account, then log in here with `hf auth login` or set HF_TOKEN.'
     ) from error
   except errors.RevisionNotFoundError as error:
-    raise UserError(f'{name} has no revision {revision!r}.') from error
+    raise UserError(f'{name} has no revision {revision!r}; its page on the hub '
+                    'lists them.') from error
   except errors.RepositoryNotFoundError as error:
     raise UserError(
-        f'{name} is neither a folder here nor a model on the hub that you '
-        'may see.') from error
+        f'{name} is neither a local folder nor a model on the hub that you '
+        'may see; check the name, or log in with `hf auth login`.') from error
   except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled,
           OSError) as error:
     raise UserError(
-        f'{name} is not a folder here, not in the hub\'s cache, and the hub '
-        'cannot be reached; download it where there is a network and give '
-        'the folder.') from error
+        f'{name} is neither a local folder nor in the cache of the hub, and '
+        'the hub cannot be reached; download it where there is a network and '
+        'give the folder.') from error

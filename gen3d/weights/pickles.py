@@ -1,18 +1,20 @@
 """Official network pickles (StyleGAN2-ADA, StyleGAN3, EG3D) as plain data.
 
-Such a file is a program: unpickled as usual it imports PyTorch and runs the
-source text that it carries. Here every name that it may refer to stands for a
-harmless constructor of ours, anything else is refused, and the source text is
-never looked at. No PyTorch is needed.
+Such a file is a program: an ordinary unpickler imports PyTorch and runs the
+source text that the file contains. The unpickler here maps each allowed name to
+a harmless constructor of this module, refuses all others, and ignores the
+source text. PyTorch is not needed.
 """
 
 import collections
 import io
 import math
+import os
 import pathlib
 import pickle
 import re
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -26,8 +28,8 @@ _STORAGES = {
     'CharStorage': 'i1', 'ByteStorage': 'u1', 'BoolStorage': '?',
     'BFloat16Storage': ml_dtypes.bfloat16,
 }
-# Classes that are pickled by name: what they do is written anew in
-# models/eg3d.py, what they hold is kept.
+# Classes that are pickled by name. Only their state is read; models/eg3d.py
+# implements what they compute.
 _CLASSES = {
     'torch.nn.modules.activation': ('Softplus', 'ReLU', 'LeakyReLU'),
     'torch.nn.modules.container': ('Sequential', 'ModuleList', 'ModuleDict'),
@@ -39,62 +41,58 @@ _CLASSES = {
 }
 
 
-# What unpickling raises where a file is not what it should be.
+# Errors that unpickling raises on a damaged file.
 DAMAGE = (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError,
           ImportError, LookupError, MemoryError, RecursionError, TypeError,
           ValueError)
 
 
 class PickleError(UserError):
-  """A file that is no official network pickle, or that tries more."""
+  """The file is no official network pickle, or refers to other code."""
 
 
 class Module:
-  """What a pickle says of one object: its class's name and its state."""
+  """One object of a pickle: the name of its class and its state."""
 
-  def __init__(self, class_name, state=None):
+  def __init__(self, class_name: str, state: Any = None) -> None:
     self.class_name = class_name
     self.state = {} if state is None else state
 
-  def __getitem__(self, name):
+  def __getitem__(self, name: str) -> Any:
     return self.state[name]
 
-  def get(self, name, default=None):
-    """The attribute of that name, which may also be a keyword of its init.
+  def get(self, name: str, default: Any = None) -> Any:
+    """The attribute of that name, or the keyword argument of its __init__.
 
-    stylegan2-ada-pytorch keeps the keywords of a generator's synthesis
-    network apart, its successors do not.
+    stylegan2-ada-pytorch has the arguments of the synthesis network in a dict
+    of their own, its successors have not.
     """
     keywords = self.state.get('_init_kwargs', {})
-    for known in (self.state, keywords, keywords.get('synthesis_kwargs', {})):
-      if name in known:
-        return known[name]
+    for scope in (self.state, keywords, keywords.get('synthesis_kwargs', {})):
+      if name in scope:
+        return scope[name]
     return default
 
-  def child(self, name):
+  def child(self, name: str) -> 'Module | None':
     """The submodule of that name, or None."""
     return self.state.get('_modules', {}).get(name)
 
 
 class Networks(NamedTuple):
-  """The networks of a pickle; each a Module or None."""
-  generator: Any      # G_ema
-  generator_raw: Any  # G
-  discriminator: Any  # D
+  """The networks of a pickle; None where it has none."""
+  generator: Module  # G_ema, the average of the weights
+  discriminator: Module | None  # D
 
 
-def load(path):
-  """Reads an official network pickle.
+def load(path: str | os.PathLike) -> Networks:
+  """Reads an official network pickle; runs nothing in it.
 
   Args:
     path: file whose name usually ends in .pkl.
 
-  Returns:
-    Networks.
-
   Raises:
-    PickleError: the file is none, is cut off, or refers to anything beyond
-      what networks need; nothing in it has run.
+    PickleError: the file is no such pickle, is cut off, or refers to anything
+      that networks do not need.
     OSError: the file cannot be read.
   """
   path = pathlib.Path(path)
@@ -109,49 +107,50 @@ def load(path):
         f'({error}); get it again.') from error
   if not isinstance(content, dict) or not isinstance(
       content.get('G_ema'), Module):
-    raise PickleError(f'{path} holds no network G_ema; give the pickle of a '
+    raise PickleError(f'{path} contains no network G_ema; give the pickle of a '
                       'StyleGAN2 or EG3D training.')
-  return Networks(*(content.get(name) if isinstance(content.get(name), Module)
-                    else None for name in ('G_ema', 'G', 'D')))
+  discriminator = content.get('D')
+  return Networks(content['G_ema'], discriminator
+                  if isinstance(discriminator, Module) else None)
 
 
-def tensors(module, prefix=''):
-  """{dotted name: array} of a Module, as PyTorch's state_dict names them."""
-  hidden = module.state.get('_non_persistent_buffers_set', ())
-  found = {}
+def tensors(module: Module, prefix: str = '') -> dict[str, np.ndarray]:
+  """{dotted name: array} of a Module, the names as in PyTorch's state_dict."""
+  excluded = module.state.get('_non_persistent_buffers_set', ())
+  arrays = {}
   for kind in ('_parameters', '_buffers'):
     for name, value in module.state.get(kind, {}).items():
-      if value is not None and name not in hidden:
-        found[prefix + name] = value
+      if value is not None and name not in excluded:
+        arrays[prefix + name] = value
   for name, child in module.state.get('_modules', {}).items():
     if isinstance(child, Module):
-      found |= tensors(child, f'{prefix}{name}.')
-  return found
+      arrays |= tensors(child, f'{prefix}{name}.')
+  return arrays
 
 
 class Storage(NamedTuple):
-  """The kind of a storage, as its class is named."""
+  """The type of a storage, from the name of its class."""
   dtype: Any
 
 
 class Unpickler(pickle.Unpickler):
-  """Knows the names that official networks use, and none besides.
+  """Allows the names that official networks refer to, and no others.
 
-  What stands for a name is made anew for each file, so that no file can
-  change what another one meets.
+  Classes and functions that stand for a name are created for each file, so
+  that no file can change them for the next one.
   """
 
-  def __init__(self, file):
+  def __init__(self, file: BinaryIO) -> None:
     super().__init__(file)
     scalar, array = _numpy_scalar, type('Array', (_Array,), {})
-    self._known = {
+    self._allowed = {
         ('collections', 'OrderedDict'): collections.OrderedDict,
         ('builtins', 'set'): set,
         ('__builtin__', 'set'): set,
         ('dnnlib.util', 'EasyDict'): type('EasyDict', (dict,), {
             '__setstate__': lambda self, state: self.update(state)}),
         ('_codecs', 'encode'): lambda text, encoding: text.encode('latin1'),
-        ('numpy', 'dtype'): lambda code, *rest: _Number(code),
+        ('numpy', 'dtype'): lambda code, *rest: _NumberType(code),
         ('numpy', 'ndarray'): _ARRAY,
         ('torch', 'device'): lambda *name: name,
         ('torch', 'Size'): tuple,
@@ -163,38 +162,38 @@ class Unpickler(pickle.Unpickler):
             _persistent,
     }
     for core in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-      self._known[core, 'scalar'] = lambda *args: scalar(*args)
-      self._known[core, '_reconstruct'] = lambda *args: _started_array(
+      self._allowed[core, 'scalar'] = lambda *args: scalar(*args)
+      self._allowed[core, '_reconstruct'] = lambda *args: _new_array(
           array, *args)
     for name, dtype in _STORAGES.items():
-      self._known['torch', name] = Storage(dtype)
+      self._allowed['torch', name] = Storage(dtype)
 
-  def find_class(self, module, name):
-    if (module, name) in self._known:
-      return self._known[module, name]
+  def find_class(self, module: str, name: str) -> Any:
+    if (module, name) in self._allowed:
+      return self._allowed[module, name]
     if name in _CLASSES.get(module, ()):
       return _stand_in(name)
     raise PickleError(
         f'the pickle refers to {module}.{name}, which no weights '
         'need; it is refused, and nothing in it was run.')
 
-  def persistent_load(self, pid):
-    raise PickleError('it is not an official network pickle, for it refers '
-                      'to data outside of itself.')
+  def persistent_load(self, pid: Any) -> Any:
+    raise PickleError('it is not an official network pickle, because it '
+                      'refers to data outside of itself.')
 
 
 class _StorageUnpickler(Unpickler):
-  """Reads the parts of a legacy PyTorch file that holds one storage."""
+  """Reads the pickles in a legacy PyTorch file of one storage."""
 
-  def persistent_load(self, pid):
+  def persistent_load(self, pid: Any) -> Any:
     if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == 'storage'
             and isinstance(pid[1], Storage)):
       raise PickleError('a storage is not described as PyTorch does.')
     return pid[1], pid[2], pid[4]
 
 
-def _load_storage(content):
-  """Array [n] of the bytes that torch.save(storage) wrote before 1.6."""
+def _load_storage(content: bytes) -> np.ndarray:
+  """Array [n] from the bytes of torch.save(storage) before PyTorch 1.6."""
   file = io.BytesIO(content)
   read = lambda: _StorageUnpickler(file).load()
   if read() != LEGACY_MAGIC:
@@ -202,7 +201,7 @@ def _load_storage(content):
   read(), read()  # protocol, machine
   (kind, key, count), keys = read(), read()
   if keys != [key] or not isinstance(kind, Storage):
-    raise PickleError('a tensor is spread over several storages.')
+    raise PickleError('a tensor has several storages.')
   stored = int(np.frombuffer(file.read(8), '<i8')[0])
   data = np.frombuffer(file.read(), kind.dtype)
   if stored != count or len(data) < count:
@@ -210,13 +209,15 @@ def _load_storage(content):
   return data[:count]
 
 
-def _rebuild_tensor(storage, offset, size, stride):
+def _rebuild_tensor(storage: Any, offset: int, size: Sequence[int],
+                    stride: Sequence[int]) -> np.ndarray:
+  """A copy of the part of a storage that a tensor refers to."""
   if not (isinstance(storage, np.ndarray) and storage.ndim == 1
           and storage.flags.c_contiguous):
-    raise PickleError('a tensor is not of a storage.')
+    raise PickleError('the storage of a tensor is not an array.')
   last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-  # Repeated values, as of a stride of 0, are no weights, and a few bytes
-  # could ask for any memory.
+  # A stride of 0 repeats values: no weights do, and a file of a few bytes
+  # could allocate any amount of memory.
   if math.prod(size) > len(storage) or min(size, default=0) < 0:
     raise PickleError('a tensor has more numbers than its storage.')
   if math.prod(size) and not (
@@ -229,74 +230,76 @@ def _rebuild_tensor(storage, offset, size, stride):
       storage[offset:], size, [s * step for s in stride]).copy()
 
 
-def _persistent(meta):
-  """A Module from the record that official code would rebuild and run."""
+def _persistent(meta: dict[str, Any]) -> Module:
+  """A Module from the record that official code rebuilds and runs."""
   return Module(meta['class_name'], dict(meta['state']))
 
 
-def _stand_in(name):
+def _stand_in(name: str) -> type:
   """A class that takes any state and does nothing."""
 
-  def begin(self, *args, **kwargs):
+  def init(self: Any, *args: Any, **kwargs: Any) -> None:
     del args, kwargs
     Module.__init__(self, name)
 
   return type(name, (Module,), {
-      '__init__': begin,
-      '__new__': lambda cls, *args, **kwargs: _started(cls, name),
+      '__init__': init,
+      '__new__': lambda cls, *args, **kwargs: _new_module(cls, name),
       '__setstate__': lambda self, state: self.state.update(state)})
 
 
-def _started(cls, name):
+def _new_module(cls: type, name: str) -> Any:
+  """Unpickling calls __new__ and not __init__."""
   module = object.__new__(cls)
   Module.__init__(module, name)
   return module
 
 
-# Stands for the class numpy.ndarray, whose constructor a file must not call:
-# it takes any bytes for Python objects.
+# Stands for the class numpy.ndarray. A file must not call its constructor,
+# which can interpret any bytes as Python objects.
 _ARRAY = object()
 
 
-class _Number:
-  """The type of numbers in a NumPy array or scalar, as pickles tell it.
+class _NumberType:
+  """The dtype of a NumPy array or scalar in a pickle.
 
-  A NumPy dtype takes flags and fields from a file, by which bytes become
-  pointers; of this one a file can say the byte order only.
+  np.dtype accepts flags and fields from a file, with which bytes become
+  pointers. Of this class a file can set only the byte order.
   """
 
-  def __init__(self, code):
+  def __init__(self, code: Any) -> None:
     if not (isinstance(code, str) and re.fullmatch(r'[biufc]\d{1,2}', code)):
       raise PickleError(f'numbers are of the type {code!r}, which no weights '
                         'have.')
     self.dtype = np.dtype(code)
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: Any) -> None:
     if state[1] not in ('<', '>', '|', '='):
       raise PickleError(f'numbers have the byte order {state[1]!r}.')
     self.dtype = self.dtype.newbyteorder(state[1])
 
 
 class _Array(np.ndarray):
-  """An array whose content a file may set, as far as it is plain numbers."""
+  """An array whose content a file may set if it consists of plain numbers."""
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: Any) -> None:
     _, shape, number, fortran, content = state
-    if not (isinstance(number, _Number) and isinstance(content, bytes)
+    if not (isinstance(number, _NumberType) and isinstance(content, bytes)
             and min(shape, default=0) >= 0
             and math.prod(shape) * number.dtype.itemsize == len(content)):
       raise PickleError('an array is not of plain numbers, or is cut off.')
     super().__setstate__((1, shape, number.dtype, bool(fortran), content))
 
 
-def _started_array(kind, of, *rest):
+def _new_array(kind: type, ndarray: Any, *rest: Any) -> np.ndarray:
+  """An empty array, whose content __setstate__ sets."""
   del rest
-  if of is not _ARRAY:
+  if ndarray is not _ARRAY:
     raise PickleError('an array is not a NumPy array.')
   return np.ndarray.__new__(kind, (0,), 'b')
 
 
-def _numpy_scalar(number, content):
-  if not isinstance(number, _Number):
+def _numpy_scalar(number: Any, content: bytes) -> Any:
+  if not isinstance(number, _NumberType):
     raise PickleError('a number is a Python object.')
   return np.frombuffer(content, number.dtype, 1)[0]

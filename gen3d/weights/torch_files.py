@@ -1,14 +1,18 @@
-"""Published weights as {name: array}, from the formats they come in.
+"""Files of weights as {name: array}: .safetensors, .npz and PyTorch's.
 
-.safetensors and .npz are plain data. A PyTorch file (.pth, .pt, .bin; the zip
-of today or the older stream of pickles, in which torchvision and LPIPS still
-publish) is a program: it is read by the restricted unpickler of
-weights/pickles.py, so that nothing in it runs and no PyTorch is needed.
+.safetensors and .npz are plain data. A PyTorch file (.pth, .pt, .bin) is a
+program. It is a zip since PyTorch 1.6 and was a sequence of pickles before, in
+which torchvision and LPIPS still publish; both are read by the restricted
+unpickler of weights/pickles.py, so that nothing in them runs. PyTorch is not
+needed.
 """
 
+import os
 import pathlib
 import tarfile
 import zipfile
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -17,22 +21,25 @@ import safetensors.numpy
 from gen3d.choices import UserError
 from gen3d.weights import pickles
 
+# (dtype, key, count) -> array [count].
+StorageReader = Callable[[np.dtype, str, int], np.ndarray | None]
 
-def read(path):
+
+def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
   """The tensors of a file, {name: NumPy array}.
 
   Args:
-    path: file ending in .safetensors, .npz, .pth, .pt or .bin; of the last
-      three, one that holds a state_dict.
+    path: file ending in .safetensors, .npz, .pth, .pt or .bin; the last three
+      contain a state_dict.
 
   Raises:
-    UserError: there is no such file, its ending is another, it is damaged,
-      holds something else than tensors or tries more than to hold them.
+    UserError: there is no such file, its ending is another, it is damaged, or
+      it contains or refers to anything else than tensors.
   """
   path = pathlib.Path(path)
   if path.suffix.lower() not in _READERS:
-    raise UserError(f'{path} is no file of weights known here; its name '
-                    f'should end in one of {sorted(_READERS)}.')
+    raise UserError(f'{path} is not in a supported format; give a file whose '
+                    f'name ends in one of {sorted(_READERS)}.')
   if not path.is_file():
     raise UserError(f'There is no file {path}; give the path of the weights '
                     'that you downloaded.')
@@ -47,40 +54,40 @@ def read(path):
   if not isinstance(tensors, dict) or not all(
       isinstance(name, str) and isinstance(tensor, np.ndarray)
       for name, tensor in tensors.items()):
-    raise UserError(f'{path} holds something else than a state_dict of '
-                    'tensors; save model.state_dict() and nothing around '
-                    'it.')
+    raise UserError(f'{path} contains something else than a state_dict of '
+                    'tensors; save model.state_dict() alone.')
   return tensors
 
 
-def _npz(path):
+def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
   with np.load(path, allow_pickle=False) as stored:
     return dict(stored)
 
 
-def _torch(path):
+def _torch(path: pathlib.Path) -> dict[str, Any] | None:
   with path.open('rb') as file:
-    # By its beginning: a zip that is cut off is to be told as one.
+    # zipfile.is_zipfile reads the end of a file, and a zip that is cut off
+    # should be reported as one.
     tensors = (_zipped if file.read(2) == b'PK' else _legacy)(file)
   if not isinstance(tensors, dict):
     return None
-  # A Parameter of old is a Module of ours; all others are arrays already.
+  # Parameters that old files pickle by class are Modules, others arrays.
   return {name: tensor.state if isinstance(tensor, pickles.Module) else tensor
           for name, tensor in tensors.items()}
 
 
-def _zipped(file):
-  """torch.save since 1.6: data.pkl and a member for each storage."""
+def _zipped(file: BinaryIO) -> Any:
+  """torch.save since 1.6: a zip of data.pkl and one member per storage."""
   with zipfile.ZipFile(file) as members:
     names = members.namelist()
     top = [n.removesuffix('data.pkl') for n in names
            if n.count('/') == 1 and n.endswith('/data.pkl')]
     if len(top) != 1 or f'{top[0]}constants.pkl' in names:
       raise pickles.PickleError(
-          'it is not what torch.save makes of a state_dict, but another zip '
-          'or a TorchScript program; save the state_dict of its model.')
+          'it is not a state_dict that torch.save wrote, but another zip or '
+          'a TorchScript program; save the state_dict of its model.')
 
-    def storage(dtype, key, count):
+    def storage(dtype: np.dtype, key: str, count: int) -> np.ndarray:
       name = f'{top[0]}data/{key}'
       if members.getinfo(name).file_size < count * dtype.itemsize:
         raise pickles.PickleError(f'the tensor stored as {key} is cut off.')
@@ -90,85 +97,89 @@ def _zipped(file):
       return _Unpickler(content, storage).load()
 
 
-def _legacy(file):
-  """torch.save before 1.6: pickles in a row, then the storages' bytes."""
+def _legacy(file: BinaryIO) -> Any:
+  """torch.save before 1.6: several pickles, then the bytes of the storages."""
   file.seek(0)
   if tarfile.is_tarfile(file):
-    raise pickles.PickleError('it is an archive of 2016, older than what is '
-                              'read here; take a newer file of its network.')
+    raise pickles.PickleError('it is in the tar format of 2016, which is not '
+                              'supported; use a newer file of its network.')
   file.seek(0)
   read = lambda storage=None: _Unpickler(file, storage).load()
   if read() != pickles.LEGACY_MAGIC:
-    raise pickles.PickleError('it is not what torch.save writes.')
+    raise pickles.PickleError('torch.save did not write it.')
   read(), read()  # protocol, machine
-  # The storages follow what refers to them, so it is read twice: to learn
-  # their types, with nothing in them, and again when they are there.
-  start, kinds = file.tell(), {}
+  # The tensors come before the storages that they refer to. The first pass
+  # collects the types of the storages, the second one builds the tensors.
+  start, types = file.tell(), {}
 
-  def note(dtype, key, count):
-    kinds[key] = dtype, count
+  def collect(dtype: np.dtype, key: str, count: int) -> None:
+    types[key] = dtype, count
 
-  read(note)
+  read(collect)
   keys = read()
-  at, data = file.tell(), {}
+  begin, storages = file.tell(), {}
   content = np.memmap(file, mode='r')
   for key in keys:
-    dtype, count = kinds[key]
-    end = at + 8 + count * dtype.itemsize
-    if end > len(content) or content[at:at + 8].view('<i8')[0] != count:
+    dtype, count = types[key]
+    # Each storage is its length in eight bytes, then its numbers.
+    end = begin + 8 + count * dtype.itemsize
+    if end > len(content) or content[begin:begin + 8].view('<i8')[0] != count:
       raise pickles.PickleError(f'the tensor stored as {key} is cut off.')
-    data[key] = content[at + 8:end].view(dtype)
-    at = end
+    storages[key] = content[begin + 8:end].view(dtype)
+    begin = end
   file.seek(start)
-  return read(lambda dtype, key, count: data[key])
+  return read(lambda dtype, key, count: storages[key])
 
 
 class _Unpickler(pickles.Unpickler):
-  """Knows what a state_dict refers to, storages outside of it included.
+  """Allows the names that a state_dict refers to, and external storages."""
 
-  Attributes:
-    storage: (dtype, key, count) -> array [count], or None while there is none
-      and tensors are not to be made.
-  """
+  def __init__(self, file: BinaryIO, storage: StorageReader | None) -> None:
+    """Starts to read a pickle.
 
-  def __init__(self, file, storage):
+    Args:
+      file: at the start of the pickle.
+      storage: reads a storage; None if the pickle refers to none. A storage of
+        None, as in the first pass of `_legacy`, gives a tensor of None.
+    """
     super().__init__(file)
     self._storage = storage
-    rebuild = self._known['torch._utils', '_rebuild_tensor_v2']
+    rebuild = self._allowed['torch._utils', '_rebuild_tensor_v2']
     rebuild_if = lambda data, *rest: (
         None if data is None else rebuild(data, *rest))
-    self._known['torch._utils', '_rebuild_tensor_v2'] = rebuild_if
-    # PyTorch before 0.4, by which torchvision's VGG16 was written.
-    self._known['torch._utils', '_rebuild_tensor'] = rebuild_if
-    self._known['torch.nn.parameter', 'Parameter'] = _parameter()
+    self._allowed['torch._utils', '_rebuild_tensor_v2'] = rebuild_if
+    # The name before PyTorch 0.4, in the VGG16 of torchvision.
+    self._allowed['torch._utils', '_rebuild_tensor'] = rebuild_if
+    self._allowed['torch.nn.parameter', 'Parameter'] = _parameter_class()
 
-  def persistent_load(self, pid):
+  def persistent_load(self, pid: Any) -> np.ndarray | None:
     if not (self._storage and isinstance(pid, tuple) and len(pid) >= 5
             and pid[0] == 'storage' and isinstance(pid[1], pickles.Storage)
             and isinstance(pid[4], int) and pid[4] >= 0):
       raise pickles.PickleError('a storage is not described as PyTorch does.')
     if len(pid) > 5 and pid[5] is not None:
-      raise pickles.PickleError('a storage is a part of another one; save the '
+      raise pickles.PickleError('a storage is part of another one; save the '
                                 'file again with a newer PyTorch.')
     return self._storage(np.dtype(pid[1].dtype), pid[2], pid[4])
 
 
-def _parameter():
-  """A class that keeps the tensor of a Parameter as its state."""
+def _parameter_class() -> type:
+  """A class whose state is the tensor of a Parameter."""
 
-  def begin(cls, data=None, *rest):
+  def new(cls: type, data: Any = None, *rest: Any) -> Any:
     del rest
     parameter = object.__new__(cls)
     pickles.Module.__init__(parameter, 'Parameter', data)
     return parameter
 
-  def build(self, state):
-    if isinstance(state[0], np.ndarray):  # It came either first or here.
+  def setstate(self: Any, state: Any) -> None:
+    # The tensor is either the argument of `new` or part of the state.
+    if isinstance(state[0], np.ndarray):
       self.state = state[0]
 
   return type('Parameter', (pickles.Module,), {
-      '__new__': begin, '__init__': lambda self, *args: None,
-      '__setstate__': build})
+      '__new__': new, '__init__': lambda self, *args: None,
+      '__setstate__': setstate})
 
 
 _READERS = {'.safetensors': safetensors.numpy.load_file, '.npz': _npz,
