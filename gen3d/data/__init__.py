@@ -1,1 +1,1 @@
-"""Where images, captions and cameras come from."""
+"""Data sets: images, captions and cameras."""

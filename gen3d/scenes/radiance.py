@@ -137,10 +137,15 @@ def background_color(name: str, key: jax.Array | None, shape: tuple = ()
     name: of BACKGROUNDS; black where it is 'learned'.
     key: of random colors.
     shape: of the leading axes.
+
+  Raises:
+    ValueError: a random color without a key.
   """
-  if name == 'random':
-    return jax.random.uniform(key, (*shape, 3))
-  return jnp.full((*shape, 3), float(name == 'white'))
+  if name != 'random':
+    return jnp.full((*shape, 3), float(name == 'white'))
+  if key is None:
+    raise ValueError('A random background needs a key.')
+  return jax.random.uniform(key, (*shape, 3))
 
 
 def _field(config):
@@ -166,7 +171,8 @@ def _field_of(config):
     def field(samples, directions):
       if contract:
         samples = encodings.contract(samples)
-      return module.apply(params[name], samples, directions)
+      output: Any = module.apply(params[name], samples, directions)
+      return output
 
     return field
 
