@@ -129,23 +129,18 @@ def make_query(config: Any) -> Callable:
   return query
 
 
-def background_color(name: str, key: jax.Array | None, shape: tuple = ()
-                     ) -> jax.Array:
+def background_color(
+    name: str, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
   """The color [*shape, 3] behind the photographs and the scene.
 
   Args:
     name: of BACKGROUNDS; black where it is 'learned'.
     key: of random colors.
     shape: of the leading axes.
-
-  Raises:
-    ValueError: a random color without a key.
   """
-  if name != 'random':
-    return jnp.full((*shape, 3), float(name == 'white'))
-  if key is None:
-    raise ValueError('A random background needs a key.')
-  return jax.random.uniform(key, (*shape, 3))
+  if name == 'random':
+    return jax.random.uniform(key, (*shape, 3))
+  return jnp.full((*shape, 3), float(name == 'white'))
 
 
 def _field(config):
