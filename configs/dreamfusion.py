@@ -173,7 +173,8 @@ def shapes(steps=300):
       'depth_variance': ((clear, 0.0), (steps // 2, 30.0)),
       # Opacity entropy only late: earlier it removes parts that are still
       # semi-transparent.
-      'opacity_entropy': ((solid, 0.0), (steps, 0.5)), 'normal_smoothness': 1e-2})
+      'opacity_entropy': ((solid, 0.0), (steps, 0.5)),
+      'normal_smoothness': 1e-2})
   config.optimizer = ml_collections.ConfigDict({
       'name': 'adam', 'learning_rate': 3e-2, 'schedule': 'cosine',
       'b1': 0.9, 'b2': 0.99, 'eps': 1e-15})

@@ -9,7 +9,7 @@ from gen3d import tasks
 from gen3d.engine import cli
 from gen3d.render import finished
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
+_WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the run.')
 _STEP = flags.DEFINE_integer(
     'step', None, 'Step of the checkpoint; the newest one if not given.')
 _RESOLUTION = flags.DEFINE_integer(
@@ -24,10 +24,10 @@ _KEEP_SHARE = flags.DEFINE_float(
     'given.', lower_bound=0.0, upper_bound=1.0)
 flags.DEFINE_alias('share', 'keep_share')
 _OUT = flags.DEFINE_string(
-    'out', None, 'Folder to write into; the workdir if not given.')
+    'out', '', 'Folder to write into; the workdir if not given.')
 
 
-def main():
+def main() -> None:
   cli.require('workdir')
   run = tasks.load_finished(_WORKDIR.value, _STEP.value)
   options = run.defaults._replace(

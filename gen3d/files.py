@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import secrets
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any, BinaryIO
 
 from PIL import Image
@@ -80,7 +80,7 @@ def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
 
 
 @contextlib.contextmanager
-def restricted_image_formats() -> Iterator[None]:
+def restricted_image_formats() -> Generator[None, None, None]:
   """Lets Pillow open only IMAGE_FORMATS, in this process, while it lasts.
 
   For libraries that call PIL.Image.open without a list of formats, as trimesh

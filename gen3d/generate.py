@@ -21,7 +21,7 @@ from gen3d.gan import inference
 from gen3d.render import objects
 
 _NETWORK = flags.DEFINE_string(
-    'network', None, 'A 3-D GAN: .safetensors, .pkl or a shipped name.')
+    'network', '', 'A 3-D GAN: .safetensors, .pkl or a shipped name.')
 _SEEDS = flags.DEFINE_string('seeds', '0-7', 'Objects, such as 0-7,12.')
 _TRUNCATION = flags.DEFINE_float(
     'truncation', 1.0, 'Psi: 1 is none, less is closer to the mean object.')
@@ -33,7 +33,7 @@ _RESOLUTION = flags.DEFINE_integer(
     'resolution', 128, "Grid points along a mesh's longest side.", 8)
 _INTERPOLATE = flags.DEFINE_bool(
     'interpolate', False, 'Also write a film from seed to seed.')
-_OUT = flags.DEFINE_string('out', None, 'Folder for the results.')
+_OUT = flags.DEFINE_string('out', '', 'Folder for the results.')
 
 
 def main() -> None:

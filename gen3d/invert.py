@@ -24,9 +24,9 @@ from gen3d.gan import inference, inversion
 from gen3d.render import inversion as inversion_files
 
 _NETWORK = flags.DEFINE_string(
-    'network', None, 'A 3-D GAN: .safetensors, .pkl or a shipped name.')
-_IMAGE = flags.DEFINE_string('image', None, 'The image: a square.')
-_CAMERA = flags.DEFINE_string('camera', None, 'JSON file with its camera.')
+    'network', '', 'A 3-D GAN: .safetensors, .pkl or a shipped name.')
+_IMAGE = flags.DEFINE_string('image', '', 'The image: a square.')
+_CAMERA = flags.DEFINE_string('camera', '', 'JSON file with its camera.')
 _AZIMUTH = flags.DEFINE_float('azimuth', None, 'Or its azimuth: degrees.')
 _ELEVATION = flags.DEFINE_float(
     'elevation', None, "Degrees; the data's median if not given.", -90, 90)
@@ -39,7 +39,7 @@ _VIEWS = flags.DEFINE_list(
     'views', ['-45', '45', '90', '180'], 'Further azimuths on the sheet.')
 _RESOLUTION = flags.DEFINE_integer(
     'resolution', 128, "Grid points along the mesh's longest side.", 8)
-_OUT = flags.DEFINE_string('out', None, 'Folder for the results.')
+_OUT = flags.DEFINE_string('out', '', 'Folder for the results.')
 
 
 def main() -> None:

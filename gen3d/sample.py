@@ -43,7 +43,7 @@ _REVISION = flags.DEFINE_string('revision', '', 'Commit on the hub.')
 _VARIANT = flags.DEFINE_string(
     'variant', '', "Variant of a folder's weights: fp16.")
 _DTYPE = flags.DEFINE_string('dtype', '', 'float32 or bfloat16.')
-_OUT = flags.DEFINE_string('out', None, 'Folder for the results.')
+_OUT = flags.DEFINE_string('out', '', 'Folder for the results.')
 
 
 def main() -> None:

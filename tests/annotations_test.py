@@ -1,4 +1,4 @@
-"""Annotations: every public function says what it takes and returns."""
+"""Annotations of every public function: parameters and result."""
 
 import ast
 import pathlib
@@ -32,7 +32,7 @@ def missing(source):
 
 
 def _annotated(function, method):
-  """Whether all parameters and the return of a function are annotated."""
+  """Returns True if all parameters and the result are annotated."""
   static = any(isinstance(x, ast.Name) and x.id == 'staticmethod'
                for x in function.decorator_list)
   arguments = function.args

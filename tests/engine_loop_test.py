@@ -167,19 +167,19 @@ def test_checkpoints_without_a_config_are_refused(tmp_path):
 
 
 def test_indivisible_batch_stops_before_init(tmp_path):
-  made = []
+  inits = []
 
   def noted(task):
-    return task._replace(init=lambda key: made.append(1) or task.init(key))
+    return task._replace(init=lambda key: inits.append(1) or task.init(key))
 
   with pytest.raises(ValueError, match='A batch of 7 cannot be divided over 2'):
     run(tmp_path / 'run', noted, rows=7)
-  assert not made and not (tmp_path / 'run').exists()
+  assert not inits and not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize('steps', [4, 6, 20])
 def test_renamed_checkpoint_is_not_resumed_from(tmp_path, steps):
-  """Where the run would end before, at and after the step of its name."""
+  """The run would end before, at or after the step of the directory."""
   run(tmp_path / 'run', steps=4)
   folder = tmp_path / 'run' / 'checkpoints'
   (folder / '4').rename(folder / '6')

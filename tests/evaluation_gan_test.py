@@ -28,18 +28,18 @@ def ball(radius, height=0.0):
 def test_each_shape_is_compared_with_its_nearest():
   others = [ball(0.3), ball(0.6), ball(0.6, 0.2), ball(0.9)]
   filled = np.stack([x.occupied for x in others])
-  asked = []
+  indices = []
   def surface(i):
-    asked.append(i)
+    indices.append(i)
     return others[i].surface
 
-  found = gan_evaluation.nearest_shapes(
+  nearest = gan_evaluation.nearest_shapes(
       [ball(0.58), ball(0.61), ball(0.95)], filled, surface)
-  assert asked == [1, 1, 3] and found.count == 3 and found.distinct == 2
+  assert indices == [1, 1, 3] and nearest.count == 3 and nearest.distinct == 2
   # Of balls around one center: the ratio of the volumes.
   expected = np.mean([(.58 / .6) ** 3, (.6 / .61) ** 3, (.9 / .95) ** 3])
-  np.testing.assert_allclose(found.iou, expected, atol=.04)
-  assert found.f_score > .95
+  np.testing.assert_allclose(nearest.iou, expected, atol=.04)
+  assert nearest.f_score > .95
   far = gan_evaluation.nearest_shapes([ball(0.3, -0.6)], filled, surface)
   assert far.iou < .3 and far.f_score < .6
 
@@ -66,15 +66,15 @@ def test_distances_are_measured_on_every_kind_of_features(
     return images.mean((1, 2)) / 255
 
   corner = Features('corner', lambda images: images[:, 0, 0] / 255.0)
-  found = gan_evaluation.distances(
+  distances = gan_evaluation.distances(
       trained, [Features('mean_color', mean_color), corner])
-  assert list(found) == ['mean_color', 'corner']
+  assert list(distances) == ['mean_color', 'corner']
   real, untrained, generated, other_half = received
   assert len(real) == len(untrained) == len(generated) == len(other_half)
   moments = lambda images: distribution.moments(images.mean((1, 2)) / 255)
-  assert found['mean_color'].trained == distribution.frechet(
+  assert distances['mean_color'].trained == distribution.frechet(
       moments(generated), moments(real))
-  assert found['mean_color'].real_halves == distribution.frechet(
+  assert distances['mean_color'].real_halves == distribution.frechet(
       moments(other_half), moments(real))
   report = gan_evaluation.report(trained, count=1, num_true=4, features=[
       corner])
@@ -101,5 +101,5 @@ def test_a_cube_is_far_from_cars(trained, tmp_path, monkeypatch):
 def test_the_shipped_cars_are_classified_as_cars_from_all_sides(
     tmp_path, monkeypatch):
   monkeypatch.setenv('GEN3D_CACHE', str(tmp_path))
-  found = gan_evaluation.classification('shapes', count=6)
-  assert found['generated'] > .8 and found['held out'] > .9
+  rates = gan_evaluation.classification('shapes', count=6)
+  assert rates['generated'] > .8 and rates['held out'] > .9

@@ -112,10 +112,10 @@ def test_restricted_formats_hold_within_the_block_only(started):
 
 def test_images_are_opened_nowhere_else():
   """Of gen3d's own code; the pattern is tried on files.py itself."""
-  found = [path.relative_to(ROOT / 'gen3d').as_posix()
+  users = [path.relative_to(ROOT / 'gen3d').as_posix()
            for path in (ROOT / 'gen3d').rglob('*.py')
            if re.search(r'\bImage\.open\(', path.read_text())]
-  assert found == ['files.py']
+  assert users == ['files.py']
 
 
 def test_atomic_write_keeps_the_earlier_file_on_an_error(tmp_path):

@@ -79,18 +79,18 @@ def test_a_ball_is_projected_and_then_tuned(w_plus):
   ws = inference.map_seed(ball, 1)
   image = projector.render_image(ball, ball.variables, ws, camera)
   target = projector.Target(image, camera)
-  found, variables, losses = projector.project(
+  ws_fit, variables, losses = projector.project(
       ball, target, PIXEL_LOSS, steps=200, w_plus=w_plus)
   assert losses[-1] < losses[0] / 20
   assert variables.keys() == {'params'}
   position = lambda ws: ball.generator.synthesize(
       ball.variables, ws[None], 'const', None)
   # One view: the depth is determined by the size and perspective only.
-  np.testing.assert_allclose(position(found)[1], position(ws)[1], rtol=0.1)
+  np.testing.assert_allclose(position(ws_fit)[1], position(ws)[1], rtol=0.1)
 
   other = projector.Target(jnp.clip(image + 0.1, -1, 1), camera)
   tuned, losses = projector.pivotal_tuning(
-      ball._replace(variables=variables), other, PIXEL_LOSS, found, steps=40)
+      ball._replace(variables=variables), other, PIXEL_LOSS, ws_fit, steps=40)
   assert losses[-1] < losses[0]
   assert not np.array_equal(tuned['params']['center'],
                             ball.variables['params']['center'])

@@ -13,10 +13,10 @@ def test_r1_is_the_mean_squared_gradient_of_the_logits():
   discriminate = lambda x: (
       jnp.sum(jnp.sin(x['image']), axis=(1, 2, 3))
       + jnp.sum(x['image_raw'] ** 3, axis=(1, 2, 3)))
-  found = regularizers.r1_penalty(
+  actual = regularizers.r1_penalty(
       discriminate, {'image': jnp.array(a), 'image_raw': jnp.array(b)})
   expected = (np.sum(np.cos(a) ** 2) + np.sum((3 * b ** 2) ** 2)) / 2
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_path_length_by_the_jacobian():
@@ -41,7 +41,7 @@ def test_path_length_by_the_jacobian():
 
 def test_density_variation_of_a_linear_density():
   slope = lambda points: 3 * points[..., 0]
-  found = regularizers.density_variation(
+  actual = regularizers.density_variation(
       slope, jax.random.split(jax.random.key(0)), points=20_000, distance=.01)
   # The mean of |N(0, s)| is s sqrt(2 / pi).
-  np.testing.assert_allclose(found, 3 * .01 * np.sqrt(2 / np.pi), rtol=.02)
+  np.testing.assert_allclose(actual, 3 * .01 * np.sqrt(2 / np.pi), rtol=.02)

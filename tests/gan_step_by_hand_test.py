@@ -187,17 +187,17 @@ def test_every_phase_follows_the_formulas():
         sharding.replicate(key, mesh),
         gan_step.Static(SIZE, gan_step.due_phases(step, SCHEDULE)))
     expected.append(reference.step(step, jax.random.fold_in(key, step)))
-    found = sharding.unreplicate(state)
+    trained = sharding.unreplicate(state)
     np.testing.assert_allclose(
-        [found.params['generator']['params']['a'],
-         found.params['discriminator']['params']['b'],
-         found.ema['params']['a']],
+        [trained.params['generator']['params']['a'],
+         trained.params['discriminator']['params']['b'],
+         trained.ema['params']['a']],
         [reference.a, reference.b, reference.average], rtol=2e-5)
     # Reported times the interval: its mean is that of steps with a penalty.
     np.testing.assert_allclose(
         metrics['loss/r1'],
         SCHEDULE.d_reg_interval * expected[-1]['penalty'], rtol=1e-4)
-  assert float(found.extra['pl_mean']) == STEPS / SCHEDULE.g_reg_interval
+  assert float(trained.extra['pl_mean']) == STEPS / SCHEDULE.g_reg_interval
   # The schedules cover their whole range.
   first, last = expected[0], expected[-1]
   assert first == pytest.approx({**first, 'swap': 1.0, 'sigma': 1.0})

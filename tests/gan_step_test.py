@@ -211,14 +211,14 @@ def test_style_mixing_has_its_probability_and_a_uniform_cutoff():
 
 
 def test_ada_probability_by_hand():
-  ada, found = {'p': 0.1, 'signs': 0.0}, []
+  ada, strengths = {'p': 0.1, 'signs': 0.0}, []
   # The means of each two steps are .7, .6 -, .5, .9 and 0 three times.
   for step, sign in enumerate((.9, .5, .59, .59, 1., 0., .8, 1.,
                                0., 0., 0., 0., 0., 0.)):
     ada = gan_step.ada_update(
         ada, sign, step, target=.6, interval=2, change=.08)
-    found.append(float(ada['p']))
-  np.testing.assert_allclose(found, [
+    strengths.append(float(ada['p']))
+  np.testing.assert_allclose(strengths, [
       .1, .18, .18, .1, .1, .02, .02, .1, .1, .02, .02, 0, 0, 0], atol=1e-6)
   ada = {'p': 0.99, 'signs': 0.0}
   ada = gan_step.ada_update(ada, 1., 0, target=.6, interval=1, change=.08)
@@ -236,16 +236,16 @@ def test_image_and_raw_image_have_the_same_augmentation():
   x = jnp.tile(jnp.float32(x), (16, 1, 1, 1))
   raw = images.resize(x, 16)
   augmented = jax.jit(gan_step.augment_examples)
-  found = augmented(
+  batch = augmented(
       jax.random.key(0), jnp.arange(16), {'image': x, 'image_raw': raw}, 1.0)
-  change = float(np.abs(found['image'] - x).mean())
-  error = float(np.abs(images.resize(found['image'], 16)
-                       - found['image_raw']).mean())
+  change = float(np.abs(batch['image'] - x).mean())
+  error = float(np.abs(images.resize(batch['image'], 16)
+                       - batch['image_raw']).mean())
   assert change > .3 and error < change / 10
-  one = augmented(jax.random.key(0), jnp.arange(3, 4),
-                  {'image': x[3:4], 'image_raw': raw[3:4]}, 1.0)
+  alone = augmented(jax.random.key(0), jnp.arange(3, 4),
+                    {'image': x[3:4], 'image_raw': raw[3:4]}, 1.0)
   np.testing.assert_allclose(
-      one['image_raw'][0], found['image_raw'][3], atol=1e-5)
+      alone['image_raw'][0], batch['image_raw'][3], atol=1e-5)
 
 
 def test_training_resumed_from_a_checkpoint_is_bit_identical(run, tmp_path):

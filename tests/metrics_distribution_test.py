@@ -30,7 +30,7 @@ def test_a_covariance_of_rank_one():
 
 def test_moments_equal_those_of_numpy_and_need_two_vectors():
   x = np.random.default_rng(1).normal(size=(50, 3))
-  found = distribution.moments(x)
-  np.testing.assert_allclose(found.covariance, np.cov(x, rowvar=False))
+  actual = distribution.moments(x)
+  np.testing.assert_allclose(actual.covariance, np.cov(x, rowvar=False))
   with pytest.raises(ValueError, match='at least 2'):
     distribution.moments(x[:1])

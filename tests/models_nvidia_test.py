@@ -137,10 +137,10 @@ def test_tuned_weights_load_with_the_architecture_of_their_pickle(
   file, _ = assets.save(
       tmp_path / 'tuned.safetensors', nvidia.tensors(tuned),
       {'official': {'path': str(path), 'sha256': digest}})
-  found = inference.load(file)
-  assert found.generator.map.args[0] == NETWORK
-  assert found.generator.z_dim == 8
-  jax.tree.map(np.testing.assert_array_equal, found.variables, tuned)
+  reloaded = inference.load(file)
+  assert reloaded.generator.map.args[0] == NETWORK
+  assert reloaded.generator.z_dim == 8
+  jax.tree.map(np.testing.assert_array_equal, reloaded.variables, tuned)
   path.write_bytes(b'other')
   with pytest.raises(ValueError, match='tuned from another .*n.pkl'):
     inference.load(file)
@@ -216,10 +216,10 @@ def test_stylegan2_generator_and_discriminator_from_pickle(tmp_path, layout):
                   c_dim=25, img_resolution=16, img_channels=3, _init_kwargs={
                       **sizes, 'epilogue_kwargs': {'mbstd_group_size': 2},
                       'mapping_kwargs': {'num_layers': 1}})}))
-  loaded, found = nvidia.load(path), nvidia.load_discriminator(path)
-  assert loaded.network == generator and found.network == discriminator
+  loaded, disc = nvidia.load(path), nvidia.load_discriminator(path)
+  assert loaded.network == generator and disc.network == discriminator
   jax.tree.map(np.testing.assert_array_equal, loaded.variables, of_generator)
-  jax.tree.map(np.testing.assert_array_equal, found.variables, of_discriminator)
+  jax.tree.map(np.testing.assert_array_equal, disc.variables, of_discriminator)
 
 
 def test_error_names_a_missing_attribute(tmp_path):

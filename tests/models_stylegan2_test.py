@@ -32,7 +32,7 @@ def test_modulated_conv_equals_a_kernel_for_every_example(up, demodulate):
   x = rng.normal(size=(2, 4, 4, 3)).astype(np.float32)
   weight = rng.normal(size=(3, 3, 3, 5)).astype(np.float32)
   style = rng.normal(size=(2, 3)).astype(np.float32)
-  found = stylegan2.modulated_conv(
+  actual = stylegan2.modulated_conv(
       jnp.array(x), jnp.array(weight), jnp.array(style), up=up,
       demodulate=demodulate)
   for i in range(2):
@@ -50,7 +50,7 @@ def test_modulated_conv_equals_a_kernel_for_every_example(up, demodulate):
       expected = correlate(wide, kernel[::-1, ::-1], 0)
     else:
       expected = correlate(x[i], kernel, 1)
-    np.testing.assert_allclose(found[i], expected, atol=2e-5)
+    np.testing.assert_allclose(actual[i], expected, atol=2e-5)
 
 
 @pytest.mark.parametrize('kernel', [1, 3])
@@ -77,12 +77,12 @@ def test_gain_applies_to_the_clamp_too():
 
 def test_minibatch_standard_deviation_of_strided_groups():
   x = np.random.default_rng(0).normal(size=(6, 2, 2, 3)).astype(np.float32)
-  found = stylegan2.minibatch_deviation(jnp.array(x), 3)
+  actual = stylegan2.minibatch_deviation(jnp.array(x), 3)
   for i in range(6):
     group = x[[i % 2, i % 2 + 2, i % 2 + 4]]
     expected = np.sqrt(group.var(axis=0) + 1e-8).mean()
-    np.testing.assert_allclose(found[i, ..., 3], expected, rtol=1e-5)
-  np.testing.assert_array_equal(found[..., :3], x)
+    np.testing.assert_allclose(actual[i, ..., 3], expected, rtol=1e-5)
+  np.testing.assert_array_equal(actual[..., :3], x)
   with pytest.raises(ValueError, match='5 images on a device'):
     stylegan2.minibatch_deviation(jnp.array(x[:5]), 4)
 
@@ -143,10 +143,10 @@ def test_to_rgb_scales_its_style_and_does_not_demodulate():
   variables = layer.init(jax.random.key(0), x, w)
   variables['params']['bias'] += jnp.array([0.3, -0.2])
   p = jax.tree.map(np.asarray, variables['params'])
-  for i, found in enumerate(layer.apply(variables, x, w)):
+  for i, actual in enumerate(layer.apply(variables, x, w)):
     style = w[i] @ p['affine']['weight'] / np.sqrt(3) + p['affine']['bias']
     expected = (x[i] * style / np.sqrt(5)) @ p['weight'][0, 0] + p['bias']
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('slot, moved', [
@@ -163,9 +163,9 @@ def test_each_to_rgb_shares_its_w_with_the_next_blocks_first_layer(
     _, captured = synthesis.apply(
         variables, ws, 'const', capture_intermediates=lambda module, _:
         isinstance(module, (stylegan2.SynthesisLayer, stylegan2.ToRGB)))
-    return {f'{block}/{layer}': found['__call__'][0]
+    return {f'{block}/{layer}': outputs['__call__'][0]
             for block, inside in captured['intermediates'].items()
-            for layer, found in inside.items()}
+            for layer, outputs in inside.items()}
 
   before, after = layers(ws), layers(ws.at[0, slot].add(1.0))
   assert {name for name in before

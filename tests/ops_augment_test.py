@@ -64,10 +64,10 @@ def shifted(x, right, down):
     ids=lambda x: '-'.join(x) if isinstance(x, dict) else '')
 def test_geometry_against_scipy(draws, reference):
   x = smooth()
-  found, expected = changed(x, **draws), reference(x)
+  actual, expected = changed(x, **draws), reference(x)
   assert np.abs(expected - x).mean() > 0.1
-  np.testing.assert_allclose(found, expected, atol=0.04)
-  assert np.abs(found - expected).mean() < 0.006
+  np.testing.assert_allclose(actual, expected, atol=0.04)
+  assert np.abs(actual - expected).mean() < 0.006
 
 
 def test_geometric_transformations_have_the_order_of_the_paper():
@@ -78,11 +78,11 @@ def test_geometric_transformations_have_the_order_of_the_paper():
       x, np.rad2deg(angle), reshape=False, order=3, mode='mirror')
   expected = affine(turn(expected, 0.3), np.diag([1.1, 1 / 1.1]))
   expected = shifted(turn(expected, -0.4), 0.02, 0.03)
-  found = changed(
+  actual = changed(
       x, flip=1, quarters=2, shift=(0.1, -0.05), scale=1.2, angle=0.3,
       stretch=1.1, turn=-0.4, offset=(0.02, 0.03))
   inner = slice(12, -12)  # Independent of pixels beyond the edges.
-  np.testing.assert_allclose(found[inner, inner], expected[inner, inner],
+  np.testing.assert_allclose(actual[inner, inner], expected[inner, inner],
                              atol=0.03)
 
 
@@ -113,10 +113,10 @@ def test_linear_images_stay_linear():
   # A flip is exact: no coordinate is rounded.
   row, column = np.mgrid[:16, :16] / 16
   x = np.stack([column, row, row - column], -1).astype(np.float32)
-  found = changed(x, flip=1)
+  actual = changed(x, flip=1)
   inner = slice(5, -5)
   np.testing.assert_allclose(
-      found[inner, inner], x[inner, ::-1][:, inner], atol=2e-4)
+      actual[inner, inner], x[inner, ::-1][:, inner], atol=2e-4)
 
 
 def test_probabilities_and_strengths_are_those_of_the_paper():

@@ -38,8 +38,8 @@ def image():
 @pytest.mark.parametrize('before, after', [(2, 1), (1, 1), (0, 0)])
 def test_filter_is_a_correlation(image, before, after):
   taps = [.5, -1., 2., .25]
-  found = images.filter2d(jnp.array(image), taps, before, after)
-  np.testing.assert_allclose(found, loop_filter(
+  actual = images.filter2d(jnp.array(image), taps, before, after)
+  np.testing.assert_allclose(actual, loop_filter(
       image, np.outer(taps, taps), before, after), atol=1e-5)
 
 

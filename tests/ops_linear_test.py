@@ -24,11 +24,11 @@ def errors(ours, theirs, *shapes):
   keys = jax.random.split(jax.random.key(0), 2)
   inputs = [jax.random.normal(key, shape)
             for key, shape in zip(keys, shapes, strict=True)]
-  found, wanted = (jax.jit(functools.partial(derivatives, function))(*inputs)
-                   for function in (ours, theirs))
+  actual, wanted = (jax.jit(functools.partial(derivatives, function))(*inputs)
+                    for function in (ours, theirs))
   return np.array([
-      jnp.abs(one - other).max() / jnp.abs(other).max()
-      for one, other in zip(found, wanted, strict=True)])
+      jnp.abs(a - b).max() / jnp.abs(b).max()
+      for a, b in zip(actual, wanted, strict=True)])
 
 
 def direct(**options):

@@ -31,14 +31,14 @@ def first_state(task):
 
 
 @functools.cache
-def compiled(step, chips):
-  mesh = jax.make_mesh((chips,), ('devices',), devices=jax.devices()[:chips],
+def compiled(step, count):
+  mesh = jax.make_mesh((count,), ('devices',), devices=jax.devices()[:count],
                        axis_types=(jax.sharding.AxisType.Auto,))
   return sharding.pmap(step, mesh), mesh
 
 
-def after_a_step(task, state, batch, chips):
-  step, mesh = compiled(task.step, chips)
+def after_a_step(task, state, batch, count):
+  step, mesh = compiled(task.step, count)
   state, metrics = step(
       sharding.replicate(state, mesh), sharding.to_devices(batch, mesh),
       sharding.replicate(jax.random.key(1), mesh))
@@ -47,16 +47,16 @@ def after_a_step(task, state, batch, chips):
 
 def test_step_does_not_depend_on_the_number_of_devices(task, first_state):
   batch = next(task.batches(0, 0))
-  one, metrics = after_a_step(task, first_state, batch, 1)
+  alone, metrics = after_a_step(task, first_state, batch, 1)
   two, metrics_two = after_a_step(task, first_state, batch, 2)
   for name, value in metrics.items():
     np.testing.assert_allclose(metrics_two[name], value, rtol=1e-5)
   # Adam's first step is the gradient's sign: compare its first moment, too.
-  for a, b in zip(jax.tree.leaves(one.opt_state),
+  for a, b in zip(jax.tree.leaves(alone.opt_state),
                   jax.tree.leaves(two.opt_state)):
     np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-6)
   moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()),
-                       one.params, first_state.params)
+                       alone.params, first_state.params)
   assert min(jax.tree.leaves(moved)) >= 0
   assert max(jax.tree.leaves(moved)) > 1e-4
 

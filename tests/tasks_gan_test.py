@@ -182,11 +182,11 @@ def test_frechet_distance_of_an_untrained_generator(config, source):
   measure = sampling.distance_fn(
       networks, source, config.distance_count,
       functools.partial(distribution.distance_to_real, features.shapes_clip))
-  found = measure(variables, 8)
-  assert (found['frechet_shapes_clip/generated']
-          > found['frechet_shapes_clip/real_halves'] > 0)
-  assert measure(variables, 8) == found
-  assert measure(variables, 4) != found
+  distances = measure(variables, 8)
+  assert (distances['frechet_shapes_clip/generated']
+          > distances['frechet_shapes_clip/real_halves'] > 0)
+  assert measure(variables, 8) == distances
+  assert measure(variables, 4) != distances
 
 
 def test_samples_do_not_depend_on_their_number(config, source):
@@ -220,12 +220,12 @@ def test_costs_of_phases_are_differences_between_steps(config):
       'generator and discriminator phase': 1.0,
       'regularization, every 4th step': 0.8, 'R1, every 16th step': 0.3,
       'training step on average': 1.0 + 0.8 / 4 + 0.3 / 16}
-  found = dict(gan.make(config).costs().phases(seconds_of))
-  assert found == pytest.approx(expected) and list(found) == list(expected)
+  phases = dict(gan.make(config).costs().phases(seconds_of))
+  assert phases == pytest.approx(expected) and list(phases) == list(expected)
   config.model.density_weight, config.schedule.d_reg_interval = 0.0, 0
-  found = dict(gan.make(config).costs().phases(seconds_of))
-  assert found == {'generator and discriminator phase': 1.0,
-                   'training step on average': 1.0}
+  phases = dict(gan.make(config).costs().phases(seconds_of))
+  assert phases == {'generator and discriminator phase': 1.0,
+                    'training step on average': 1.0}
 
 
 @pytest.mark.parametrize('steps, words', [

@@ -56,7 +56,8 @@ def _config(views=2, steps=4):
   config.views = views
   config.scene.size, config.scene.samples = 8, 6
   config.scene.importance.samples = 0
-  config.scene.random_background_prob = 0.5  # Zero gradient of the learned one at 1.
+  # Below 1, where the learned background would have no gradient.
+  config.scene.random_background_prob = 0.5
   config.optimizer.schedule = 'constant'
   return config
 

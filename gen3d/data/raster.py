@@ -51,7 +51,8 @@ def gather(meshes: Sequence[Mesh]) -> Triangles:
         np.full(len(faces), len(pyramids) if textured else -1)))
     if textured:
       pyramids.append(_texture_pyramid(mesh.texture))
-  return Triangles(*map(np.concatenate, zip(*pieces)), tuple(pyramids))
+  corners, normals, colors, uv, texture = map(np.concatenate, zip(*pieces))
+  return Triangles(corners, normals, colors, uv, texture, tuple(pyramids))
 
 
 def rasterize(

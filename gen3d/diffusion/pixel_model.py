@@ -130,14 +130,21 @@ class PixelModel(NamedTuple):
       labels: [N, 25].
       patches: ints [N, P], row-major indices of the patches to compute; None
         for all.
+
+    Raises:
+      ValueError: the model has no light field.
     """
+    if self.light_field is None:
+      raise ValueError('A model without a light field has no prior image.')
     rays = [x.reshape(len(labels), -1, 3) for x in _camera_rays(
         labels, self.size // self.unet.shape.patch)[1:]]
     if patches is not None:
       rays = [jnp.take_along_axis(x, patches[..., None], 1) for x in rays]
-    return self.light_field.apply(
-        params['light_field'], light_field.features(*rays),
+    origins, directions = rays
+    image: Any = self.light_field.apply(
+        params['light_field'], light_field.features(origins, directions),
         unet.masked_mean(text['states'], text['mask']))
+    return image
 
   def patches_at(self, images: jax.Array, indices: jax.Array) -> jax.Array:
     """Patches [B, P, 3 * patch^2] of images, in the order of `prior_image`.
@@ -154,7 +161,7 @@ class PixelModel(NamedTuple):
   def predict_v(self, params: Weights, x_t: jax.Array, t: jax.Array,
                 text: Text) -> jax.Array:
     """v [B, H, W, 3] of noisy images x_t at times t [B]."""
-    output = self.unet.apply(
+    output: Any = self.unet.apply(
         params['unet'], x_t, t, text['states'], text['mask'],
         ray_features(text['camera'], self.size), text.get('prior_image'))
     return PREDICTIONS[self.prediction](self.schedule, x_t, output, t)

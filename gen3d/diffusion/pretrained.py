@@ -143,9 +143,10 @@ def disk_cached(names: Sequence[str], compute: Callable,
     folder: of the files; None for that of the cache.
   """
   folder = pathlib.Path(folder or files.cache_dir() / 'embeddings')
-  states = {name: _read_states(folder / f'{name}.npz') for name in names}
+  cached = {name: _read_states(folder / f'{name}.npz') for name in names}
+  states = {name: x for name, x in cached.items() if x is not None}
   missing = {name: row for row, name in enumerate(names)
-             if states[name] is None}
+             if name not in states}
   if missing:
     computed = compute(np.array(list(missing.values())))
     for name, value in zip(missing, computed, strict=True):
@@ -273,7 +274,9 @@ def network_teacher(
         weights['vae'], images, method='encode'))
 
   def decode(weights, x):
-    return unit_images(None, vae.apply(weights['vae'], x, method='decode'))
+    if vae is not None:
+      x = vae.apply(weights['vae'], x, method='decode')
+    return unit_images(None, x)
 
   def denoise(weights, x_t, t, text):
     output = unet.apply(
@@ -282,7 +285,7 @@ def network_teacher(
     return to_eps(schedule, x_t, output[..., :channels], t)
 
   return Teacher(
-      schedule, encode, decode if vae else unit_images, denoise, embed,
+      schedule, encode, decode, denoise, embed,
       (side, side, channels), None if vae else 1.0, load)
 
 

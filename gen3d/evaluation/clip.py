@@ -56,9 +56,10 @@ def report_samples(
   """
   rates, samples = sample_r_precision(
       clip_pair.load(clip_weights), weights, count, scale)
-  for split, (images, texts) in samples.items() if out else ():
-    image_io.save(pathlib.Path(out) / f'{split}.png', image_io.tile(
-        images[:64], 8, texts[:64]))
+  if out:
+    for split, (images, texts) in samples.items():
+      image_io.save(pathlib.Path(out) / f'{split}.png', image_io.tile(
+          images[:64], 8, texts[:64]))
   return _lines('text_to_image', rates)
 
 

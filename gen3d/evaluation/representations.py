@@ -71,7 +71,8 @@ def compare(data: str, workdir: str | os.PathLike, configs: Sequence[str],
     UserError: a setting or a config does not fit, or a process failed.
   """
   workdir = pathlib.Path(workdir)
-  sweeps.run(_commands(data, workdir, configs, variant, settings), keep_going=False)
+  sweeps.run(_commands(data, workdir, configs, variant, settings),
+             keep_going=False)
   runs = [read(workdir, name) for name in configs]
   text, plotted = workdir / 'comparison.md', workdir / 'comparison.png'
   files.write_bytes(text, f'{table(runs)}\n'.encode())

@@ -26,7 +26,7 @@ def split_prompts(text: str) -> list[str]:
   """
   prompts = [p.strip() for p in text.split(';') if p.strip()]
   if not prompts:
-    raise UserError("No prompt is given; say --prompts='a red chair'.")
+    raise UserError("No prompt is given; write --prompts='a red chair'.")
   return prompts
 
 

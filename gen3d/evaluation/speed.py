@@ -49,10 +49,16 @@ class Step:
     return sharding.unreplicate(self._state.params)
 
   def planned_gigabytes(self, batch: Any, static: Hashable = None) -> float:
-    """Memory that the compiler plans for a device, arguments included."""
+    """Memory that the compiler plans for a device, arguments included.
+
+    Raises:
+      RuntimeError: the backend reports no plan.
+    """
     batch = sharding.to_devices(batch, self._mesh)
     plan = self._step.lower(
         self._state, batch, self._key, static).compile().memory_analysis()
+    if plan is None:
+      raise RuntimeError('This backend does not report its memory plan.')
     return (plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e9
 
   def seconds(self, batch: Any, repeats: int, static: Hashable = None) -> float:

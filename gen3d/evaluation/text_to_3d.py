@@ -240,7 +240,8 @@ def _score_run(pair, folder):
       clip_evaluation.retrieval_rate(
           pair, views[mode], config.prompt, mode == 'textureless')
       for mode in MODES)
-  iou, f_score = shape_scores(*meshes.load(folder / MESH), spec)
+  mesh, = meshes.load(folder / MESH)
+  iou, f_score = shape_scores(mesh, spec)
   return RunScores(config.prompt, split, color, textureless, iou, f_score)
 
 

@@ -46,7 +46,7 @@ ExtractMesh = Callable[[Any, Any, int], Mesh]
 
 def noise_buffers(variables: Any) -> dict[str, jax.Array]:
   """{path: [H, H]} of all leaves named 'noise_const'; {} where none are."""
-  flat = traverse_util.flatten_dict(variables, sep='/')
+  flat: Any = traverse_util.flatten_dict(variables, sep='/')
   return {path: x for path, x in flat.items()
           if path.rpartition('/')[2] == NOISE}
 

@@ -107,15 +107,6 @@ def eg3d(config: Any, resolution: int, label_width: int) -> GANNetworks:
       resolution, labeled=True, **config.discriminator)
   rendering, apply = generator.rendering, functools.partial(_apply, generator)
 
-  def init(key):
-    keys = jax.random.split(key)
-    z, label = jnp.zeros((1, config.z_dim)), jnp.zeros((1, 25))
-    # The parameters do not depend on the resolution of rendering: 4 is cheap.
-    draws = eg3d_model.draw(None, 1, 4, rendering)
-    return {'generator': generator.init(keys[0], z, label, label, 4, draws),
-            'discriminator': discriminator.init(
-                keys[1], jnp.zeros((1, resolution, resolution, 6)), label)}
-
   def planes_of(variables, latents):
     # Keys of the synthesis noise, and of samples along rays or in the volume.
     key_noise, key_rest = jax.random.split(latents.key)
@@ -142,12 +133,14 @@ def eg3d(config: Any, resolution: int, label_width: int) -> GANNetworks:
         keys)
     return config.density_weight * variation, pl_mean
 
-  def discriminate(variables, x, label):
+  def discriminate(variables, x, label) -> Any:
     return discriminator.apply(
         variables, eg3d_model.dual_image(x['image'], x['image_raw']), label)
 
   return GANNetworks(
-      init=init, generate=generate,
+      init=functools.partial(
+          _init_eg3d, generator, discriminator, config.z_dim, resolution),
+      generate=generate,
       prepare_reals=lambda x, render_size: {
           'image': x, 'image_raw': images.resize(x, render_size)},
       discriminate=discriminate,
@@ -158,6 +151,17 @@ def eg3d(config: Any, resolution: int, label_width: int) -> GANNetworks:
       samples_per_ray=(rendering.samples_coarse, rendering.samples_fine),
       parts=functools.partial(
           _eg3d_parts, generator, generate, discriminate, config.z_dim))
+
+
+def _init_eg3d(generator, discriminator, z_dim, resolution, key):
+  """GANNetworks.init of EG3D."""
+  keys = jax.random.split(key)
+  z, label = jnp.zeros((1, z_dim)), jnp.zeros((1, 25))
+  # The parameters do not depend on the resolution of rendering: 4 is cheap.
+  draws = eg3d_model.draw(None, 1, 4, generator.rendering)
+  return {'generator': generator.init(keys[0], z, label, label, 4, draws),
+          'discriminator': discriminator.init(
+              keys[1], jnp.zeros((1, resolution, resolution, 6)), label)}
 
 
 def _check_eg3d(generator, resolution, label_width):
@@ -185,7 +189,8 @@ def eg3d_generator(config: Any) -> eg3d_model.Generator:
 
 
 def _eg3d_parts(
-    generator, generate, discriminate, z_dim, params, batch_size, render_size):
+    generator, generate, discriminate, z_dim, params, batch_size, render_size
+) -> dict[str, Callable]:
   """{name: function without arguments}: parts of EG3D's step, compiled.
 
   Args:
@@ -281,11 +286,13 @@ def stylegan2(config: Any, resolution: int, label_width: int) -> GANNetworks:
         keys_of(key_rest, index), pl_mean)
     return config.path_weight * penalty, pl_mean
 
+  def discriminate(variables, x, label) -> Any:
+    return discriminator.apply(variables, x['image'], label)
+
   return GANNetworks(
       init=init, generate=generate,
       prepare_reals=lambda x, render_size: {'image': x},
-      discriminate=lambda variables, x, label: discriminator.apply(
-          variables, x['image'], label),
+      discriminate=discriminate,
       regularize=regularize if config.path_weight else None,
       update_w_avg=functools.partial(
           _update_w_avg, ('mapping',), W_AVG_RATE['stylegan2']),

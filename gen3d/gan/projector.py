@@ -136,15 +136,16 @@ def project(
 
     (_, value), grads = jax.value_and_grad(objective, has_aux=True)(optimized)
     updates, opt_state = _projector_adam(steps).update(grads, opt_state)
-    optimized = optax.apply_updates(optimized, updates)
+    updated: Any = optax.apply_updates(optimized, updates)
     # Official: noise stays of mean 0 and variance 1.
     noise = {path: (x - jnp.mean(x)) / jnp.sqrt(jnp.var(x) + 1e-8)
-             for path, x in optimized['noise'].items()}
-    return {'w': optimized['w'], 'noise': noise}, opt_state, value
+             for path, x in updated['noise'].items()}
+    return {'w': updated['w'], 'noise': noise}, opt_state, value
 
   # From the mean of w and the buffers as trained.
-  optimized = {'w': jnp.tile(mean, (num_ws if w_plus else 1, 1)),
-               'noise': trained.generator.noise_buffers(trained.variables)}
+  optimized: dict[str, Any] = {
+      'w': jnp.tile(mean, (num_ws if w_plus else 1, 1)),
+      'noise': trained.generator.noise_buffers(trained.variables)}
   opt_state, losses = _projector_adam(steps).init(optimized), []
   target_features = embed_target(loss, target)
   for i in tqdm.trange(steps, desc='projecting', disable=None):
@@ -212,7 +213,7 @@ def noise_regularization(noise: jax.Array) -> jax.Array:
   The sum over scales down to 8 pixels of the squared mean products of
   neighbors. It keeps the content of the target out of the noise.
   """
-  total = 0.0
+  total = jnp.zeros((), noise.dtype)
   while True:
     for axis in (0, 1):
       total += jnp.mean(noise * jnp.roll(noise, 1, axis)) ** 2

@@ -1,5 +1,6 @@
 """Regularization terms of GANs, as functions of functions."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,8 @@ def r1_penalty(
   # logits do not depend on other examples.
   gradients = jax.grad(lambda x: jnp.sum(discriminate(x)))(reals)
   count = len(jax.tree.leaves(reals)[0])
-  return sum(
-      jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradients)) / count
+  return functools.reduce(jnp.add, (
+      jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradients))) / count
 
 
 def path_length(

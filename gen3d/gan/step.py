@@ -72,7 +72,7 @@ class Schedule(NamedTuple):
 
 
 class Static(NamedTuple):
-  """What the compiled program of a step depends on.
+  """Static arguments of the compiled step.
 
   Attributes:
     render_size: resolution of the neural rendering; 0 where there is none.
@@ -84,7 +84,7 @@ class Static(NamedTuple):
 
 
 class StepContext(NamedTuple):
-  """What the phases of one step have in common.
+  """Values shared by the phases of one step.
 
   Attributes:
     blur_and_augment: (fakes or reals, number) -> the discriminator's input;

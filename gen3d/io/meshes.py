@@ -59,13 +59,13 @@ def save(path: str | os.PathLike, mesh: Mesh) -> None:
   colors = None if mesh.colors is None else np.clip(
       np.asarray(mesh.colors), 0, 1)
   if suffix == '.glb':
-    data = _export_glb(exported, mesh, colors)
+    content = _export_glb(exported, mesh, colors)
   else:
     if colors is not None:
       exported.visual = trimesh.visual.ColorVisuals(
           exported, vertex_colors=np.round(255 * colors).astype(np.uint8))
-    data = exported.export(file_type=suffix[1:])
-  content = data.encode() if isinstance(data, str) else data
+    data: Any = exported.export(file_type=suffix[1:])  # .obj is text
+    content = data.encode() if isinstance(data, str) else data
   files.write_bytes(path, content)
 
 
@@ -134,8 +134,9 @@ def _export_glb(exported: trimesh.Trimesh, mesh: Mesh,
     # As an attribute of another name, which _set_material renames: trimesh
     # rounds vertex colors to 8 bits, too coarse for dark linear values.
     exported.vertex_attributes['_COLOR'] = to_linear(colors).astype(np.float32)
-  return exported.export(file_type='glb', include_normals=True,
-                         tree_postprocessor=_set_material)
+  content: Any = exported.export(file_type='glb', include_normals=True,
+                                 tree_postprocessor=_set_material)
+  return content
 
 
 def _set_material(tree: dict[str, Any]) -> None:
@@ -177,7 +178,7 @@ def _to_mesh(part: trimesh.Trimesh, is_linear: bool) -> Mesh:
   vertices = np.asarray(part.vertices, np.float64)
   faces, normals = np.asarray(part.faces), np.asarray(part.vertex_normals)
   encode = to_srgb if is_linear else lambda color: color
-  visual = part.visual
+  visual: Any = part.visual
   if visual.kind == 'face':
     # One color per face: every face gets its own three vertices.
     face_colors = _to_unit(visual.face_colors)

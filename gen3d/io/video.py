@@ -5,6 +5,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterable
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -46,11 +47,12 @@ def save(path: str | os.PathLike, frames: np.ndarray | Iterable[np.ndarray],
     # Not imageio_ffmpeg.write_frames, whose fork may deadlock with JAX.
     with subprocess.Popen([*command, str(temporary)], stdin=subprocess.PIPE,
                           stdout=subprocess.DEVNULL, stderr=log) as encoder:
+      pipe: Any = encoder.stdin
       ended_early = False
       try:
         for frame in itertools.chain([first], frames):
-          encoder.stdin.write(_pad_to_even(frame).tobytes())
-        encoder.stdin.close()
+          pipe.write(_pad_to_even(frame).tobytes())
+        pipe.close()
       except BrokenPipeError:
         ended_early = True  # its reason is in the log
       except BaseException:
@@ -75,7 +77,7 @@ def _pad_to_even(frame):
 
 def load(path: str | os.PathLike) -> tuple[np.ndarray, float]:
   """Reads frames uint8 [T, H, W, 3] and frames per second; lossy."""
-  reader = imageio_ffmpeg.read_frames(str(path))
+  reader: Any = imageio_ffmpeg.read_frames(str(path))
   metadata = next(reader)
   width, height = metadata['size']
   frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3)

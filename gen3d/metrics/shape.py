@@ -103,7 +103,7 @@ def f_score(points_a: np.ndarray, points_b: np.ndarray,
     points_b: [M, 3], of the reference.
     threshold: distance.
   """
-  tree_a, tree_b = map(scipy.spatial.cKDTree, (points_a, points_b))
+  tree_a, tree_b = map(scipy.spatial.KDTree, (points_a, points_b))
   a_to_b, b_to_a = tree_b.query(points_a)[0], tree_a.query(points_b)[0]
   precision, recall = np.mean(a_to_b < threshold), np.mean(b_to_a < threshold)
   return float(2 * precision * recall / max(precision + recall, 1e-12))

@@ -80,7 +80,7 @@ def rate(values: Sequence[float] | np.ndarray) -> Rate:
   if not values.size:
     raise UserError('A rate needs at least one case.')
   return Rate(float(values.mean()),
-              float(values.std() / np.sqrt(values.size)), int(values.size))
+              float(values.std() / np.sqrt(values.size)), values.size)
 
 
 def consistent(stated: Array, attributes: Array) -> Array:

@@ -354,7 +354,8 @@ class Generator(nn.Module):
     inputs = (rays, *jax.vmap(functools.partial(
         ray_bounds, rendering=self.rendering))(rays), draws)
     field = self._field(self._decoder(), planes)
-    render = lambda inputs: render_rays(field, *inputs, self.rendering)
+    render = lambda inputs: render_rays(
+        field, *inputs, rendering=self.rendering)
     if self.rendering.chunk and self.rendering.chunk < resolution ** 2:
       # Chunks are of rays, so that rays become the leading axis.
       swap = functools.partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))

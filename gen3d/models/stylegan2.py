@@ -253,7 +253,7 @@ class SynthesisBlock(nn.Module):
   ) -> tuple[jax.Array, jax.Array]:
     layer = lambda name, up=False: SynthesisLayer(
         self.features, up, self.clamp, name=name)
-    if self.constant:
+    if x is None:
       # Channels first, as in official checkpoints.
       x = self.param('const', nn.initializers.normal(1.0),
                      (self.features, self.constant, self.constant))
@@ -289,7 +289,8 @@ class Synthesis(nn.Module):
 
   @nn.compact
   def __call__(self, ws: jax.Array, noise: Noise = 'random') -> jax.Array:
-    x = image = None
+    x: Any = None
+    image: Any = None
     sizes = resolutions(self.resolution)
     for i, size in enumerate(sizes):
       block = SynthesisBlock(
@@ -328,8 +329,12 @@ class Mapping(nn.Module):
   ) -> jax.Array:
     inputs = []
     if self.latent:
+      if z is None:
+        raise ValueError('The mapping network needs a latent.')
       inputs.append(normalize_second_moment(z))
     if self.labeled:
+      if label is None:
+        raise ValueError('The mapping network needs a label.')
       inputs.append(normalize_second_moment(
           Dense(self.width, name='embed')(label)))
     x = jnp.concatenate(inputs, axis=-1)

@@ -168,10 +168,13 @@ class UNet(nn.Module):
         space_to_depth(x, s.patch))
     # The parameters of the prior image are named 'sketch' and 'sketch_share'
     # in the shipped weights.
+    prior = None
     if s.prior_image:
-      prior_image = space_to_depth(prior_image, s.patch)
+      if prior_image is None:
+        raise ValueError('The U-Net needs a prior image.')
+      prior = space_to_depth(prior_image, s.patch)
       h += nn.Conv(s.channels[0], (3, 3), use_bias=False, name='sketch',
-                   kernel_init=nn.initializers.zeros)(prior_image)
+                   kernel_init=nn.initializers.zeros)(prior)
     # Encoder.
     skips = [h]
     for level, blocks in enumerate(s.blocks):
@@ -196,9 +199,9 @@ class UNet(nn.Module):
     h = nn.silu(nn.GroupNorm(_groups(h.shape[-1]), name='norm')(h))
     h = nn.Conv(s.patch ** 2 * s.out_channels, (3, 3), name='output',
                 kernel_init=nn.initializers.zeros)(h)
-    if s.prior_image:
+    if prior is not None:
       # At large noise levels the prior image is the best prediction of x.
       weight = nn.Dense(1, kernel_init=nn.initializers.zeros,
                         name='sketch_share')(nn.silu(time))
-      h += weight[:, None, None] * prior_image
+      h += weight[:, None, None] * prior
     return depth_to_space(h, s.patch)

@@ -208,8 +208,10 @@ def _downsample(x, axis):
   """SYM6, then every second sample: 2H + 10 samples to H."""
   take = lambda start: jax.lax.slice_in_dim(
       x, start, x.shape[axis], stride=2, axis=axis)
-  return sum(images.filter_axis(take(i), SYM6[i::2] / np.sqrt(2), axis, 0, 0)
-             for i in (0, 1))
+  even, odd = (
+      images.filter_axis(take(i), SYM6[i::2] / np.sqrt(2), axis, 0, 0)
+      for i in (0, 1))
+  return even + odd
 
 
 def _rotation(angle):

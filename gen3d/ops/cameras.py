@@ -219,9 +219,9 @@ def sample(
       key, minval=lo_hi[0], maxval=lo_hi[1])
   sines = jnp.sin(jnp.deg2rad(jnp.array(elevation)))
   by_area = jnp.rad2deg(jnp.arcsin(jnp.clip(uniform(keys[0], sines), -1, 1)))
-  elevation = jnp.where(jax.random.bernoulli(keys[1]),
-                        uniform(keys[2], elevation), by_area)
-  position = spherical(uniform(keys[3], azimuth), elevation,
+  elevation_angle = jnp.where(jax.random.bernoulli(keys[1]),
+                              uniform(keys[2], elevation), by_area)
+  position = spherical(uniform(keys[3], azimuth), elevation_angle,
                        uniform(keys[4], distance))
   key_position, key_target, key_up = jax.random.split(keys[5], 3)
   position += jitter_position * jax.random.uniform(

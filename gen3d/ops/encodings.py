@@ -254,9 +254,9 @@ def _interpolate(grids, starts, weights, computed=False):
       each number that is gathered; a loop over blocks of points prevents it.
   """
   def interpolate(starts, weights):
-    return sum(
+    return functools.reduce(jnp.add, (
         row * weights[:, cell, corner, None]
-        for cell, corner, row in _rows(grids, starts))
+        for cell, corner, row in _rows(grids, starts)))
 
   if not computed or jax.default_backend() != 'cpu':
     return interpolate(starts, weights)

@@ -61,9 +61,9 @@ def conv_stride2(x: jax.Array, kernel: jax.Array) -> jax.Array:
     [N, H, W, O].
   """
   height, width = x.shape[1] // 2, x.shape[2] // 2
-  return sum(
+  return functools.reduce(jnp.add, (
       correlate(x[:, a::2, b::2], kernel[a::2, b::2])[:, :height, :width]
-      for a in (0, 1) for b in (0, 1))
+      for a in (0, 1) for b in (0, 1)))
 
 
 def conv_transposed_stride2(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -90,5 +90,6 @@ def total_variation(grid: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     grid: any array.
     axes: those along which neighbors are close in space.
   """
-  return sum(jnp.mean(jnp.square(jnp.diff(grid, axis=axis)))
-             for axis in axes) / len(axes)
+  return functools.reduce(jnp.add, (
+      jnp.mean(jnp.square(jnp.diff(grid, axis=axis)))
+      for axis in axes)) / len(axes)

@@ -1,4 +1,4 @@
-"""Where to sample along rays.
+"""Sampling along rays.
 
 Vocabulary. `near` and `far` [..., 1] bound the part of a ray that is sampled;
 `edges` [..., N + 1] increase along it and bound N intervals; `weights`
@@ -14,9 +14,9 @@ from gen3d.ops import cameras
 
 
 def intersect_sphere(
-    rays: cameras.Rays, radius: float, closest: float = 0.0
+    rays: cameras.Rays, radius: float, closest: float | jax.Array = 0.0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Where rays enter and leave a sphere around the origin.
+  """Distances between which rays are in a sphere around the origin.
 
   Args:
     rays: Rays [...] with unit directions.
@@ -34,9 +34,9 @@ def intersect_sphere(
 
 
 def intersect_box(
-    rays: cameras.Rays, bound: float, closest: float = 0.0
+    rays: cameras.Rays, bound: float, closest: float | jax.Array = 0.0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Where rays enter and leave the cube [-bound, bound]^3.
+  """Distances between which rays are in the cube [-bound, bound]^3.
 
   Args and results are those of `intersect_sphere`.
   """

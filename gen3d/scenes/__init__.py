@@ -2,7 +2,7 @@
 
 A scene is a record of functions of its parameters. It may be a field, a mesh
 or anything else that can be rendered from a view and turned into a mesh; the
-tasks and the guidance know only this record.
+tasks and the guidance depend on this record only.
 """
 
 from collections.abc import Callable

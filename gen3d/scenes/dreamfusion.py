@@ -100,7 +100,7 @@ class Sampling(NamedTuple):
 
 
 class Normals(NamedTuple):
-  """How normals are computed: one of NORMALS, and the stencil's size."""
+  """The method for normals, one of NORMALS, and its stencil's size."""
   kind: str
   epsilon: float
 

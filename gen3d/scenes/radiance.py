@@ -129,8 +129,8 @@ def make_query(config: Any) -> Callable:
   return query
 
 
-def background_color(name: str, key: jax.Array | None, shape: tuple = ()
-                     ) -> jax.Array:
+def background_color(
+    name: str, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
   """The color [*shape, 3] behind the photographs and the scene.
 
   Args:
@@ -166,7 +166,8 @@ def _field_of(config):
     def field(samples, directions):
       if contract:
         samples = encodings.contract(samples)
-      return module.apply(params[name], samples, directions)
+      output: Any = module.apply(params[name], samples, directions)
+      return output
 
     return field
 

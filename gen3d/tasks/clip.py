@@ -56,7 +56,7 @@ def make(config: ml_collections.ConfigDict) -> Task:
     return states.create(params, optimizer, ema=True)
 
   def finish(state: states.TrainState,
-             workdir: str | os.PathLike) -> list[pathlib.Path]:
+             workdir: str | os.PathLike) -> tuple[pathlib.Path, ...]:
     scalars, _ = evaluate(state, None, config=config)
     return save_release(assets.CLIP, config, state, workdir,
                         r_precision=scalars)
@@ -124,7 +124,8 @@ def train_step(state: states.TrainState, batch: dict[str, Any],
   images = jax.vmap(draw)(keys, batch['views'], batch['textureless'])
 
   def loss_fn(params):
-    image, text, scale = model.apply(params, images, batch['tokens'])
+    output: Any = model.apply(params, images, batch['tokens'])
+    image, text, scale = output
     image, text = clip.normalize(image), clip.normalize(text)
     # Negatives come from the whole batch: candidates are gathered from all
     # devices, queries stay local, and `positive` indexes the gathered batch.

@@ -227,8 +227,8 @@ def _sample_sheet_fn(config, networks, source):
 
   Objects from several sides in 3-D, one image each in 2-D.
   """
-  if networks.is_3d:
-    camera = cameras.median_camera(source.labels)
+  camera = cameras.median_camera(source.labels) if networks.is_3d else None
+  if camera is not None:
     return lambda variables, size: objects.sheet(
         inference.from_config(config, variables, camera, size), range(8))
   sample = sampling.sampler(networks, 0)

@@ -274,14 +274,15 @@ def text_probe_loss(probe: Mapping[str, jax.Array],
     The sum of the three mean cross-entropies, in nats.
   """
   pooled = jax.nn.standardize(unet.masked_mean(text['states'], text['mask']))
-  return sum(jnp.mean(optax.softmax_cross_entropy_with_integer_labels(
-      pooled @ probe[name], meaning[:, i]))
-             for i, name in enumerate(('category', 'main', 'second')))
+  return functools.reduce(jnp.add, (
+      jnp.mean(optax.softmax_cross_entropy_with_integer_labels(
+          pooled @ probe[name], meaning[:, i]))
+      for i, name in enumerate(('category', 'main', 'second'))))
 
 
 def evaluate(state: TrainState, key: jax.Array, *,
              config: ml_collections.ConfigDict, model: PixelModel
-             ) -> tuple[dict[str, jax.Array], dict[str, np.ndarray]]:
+             ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
   """Held-out losses and a sheet of samples, with averaged weights."""
   views, specs = shapes_world.load_views(
       config.data_seed, 'seen', config.held_out, config.model.size)
@@ -289,12 +290,14 @@ def evaluate(state: TrainState, key: jax.Array, *,
   rng = np.random.default_rng(config.data_seed)
   tokens, mask = assets.tokenizer().encode(
       [captions.caption(rng, spec, word) for spec, word in zip(specs, words)])
-  losses = _held_out_losses(state.ema, views, tokens, mask, model=model)
+  losses: dict[str, jax.Array] = _held_out_losses(
+      state.ema, views, tokens, mask, model=model)
   prompts = list(pixel_model.PROMPTS[:config.grid])
   images = sampling.sample(
       key, pixel_model.to_teacher(model, state.ema), prompts,
       scale=config.guidance_scale, steps=config.sampler_steps)
-  return losses, {'samples': image_io.tile(
+  scalars = {name: float(loss) for name, loss in losses.items()}
+  return scalars, {'samples': image_io.tile(
       images, columns=8, labels=prompts)}
 
 
