@@ -34,7 +34,7 @@ flags.DEFINE_string('images', '', "Images in EG3D's format to draw a map of.")
 flags.DEFINE_bool('shapes', False, 'Write a slice of the shapes world.')
 flags.DEFINE_bool('sheet', False, 'Write one image of all categories.')
 flags.DEFINE_bool('tokenizer', False, 'Train the tokenizer of captions.')
-_OUT = flags.DEFINE_string('out', None, 'Folder to write into.')
+_OUT = flags.DEFINE_string('out', '', 'Folder to write into.')
 _SIZE = flags.DEFINE_integer(
     'size', None, 'Pixels per side; else of --config, 200 or 128.', 8, 4096)
 _UP = flags.DEFINE_enum('up', 'y', ['y', 'z'], 'Axis up in the mesh file.')

@@ -196,8 +196,8 @@ def stable_diffusion_teacher(
       autoencoder.autoencoder_config(read('vae')), dtype, remat)
   if vae.config.latent != size.in_channels:
     raise UserError(
-        f'{path} has an autoencoder of {vae.config.latent} channels and a U-Net '
-        f'of {size.in_channels}; they are not of one model.')
+        f'{path} has an autoencoder of {vae.config.latent} channels and a '
+        f'U-Net of {size.in_channels}; they are not of one model.')
   folder, encoder_path = read('text_encoder'), path / 'text_encoder'
   text_size = clip.text_config(folder)
   _check_width(path, text_size.width, size.states)
@@ -270,8 +270,8 @@ def network_teacher(
         images, shape, 'bilinear', antialias=False) - 1
     if vae is None:
       return images
-    return autoencoder.scaled_draw(key, vae.config, *vae.apply(
-        weights['vae'], images, method='encode'))
+    moments: Any = vae.apply(weights['vae'], images, method='encode')
+    return autoencoder.scaled_draw(key, vae.config, *moments)
 
   def decode(weights, x):
     if vae is not None:

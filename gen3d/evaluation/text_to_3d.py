@@ -233,7 +233,7 @@ def true_surface(sdf: Callable, resolution: int = 128) -> np.ndarray:
 def _score_run(pair, folder):
   _, params, config = text_to_3d.load_run(folder)
   spec = captions.parse(config.prompt)
-  split = 'unseen' if spec.main and captions.unseen(
+  split = 'unseen' if spec.category and spec.main and captions.unseen(
       spec.category, spec.main) else 'seen'
   views = render_views(config, params, PROTOCOL, SIZE, BACKGROUND)
   color, textureless = (

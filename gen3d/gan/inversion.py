@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ def clip_loss() -> PerceptualLoss:
     _, captured = model.apply(
         params, x, method='encode_image', mutable='intermediates',
         capture_intermediates=lambda module, _: module.name in blocks)
-    outputs = captured['intermediates']['image']['blocks']
+    outputs: Any = captured['intermediates']['image']['blocks']
     states = (outputs[name]['__call__'][0][:, 1:] for name in blocks)
     # Divided by the side: the squared distance is a mean over patches.
     return tuple(clip.normalize(x).reshape(len(x), side, side, -1) / side

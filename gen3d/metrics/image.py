@@ -18,8 +18,10 @@ TAPS = 11
 SIGMA = 1.5
 K1, K2 = 0.01, 0.03
 
+Images = np.ndarray | jax.Array  # [..., H, W, 3]
 
-def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
+
+def psnr(a: Images, b: Images) -> jax.Array:
   """Peak signal-to-noise ratio [...] in dB: -10 log10(mean (a - b)^2).
 
   Infinite for equal images.
@@ -32,7 +34,7 @@ def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
   return -10 * jnp.log10(error)
 
 
-def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
+def ssim(a: Images, b: Images) -> jax.Array:
   """Structural similarity [...] (Wang et al., 2004, eq. 13), at most 1.
 
   The mean over channels and over the windows inside the image, with the
@@ -64,8 +66,7 @@ def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.mean(similarity, axis=(-3, -2, -1))
 
 
-def lpips(network: perceptual.Perceptual, a: jax.Array,
-          b: jax.Array) -> jax.Array:
+def lpips(network: perceptual.Perceptual, a: Images, b: Images) -> jax.Array:
   """LPIPS distance [...] (1801.03924, eq. 1), 0 for equal images.
 
   Args:

@@ -184,12 +184,14 @@ def normalize(features: jax.Array) -> jax.Array:
 
 def image_features(clip: CLIP, params: Any, images: jax.Array) -> jax.Array:
   """Unit features [B, E] of images [B, R, R, 3] in [0, 1]."""
-  return normalize(clip.apply(params, images, method='encode_image'))
+  features: Any = clip.apply(params, images, method='encode_image')
+  return normalize(features)
 
 
 def text_features(clip: CLIP, params: Any, tokens: jax.Array) -> jax.Array:
   """Unit features [B, E] of tokens int32 [B, L]."""
-  return normalize(clip.apply(params, tokens, method='encode_text'))
+  features: Any = clip.apply(params, tokens, method='encode_text')
+  return normalize(features)
 
 
 def contrastive_loss(queries: jax.Array, candidates: jax.Array,

@@ -44,8 +44,8 @@ def make(params: Any, config: clip.CLIPConfig) -> ClipPair:
   model = clip.CLIP(config)
 
   def image_features(images: np.ndarray) -> np.ndarray:
-    images = jnp.asarray(images, jnp.float32)
-    return np.asarray(_image_features(params, images, model=model))
+    pixels = jnp.asarray(images, jnp.float32)
+    return np.asarray(_image_features(params, pixels, model=model))
 
   def text_features(texts: Sequence[str]) -> np.ndarray:
     tokens, _ = assets.tokenizer().encode(list(texts), config.text.length)

@@ -95,7 +95,7 @@ LAYERS = Layers(
 
 
 def load_unet(path: str | os.PathLike, dtype: Any = jnp.float32,
-              variant: str = '', **options: bool
+              variant: str = '', **options: Any
               ) -> tuple[UNet, dict[str, Any]]:
   """The U-Net and its parameters from the folder `unet` of diffusers.
 
@@ -117,7 +117,7 @@ def unet_config(folder: hub.Folder) -> UNetConfig:
   config = shared_config(folder, 'SimpleCrossAttn', (
       'SimpleCrossAttnDownBlock2D', 'ResnetDownsampleBlock2D'), 'deepfloyd')
   # The defaults of diffusers, which are those of Stable Diffusion.
-  json_config = {
+  json_config: dict[str, Any] = {
       'act_fn': 'silu', 'resnet_time_scale_shift': 'default',
       'addition_embed_type': None, 'cross_attention_norm': None,
       'encoder_hid_dim_type': 'text_proj', **folder.config}

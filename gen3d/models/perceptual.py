@@ -182,7 +182,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], backbone: Backbone = VGG16,
   Raises:
     port.PortingError: as `load`.
   """
-  sources = {f'features/{conv.index}/{ours}': (
+  sources: port.Sources = {f'features/{conv.index}/{ours}': (
       f'features.{conv.index}.{theirs}', layout)
       for stage in backbone.stages for conv in stage.convs
       for ours, theirs, layout in (('kernel', 'weight', port.conv),
@@ -206,7 +206,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], backbone: Backbone = VGG16,
   return params
 
 
-def embed(network: Perceptual, images: jax.Array,
+def embed(network: Perceptual, images: np.ndarray | jax.Array,
           max_side: int | None = None) -> tuple[jax.Array, ...]:
   """Five maps [..., h, w, C] whose squared distance is the perceptual one.
 
@@ -225,7 +225,9 @@ def embed(network: Perceptual, images: jax.Array,
   """
   if max_side is not None:
     images = shrink(images, max_side)
-  return LPIPS(network.backbone).apply({'params': network.params}, images)
+  maps: Any = LPIPS(network.backbone).apply(
+      {'params': network.params}, images)
+  return maps
 
 
 def distance(maps: Sequence[jax.Array],
@@ -235,7 +237,8 @@ def distance(maps: Sequence[jax.Array],
                          for a, b in zip(maps, other, strict=True)))
 
 
-def shrink(images: jax.Array, max_side: int) -> jax.Array:
+def shrink(images: np.ndarray | jax.Array,
+           max_side: int) -> np.ndarray | jax.Array:
   """Images [..., H, W, C] with at most `max_side` pixels a side.
 
   Pixel i of n is the mean of those from floor(i H / n) to ceil((i + 1) H / n),

@@ -71,7 +71,7 @@ LAYERS = Layers(
 
 
 def load_unet(path: str | os.PathLike, dtype: Any = jnp.float32,
-              variant: str = '', **options: bool
+              variant: str = '', **options: Any
               ) -> tuple[UNet, dict[str, Any]]:
   """A U-Net and its parameters from the folder `unet` of diffusers.
 

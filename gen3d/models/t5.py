@@ -132,7 +132,7 @@ def t5_config(folder: hub.Folder) -> T5Config:
       folder, ('T5EncoderModel', 'T5ForConditionalGeneration', 'T5Model'),
       't5')
   # Without the key, transformers builds the first T5.
-  config = {'feed_forward_proj': 'relu', **folder.config}
+  config: dict[str, Any] = {'feed_forward_proj': 'relu', **folder.config}
   hub.expect(folder._replace(config=config), {
       'feed_forward_proj': ('gated-gelu',),
       'relative_attention_num_buckets': (BUCKETS,),
@@ -174,7 +174,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], config: T5Config,
 
 def encoder_sources(config: T5Config) -> port.Sources:
   """Names and layouts of a T5 for each parameter of a T5Encoder."""
-  sources = {
+  sources: port.Sources = {
       'embed/embedding': ('shared.weight', port.keep),
       'norm/scale': ('encoder.final_layer_norm.weight', port.keep),
   }

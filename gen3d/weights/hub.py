@@ -208,7 +208,7 @@ def load_tokenizer(path: Path, vocab: int, length: int = 77) -> Tokenize:
                     'encoder has its tokenizer there.')
   import transformers  # This import takes seconds.
   try:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
         str(path), local_files_only=True)
   except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
     raise UserError(f'{path} contains no tokenizer that transformers can read '

@@ -14,7 +14,7 @@ import pathlib
 import pickle
 import re
 from collections.abc import Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -140,7 +140,7 @@ class Unpickler(pickle.Unpickler):
   that no file can change them for the next one.
   """
 
-  def __init__(self, file: BinaryIO) -> None:
+  def __init__(self, file: IO[bytes]) -> None:
     super().__init__(file)
     scalar, array = _numpy_scalar, type('Array', (_Array,), {})
     self._allowed = {
@@ -288,7 +288,9 @@ class _Array(np.ndarray):
             and min(shape, default=0) >= 0
             and math.prod(shape) * number.dtype.itemsize == len(content)):
       raise PickleError('an array is not of plain numbers, or is cut off.')
-    super().__setstate__((1, shape, number.dtype, bool(fortran), content))
+    # The stubs of NumPy require its own bool; its pickles have Python's.
+    array = (1, shape, number.dtype, bool(fortran), content)
+    super().__setstate__(array)  # pyrefly: ignore[bad-argument-type]
 
 
 def _new_array(kind: type, ndarray: Any, *rest: Any) -> np.ndarray:

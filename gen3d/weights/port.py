@@ -126,7 +126,8 @@ def to_torch(params: Any, sources: Sources) -> dict[str, np.ndarray]:
   Raises:
     UserError: a layout has no inverse.
   """
-  inverses = {keep: keep, linear: linear, conv: _conv_inverse}
+  inverses: dict[Layout, Layout] = {
+      keep: keep, linear: linear, conv: _conv_inverse}
   tensors = {}
   for path, leaf in _leaves(params):
     name, layout = sources[path]
@@ -160,7 +161,7 @@ def _conv_inverse(tensor: np.ndarray) -> np.ndarray:
 
 
 def _has_rank(layout: Layout, tensor: np.ndarray) -> bool:
-  ranks = {linear: 2, conv: 4}
+  ranks: dict[Layout, int] = {linear: 2, conv: 4}
   return tensor.ndim == ranks.get(layout, tensor.ndim)
 
 

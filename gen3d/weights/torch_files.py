@@ -12,7 +12,7 @@ import pathlib
 import tarfile
 import zipfile
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -134,7 +134,7 @@ def _legacy(file: BinaryIO) -> Any:
 class _Unpickler(pickles.Unpickler):
   """Allows the names that a state_dict refers to, and external storages."""
 
-  def __init__(self, file: BinaryIO, storage: StorageReader | None) -> None:
+  def __init__(self, file: IO[bytes], storage: StorageReader | None) -> None:
     """Starts to read a pickle.
 
     Args:
@@ -144,7 +144,7 @@ class _Unpickler(pickles.Unpickler):
     """
     super().__init__(file)
     self._storage = storage
-    rebuild = self._allowed['torch._utils', '_rebuild_tensor_v2']
+    rebuild: Any = self._allowed['torch._utils', '_rebuild_tensor_v2']
     rebuild_if = lambda data, *rest: (
         None if data is None else rebuild(data, *rest))
     self._allowed['torch._utils', '_rebuild_tensor_v2'] = rebuild_if

@@ -96,8 +96,8 @@ def undistorted(model: CameraModel) -> CameraModel:
     middle = (low + high) / 2
     low, high = (low, middle) if fits(middle) else (middle, high)
   _check_monotonic(directions / high, model.distortion)
-  return CameraModel(tuple(high * f for f in model.focal), model.center,
-                     (0,) * 4)
+  fx, fy = model.focal
+  return CameraModel((high * fx, high * fy), model.center, (0,) * 4)
 
 
 def _check_monotonic(directions, distortion):

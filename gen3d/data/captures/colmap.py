@@ -141,7 +141,7 @@ def read(folder: pathlib.Path) -> SparseModel:
       raise UserError(f'{file} is missing; a COLMAP model has cameras, '
                       'images and points3D of one kind (.bin or .txt).')
   readers = _BINARY if suffix == '.bin' else _TEXT
-  contents = []
+  contents: list[Any] = []
   for file, reader in zip(files, readers):
     try:
       contents.append(reader(file) if file.is_file() else np.zeros((0, 3)))
@@ -201,7 +201,7 @@ def _camera_model(file: pathlib.Path, number: int, name: str, width: int,
     raise UserError(f'{file}: camera {number} has a size or a focal length '
                     'that is not positive.')
   return (width, height), camera_models.from_pixels(
-      width, height, *pixels, distortion)
+      width, height, *pixels, distortion=distortion)
 
 
 class _Stream:

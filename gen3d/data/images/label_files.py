@@ -59,7 +59,8 @@ def _label_of(path: pathlib.Path, labels: Any, image: str | os.PathLike) -> Any:
     return count, count == len(parts)
 
   candidates = [(similarity(name), name, label)
-                for name, label in camera_labels.parse_labels(path, labels)]
+                for name, label in camera_labels.parse_labels(
+                    str(path), labels)]
   best = max((rank for rank, *_ in candidates), default=(0, False))
   if not best[0]:
     raise UserError(f'{path} has no label for {os.path.basename(image)}; '

@@ -159,7 +159,7 @@ def caption(rng: np.random.Generator, spec: Spec, view: str | None = None,
   return text
 
 
-def _alternatives(table):
+def _alternatives(table: Iterable[str]) -> str:
   """Regular expression of any of the words, longer ones first."""
   # 'ice cream cone' before 'ice cream'.
   words = sorted(table, key=len, reverse=True)

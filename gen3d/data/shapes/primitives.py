@@ -104,7 +104,7 @@ def cone(base: Vector, tip: Vector, radius: float, color: Vector,
          edge: float = 0.0) -> np.ndarray:
   """A cone from the center of its base to its tip."""
   base, tip = np.asarray(base, float), np.asarray(tip, float)
-  half = np.linalg.norm(tip - base) / 2
+  half = float(np.linalg.norm(tip - base)) / 2
   return cylinder((base + tip) / 2, radius / 2, half, color, tip - base,
                   edge=edge, taper=radius / 2)
 
@@ -113,7 +113,7 @@ def capsule(a: Vector, b: Vector, radius: float,
             color: Vector) -> np.ndarray:
   """All points within `radius` of the segment from a to b."""
   a, b = np.asarray(a, float), np.asarray(b, float)
-  half = np.linalg.norm(b - a) / 2 + radius
+  half = float(np.linalg.norm(b - a)) / 2 + radius
   return cylinder((a + b) / 2, radius, half, color, b - a, edge=radius)
 
 
@@ -208,10 +208,10 @@ def sdf(parts: Any, points: jax.Array) -> jax.Array:
     [N].
   """
   # A loop, since a vmap over parts would hold [P, N] distances in memory.
-  parts, points = jnp.asarray(parts), tuple(points.T)
-  nearest = lambda i, d: jnp.minimum(d, part_distance(parts[i], points))
+  rows, axes = jnp.asarray(parts), tuple(points.T)
+  nearest = lambda i, d: jnp.minimum(d, part_distance(rows[i], axes))
   return jax.lax.fori_loop(
-      0, parts.shape[0], nearest, jnp.full(points[0].shape, jnp.inf))
+      0, rows.shape[0], nearest, jnp.full(axes[0].shape, jnp.inf))
 
 
 def color(parts: Any, points: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen3d.data.shapes import categories
 from gen3d.data.shapes.primitives import color, sdf
@@ -30,8 +31,9 @@ class Views(NamedTuple):
   camera: Any    # cameras.Camera [...]
 
 
-def sphere_trace(parts: jax.Array, rays: cameras.Rays, steps: int = 40,
-                 relaxation: float = 0.9) -> tuple[jax.Array, jax.Array]:
+def sphere_trace(parts: np.ndarray | jax.Array, rays: cameras.Rays,
+                 steps: int = 40, relaxation: float = 0.9
+                 ) -> tuple[jax.Array, jax.Array]:
   """Marches rays to the surface by steps of the distance (Hart, 1996).
 
   Args:
@@ -65,7 +67,7 @@ def sphere_trace(parts: jax.Array, rays: cameras.Rays, steps: int = 40,
   return best, jnp.clip(1 - closest, 0.0, 1.0)
 
 
-def normals(parts: jax.Array, points: jax.Array,
+def normals(parts: np.ndarray | jax.Array, points: jax.Array,
             epsilon: float = 2e-3) -> jax.Array:
   """Unit normals [N, 3] by central differences on a tetrahedron.
 
@@ -76,10 +78,12 @@ def normals(parts: jax.Array, points: jax.Array,
   """
   offsets = jnp.array(shading.TETRAHEDRON)
   slopes = [o * sdf(parts, points + epsilon * o)[:, None] for o in offsets]
-  return cameras.normalize(sum(slopes))
+  # Four slopes, while the checker allows for the 0 of an empty sum.
+  return cameras.normalize(sum(slopes))  # pyrefly: ignore[bad-argument-type]
 
 
-def trace(parts: jax.Array, camera: cameras.Camera, size: int) -> Views:
+def trace(parts: np.ndarray | jax.Array, camera: cameras.Camera,
+          size: int) -> Views:
   """Renders geometry and albedo of one object from one camera.
 
   Args:
@@ -126,7 +130,7 @@ def shade_and_composite(view: Views, light: shading.Light,
 
 
 def sample_light(key: jax.Array, camera: cameras.Camera,
-                 textureless: jax.Array) -> shading.Light:
+                 textureless: jax.Array | float) -> shading.Light:
   """Samples a point light near the camera and ambient light.
 
   With probability ALBEDO_ONLY there is ambient light only, which shows the

@@ -87,8 +87,8 @@ def _sample_spec(seed, split, index, world):
   return captions.sample_spec(rng, split, world.categories), rng
 
 
-def render_views(seed: int, split: str, indices: Sequence[int], size: int,
-                 world: World = EVERYTHING
+def render_views(seed: int, split: str, indices: Sequence[int] | np.ndarray,
+                 size: int, world: World = EVERYTHING
                  ) -> tuple[Views, list[captions.Spec]]:
   """Renders examples of a split.
 
