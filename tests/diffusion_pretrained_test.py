@@ -323,8 +323,8 @@ def test_train_exports_an_object_from_a_checkpoint_folder(
 
 
 @pytest.mark.parity
-def test_generate_samples_a_published_model(stable_diffusion, tmp_path):
-  _run('generate', '--teacher=stable_diffusion', '--prompts=a dog;dog',
+def test_samples_of_a_published_model(stable_diffusion, tmp_path):
+  _run('sample', '--teacher=stable_diffusion', '--prompts=a dog;dog',
        f'--path={stable_diffusion[0]}', '--negative_prompt=a', '--steps=2',
        f'--out={tmp_path}/out', cache=tmp_path / 'cache')
   first, second = (np.asarray(Image.open(tmp_path / f'out/{i:04d}.png'))
