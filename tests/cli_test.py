@@ -1,4 +1,4 @@
-"""The command lines that sample, export and judge, as a person calls them."""
+"""Command lines that sample and evaluate, called as a user would."""
 
 import subprocess
 import sys
@@ -27,13 +27,13 @@ def _refused(result, *words):
   return True
 
 
-def test_generate_writes_a_labeled_grid(tmp_path):
+def test_sample_writes_a_labeled_grid(tmp_path):
   config = config_file.get_config('tiny')
   state = text_to_image.make(config).init(jax.random.key(0))
   weights, _ = assets.save(
       tmp_path / 'tiny.safetensors', state.params,
       {'config': config.to_dict()})
-  result = _run('generate', '--prompts=a red car; a zebra', '--num=2',
+  result = _run('sample', '--prompts=a red car; a zebra', '--num=2',
                 '--steps=2', '--sampler=ddpm', f'--weights={weights}',
                 f'--out={tmp_path}/out')
   assert result.returncode == 0, result.stderr
@@ -45,13 +45,13 @@ def test_generate_writes_a_labeled_grid(tmp_path):
   assert not np.array_equal(samples[0], samples[1])
 
 
-def test_generate_refuses_what_it_cannot_do(tmp_path):
+def test_sample_refuses_what_it_cannot_do(tmp_path):
   weights = tmp_path / 'none.safetensors'
-  assert _refused(_run('generate', f'--weights={weights}',
+  assert _refused(_run('sample', f'--weights={weights}',
                        f'--out={tmp_path}/out'), str(weights), 'missing')
-  assert _refused(_run('generate', '--prompts= ; ', f'--out={tmp_path}/out'),
+  assert _refused(_run('sample', '--prompts= ; ', f'--out={tmp_path}/out'),
                   'No prompt')
-  assert _refused(_run('generate', '--teacher=deepfloyd', '--sides=4',
+  assert _refused(_run('sample', '--teacher=deepfloyd', '--sides=4',
                        f'--out={tmp_path}/out'), '--sides', 'deepfloyd')
   assert not (tmp_path / 'out').exists()
 
