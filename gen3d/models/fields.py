@@ -159,7 +159,8 @@ class RadianceField(nn.Module):
     x = jnp.concatenate(
         [dense(self.width, 'bottleneck')(x), encoded_directions], -1)
     x = nn.relu(dense(self.view_width, 'view')(x))
-    color = nn.sigmoid(dense(3, 'color')(x))
+    # The layer's name is that in checkpoints, and it seeds the initial weights.
+    color = nn.sigmoid(dense(3, 'colour')(x))
     return (self.activation(raw),
             color * (1 + 2 * self.rgb_padding) - self.rgb_padding)
 
