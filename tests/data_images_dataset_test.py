@@ -422,8 +422,9 @@ def test_paths_without_images_are_refused(tmp_path, name):
       ValueError, match=f'{name} (is neither|holds no)') as error:
     dataset.open_images(tmp_path / name)
   # What the sentence points to is there.
-  readme = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
-  for words in re.findall('README.md, "(.*?)"', str(error.value)):
+  root = pathlib.Path(__file__).parents[1]
+  readme = (root / 'gen3d/data/README.md').read_text()
+  for words in re.findall('data/README.md, "(.*?)"', str(error.value)):
     assert words in readme
 
 

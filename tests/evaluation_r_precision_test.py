@@ -272,7 +272,7 @@ def other_network(path):
 
 @pytest.mark.parity
 @pytest.mark.parametrize('damage, words', [
-    (truncate, 'not a whole safetensors file'),
+    (truncate, 'not a complete safetensors file'),
     (other_network, 'SiglipModel'),
     (lambda path: (path / 'config.json').unlink(), 'has no config.json'),
     (lambda path: (path / 'model.safetensors').unlink(), 'has no weights'),

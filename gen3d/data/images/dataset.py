@@ -76,7 +76,8 @@ def open_images(path: str | os.PathLike) -> Images:
     members, read = archives.open_zip(path)
   else:
     raise UserError(f'{path} is neither a folder nor a zip with images; give '
-                    'one in EG3D\'s format (README.md, "Images are square").')
+                    'one in EG3D\'s format (gen3d/data/README.md, "Image '
+                    'collections").')
   names = sorted(n for n in members
                  if pathlib.PurePath(n).suffix.lower() in _SUFFIXES)
   if not names:

@@ -243,7 +243,7 @@ def advice(prompts: Iterable[str]) -> str | None:
       'and ignores or misreads these words. It was trained on these objects: '
       f'{", ".join(CATEGORIES)}; in these colors: {", ".join(COLORS)}. For '
       'other words choose a teacher trained on photographs, Stable Diffusion '
-      'or DeepFloyd IF (see README).')
+      'or DeepFloyd IF (gen3d/diffusion/README.md).')
 
 
 def train_tokenizer(path: str | os.PathLike, seed: int = 0,
