@@ -107,6 +107,29 @@ def blur(
   return x
 
 
+def gaussian_blur(
+    x: jax.Array, sigma: jax.Array | float, radius: int) -> jax.Array:
+  """Gaussian blur of [..., H, W, C] with the weight exp(-i^2 / (2 sigma^2)).
+
+  Near the edges the weights of the pixels inside are scaled to sum to one.
+
+  Args:
+    x: [..., H, W, C].
+    sigma: standard deviation in pixels, may be traced; 0 for no blur.
+    radius: of the kernel, in pixels.
+  """
+  # A kernel of width 0 is the identity, without a division by zero.
+  scale = jnp.maximum(jnp.asarray(sigma, jnp.float32), 0.05)
+  for axis in (x.ndim - 3, x.ndim - 2):
+    size = x.shape[axis]
+    offset = np.arange(size)[:, None] - np.arange(size)
+    band = jnp.where(np.abs(offset) <= radius,
+                     jnp.exp(-0.5 * (offset / scale) ** 2), 0.0)
+    band = band / jnp.sum(band, axis=1, keepdims=True)
+    x = jnp.moveaxis(jnp.tensordot(band, x, (1, axis)), 0, axis)
+  return x
+
+
 def resize(x: jax.Array, size: int, antialias: bool = True) -> jax.Array:
   """Bilinear resizing of [..., H, W, C] to [..., size, size, C].
 
