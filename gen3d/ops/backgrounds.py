@@ -91,3 +91,43 @@ def dream_fields(key: jax.Array, size: int, *, squares: int = 8,
   image = kinds[jax.random.randint(keys[3], (), 0, 3)]
   sigma = jax.random.uniform(keys[4], maxval=blur_max)
   return images.gaussian_blur(image, sigma, blur_radius)
+
+
+def clip_mesh(key: jax.Array, size: int) -> jax.Array:
+  """Noise or a checkerboard, blurred, or one color, equally often (CLIP-Mesh).
+
+  The checkerboard has 5 to 10 squares a side, with smooth edges; the first of
+  its colors is drawn from the darker half. The blur has one of two radii and
+  one of two standard deviations.
+
+  Args:
+    key: PRNG key.
+    size: pixels per side, more than 5.
+  """
+  keys = jax.random.split(key, 6)
+  color = jax.random.uniform(keys[0], (2, 3))
+  kinds = jnp.stack([
+      noise(keys[1], size),
+      _smooth_checkerboard(
+          color * jnp.array([[1.0], [0.5]]), size,
+          jax.random.randint(keys[2], (), 5, 11)),
+      jnp.broadcast_to(color[0], (size, size, 3))])
+  image = kinds[jax.random.randint(keys[3], (), 0, 3)]
+  blurred = jnp.stack([
+      images.reflected_blur(image, sigma, min(radius, size - 1))
+      for radius in (5, 2) for sigma in (5.0, 2.0)])
+  # The blur of one color is that color.
+  return blurred[jax.random.randint(keys[4], (), 0, 4)]
+
+
+def _smooth_checkerboard(colors, size, squares):
+  """A checkerboard of 5 to 10 squares a side, enlarged by bicubic resizing.
+
+  It is the product of a wave along each axis, and so is the enlarged one.
+  """
+  waves = np.stack([
+      images.resize_weights(count, size, 'cubic') @ (1 - 2 * (
+          np.arange(count) % 2)) for count in range(5, 11)])
+  wave = jnp.asarray(waves, jnp.float32)[squares - 5]
+  share = 0.5 + 0.5 * (wave[:, None] * wave)[..., None]
+  return jnp.clip(share * colors[0] + (1 - share) * colors[1], 0.0, 1.0)
