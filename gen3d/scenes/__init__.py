@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gen3d.ops import mesh
+from gen3d.ops.mesh import Mesh
 
 
 class View(NamedTuple):
@@ -50,7 +50,11 @@ Penalties = Callable[[Params, Render, Any], dict[str, jax.Array]]
 # (params, camera, size, modes, background) -> {mode: image}
 Show = Callable[..., dict[str, jax.Array]]
 # (params, resolution, keep_share) -> Mesh
-ExtractMesh = Callable[[Params, int, float], mesh.Mesh]
+ExtractMesh = Callable[[Params, int, float], Mesh]
+
+
+def _unchanged(params: Params) -> Params:
+  return params
 
 
 class Scene(NamedTuple):
@@ -73,6 +77,9 @@ class Scene(NamedTuple):
       the grid that a volume is sampled on; connected components with at least
       `keep_share` of the largest one's volume are kept.
     bound: half-width of the cube around the origin that holds the object.
+    fixed: names of the parameters that are not optimized, such as the faces of
+      a mesh; params is then a dict.
+    project: params -> params within their range, after each step.
   """
   init: Callable[[jax.Array], Params]
   sample_view: SampleView
@@ -81,3 +88,5 @@ class Scene(NamedTuple):
   show: Show
   mesh: ExtractMesh
   bound: float
+  fixed: tuple[str, ...] = ()
+  project: Callable[[Params], Params] = _unchanged

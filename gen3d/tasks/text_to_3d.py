@@ -25,10 +25,11 @@ from gen3d.guidance import Guidance, prompts, score
 from gen3d.io import images as image_io
 from gen3d.render import finished
 from gen3d.scenes import Scene, dreamfusion
+from gen3d.scenes import mesh as mesh_scene
 from gen3d.tasks import Costs, Task
 
 # (config.scene) -> Scene, and (config) -> Guidance, by name.
-SCENES = {'dreamfusion': dreamfusion.make}
+SCENES = {'dreamfusion': dreamfusion.make, 'mesh': mesh_scene.make}
 GUIDANCES = {'sds': partial(score.from_config, score.sds),
              'csd': partial(score.from_config, score.csd)}
 
@@ -67,11 +68,17 @@ def make(config: ml_collections.ConfigDict,
           _evaluate, path=finished.turntable(4, dict(config.orbit)),
           view=finished.make_renderer(scene, 96, ('color', 'normal'))),
       finish=lambda state, workdir: finished.export(
-          _finished(scene, state.params['scene'], config), workdir),
-      costs=lambda: Costs({
-          'views a step': config.views, 'rays a side': config.scene.size,
-          'samples a ray': (config.scene.samples,
-                            config.scene.importance.samples)}))
+          _finished(scene, scene_params(state), config), workdir),
+      costs=partial(_costs, config))
+
+
+def _costs(config):
+  """The Costs of a step: a mesh has no samples along a ray."""
+  samples = {'samples a ray': (
+      config.scene.samples, config.scene.importance.samples)} if (
+          'samples' in config.scene) else {}
+  return Costs({'views a step': config.views,
+                'rays a side': config.scene.size, **samples})
 
 
 def make_scene(config: ml_collections.ConfigDict) -> Scene:
@@ -103,7 +110,10 @@ def load_run(workdir: str | os.PathLike, step: int | None = None
   # Of the checkpoint only the scene is read: the guidance's teacher may not be
   # on this machine.
   params = checkpoints.load_tree(workdir, 'params/scene', step)
-  return make_scene(config), jax.tree.map(jnp.asarray, params), config
+  scene = make_scene(config)
+  if scene.fixed:
+    params |= checkpoints.load_tree(workdir, 'extra/scene', step)
+  return scene, jax.tree.map(jnp.asarray, params), config
 
 
 def load(workdir: str | os.PathLike,
@@ -125,14 +135,27 @@ def _init(key, *, parts, prompt, negative_prompt):
   """The TrainState at step 0; `frozen` is the guidance's."""
   key_scene, key_guidance = jax.random.split(key)
   frozen = parts.guidance.load(prompt, negative_prompt)
-  params = {'scene': jax.jit(parts.scene.init)(key_scene),
+  scene = jax.jit(parts.scene.init)(key_scene)
+  fixed = {name: scene.pop(name) for name in parts.scene.fixed}
+  params = {'scene': scene,
             'guidance': parts.guidance.init(key_guidance, frozen)}
-  return states.create(params, parts.optimizer, frozen=frozen)
+  return states.create(params, parts.optimizer, frozen=frozen,
+                       extra={'scene': fixed} if fixed else None)
+
+
+def scene_params(state: states.TrainState) -> Any:
+  """The parameters of the scene of a state, with those that are fixed."""
+  return _with_fixed(state.params['scene'], state.extra)
+
+
+def _with_fixed(params, extra):
+  return params if extra is None else {**params, **extra['scene']}
 
 
 def _step(state, batch, key, *, parts):
   """One update from the views of one device; see tasks.Task."""
   def mean_loss(params):
+    params = {**params, 'scene': _with_fixed(params['scene'], state.extra)}
     losses, metrics = jax.vmap(
         lambda index: _view_loss(
             params, state.frozen, key, index, state.step, parts=parts))(
@@ -141,7 +164,10 @@ def _step(state, batch, key, *, parts):
 
   grads, metrics = jax.grad(mean_loss, has_aux=True)(state.params)
   grads = jax.lax.pmean(grads, 'devices')
-  return optim.apply_gradients(state, grads, parts.optimizer), metrics
+  state = optim.apply_gradients(state, grads, parts.optimizer)
+  return state.replace(params={
+      **state.params, 'scene': parts.scene.project(state.params['scene'])
+      }), metrics
 
 
 def _view_loss(params, frozen, key, index, step, *, parts):
@@ -172,5 +198,5 @@ def _batches(seed: int, first_step: int, *, views: int
 def _evaluate(state, key, *, view, path):
   """A sheet of four sides, each in color and as normals."""
   del key
-  film = view(state.params['scene'], path)
+  film = view(scene_params(state), path)
   return {}, {'preview': image_io.tile(film, 2)}
