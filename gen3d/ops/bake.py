@@ -10,12 +10,24 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 
+from gen3d.choices import UserError
 from gen3d.ops import atlas
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
 
+SIZES = (16, 8192)  # texels per side: the smallest and the largest
+
 # points [CHUNK, 3] -> colors [CHUNK, 3] in [0, 1]; see ops.mesh.Query.
 Color = Callable[[np.ndarray], Any]
+
+
+def check_size(size: int) -> None:
+  """Raises UserError where a texture cannot have `size` texels per side."""
+  if size and not SIZES[0] <= size <= SIZES[1]:
+    raise UserError(
+        f'A texture cannot have {size} texels per side (--texture, or '
+        f'--config.export.texture); give {SIZES[0]} to {SIZES[1]}, or 0 for '
+        'vertex colors.')
 
 
 def bake(color: Color, mesh: Mesh, size: int) -> Mesh:
@@ -83,7 +95,7 @@ def dilate(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
   """Gives the texels that are not `covered` [H, W] the nearest one's color."""
   if not covered.any():
     return image
-  nearest = scipy.ndimage.distance_transform_edt(
+  nearest: Any = scipy.ndimage.distance_transform_edt(
       ~covered, return_distances=False, return_indices=True)
   return image[tuple(nearest)]
 
@@ -112,3 +124,18 @@ def vertex_colors(mesh: Mesh) -> np.ndarray | None:
     return mesh.colors
   colors = sample(np.asarray(mesh.texture), np.asarray(mesh.uv))
   return colors if mesh.colors is None else colors * mesh.colors
+
+
+def without_texture(mesh: Mesh) -> Mesh:
+  """The mesh with vertex colors for its texture, and its seams merged.
+
+  At a seam the color is that of one of the vertices there, and normals are
+  left out, since a merged vertex may have several.
+  """
+  vertices, index = mesh_ops.weld(mesh.vertices)
+  colors = vertex_colors(mesh)
+  if colors is not None:
+    _, first = np.unique(index, return_index=True)
+    colors = colors[first]
+  return Mesh(vertices, index[np.asarray(mesh.faces)].astype(np.int32),
+              colors=colors)

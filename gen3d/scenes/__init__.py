@@ -51,6 +51,8 @@ Penalties = Callable[[Params, Render, Any], dict[str, jax.Array]]
 Show = Callable[..., dict[str, jax.Array]]
 # (params, resolution, keep_share) -> Mesh
 ExtractMesh = Callable[[Params, int, float], mesh.Mesh]
+# (params, points [N, 3]) -> colors [N, 3]
+Color = Callable[[Params, Any], Any]
 
 
 class Scene(NamedTuple):
@@ -73,6 +75,10 @@ class Scene(NamedTuple):
       the grid that a volume is sampled on; connected components with at least
       `keep_share` of the largest one's volume are kept.
     bound: half-width of the cube around the origin that holds the object.
+    color: (params, points [N, 3]) -> colors [N, 3] in [0, 1], from all sides
+      and without shading, from which the mesh's texture is baked. None where
+      the mesh has its final colors. Call it with ops.mesh.CHUNK points, for
+      which it is compiled.
   """
   init: Callable[[jax.Array], Params]
   sample_view: SampleView
@@ -81,3 +87,4 @@ class Scene(NamedTuple):
   show: Show
   mesh: ExtractMesh
   bound: float
+  color: Color | None = None
