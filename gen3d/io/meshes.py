@@ -191,11 +191,12 @@ def _save_textured_obj(path: pathlib.Path, exported: trimesh.Trimesh,
       np.asarray(mesh.uv, np.float64), trimesh.visual.material.SimpleMaterial(
           image=Image.fromarray(np.asarray(mesh.texture)), name=stem,
           diffuse=[255] * 3, ambient=[255] * 3, specular=[0] * 3))
-  text, beside = trimesh.exchange.obj.export_obj(
+  content: Any = trimesh.exchange.obj.export_obj(
       exported, include_normals=True, return_texture=True,
       mtl_name=f'{stem}.mtl', header=None)
-  for name, content in beside.items():
-    files.write_bytes(path.with_name(name), content)
+  text, beside = content
+  for name, data in beside.items():
+    files.write_bytes(path.with_name(name), data)
   files.write_bytes(path, text.encode())
 
 

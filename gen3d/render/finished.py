@@ -125,13 +125,9 @@ def from_scene(scene: Scene, params: Any, path: cameras.Camera,
     moved = mesh_ops.transform(extracted, np.asarray(to_world))
     return moved._replace(vertices=moved.vertices.astype(np.float32))
 
-  def color(points):
-    if to_world is not None:
-      to_scene = np.linalg.inv(to_world)
-      points = points @ to_scene[:3, :3].T + to_scene[:3, 3]
-    return scene.color(params, points.astype(np.float32))
-
-  return Finished(render, mesh, path, modes, defaults, scene.color and color)
+  color = None if scene.color is None else functools.partial(
+      _color_in_world, functools.partial(scene.color, params), to_world)
+  return Finished(render, mesh, path, modes, defaults, color)
 
 
 def turntable(frames: int, orbit: Mapping[str, float]) -> cameras.Camera:
@@ -228,3 +224,11 @@ def _check(options):
   bake.check_size(options.texture)
   for name in options.formats:
     check('mesh format', meshes.FORMATS, name)
+
+
+def _color_in_world(color, to_world, points):
+  """`color` of a scene's frame at points [N, 3] of the world's."""
+  if to_world is not None:
+    to_scene = np.linalg.inv(to_world)
+    points = points @ to_scene[:3, :3].T + to_scene[:3, 3]
+  return color(points.astype(np.float32))
