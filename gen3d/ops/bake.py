@@ -1,4 +1,4 @@
-"""Textures of surfaces from color functions, and lookups in them.
+"""Textures of surfaces from color functions, and vertex colors from textures.
 
 `bake` evaluates a color function where the centers of the texels lie on the
 surface. See ops/atlas.py for the vocabulary.
@@ -11,7 +11,7 @@ import numpy as np
 import scipy.ndimage
 
 from gen3d.choices import UserError
-from gen3d.ops import atlas
+from gen3d.ops import atlas, textures
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
 
@@ -100,29 +100,12 @@ def dilate(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
   return image[tuple(nearest)]
 
 
-def sample(image: np.ndarray, uv: np.ndarray) -> np.ndarray:
-  """Bilinear samples [N, 3] in [0, 1] of a uint8 texture, which is repeated.
-
-  Args:
-    image: [H, W, 3].
-    uv: [N, 2]; (0, 0) is the lower left corner.
-  """
-  height, width = image.shape[:2]
-  x = uv[:, 0] * width - 0.5
-  y = (1 - uv[:, 1]) * height - 0.5
-  left, top = np.floor(x).astype(int), np.floor(y).astype(int)
-  across, down = (x - left)[:, None], (y - top)[:, None]
-  texel = lambda row, column: image[
-      (top + row) % height, (left + column) % width].astype(np.float64)
-  return ((1 - down) * ((1 - across) * texel(0, 0) + across * texel(0, 1))
-          + down * ((1 - across) * texel(1, 0) + across * texel(1, 1))) / 255
-
-
 def vertex_colors(mesh: Mesh) -> np.ndarray | None:
   """Colors [V, 3] of the vertices: their own times the texture's, or None."""
   if mesh.texture is None:
     return mesh.colors
-  colors = sample(np.asarray(mesh.texture), np.asarray(mesh.uv))
+  colors = np.asarray(textures.texture(
+      np.float32(mesh.texture) / 255, np.float32(mesh.uv)))
   return colors if mesh.colors is None else colors * mesh.colors
 
 
