@@ -67,7 +67,10 @@ def report(runs: str | os.PathLike,
   lines = ['| prompt | faces | texels a side | dB to the dense mesh | '
            'dB to the volume |', '|---|---|---|---|---|']
   for folder in runs_evaluation.finished_runs(runs):
-    row, images = compare(folder)
+    run = text_to_3d.load(folder)
+    if run.color is None:
+      continue  # The scene is a mesh: there is no field to compare it with.
+    row, images = compare(folder, run, run.color)
     lines.append(f'| {row.prompt} | {row.faces} | {row.texels} | '
                  f'{row.dense:.1f} | {row.volume:.1f} |')
     if out:
@@ -76,12 +79,14 @@ def report(runs: str | os.PathLike,
   return '\n'.join(lines)
 
 
-def compare(workdir: str | os.PathLike
-            ) -> tuple[Agreement, dict[str, np.ndarray]]:
+def compare(workdir: str | os.PathLike, run: finished.Finished,
+            color: bake.Color) -> tuple[Agreement, dict[str, np.ndarray]]:
   """The Agreement of a run's mesh file with its field, and the images.
 
   Args:
     workdir: of a finished text-to-3D run.
+    run: the finished object.
+    color: that of `run`.
 
   Returns:
     Agreement, and {'textured', 'dense', 'volume': float [VIEWS, SIZE, SIZE,
@@ -96,10 +101,10 @@ def compare(workdir: str | os.PathLike
     raise UserError(
         f'{workdir / MESH} has no texture; write it again by python -m '
         f'gen3d.export --workdir={workdir} --texture=1024.')
-  config, run = checkpoints.load_config(workdir), text_to_3d.load(workdir)
+  config = checkpoints.load_config(workdir)
   camera = finished.turntable(VIEWS, dict(config.orbit))
   textured, coverage = render(surface, camera)
-  dense, _ = render(dense_colors(run.color, surface), camera)
+  dense, _ = render(dense_colors(color, surface), camera)
   volume = run.render(camera, SIZE, 'albedo') / np.float32(255)
   error = np.sum((textured - dense) ** 2, axis=(1, 2, 3))
   object_psnr = -10 * np.log10(error / (3 * np.sum(coverage, axis=(1, 2))))

@@ -7,6 +7,7 @@ surface. See ops/atlas.py for the vocabulary.
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 
@@ -105,7 +106,7 @@ def vertex_colors(mesh: Mesh) -> np.ndarray | None:
   if mesh.texture is None:
     return mesh.colors
   colors = np.asarray(textures.texture(
-      np.float32(mesh.texture) / 255, np.float32(mesh.uv)))
+      jnp.float32(mesh.texture) / 255, jnp.float32(mesh.uv)))
   return colors if mesh.colors is None else colors * mesh.colors
 
 
