@@ -51,6 +51,8 @@ Penalties = Callable[[Params, Render, Any], dict[str, jax.Array]]
 Show = Callable[..., dict[str, jax.Array]]
 # (params, resolution, keep_share) -> Mesh
 ExtractMesh = Callable[[Params, int, float], Mesh]
+# (params, points [N, 3]) -> colors [N, 3]
+Color = Callable[[Params, Any], Any]
 
 
 def _unchanged(params: Params) -> Params:
@@ -80,6 +82,10 @@ class Scene(NamedTuple):
     fixed: names of the parameters that are not optimized, such as the faces of
       a mesh; params is then a dict.
     project: params -> params within their range, after each step.
+    color: (params, points [N, 3]) -> colors [N, 3] in [0, 1], from all sides
+      and without shading, from which the mesh's texture is baked. None where
+      the mesh has its final colors. Call it with ops.mesh.CHUNK points, for
+      which it is compiled.
   """
   init: Callable[[jax.Array], Params]
   sample_view: SampleView
@@ -90,3 +96,4 @@ class Scene(NamedTuple):
   bound: float
   fixed: tuple[str, ...] = ()
   project: Callable[[Params], Params] = _unchanged
+  color: Color | None = None

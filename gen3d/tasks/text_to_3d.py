@@ -51,8 +51,10 @@ def make(config: ml_collections.ConfigDict,
     guidance: Guidance; None for the one that the config names.
 
   Raises:
-    UserError: the prompt is empty or a name is unknown.
+    UserError: the prompt is empty, a name is unknown or an option of the export
+      is not possible.
   """
+  finished.export_options(config.export)  # raises before the training
   prompt = prompts.normalize(config.prompt)
   scene = make_scene(config)
   guidance = guidance or pick(
