@@ -8,6 +8,7 @@ the step, so that the result does not depend on the number of devices.
 
 import itertools
 import os
+import pathlib
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,10 +24,14 @@ from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
 from gen3d.guidance import Guidance, prompts, score
 from gen3d.io import images as image_io
+from gen3d.io import surfaces
+from gen3d.ops import bake
+from gen3d.ops import mesh as mesh_ops
+from gen3d.ops.mesh import Mesh
 from gen3d.render import finished
 from gen3d.scenes import Scene, dreamfusion
 from gen3d.scenes import mesh as mesh_scene
-from gen3d.tasks import Costs, Task
+from gen3d.tasks import Costs, Task, load_finished
 
 # (config.scene) -> Scene, and (config) -> Guidance, by name.
 SCENES = {'dreamfusion': dreamfusion.make, 'mesh': mesh_scene.make}
@@ -56,7 +61,7 @@ def make(config: ml_collections.ConfigDict,
   """
   finished.export_options(config.export)  # raises before the training
   prompt = prompts.normalize(config.prompt)
-  scene = make_scene(config)
+  scene = make_scene(config, **_start(config))
   guidance = guidance or pick(
       'guidance', GUIDANCES, config.guidance.name)(config)
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
@@ -83,13 +88,53 @@ def _costs(config):
                 'rays a side': config.scene.size, **samples})
 
 
-def make_scene(config: ml_collections.ConfigDict) -> Scene:
+def make_scene(config: ml_collections.ConfigDict, **start: Any) -> Scene:
   """The Scene of a config: all that rendering and exporting need.
+
+  Args:
+    config: ConfigDict.
+    **start: arguments of the scene that only its `init` needs.
 
   Raises:
     UserError: a name is unknown.
   """
-  return pick('scene', SCENES, config.scene.name)(config.scene)
+  return pick('scene', SCENES, config.scene.name)(config.scene, **start)
+
+
+def starting_mesh(path: str | os.PathLike, scene: Any) -> Mesh:
+  """The textured mesh from which a mesh scene starts.
+
+  Args:
+    path: the workdir of a finished run, or a mesh file. A mesh file is scaled
+      into a ball.
+    scene: ConfigDict with texture.size, resolution, keep_share, radius.
+
+  Raises:
+    UserError: there is no such run or file, it has no surface, or it is
+      damaged.
+  """
+  path, size = pathlib.Path(path), scene.texture.size
+  bake.check_size(size)
+  if path.is_dir():
+    run = load_finished(path)
+    return finished.textured(
+        run, run.mesh(scene.resolution, scene.keep_share), size)
+  if not path.is_file():
+    raise UserError(
+        f'There is no run and no mesh file {path}; give '
+        '--config.scene.start_from the workdir of a finished run, a mesh file, '
+        "or '' for a sphere.")
+  mesh, = mesh_ops.normalize_to_ball(
+      [surfaces.load(path, uv_size=size)], scene.radius)
+  if mesh.texture is not None or mesh.colors is None:
+    return mesh
+  return mesh._replace(texture=bake.texture_of_colors(mesh, size))
+
+
+def _start(config):
+  """{'start': Mesh} of a config that names one, else {}."""
+  path = config.scene.get('start_from', '')
+  return {'start': starting_mesh(path, config.scene)} if path else {}
 
 
 def load_run(workdir: str | os.PathLike, step: int | None = None
