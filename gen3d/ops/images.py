@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d.choices import check, pick
+
 # StyleGAN2's resampling filter, the binomial of order 3 with sum 1.
 BINOMIAL = (0.125, 0.375, 0.375, 0.125)
 _BITS = 22  # of the fraction of a weight where PIL resizes integers
@@ -111,22 +113,27 @@ def gaussian_blur(
     x: jax.Array, sigma: jax.Array | float, radius: int) -> jax.Array:
   """Gaussian blur of [..., H, W, C] with the weight exp(-i^2 / (2 sigma^2)).
 
-  Near the edges the weights of the pixels inside are scaled to sum to one.
+  Beyond the edges the image is mirrored about its outermost pixels' centers.
 
   Args:
     x: [..., H, W, C].
     sigma: standard deviation in pixels, may be traced; 0 for no blur.
-    radius: of the kernel, in pixels.
+    radius: of the kernel, in pixels; the kernel has 2 radius + 1 weights.
   """
-  # A kernel of width 0 is the identity, without a division by zero.
+  offset = np.arange(-radius, radius + 1)
+  # Narrow enough to be the identity, without a division by zero.
   scale = jnp.maximum(jnp.asarray(sigma, jnp.float32), 0.05)
+  kernel = jnp.exp(-0.5 * (offset / scale) ** 2)
+  kernel = kernel / jnp.sum(kernel)
+  # As a matrix: see `blur`.
   for axis in (x.ndim - 3, x.ndim - 2):
     size = x.shape[axis]
-    offset = np.arange(size)[:, None] - np.arange(size)
-    band = jnp.where(np.abs(offset) <= radius,
-                     jnp.exp(-0.5 * (offset / scale) ** 2), 0.0)
-    band = band / jnp.sum(band, axis=1, keepdims=True)
-    x = jnp.moveaxis(jnp.tensordot(band, x, (1, axis)), 0, axis)
+    period = max(2 * (size - 1), 1)
+    source = (np.arange(size)[:, None] + offset) % period
+    source = np.minimum(source, period - source)
+    matrix = jnp.zeros((size, size)).at[
+        np.arange(size)[:, None], source].add(kernel)
+    x = jnp.moveaxis(jnp.tensordot(matrix, x, (1, axis)), 0, axis)
   return x
 
 
@@ -185,9 +192,58 @@ def cubic(before: int, after: int) -> np.ndarray:
   Keys' cubic (1981, a = -1/2), as wide as an output pixel where the size is
   reduced. Pixels beyond the edges have weight 0.
   """
+  return resize_weights(before, after, 'cubic')
+
+
+def resize_filter(
+    x: jax.Array, size: int, kernel: str, edges: str = 'normalized'
+) -> jax.Array:
+  """[..., H, W, C] to [..., size, size, C] by a kernel of resize_weights."""
+  for axis in (x.ndim - 3, x.ndim - 2):
+    weights = resize_weights(x.shape[axis], size, kernel, edges)
+    x = jnp.moveaxis(jnp.tensordot(
+        jnp.asarray(weights, x.dtype), x, (1, axis), precision='highest'),
+                     0, axis)
+  return x
+
+
+def resize_weights(before: int, after: int, kernel: str,
+                   edges: str = 'normalized') -> np.ndarray:
+  """Weights of resizing along an axis, float64 [after, before].
+
+  The kernel is as wide as an output pixel where the size is reduced.
+
+  Args:
+    before: pixels of the input.
+    after: pixels of the output.
+    kernel: 'cubic' (Keys, 1981, a = -1/2) or 'lanczos2'.
+    edges: 'normalized': the weights of the pixels that exist sum to one;
+      'zero': pixels beyond the edges are black, as CLIP-Mesh resizes.
+
+  Raises:
+    UserError: the kernel or the treatment of edges is unknown.
+  """
+  function = pick('kernel', KERNELS, kernel)
+  check('edges', ('normalized', 'zero'), edges)
   scale = before / after
+  width = max(scale, 1.0)
   centers = (np.arange(after)[:, None] + 0.5) * scale
-  x = np.abs(np.arange(before) + 0.5 - centers) / max(scale, 1.0)
-  weights = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(
+  margin = int(np.ceil(2 * width)) + 1
+  pixels = np.arange(-margin, before + margin)
+  weights = function(np.abs(pixels + 0.5 - centers) / width)
+  inside = weights[:, margin:-margin]
+  total = inside if edges == 'normalized' else weights
+  return inside / total.sum(1, keepdims=True)
+
+
+def _cubic(x):
+  return np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(
       x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0.0))
-  return weights / weights.sum(1, keepdims=True)
+
+
+def _lanczos2(x):
+  return np.where(x < 2, np.sinc(x) * np.sinc(x / 2), 0.0)
+
+
+# distance in output pixels -> weight; zero from 2 on.
+KERNELS = {'cubic': _cubic, 'lanczos2': _lanczos2}

@@ -38,6 +38,24 @@ class Render(NamedTuple):
   color_only: Any = None
   # Images [H, W, 3] of the coarse passes that have a loss of their own.
   passes: Any = ()
+  # [H, W, 3] what is behind the object in `image`; None for black.
+  background: Any = None
+  # A pytree for Running.update.
+  measured: Any = None
+
+
+class Running(NamedTuple):
+  """Values that training measures instead of optimizing.
+
+  They are part of the scene's params (a dict) wherever these are an argument.
+
+  Attributes:
+    init: {name: array}, at the start.
+    update: (values, measured) -> values after a step; `measured` is the mean
+      of Render.measured over the step's views.
+  """
+  init: Any
+  update: Any
 
 
 Params = Any  # a pytree
@@ -73,6 +91,7 @@ class Scene(NamedTuple):
       the grid that a volume is sampled on; connected components with at least
       `keep_share` of the largest one's volume are kept.
     bound: half-width of the cube around the origin that holds the object.
+    running: Running, or None.
   """
   init: Callable[[jax.Array], Params]
   sample_view: SampleView
@@ -81,3 +100,4 @@ class Scene(NamedTuple):
   show: Show
   mesh: ExtractMesh
   bound: float
+  running: Running | None = None

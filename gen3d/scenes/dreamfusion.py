@@ -145,7 +145,7 @@ def make(config: Any) -> Scene:
           size=config.size),
       render=render,
       penalties=partial(_penalties, weights=dict(config.penalties)),
-      show=partial(_show, render),
+      show=partial(show, render),
       mesh=partial(_mesh, jax.jit(make_query(config)), bound), bound=bound)
 
 
@@ -212,8 +212,23 @@ def _sample_view(key, step, part=(0.0, 1.0), *, cameras_config, lighting,
               learned=1 - bernoulli(keys[5], backgrounds.random_prob))
 
 
-def _show(render, params, camera, size, modes, background=None):
-  """Previews; see Scene. Shading is deferred for all kinds of normals."""
+def show(
+    render: Callable, params: Any, camera: cameras.Camera, size: Any,
+    modes: Any, background: jax.Array | None = None, *,
+    modes_of_light: Any = SHADING_MODES) -> dict[str, jax.Array]:
+  """Previews; see Scene. Shading is deferred for all kinds of normals.
+
+  Args:
+    render: of a Scene.
+    params, camera, size, modes, background: see Scene.
+    modes_of_light: {mode: (ambient, diffuse, textureless)}.
+
+  Returns:
+    {mode: image [H, W, 3]}.
+
+  Raises:
+    UserError: a mode is unknown.
+  """
   rays = cameras.rays(camera, size, size)
   ambient_only = shading.Light(jnp.zeros(3), 1.0, 0.0, 0.0)
   learned = background is None
@@ -230,7 +245,7 @@ def _show(render, params, camera, size, modes, background=None):
   def image(mode):
     if mode == 'normal':
       return 0.5 * opacity * (normals + 1) + behind
-    ambient, diffuse, textureless = pick('mode', SHADING_MODES, mode)
+    ambient, diffuse, textureless = pick('mode', modes_of_light, mode)
     base = opacity if textureless else rendered.albedo
     return behind + base * shading.lambertian(
         jnp.ones_like(points), normals, points,
@@ -256,7 +271,8 @@ def _render(params, key, view, *, field, background, intersect,
   return Render(image, pixels['opacity'], pixels['depth'], pixels['normals'],
                 pixels['albedo'],
                 {name: pixels[name] for name in (
-                    'orientation', 'depth_variance')}, pixels['color_only'])
+                    'orientation', 'depth_variance')}, pixels['color_only'],
+                background=behind)
 
 
 def _shade(field, light, normals_config, rays_and_edges):
