@@ -16,9 +16,9 @@ VARIANTS = {
     'guide': {
         'asset': 'clip_shapes_guide', 'seed': 2, 'data_seed': 1, 'views': 12_000,
         'augment': {'zoom': (0.7, 1.5), 'shift': 0.15, 'background': 'mixed'},
-        'image': {'patch': 6, 'width': 96},
+        'image': {'width': 96},
         'text': {'width': 80, 'heads': 4}, 'features': 96,
-        'steps': 1500, 'optimizer': {'cooldown': 300}},
+        'steps': 1400, 'optimizer': {'cooldown': 300}},
     'tiny': {
         'resolution': 16, 'views': 16, 'held_out': 96, 'features': 16,
         'batch': 8, 'steps': 2, 'log_every': 1, 'eval_every': 2,

@@ -136,7 +136,7 @@ def test_cameras_and_light(data):
 def test_resizing(data, kernel):
   image = jnp.asarray(_channels_last(data['resize.in']))
   np.testing.assert_allclose(
-      images.filtered_resize(image, 28, kernel, black_edges=True),
+      images.resize_filter(image, 28, kernel, edges='zero'),
       _channels_last(data[f'resize.{kernel}_28']), atol=5e-6)
 
 

@@ -183,6 +183,6 @@ def test_icosphere(subdivisions):
   a, b, c = sphere.uv[sphere.faces.T]
   area = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
   np.testing.assert_allclose(area, area[0], rtol=1e-6)
-  assert area[0] > 0 and 0 <= sphere.uv.min() and sphere.uv.max() <= 1
+  assert area[0] > 0 and sphere.uv.min() >= 0 and sphere.uv.max() <= 1
   if subdivisions == 3:
     assert len(sphere.vertices) == 729 and len(places) == 642

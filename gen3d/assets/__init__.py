@@ -23,7 +23,8 @@ from gen3d.choices import UserError
 
 FOLDER = pathlib.Path(__file__).parent
 TEXT_TO_IMAGE = FOLDER / 'text_to_image_shapes.safetensors'
-CLIP = FOLDER / 'clip_shapes.safetensors'
+CLIP = FOLDER / 'clip_shapes.safetensors'  # judges
+CLIP_GUIDE = FOLDER / 'clip_shapes_guide.safetensors'  # guides
 CAPTION_LENGTH = 24  # tokens, with the end token
 
 

@@ -4,11 +4,10 @@ CLIP-Mesh (2203.13333) starts from a sphere, whose vertices are the control
 points of a Loop surface. The second stage that Magic3D, ProlificDreamer and CSD
 share starts from the mesh of a finished run.
 
-The parameters are the offsets of the vertices from where they start, the
-texture and, if the config has them, a normal map and a learned background. The
-group 'surface' holds what does not change: faces, texture coordinates and maps
-that are linear in the vertices. It is among the parameters, so that a run's
-checkpoint is complete, but is not optimized; see Scene.fixed.
+Optimized are the offsets of the vertices from where they start, the texture
+and, if the config has them, a normal map and a learned background. What does
+not change, 'surface', is with the parameters, too, so that a checkpoint is
+complete: faces, texture coordinates and maps that are linear in the vertices.
 
 Vocabulary. V vertices, F faces and U texture coordinates: a vertex on a seam of
 the texture has several. A texel has C = 3 channels, or 4 with an opacity. Depth
@@ -37,7 +36,7 @@ from gen3d.ops import (
 )
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
-from gen3d.scenes import Render, Scene, View, views
+from gen3d.scenes import Render, Running, Scene, View, views
 
 
 def _itself(faces, count):
@@ -112,30 +111,37 @@ def make(config: Any, start: Mesh | None = None) -> Scene:
 
   Args:
     config: ConfigDict.
-    start: the mesh at the start, with uv; None for a sphere. Only `init` needs
-      it.
+    start: the mesh at the start, with uv; None for a sphere. Not needed for
+      parameters that exist.
 
   Raises:
-    UserError: a name is unknown.
+    UserError: a name is unknown, or the mesh is no surface of the kind.
   """
   check('surface', SURFACES, config.surface)
   check('Laplacian of', LAPLACIANS, config.laplacian.of)
+  if start is None:
+    start = surfaces.icosphere(config.subdivisions)
+    start = start._replace(vertices=config.radius * start.vertices)
+  surface = surface_of(start, config.surface)
   background = (fields.Background(**config.background_mlp)
                 if config.get('background_mlp') else None)
   settings = Settings(
       config.size, config.layers, config.near, config.far,
       (config.texture.blur_sigma, config.texture.blur_radius),
       config.texture.mipmaps)
-  render = partial(_render, background=background, settings=settings)
+  drawing = {'background': background, 'settings': settings}
   return Scene(
-      init=partial(_init, start=start, config=config, background=background),
-      sample_view=views.of_config(config), render=render,
+      init=partial(
+          _init, shape=surface.start.shape, image=start.texture,
+          side=config.texture.size, channels=config.texture.channels,
+          normal_map=config.normal_map, background=background),
+      sample_view=views.of_config(config), render=partial(_render, **drawing),
       penalties=partial(
           _penalties, laplacian=Laplacian(**config.laplacian),
           consistency=config.normal_consistency),
-      show=partial(_show, background=background, settings=settings),
-      mesh=partial(_mesh, settings=settings), bound=config.bound,
-      fixed=('surface',), project=_project)
+      show=partial(_show, **drawing), mesh=partial(_mesh, settings=settings),
+      bound=config.bound, project=_project,
+      running=Running({'surface': surface}, lambda values, measured: values))
 
 
 def surface_of(start: Mesh, kind: str) -> Surface:
@@ -178,24 +184,17 @@ def _records(surface):
           name: sparse(x) for name, x in surface['topology'].items()})})
 
 
-def _init(key, *, start, config, background):
-  """Parameters: `start`, or a sphere with random texels."""
+def _init(key, *, shape, image, side, channels, normal_map, background):
+  """The parameters that are optimized; without an image, random texels."""
   key_texture, key_background = jax.random.split(key)
-  if start is None:
-    start = surfaces.icosphere(config.subdivisions)
-    start = start._replace(vertices=config.radius * start.vertices)
-  surface = surface_of(start, config.surface)
-  side, channels = config.texture.size, config.texture.channels
-  if start.texture is None:
+  if image is None:
     texture = jax.random.uniform(key_texture, (side, side, channels))
   else:
-    texture = images.resize(
-        jnp.asarray(start.texture, jnp.float32) / 255, side)
+    texture = images.resize(jnp.asarray(image, jnp.float32) / 255, side)
     texture = jnp.concatenate([texture, jnp.ones((
         side, side, channels - texture.shape[-1]))], axis=-1)
-  params = {'offsets': jnp.zeros(surface.start.shape), 'texture': texture,
-            'surface': jax.tree.map(jnp.asarray, surface)}
-  if config.normal_map:
+  params = {'offsets': jnp.zeros(shape), 'texture': texture}
+  if normal_map:
     params['normal_map'] = jnp.broadcast_to(
         jnp.array([0.0, 0.0, 1.0]), (side, side, 3))
   if background is not None:
@@ -225,7 +224,7 @@ def _render(params, key, view, *, background, settings):
   color_only = composite(colors, jax.lax.stop_gradient(opacities))[..., :3]
   distance, normals = _first(layers, view.camera)
   return Render(image + (1 - opacity) * behind, opacity[..., 0], distance,
-                normals, albedo, {}, color_only)
+                normals, albedo, {}, color_only, background=behind)
 
 
 def _show(params, camera, size, modes, background_color=None, *, background,

@@ -70,6 +70,9 @@ class Augmentation(NamedTuple):
   background: Callable = shapes_render.sample_background
 
 
+JUDGE = Augmentation()
+
+
 def make(config: ml_collections.ConfigDict) -> Task:
   """The Task of configs/clip.py's get_config."""
   model = clip.CLIP(clip_pair.pair_config(config))
@@ -138,7 +141,7 @@ def batches(seed: int, first_step: int, *,
 def train_step(state: states.TrainState, batch: dict[str, Any],
                key: jax.Array, *, model: clip.CLIP,
                optimizer: optax.GradientTransformation,
-               ema_decay: float, augmentation: Augmentation = Augmentation()
+               ema_decay: float, augmentation: Augmentation = JUDGE
                ) -> tuple[states.TrainState, dict[str, Any]]:
   """One update of both towers, on this device's examples of the batch.
 
@@ -191,7 +194,7 @@ def train_step(state: states.TrainState, batch: dict[str, Any],
 def training_image(key: jax.Array, view: shapes_render.Views,
                    textureless: jax.Array | float,
                    resolution: int,
-                   augmentation: Augmentation = Augmentation()) -> jax.Array:
+                   augmentation: Augmentation = JUDGE) -> jax.Array:
   """A lit and augmented image [R, R, 3] of one view.
 
   Light and background are sampled as in the shapes world. The augmentations

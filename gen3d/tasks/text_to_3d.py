@@ -22,21 +22,23 @@ import optax
 from gen3d.choices import UserError, pick
 from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
-from gen3d.guidance import Guidance, prompts, score
+from gen3d.guidance import Guidance, clip, prompts, score
 from gen3d.io import images as image_io
 from gen3d.io import surfaces
 from gen3d.ops import bake
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
 from gen3d.render import finished
-from gen3d.scenes import Scene, dreamfusion
+from gen3d.scenes import Scene, dream_fields, dreamfusion
 from gen3d.scenes import mesh as mesh_scene
 from gen3d.tasks import Costs, Task, load_finished
 
 # (config.scene) -> Scene, and (config) -> Guidance, by name.
-SCENES = {'dreamfusion': dreamfusion.make, 'mesh': mesh_scene.make}
+SCENES = {'dreamfusion': dreamfusion.make, 'dream_fields': dream_fields.make,
+          'mesh': mesh_scene.make}
 GUIDANCES = {'sds': partial(score.from_config, score.sds),
-             'csd': partial(score.from_config, score.csd)}
+             'csd': partial(score.from_config, score.csd),
+             'clip': clip.from_config}
 
 
 class Parts(NamedTuple):
@@ -49,7 +51,7 @@ class Parts(NamedTuple):
 
 def make(config: ml_collections.ConfigDict,
          guidance: Guidance | None = None) -> Task:
-  """The Task of configs/dreamfusion.py.
+  """The Task of a config whose `task` is 'text_to_3d'.
 
   Args:
     config: ConfigDict.
@@ -75,17 +77,8 @@ def make(config: ml_collections.ConfigDict,
           _evaluate, path=finished.turntable(4, dict(config.orbit)),
           view=finished.make_renderer(scene, 96, ('color', 'normal'))),
       finish=lambda state, workdir: finished.export(
-          _finished(scene, scene_params(state), config), workdir),
-      costs=partial(_costs, config))
-
-
-def _costs(config):
-  """The Costs of a step: a mesh has no samples along a ray."""
-  samples = {'samples a ray': (
-      config.scene.samples, config.scene.importance.samples)} if (
-          'samples' in config.scene) else {}
-  return Costs({'views a step': config.views,
-                'rays a side': config.scene.size, **samples})
+          _finished(scene, _scene_params(state), config), workdir),
+      costs=lambda: Costs(_sizes(config)))
 
 
 def make_scene(config: ml_collections.ConfigDict, **start: Any) -> Scene:
@@ -156,10 +149,10 @@ def load_run(workdir: str | os.PathLike, step: int | None = None
         "runs of 'text_to_3d' have an object to export.")
   # Of the checkpoint only the scene is read: the guidance's teacher may not be
   # on this machine.
-  params = checkpoints.load_tree(workdir, 'params/scene', step)
   scene = make_scene(config)
-  if scene.fixed:
-    params |= checkpoints.load_tree(workdir, 'extra/scene', step)
+  params = checkpoints.load_tree(workdir, 'params/scene', step)
+  if scene.running:
+    params = {**params, **checkpoints.load_tree(workdir, 'extra', step)}
   return scene, jax.tree.map(jnp.asarray, params), config
 
 
@@ -178,61 +171,80 @@ def _finished(scene: Scene, params: Any,
       defaults=finished.export_options(config.export))
 
 
+def _sizes(config):
+  """The quantities of a scene's config that the cost of a step depends on."""
+  scene = config.scene
+  sizes = {'views a step': config.views, 'rays a side': scene.size}
+  if 'samples' in scene:
+    sizes['samples a ray'] = (
+        (scene.samples, scene.importance.samples) if 'importance' in scene
+        else scene.samples)
+  return sizes
+
+
+def _scene_params(state):
+  """The scene's trained parameters and its running values."""
+  params = state.params['scene']
+  return {**params, **state.extra} if state.extra else params
+
+
 def _init(key, *, parts, prompt, negative_prompt):
   """The TrainState at step 0; `frozen` is the guidance's."""
   key_scene, key_guidance = jax.random.split(key)
   frozen = parts.guidance.load(prompt, negative_prompt)
-  scene = jax.jit(parts.scene.init)(key_scene)
-  fixed = {name: scene.pop(name) for name in parts.scene.fixed}
-  params = {'scene': scene,
+  params = {'scene': jax.jit(parts.scene.init)(key_scene),
             'guidance': parts.guidance.init(key_guidance, frozen)}
+  running = parts.scene.running
   return states.create(params, parts.optimizer, frozen=frozen,
-                       extra={'scene': fixed} if fixed else None)
-
-
-def scene_params(state: states.TrainState) -> Any:
-  """The parameters of the scene of a state, with those that are fixed."""
-  return _with_fixed(state.params['scene'], state.extra)
-
-
-def _with_fixed(params, extra):
-  return params if extra is None else {**params, **extra['scene']}
+                       extra=running.init if running else None)
 
 
 def _step(state, batch, key, *, parts):
   """One update from the views of one device; see tasks.Task."""
   def mean_loss(params):
-    params = {**params, 'scene': _with_fixed(params['scene'], state.extra)}
-    losses, metrics = jax.vmap(
+    losses, aux = jax.vmap(
         lambda index: _view_loss(
-            params, state.frozen, key, index, state.step, parts=parts))(
+            params, state.replace(params=None), key, index, parts=parts))(
                 batch['view'])
-    return jnp.mean(losses), jax.tree.map(jnp.mean, metrics)
+    return jnp.mean(losses), jax.tree.map(lambda x: jnp.mean(x, axis=0), aux)
 
-  grads, metrics = jax.grad(mean_loss, has_aux=True)(state.params)
-  grads = jax.lax.pmean(grads, 'devices')
+  grads, (metrics, measured) = jax.grad(mean_loss, has_aux=True)(state.params)
+  grads, measured = jax.lax.pmean((grads, measured), 'devices')
+  if parts.scene.running:
+    state = state.replace(
+        extra=parts.scene.running.update(state.extra, measured))
   state = optim.apply_gradients(state, grads, parts.optimizer)
   return state.replace(params={
       **state.params, 'scene': parts.scene.project(state.params['scene'])
       }), metrics
 
 
-def _view_loss(params, frozen, key, index, step, *, parts):
-  """Loss and metrics of view `index` of a step."""
+def _view_loss(params, state, key, index, *, parts):
+  """Loss, metrics and what is measured of view `index` of a step.
+
+  Args:
+    params: of the scene and the guidance.
+    state: TrainState; all of it but the params.
+    key: of the step.
+    index: of the view.
+    parts: Parts.
+  """
   scene, guidance = parts.scene, parts.guidance
+  step, frozen = state.step, state.frozen
+  scene_params = _scene_params(state.replace(params=params))
   key_view, key_render, key_guidance = jax.random.split(
       jax.random.fold_in(key, index), 3)
   # Azimuths are stratified over the views of a step: less variance.
   part = (index / parts.views, (index + 1) / parts.views)
   view = scene.sample_view(key_view, step, part)
-  render = scene.render(params['scene'], key_render, view)
+  render = scene.render(scene_params, key_render, view)
   loss, metrics = guidance.loss(
       params['guidance'], frozen, key_guidance, render,
       guidance.condition(frozen, view.camera), step)
-  penalties = scene.penalties(params['scene'], render, step)
+  penalties = scene.penalties(scene_params, render, step)
   metrics |= {f'loss/{name}': value for name, value in penalties.items()}
   metrics['opacity'] = jnp.mean(render.opacity)
-  return loss + sum(penalties.values()), metrics
+  return loss + sum(penalties.values()), (metrics, render.measured)
 
 
 def _batches(seed: int, first_step: int, *, views: int
@@ -245,5 +257,5 @@ def _batches(seed: int, first_step: int, *, views: int
 def _evaluate(state, key, *, view, path):
   """A sheet of four sides, each in color and as normals."""
   del key
-  film = view(scene_params(state), path)
+  film = view(_scene_params(state), path)
   return {}, {'preview': image_io.tile(film, 2)}
