@@ -66,7 +66,7 @@ class Surface(NamedTuple):
   faces: Any      # [F, 3] int32
   uv: Any         # [U, 2]
   uv_faces: Any   # [F, 3] int32
-  opposites: Any  # [F, 3] int32, see silhouettes.opposite_vertices
+  twins: Any      # [F, 3] int32, see silhouettes.edge_twins
   limit: Any      # SparseMap from vertices to points of the surface
   constant: Any   # SparseMap: what is added to them, without gradient
   topology: Any   # surfaces.Topology
@@ -160,7 +160,7 @@ def surface_of(start: Mesh, kind: str) -> Surface:
   limit, constant = SURFACES[kind](faces, len(places))
   return Surface(
       places, faces, np.asarray(start.uv, np.float32), uv_faces,
-      silhouettes.opposite_vertices(faces), limit, constant,
+      silhouettes.edge_twins(faces), limit, constant,
       surfaces.topology(faces, len(places)))
 
 
@@ -309,7 +309,7 @@ def _layers(params, camera, size, settings):
     return Layer(
         hit, point, hit[..., None] * normal, texel[..., :channels],
         partial(silhouettes.antialias, fragments=seen, clip_positions=clip,
-                faces=surface.faces, opposites=surface.opposites))
+                faces=surface.faces, twins=surface.twins))
 
   return [layer(i) for i in range(settings.layers)]
 
