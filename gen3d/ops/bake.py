@@ -72,12 +72,18 @@ def texture_of_colors(mesh: Mesh, size: int) -> np.ndarray:
   """The texture uint8 [size, size, 3] of vertex colors; see `texture`.
 
   Args:
-    mesh: with colors, and uv in [0, 1] without overlap.
+    mesh: with colors, and uv in [0, 1] without overlap. Its texture, if it has
+      one, is multiplied.
     size: texels per side.
   """
   found = atlas.texels(mesh.uv, mesh.faces, size)
-  colors = np.einsum('tk,tkc->tc', found.weights, np.asarray(mesh.colors)[
-      np.asarray(mesh.faces)[found.faces]])
+  corners = np.asarray(mesh.faces)[found.faces]
+  interpolate = lambda x: np.einsum(
+      'tk,tkc->tc', found.weights, np.asarray(x)[corners])
+  colors = interpolate(mesh.colors)
+  if mesh.texture is not None:
+    colors = colors * np.asarray(textures.texture(
+        jnp.float32(mesh.texture) / 255, jnp.float32(interpolate(mesh.uv))))
   return _fill(found, colors, size)
 
 

@@ -119,9 +119,12 @@ def starting_mesh(path: str | os.PathLike, scene: Any) -> Mesh:
         "or '' for a sphere.")
   mesh, = mesh_ops.normalize_to_ball(
       [surfaces.load(path, uv_size=size)], scene.radius)
-  if mesh.texture is not None or mesh.colors is None:
-    return mesh
-  return mesh._replace(texture=bake.texture_of_colors(mesh, size))
+  # White vertices do not change a texture.
+  if mesh.colors is None or (
+      mesh.texture is not None and np.all(mesh.colors == 1)):
+    return mesh._replace(colors=None)
+  return mesh._replace(
+      texture=bake.texture_of_colors(mesh, size), colors=None)
 
 
 def _start(config):
