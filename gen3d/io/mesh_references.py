@@ -1,7 +1,8 @@
 """Files that mesh files name: material libraries and textures.
 
 trimesh silently reads a mesh without what it does not find, so `check` looks
-before it.
+before it. Names are taken literally, as trimesh takes them: without the options
+of map_Kd, percent-encoding or backslashes.
 """
 
 import json
@@ -9,7 +10,6 @@ import os
 import pathlib
 import re
 import struct
-import urllib.parse
 from collections.abc import Iterator
 
 from gen3d.choices import UserError
@@ -56,7 +56,7 @@ def _of_obj(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
       material = next(_values([line], 'newmtl'), material)
       for texture in _values([line], 'map_Kd'):
         if material in used:
-          yield 'texture', file, _without_options(texture)
+          yield 'texture', file, texture
 
 
 def _of_gltf(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
@@ -71,7 +71,7 @@ def _of_gltf(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
     if texture and 'source' in tree['textures'][texture['index']]:
       image = tree['images'][tree['textures'][texture['index']]['source']]
       if not image.get('uri', 'data:').startswith('data:'):
-        yield 'texture', path, urllib.parse.unquote(image['uri'])
+        yield 'texture', path, image['uri']
 
 
 def _of_ply(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
@@ -84,16 +84,11 @@ def _of_ply(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
 
 
 def _values(lines: list[str], keyword: str) -> Iterator[str]:
-  """Yields what follows a keyword, with / between folders."""
+  """Yields what follows a keyword at the start of a line."""
   for line in lines:
     match = re.match(rf'\s*{keyword}\s+(.*\S)', line, re.IGNORECASE)
     if match:
-      yield match[1].replace('\\', '/')
-
-
-def _without_options(value: str) -> str:
-  """The file name of a 'map_Kd' value such as '-s 1 1 1 wood.png'."""
-  return value.split()[-1] if value.startswith('-') else value
+      yield match[1]
 
 
 def _is_beside(source: pathlib.Path, name: str) -> bool:

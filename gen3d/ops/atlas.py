@@ -59,7 +59,9 @@ def unwrap(mesh: Mesh, size: int) -> Mesh:
 def gutter_width(size: int) -> int:
   """Texels between charts of a texture of `size` texels per side.
 
-  Mipmap levels whose texels are at most this wide do not mix charts.
+  A bilinear lookup reads up to two texels beyond a chart, and half the gutter
+  has the chart's colors: so levels of mipmaps whose texels are a quarter of the
+  gutter wide do not mix charts.
   """
   return max(2, size // 128)
 
@@ -80,15 +82,16 @@ def texels(uv: np.ndarray, faces: np.ndarray, size: int) -> Texels:
   low = np.clip(np.ceil(corners.min(1) - 0.5), 0, size).astype(int)
   high = np.clip(np.floor(corners.max(1) - 0.5), -1, size - 1).astype(int)
   spans = np.maximum(high - low + 1, 0)
-  ends = np.cumsum(spans.prod(-1))
-  starts = ends - spans.prod(-1)
+  counts = spans.prod(-1)
+  total, ends = counts.sum(), np.cumsum(counts)
   edges = _edge_functions(corners)
   found = []
   # The texels of all bounding boxes in one list, row by row.
-  for start in range(0, max(1, ends[-1]), _CANDIDATES):
-    index = np.arange(start, min(start + _CANDIDATES, ends[-1]))
+  for start in range(0, max(1, total), _CANDIDATES):
+    index = np.arange(start, min(start + _CANDIDATES, total))
     face = np.searchsorted(ends, index, 'right')
-    row, column = np.divmod(index - starts[face], spans[face, 0])
+    row, column = np.divmod(
+        index - (ends - counts)[face], spans[face, 0])
     columns, rows = low[face, 0] + column, low[face, 1] + row
     weights = (edges[face, 0] * (columns + 0.5)[:, None]
                + edges[face, 1] * (rows + 0.5)[:, None] + edges[face, 2])
