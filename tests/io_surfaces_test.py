@@ -70,7 +70,7 @@ def test_a_missing_texture_of_gltf_and_ply_is_an_error(tmp_path):
   tree = json.loads(path.read_text())
   tree['images'] = [{'uri': 'my image.png'}]
   path.write_text(json.dumps(tree))
-  with pytest.raises(ValueError, match=r'model\.gltf names the texture my imag'):
+  with pytest.raises(ValueError, match=r'model\.gltf names the texture my'):
     surfaces.load(path)
   Image.new('RGB', (2, 2)).save(tmp_path / 'my image.png')
   assert surfaces.load(path).texture.shape == (2, 2, 3)
@@ -105,7 +105,7 @@ def test_edges_of_three_faces_are_an_error_for_refinement_only(tmp_path):
     ('', 'f 1 2 3\nf 2 1 4\n', 'has no texture coordinates'),
     ('vt 0 0\nvt 2 0\nvt 0 1\nvt 2 1\n', 'f 1/1 2/2 3/3\nf 2/2 3/3 4/4\n',
      'repeats its texture'),
-    (UV, 'f 1/1 2/2 3/3\nf 2/2 1/1 4/3\n', 'has texture coordinates that over')])
+    (UV, 'f 1/1 2/2 3/3\nf 2/2 1/1 4/3\n', 'has texture coordinates that')])
 def test_surfaces_that_are_textured_get_uv_with_a_message(
     tmp_path, capsys, uv, faces, reason):
   path = write(tmp_path / 'a.obj', POINTS + uv + faces)
