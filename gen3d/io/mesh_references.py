@@ -50,9 +50,11 @@ def _of_obj(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
   for library in _values(text, 'mtllib'):
     yield 'material file', path, library
     file = _find(path, library)
+    if file is None:
+      return
     # A material file is a sequence of materials.
-    materials = file.read_text(errors='replace') if file else ''
-    for part in re.split(r'(?mi)^(?=[ \t]*newmtl\s)', materials):
+    for part in re.split(r'(?mi)^(?=[ \t]*newmtl\s)',
+                         file.read_text(errors='replace')):
       if used.intersection(_values(part, 'newmtl')):
         for texture in _values(part, 'map_Kd'):
           yield 'texture', file, texture
