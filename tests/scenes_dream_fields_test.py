@@ -8,9 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import dream_fields as configs
+from gen3d.engine import sharding
+from gen3d.guidance import Guidance
 from gen3d.models import fields
 from gen3d.ops import cameras, encodings, schedules
 from gen3d.scenes import dream_fields
+from gen3d.tasks import text_to_3d
+
+# A guidance toward red, for the task.
+RED = Guidance(
+    load=lambda prompt, negative: jnp.array([1.0, 0.0, 0.0]),
+    init=lambda key, frozen: {}, condition=lambda frozen, camera: frozen,
+    loss=lambda params, frozen, key, render, text, step: (
+        jnp.mean((render.image - text)**2), {}))
 
 REFERENCE = os.environ.get('GEN3D_REFERENCE', '')
 
@@ -145,3 +156,62 @@ def test_origin_is_a_moving_average(reference):
       reference['ema.inputs'], reference['ema.values'], strict=True):
     running = dream_fields.track_origin(running, center, decay=0.999)
     np.testing.assert_allclose(running['origin'], expected, atol=1e-7)
+
+
+def run(config, devices, steps):
+  """The TrainState after `steps` on the first `devices`."""
+  task = text_to_3d.make(config, RED)
+  mesh = jax.make_mesh(
+      (devices,), ('devices',), devices=jax.devices()[:devices])
+  state = sharding.replicate(task.init(jax.random.key(0)), mesh)
+  step = sharding.pmap(task.step, mesh)
+  for _, batch in zip(range(steps), task.batches(0, 0)):
+    state, metrics = step(
+        state, sharding.to_devices(batch, mesh),
+        sharding.replicate(jax.random.key(1), mesh))
+  return sharding.unreplicate(state), jax.device_get(metrics)
+
+
+def test_training_moves_the_origin_alike_on_one_and_two_devices():
+  config = configs.tiny()
+  config.scene.origin_decay = 0.5
+  config.optimizer.eps = 0.1
+  (alone, metrics), (two, _) = (run(config, n, steps=3) for n in (1, 2))
+  assert set(alone.params['scene']) == {'field'}  # The origin is not trained.
+  moved = np.asarray(alone.extra['origin'])
+  assert np.all(moved != 0)
+  np.testing.assert_allclose(two.extra['origin'], moved, rtol=1e-4)
+  assert {'loss/transmittance', 'opacity'} <= set(metrics)
+
+
+def test_origin_moves_the_picture_and_the_mesh_together():
+  config = configs.tiny().scene
+  config.camera.elevation = (0.0, 0.0)
+  scene = dream_fields.make(config)
+  params = {**jax.jit(scene.init)(jax.random.key(0)), 'origin': jnp.zeros(3)}
+  moved = {**params, 'origin': jnp.array([0.1, 0.0, 0.0])}
+  meshes = [scene.mesh(p, 20, 0.1) for p in (params, moved)]
+  np.testing.assert_allclose(
+      meshes[1].vertices, meshes[0].vertices - [0.1, 0, 0], atol=1e-5)
+  camera = cameras.orbit(0.0, 0.0, 1.6, 1.3)
+  show = jax.jit(scene.show, static_argnums=(2, 3))
+  columns = [np.asarray(show(p, camera, 24, ('color',), jnp.zeros(3))['color']
+                        ).sum((0, 2)) for p in (params, moved)]
+  at = [c @ np.arange(24) / c.sum() for c in columns]
+  # 0.1 to the left, at a distance of 1.6: 1.3 * 24 * 0.1 / 1.6 pixels.
+  np.testing.assert_allclose(at[1] - at[0], -1.95, atol=0.5)
+
+
+def test_a_ray_beside_the_cube_is_empty():
+  scene = dream_fields.make(configs.tiny().scene)
+  params = {**jax.jit(scene.init)(jax.random.key(0)), 'origin': jnp.zeros(3)}
+  view = jax.jit(scene.sample_view)(jax.random.key(1), 0)
+  draw = jax.jit(scene.render)
+  beside = view._replace(rays=view.rays._replace(
+      origins=view.rays.origins + jnp.array([0.0, 9.0, 0.0])))
+  for key in (None, jax.random.key(0)):
+    render = draw(params, key, beside)
+    np.testing.assert_array_equal(render.opacity, 0)
+    np.testing.assert_array_equal(render.image, 0)
+    np.testing.assert_array_equal(render.measured, 0)
+    assert jnp.all(jnp.isfinite(render.depth))

@@ -46,8 +46,8 @@ def learning_rate(
       ('constant', 'linear', 'cosine', 'exponential' or 'trapezoid'),
       `warmup` (steps of linear rise from zero) and `start` (a rate from which
       it rises in these steps exponentially instead). Linear, cosine and
-      trapezoid fall to zero at the end. The trapezoid falls linearly over its last
-      `cooldown` steps, so that runs of different lengths begin alike;
+      trapezoid fall to zero at the end. The trapezoid falls linearly over its
+      last `cooldown` steps, so that runs of different lengths begin alike;
       exponential falls to `final` times the peak.
     steps: the last step of the schedule; only a constant one needs none.
 

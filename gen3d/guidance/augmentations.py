@@ -110,7 +110,8 @@ def random_corners(key: jax.Array, amount: float) -> jax.Array:
   half the side.
   """
   corners = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
-  return corners + amount * jax.random.uniform(key, (4, 2), minval=-1.0)
+  return jnp.asarray(corners) + amount * jax.random.uniform(
+      key, (4, 2), minval=-1.0)
 
 
 def distort(image: jax.Array, corners: jax.Array) -> jax.Array:

@@ -49,7 +49,7 @@ def make(config: Any) -> Scene:
   for name in config.penalties:
     check('penalty', PENALTIES, name)
   field, bound = make_field(config), config.bound
-  camera, transmittance = dict(config.camera), dict(config.transmittance)
+  camera = dreamfusion.CameraRange(**config.camera)
 
   def init(key):
     points = jnp.zeros((1, 3))  # for the shapes of the parameters
@@ -57,9 +57,9 @@ def make(config: Any) -> Scene:
 
   def sample_view(key, step, part=(0.0, 1.0)):
     del step
-    low, high = camera['azimuth']
+    low, high = camera.azimuth
     azimuth = tuple(low + (high - low) * share for share in part)
-    drawn = cameras.sample(key, **{**camera, 'azimuth': azimuth})
+    drawn = cameras.sample(key, **camera._replace(azimuth=azimuth)._asdict())
     return View(drawn, cameras.rays(drawn, config.size, config.size), None,
                 background=jnp.zeros(3), learned=jnp.float32(0.0))
 
@@ -67,15 +67,14 @@ def make(config: Any) -> Scene:
     rays = view.rays._replace(origins=view.rays.origins + params['origin'])
     edges = ray_edges(key, rays, bound, config.samples)
     pixels = volume.in_chunks(
-        partial(shade, inside(partial(field.apply, params['field']), bound),
-                config.epsilon),
+        partial(shade, _field_of(field, params, bound), config.epsilon),
         (rays, edges), config.chunk)
     return _finish(pixels, view, bound)
 
   query = jax.jit(make_query(config))
   return Scene(
       init=init, sample_view=sample_view, render=render,
-      penalties=partial(_penalties, transmittance=transmittance,
+      penalties=partial(_penalties, transmittance=dict(config.transmittance),
                         weights=dict(config.penalties)),
       show=partial(dreamfusion.show, render, modes_of_light=SHADING_MODES),
       mesh=partial(_mesh, query, bound), bound=bound,
@@ -102,10 +101,15 @@ def make_query(config: Any) -> Callable:
   field, bound = make_field(config), config.bound
 
   def query(params, points):
-    return inside(partial(field.apply, params['field']), bound)(
+    return _field_of(field, params, bound)(
         _at(points), jnp.zeros_like(points))
 
   return query
+
+
+def _field_of(module: Any, params: Any, bound: float) -> volume.Field:
+  """The field of a scene's parameters, empty beyond its cube."""
+  return inside(partial(module.apply, params['field']), bound)
 
 
 def ray_edges(key: jax.Array | None, rays: cameras.Rays, bound: float,
