@@ -148,7 +148,7 @@ def test_a_finished_field_becomes_a_textured_mesh(tmp_path):
   refine = _config(resolution=24, texture={'size': 64})
   start = text_to_3d.starting_mesh(tmp_path, refine.scene)
   radius = np.linalg.norm(start.vertices, axis=1)
-  assert 0.25 < radius.min() and radius.max() < 0.35
+  assert radius.min() > 0.25 and radius.max() < 0.35
   assert start.texture.shape == (64, 64, 3)
   field = load_finished(tmp_path)
   color = np.zeros((mesh_ops.CHUNK, 3), np.float32)
