@@ -14,6 +14,7 @@ import xatlas
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
 
+_PACKED = 1024  # texels per side that charts are packed at
 _CANDIDATES = 2 ** 22  # texels tested at a time: bounds the memory
 
 
@@ -48,8 +49,10 @@ def unwrap(mesh: Mesh, size: int) -> Mesh:
   # than its size, and what is nearly flat is projected instead of solved for.
   charts.max_cost = 0.5
   charts.max_chart_area = _area(vertices, faces) / 20
-  # The atlas is somewhat larger than asked for, and scaled down by `_fit`.
-  packing.resolution, packing.padding = size, 3 * gutter_width(size) // 2
+  # The atlas is somewhat larger than asked for, and scaled by `_fit`; charts
+  # are placed no more precisely than at _PACKED texels, which takes long.
+  side = min(size, _PACKED)
+  packing.resolution, packing.padding = side, 3 * gutter_width(side) // 2
   packing.bilinear = True
   atlas.add_mesh(vertices.astype(np.float32), faces.astype(np.uint32))
   atlas.generate(charts, packing)
