@@ -1,9 +1,9 @@
 """NVIDIA's released networks: from pickles to our modules, and back.
 
-Generators and discriminators of EG3D, and of StyleGAN2 in the format of
-stylegan2-ada-pytorch and stylegan3. The architecture is read from the pickle,
-and weights are matched by name. The released weights are NVIDIA's, for
-non-commercial use; they are not part of this project.
+Generators of EG3D, and of StyleGAN2 in the format of stylegan2-ada-pytorch and
+stylegan3. The architecture is read from the pickle, and weights are matched by
+name. The names of a discriminator's weights are known too. The released
+weights are NVIDIA's, for non-commercial use; they are not part of this project.
 """
 
 import os
@@ -28,12 +28,12 @@ NOT_OURS = ('*resample_filter', 'dataset_label_std')
 
 
 class Loaded(NamedTuple):
-  """A network and its variables, ready for `network.apply(variables, ...)`.
+  """A generator and its variables, ready for `network.apply(variables, ...)`.
 
   Attributes:
-    network: eg3d.Generator, stylegan2.Generator or stylegan2.Discriminator.
+    network: eg3d.Generator or stylegan2.Generator.
     variables: {'params', 'buffers'}.
-    z_dim: of the latent; 0 for a discriminator.
+    z_dim: of the latent.
     label_width: 0 without labels.
     rendering_resolution: of the neural rendering when it was saved; 0 in 2-D.
     orbit: {'radius', 'pivot'} of EG3D's usual camera, those that the pickle
@@ -41,8 +41,8 @@ class Loaded(NamedTuple):
   """
   network: Any
   variables: Any
-  z_dim: int = 0
-  label_width: int = 0
+  z_dim: int
+  label_width: int
   rendering_resolution: int = 0
   orbit: Any = None
 
@@ -55,43 +55,13 @@ def load(path: Path) -> Loaded:
       is not supported.
     port.PortingError: weights are missing, unused or of another shape.
   """
-  module = pickles.load(path).generator
+  module = pickles.load(path)
   kinds = {'TriPlaneGenerator': _eg3d, 'Generator': _stylegan2}
   if module.class_name not in kinds:
     raise pickles.PickleError(
         f'{path} contains a {module.class_name!r}, which is not supported; it '
         f'should be one of {sorted(kinds)}.')
   return kinds[module.class_name](path, module)
-
-
-def load_discriminator(path: Path) -> Loaded:
-  """The discriminator (D) of an official pickle.
-
-  Raises:
-    As `load`.
-  """
-  module = pickles.load(path).discriminator
-  # Name of the class: channels of its input.
-  kinds = {'DualDiscriminator': 6, 'Discriminator': 3, 'SingleDiscriminator': 3}
-  if module is None or module.class_name not in kinds:
-    kind = 'none' if module is None else repr(module.class_name)
-    raise pickles.PickleError(
-        f'{path} should contain a discriminator, one of {sorted(kinds)}, but '
-        f'contains {kind}.')
-  label_width = module.get('c_dim', 0)
-  resolution = _required(path, module, 'img_resolution')
-  network = stylegan2.Discriminator(
-      resolution, label_width > 0,
-      channel_base=module.get('channel_base', 32_768),
-      channel_max=module.get('channel_max', 512),
-      mbstd_group=module.get('epilogue_kwargs', {}).get('mbstd_group_size', 4),
-      mapping_layers=module.get('mapping_kwargs', {}).get('num_layers', 8),
-      clamp=_clamp(module, module.get('conv_clamp', 256)))
-  image = jnp.zeros(
-      (1, resolution, resolution, kinds[module.class_name]))
-  like = jax.eval_shape(lambda: network.init(
-      jax.random.key(0), image, jnp.zeros((1, label_width))))
-  return Loaded(network, _port(path, module, like), label_width=label_width)
 
 
 class FlattenedWeight(NamedTuple):
@@ -254,8 +224,7 @@ def _clamp(module, default):
 
   Args:
     module: of the network.
-    default: for files whose layers do not have the attribute. The skips of
-      residual blocks have none in any case.
+    default: for files whose layers do not have the attribute.
   """
   clamps = [layer.state['conv_clamp'] for layer in _descendants(module)
             if 'conv_clamp' in layer.state]
