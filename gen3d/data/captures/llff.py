@@ -22,14 +22,19 @@ def is_capture(path: pathlib.Path) -> bool:
 
 
 def read_capture(path: pathlib.Path, factor: float) -> Capture:
-  """Reads the capture in a folder; poses by records.normalize_poses.
+  """The capture that poses_bounds.npy describes, in a normalized frame.
+
+  Rows of the file belong to the images in the order of their names. Bounds are
+  the least and the greatest of all rows; see records.normalize_poses for the
+  frame.
 
   Args:
-    path: the folder.
-    factor: images are those of images_{factor} where there is such a folder.
+    path: folder with poses_bounds.npy and images.
+    factor: of layouts.read.
 
   Raises:
-    UserError: a file is missing or damaged.
+    UserError: a file is missing or damaged, there are not as many images as
+      rows, or a bound is not positive.
   """
   file = path / _FILE
   rows = _read_rows(file)
