@@ -33,9 +33,9 @@ NETWORK = eg3d.Generator(
 @pytest.fixture(scope='module')
 def variables():
   label, z = jnp.zeros((1, 25)), jnp.zeros((1, 8))
-  draws = eg3d.draw(None, 1, 4, NETWORK.rendering)
+  jitter = eg3d.ray_jitter(None, 1, 4, NETWORK.rendering)
   return jax.jit(lambda: NETWORK.init(
-      jax.random.key(0), z, label, label, 4, draws))()
+      jax.random.key(0), z, label, label, 4, jitter))()
 
 
 def pickled(path, variables, axes=LEGACY, options=(), drop=(), extra=(),
@@ -75,9 +75,9 @@ def test_eg3d_generator_from_pickle(tmp_path, variables):
   assert loaded.orbit == {'radius': 2.7, 'pivot': [0, 0, .2]}
   jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
   label = cameras.to_label(cameras.orbit(0., 0., 2.7, 4.26))[None]
-  draws = eg3d.draw(None, 1, 4, loaded.network.rendering)
+  jitter = eg3d.ray_jitter(None, 1, 4, loaded.network.rendering)
   generated = jax.jit(lambda variables: loaded.network.apply(
-      variables, jnp.ones((1, 8)), label, label, 4, draws, noise='const'))(
+      variables, jnp.ones((1, 8)), label, label, 4, jitter, noise='const'))(
           loaded.variables)
   assert generated.image.shape == (1, 128, 128, 3)
   assert np.isfinite(generated.image).all()

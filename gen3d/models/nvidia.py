@@ -181,9 +181,9 @@ def _eg3d(path, module) -> Loaded:
   z_dim, label_width = (
       _required(path, module, name) for name in ('z_dim', 'c_dim'))
   z, label = jnp.zeros((1, z_dim)), jnp.zeros((1, label_width))
-  draws = eg3d.draw(None, 1, 16, network.rendering)
+  jitter = eg3d.ray_jitter(None, 1, 16, network.rendering)
   like = jax.eval_shape(lambda: network.init(
-      jax.random.key(0), z, label, label, 16, draws))
+      jax.random.key(0), z, label, label, 16, jitter))
   orbit = {short: options[name] for short, name in (
       ('radius', 'avg_camera_radius'), ('pivot', 'avg_camera_pivot'))
       if name in options}
