@@ -125,6 +125,7 @@ def eg3d(config: Any, resolution: int, label_width: int) -> GANNetworks:
     generated = apply(variables, planes, ws, latents.label, render_size, jitter,
                       method='render')
     fakes = {'image': generated.image, 'image_raw': generated.image_raw}
+    # The first layer is never mixed: its w is that of z, for the running mean.
     return fakes, ws[:, 0]
 
   def regularize(variables, latents, pl_mean):
@@ -142,6 +143,7 @@ def eg3d(config: Any, resolution: int, label_width: int) -> GANNetworks:
       init=functools.partial(
           _init_eg3d, generator, discriminator, config.z_dim, resolution),
       generate=generate,
+      # Dual discrimination: the raw image of a real one is itself, reduced.
       prepare_reals=lambda x, render_size: {
           'image': x, 'image_raw': images.resize(x, render_size)},
       discriminate=discriminate,
@@ -202,6 +204,7 @@ def _eg3d_parts(
     batch_size, render_size: sizes of the inputs.
   """
   rendering = generator.rendering
+  # Any camera from which the whole object is seen: costs do not depend on it.
   distance = (1.5 * rendering.box_warp if rendering.ray_start == 'auto'
               else (rendering.ray_start + rendering.ray_end) / 2)
   label = jnp.tile(cameras.to_label(
@@ -272,7 +275,7 @@ def stylegan2(config: Any, resolution: int, label_width: int) -> GANNetworks:
                 keys[1], jnp.zeros((1, resolution, resolution, 3)), label)}
 
   def generate(variables, latents, render_size):
-    del render_size
+    del render_size  # There is no neural rendering.
     ws = map_latents(variables, latents)
     image = synthesize(variables, ws, latents.key, latents.index)
     return {'image': image}, ws[:, 0]
@@ -335,6 +338,7 @@ def _apply(generator, variables, *args, method, key=None):
 
 def _update_w_avg(path, rate, variables, w):
   """Updates the buffer w_avg of the mapping network at `path`."""
+  # The mean over the whole batch, of which each device has a part.
   mean = jax.lax.pmean(jnp.mean(jax.lax.stop_gradient(w), axis=0), 'devices')
 
   # Flax's variables are nested dictionaries; those on the path are copied.

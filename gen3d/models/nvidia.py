@@ -56,6 +56,8 @@ def load(path: Path) -> Loaded:
     port.PortingError: weights are missing, unused or of another shape.
   """
   module = pickles.load(path)
+  # The alias-free generator of StyleGAN3 is a 'Generator' too; the names of
+  # its weights do not fit, which is an error of `port`.
   kinds = {'TriPlaneGenerator': _eg3d, 'Generator': _stylegan2}
   if module.class_name not in kinds:
     raise pickles.PickleError(
@@ -123,6 +125,8 @@ def _filters(arrays) -> Iterable[str]:
     arrays: {official name: array} of the same network.
   """
   modules = set()
+  # Every convolution has a filter, whether it resamples or not, and so has
+  # every block, for its image or its skip connection.
   for name in arrays:
     layer, _, kind = name.rpartition('.')
     block, _, layer_name = layer.rpartition('.')
@@ -158,6 +162,7 @@ def _eg3d(path, module) -> Loaded:
     raise pickles.PickleError(
         f'{path} has noise in its super-resolution, which is not supported.')
   network = eg3d.Generator(
+      # The official code has planes of 256 x 256, whatever the images' size.
       {'resolution': 256, 'channel_base': module.get('channel_base', 32_768),
        'channel_max': module.get('channel_max', 512),
        'clamp': _clamp(module.child('backbone') or module,
@@ -174,13 +179,17 @@ def _eg3d(path, module) -> Loaded:
       # Without the key, the official code takes 0.
       pose_conditioning=(0.0 if options.get('c_gen_conditioning_zero')
                          else float(options.get('c_scale', 0))),
+      # Saved weights are divided by the multiplier, so it is more than a rate.
       decoder_rate=options.get('decoder_lr_mul', 1),
+      # A super-resolution that was trained in half precision clamps, also
+      # where it is computed in float32.
       super_resolution_clamp=_clamp(
           module.child('superresolution'),
           256 if module.get('sr_num_fp16_res', 0) else None))
   z_dim, label_width = (
       _required(path, module, name) for name in ('z_dim', 'c_dim'))
   z, label = jnp.zeros((1, z_dim)), jnp.zeros((1, label_width))
+  # Any resolution of rendering will do: the shapes do not depend on it.
   jitter = eg3d.ray_jitter(None, 1, 16, network.rendering)
   like = jax.eval_shape(lambda: network.init(
       jax.random.key(0), z, label, label, 16, jitter))
@@ -195,6 +204,7 @@ def _stylegan2(path, module) -> Loaded:
   layers = module.get('mapping_kwargs', {}).get('num_layers', 8)
   z_dim = _required(path, module, 'z_dim')
   label_width = module.get('c_dim', 0)
+  # Files of stylegan3 omit what has the default value.
   network = stylegan2.Generator(
       {'resolution': _required(path, module, 'img_resolution'),
        'image_channels': module.get('img_channels', 3),
@@ -226,6 +236,8 @@ def _clamp(module, default):
     module: of the network.
     default: for files whose layers do not have the attribute.
   """
+  # A layer without a clamp has None. The first number stands for all, since
+  # the official networks pass one clamp to all their layers.
   clamps = [layer.state['conv_clamp'] for layer in _descendants(module)
             if 'conv_clamp' in layer.state]
   return next((c for c in clamps if c is not None),
