@@ -43,6 +43,7 @@ def read_capture(path: pathlib.Path, factor: float) -> Capture:
   if len(images) != len(rows):
     raise UserError(f'{file} has {len(rows)} poses, but {folder} has '
                     f'{len(images)} images.')
+  # One row per image: 15 numbers of the matrix, then the two bounds.
   poses, bounds = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
   if not (np.isfinite(bounds).all() and bounds.min() > 0):
     raise UserError(f'{file} has a bound that is not positive.')
@@ -53,6 +54,7 @@ def read_capture(path: pathlib.Path, factor: float) -> Capture:
   frames = []
   for i, image in enumerate(images):
     height, width, focal = poses[i, :, 4]
+    # The file has no principal point: it is the middle of the image.
     model = camera_models.from_pixels(
         width, height, focal, focal, width / 2, height / 2)
     frames.append(Frame(image.name, image, file, folders.split_of(i), c2w[i],
