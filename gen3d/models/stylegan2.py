@@ -65,11 +65,11 @@ def resolutions(resolution: int) -> tuple[int, ...]:
   """(4, 8, ..., resolution).
 
   Raises:
-    UserError: it is no power of two from 4 on.
+    UserError: it is not a power of two of at least 4.
   """
   if resolution < 4 or resolution & (resolution - 1):
-    raise UserError(f'The resolution {resolution} is no power of two from 4 '
-                    'on, which StyleGAN2 needs; resize the images.')
+    raise UserError(f'The resolution {resolution} is not a power of two of at '
+                    'least 4, which StyleGAN2 needs; resize the images.')
   return tuple(2 ** i for i in range(2, resolution.bit_length()))
 
 
