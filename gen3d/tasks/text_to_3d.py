@@ -31,7 +31,7 @@ from gen3d.ops.mesh import Mesh
 from gen3d.render import finished
 from gen3d.scenes import Scene, dream_fields, dreamfusion
 from gen3d.scenes import mesh as mesh_scene
-from gen3d.tasks import Costs, Task, load_finished
+from gen3d.tasks import Costs, Task, load_config, load_finished
 
 # (config.scene) -> Scene, and (config) -> Guidance, by name.
 SCENES = {'dreamfusion': dreamfusion.make, 'dream_fields': dream_fields.make,
@@ -142,14 +142,10 @@ def load_run(workdir: str | os.PathLike, step: int | None = None
     step: of the checkpoint; None for the newest.
 
   Raises:
-    UserError: there is no such run or it is damaged.
+    UserError: there is no such run, it is damaged, or it is of another task.
     FileNotFoundError: there is no such checkpoint.
   """
-  config = checkpoints.load_config(workdir)
-  if config.get('task') != 'text_to_3d':
-    raise UserError(
-        f'The run in {workdir} is of the task {config.get("task")!r}; only '
-        "runs of 'text_to_3d' have an object to export.")
+  config = load_config(workdir, ['text_to_3d'])
   # Of the checkpoint only the scene is read: the guidance's teacher may not be
   # on this machine.
   scene = make_scene(config)
