@@ -68,10 +68,16 @@ def test_laplacian_and_normal_consistency_equal_loops_over_vertices():
   expected = np.mean([1 - normals[i] @ normals[i - 1] for i in range(5)])
   np.testing.assert_allclose(surfaces.normal_consistency(
       surface, vertices), expected, rtol=1e-5)
+  np.testing.assert_allclose(
+      surfaces.normal_variation(surface, vertices, 1e-12), np.mean([
+          np.linalg.norm(normals[i] - normals[i - 1]) for i in range(5)]),
+      rtol=1e-5)
   turn = 2 * np.pi * np.arange(5) / 5
   flat = [[0, 0, 0], *((np.cos(t), np.sin(t), 0) for t in turn)]
   np.testing.assert_allclose(surfaces.normal_consistency(
       surface, jnp.float32(flat)), 0, atol=1e-6)
+  slope = jax.grad(surfaces.normal_variation, 1)(surface, jnp.float32(flat))
+  np.testing.assert_allclose(slope, 0, atol=1e-5)
 
 
 def test_vertex_normals_equal_those_of_the_host():

@@ -254,12 +254,14 @@ def test_half_of_the_views_of_clip_mesh_are_untextured_at_first():
     assert view.background.min() >= 0 and view.background.max() <= 1
 
 
-def test_a_surface_whose_edges_branch_is_named():
+def test_unusable_surfaces_are_named():
   branching = mesh.Mesh(
-      np.random.default_rng(0).normal(size=(5, 3)),
+      0.1 * np.random.default_rng(0).normal(size=(5, 3)),
       np.array([[0, 1, 2], [1, 0, 3], [0, 1, 4]]), uv=np.zeros((5, 2)))
   config = refine_configs.tiny().scene
   mesh_scene.make(config, branching)
+  with pytest.raises(UserError, match='beyond the range'):
+    mesh_scene.make(config, branching._replace(vertices=branching.vertices + 1))
   config.surface = 'loop_limit'
   with pytest.raises(UserError, match='more than two faces'):
     mesh_scene.make(config, branching)

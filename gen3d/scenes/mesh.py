@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.choices import check, pick
+from gen3d.choices import UserError, check, pick
 from gen3d.models import fields
 from gen3d.ops import (
   cameras,
@@ -138,13 +138,15 @@ def make(config: Any, start: Mesh | None = None) -> Scene:
       parameters that exist.
 
   Raises:
-    UserError: a name is unknown, or the mesh is no surface of the kind.
+    UserError: a name is unknown, or the mesh is no surface of the kind or
+      larger than the cameras' range.
   """
   check('surface', SURFACES, config.surface)
   check('Laplacian of', LAPLACIANS, config.laplacian.of)
   if start is None:
     start = surfaces.icosphere(config.subdivisions)
     start = start._replace(vertices=config.radius * start.vertices)
+  _check_size(start, config.bound)
   surface = surface_of(start, config.surface)
   background = (fields.Background(**config.background_mlp)
                 if config.get('background_mlp') else None)
@@ -166,6 +168,16 @@ def make(config: Any, start: Mesh | None = None) -> Scene:
       show=partial(_show, **drawing), mesh=partial(_mesh, settings=settings),
       bound=config.bound, project=_project,
       running=Running({'surface': surface}, lambda values, measured: values))
+
+
+def _check_size(start, bound):
+  size = float(np.abs(start.vertices).max())
+  if size > bound:
+    raise UserError(
+        f'The mesh reaches {size:.3g} from the origin, beyond the range of the '
+        f'cameras, {bound:g}; start from its mesh file, which is scaled '
+        '(--config.scene.start_from), or set --config.scene.bound and '
+        'cameras that are farther away.')
 
 
 def surface_of(start: Mesh, kind: str) -> Surface:
@@ -425,7 +437,7 @@ def _penalties(params, render, step, *, laplacian, consistency, variation,
 
 
 def _mesh(params, resolution, keep_share, *, settings):
-  """The Mesh of parameters; its texture has the size of the parameters'."""
+  """The Mesh of parameters, opaque, with the texture as it is seen."""
   del resolution, keep_share
   surface, (_, _, points) = positions(params, settings.smoothing)
   normals = surfaces.vertex_normals(surface.topology, points)
