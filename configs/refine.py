@@ -27,7 +27,7 @@ def get_config(variant='shapes'):
   return VARIANTS[variant]()
 
 
-def shapes(steps=150):
+def shapes(steps=100):
   """A run of the shapes world, on a CPU."""
   config = dreamfusion.shapes(steps)
   field = config.scene
@@ -36,20 +36,21 @@ def shapes(steps=150):
     config.guidance.options.update({'time_min': 0.02, 'time_max': 0.6})
   config.scene = _scene(field)
   config.scene.update({'random_background_prob': 1.0, 'background_range': 1.0})
-  # In the teacher's training images a ray that touches the object is opaque,
-  # and one that misses it by a pixel is empty (data/shapes/render.py): objects
-  # are half a pixel larger than they are, and so is a field that was trained by
-  # the teacher. Half a pixel at the mean distance and focal length:
+  # In the teacher's training images a ray that touches the object is opaque and
+  # one that misses it by a pixel is empty (data/shapes/render.py), so that they
+  # show objects half a pixel too large on all sides. So is a field that the
+  # teacher trained. Half a pixel at the mean distance and focal length:
   config.scene.outset = 0.5
   config.scene.inset = 0.5 * 1.6 / (1.3 * config.scene.size)
   # Flat sides and sharp edges.
-  config.scene.normal_variation = 100.0
+  config.scene.normal_variation, config.scene.smoothing = 2000.0, 1
+  config.scene.resolution = 48
   config.scene.light.update({'albedo_steps': 0, 'shaded_prob': 1.0})
   config.optimizer = ml_collections.ConfigDict({
       'name': 'adam', 'learning_rate': 1e-2, 'schedule': 'cosine',
       'b1': 0.9, 'b2': 0.99, 'eps': 1e-15,
-      'lr_multipliers': {'offsets': 0.15}})
-  config.log_every, config.eval_every, config.checkpoint_every = 10, 50, 150
+      'lr_multipliers': {'offsets': 0.1}})
+  config.log_every, config.eval_every, config.checkpoint_every = 10, 50, 100
   return config
 
 
@@ -69,6 +70,7 @@ def _scene(field):
       'size': field.size, 'layers': 1, 'near': 0.05, 'far': 20.0,
       'bound': field.bound,
       'surface': 'vertices',
+      # Rounds of smoothing through which the offsets of vertices are seen.
       'smoothing': 6,
       'laplacian': {'of': 'offsets', 'start': 0.0, 'end': 0.0, 'rate': 0.0},
       'normal_consistency': 0.0, 'normal_variation': 0.0,
