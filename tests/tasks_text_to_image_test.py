@@ -87,6 +87,16 @@ def test_start_parts_selects_the_initialized_parts(
     text_to_image.make(again).init(jax.random.key(9))
 
 
+def test_start_from_a_model_of_other_sizes_is_refused(config):
+  again = config.copy_and_resolve_references()
+  again.start_from = str(assets.TEXT_TO_IMAGE)
+  with pytest.raises(ValueError, match='shapes.* is of another model'):
+    text_to_image.make(again).init(jax.random.key(9))
+  again.start_from = str(assets.CLIP)
+  with pytest.raises(ValueError, match="of the task 'clip'"):
+    text_to_image.make(again)
+
+
 def test_prior_image_loss_is_least_at_the_mean_of_known_cameras():
   truth = jax.random.normal(jax.random.key(0), (4, 5, 12))
   known = jnp.array([1., 1, 0, 1])

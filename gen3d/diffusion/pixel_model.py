@@ -268,9 +268,9 @@ def load(path: str | os.PathLike = assets.TEXT_TO_IMAGE
   """The shipped model, or that at `path`, as (PixelModel, params, record).
 
   Raises:
-    UserError: the file is missing or damaged.
+    UserError: the file is missing or damaged, or is not of such a model.
   """
-  params, record = assets.load(path)
+  params, record = assets.load(path, 'text_to_image')
   model = build(record['config']['model'], assets.tokenizer().vocab_size)
   return model, params, record
 

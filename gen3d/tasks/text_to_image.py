@@ -74,8 +74,11 @@ def make(config: ml_collections.ConfigDict) -> Task:
   """The Task of configs/text_to_image.py.
 
   Raises:
-    UserError: the prediction is unknown.
+    UserError: the prediction is unknown, or the weights of `start_from` cannot
+      be read.
   """
+  if config.start_from:  # An error before the data are rendered.
+    assets.load(config.start_from, 'text_to_image')
   model = build_model(config)
   parts = Parts(
       model, optim.make_optimizer(config.optimizer, config.steps),
@@ -106,11 +109,11 @@ def _init(key, *, config, parts):
   model = parts.model
   params = jax.jit(lambda key: model.init(key, assets.CAPTION_LENGTH))(key)
   if config.start_from:
-    earlier, _ = assets.load(config.start_from)
+    earlier, _ = assets.load(config.start_from, 'text_to_image')
     for part in config.start_parts:
       check(f'part of {config.start_from} (start_parts)', earlier, part)
     params = _with(params, {part: earlier[part]
-                            for part in config.start_parts})
+                            for part in config.start_parts}, config.start_from)
   width = model.encoder.config.width
   params[PROBE] = {
       'category': jnp.zeros((width, len(captions.CATEGORIES) + 1)),
@@ -119,10 +122,14 @@ def _init(key, *, config, parts):
   return states.create(params, parts.optimizer, ema=True)
 
 
-def _with(params, earlier):
+def _with(params, earlier, file):
   """Parameters, replaced by those of an earlier model where it has them."""
-  flat = traverse_util.flatten_dict
-  return traverse_util.unflatten_dict({**flat(params), **flat(earlier)})
+  ours, theirs = map(traverse_util.flatten_dict, (params, earlier))
+  # The file may lack parameters that models have only since it was written.
+  common = ours.keys() & theirs.keys()
+  assets.check_fits(file, {name: theirs[name] for name in common},
+                    {name: ours[name] for name in common})
+  return traverse_util.unflatten_dict({**ours, **theirs})
 
 
 def batches(seed: int, first_step: int, *,
