@@ -23,6 +23,7 @@ from gen3d.choices import UserError
 
 FOLDER = pathlib.Path(__file__).parent
 TEXT_TO_IMAGE = FOLDER / 'text_to_image_shapes.safetensors'
+TEXT_TO_IMAGE_DEPTH = FOLDER / 'text_to_image_shapes_depth.safetensors'
 CLIP = FOLDER / 'clip_shapes.safetensors'
 CAPTION_LENGTH = 24  # tokens, with the end token
 

@@ -20,6 +20,7 @@ from gen3d.diffusion import loading, noise
 from gen3d.diffusion.teachers import Teacher, Text, Weights
 from gen3d.guidance import Guidance, Metrics, prompts
 from gen3d.ops import cameras, schedules
+from gen3d.ops import images as image_ops
 from gen3d.ops.cameras import Camera
 
 Scalar = float | tuple  # a number or a schedule, see ops.schedules.piecewise
@@ -86,6 +87,9 @@ class ViewText(NamedTuple):
   """Embeddings for B views, pytrees with leading axis B."""
   cond: Any  # the view-dependent prompt, with the camera
   null: Any  # the negative prompt
+  # ops.cameras.Camera [B] of the views, for `add_depth`; None where it is done
+  # or the teacher has no depth conditioning.
+  camera: Any = None
 
 
 def from_config(combination: Callable[[Scalar], Coefficients],
@@ -124,6 +128,7 @@ def make(teacher: Teacher, settings: Settings,
 
   def loss(params, frozen, key, render, text, step):
     del params
+    text = add_depth(teacher, frozen.weights, text, render)
     color_only = render.color_only
     return distillation_loss(
         teacher, settings, frozen.weights, key, render.image[None], text, step,
@@ -144,7 +149,33 @@ def _condition(teacher: Teacher, nearest_view: NearestView, frozen: Frozen,
   label = cameras.to_label(camera)[None]
   # The negative prompt stays without a camera, as in the teacher's training,
   # where captions are dropped together with cameras.
-  return ViewText(teacher.add_camera(frozen.weights, cond, label), null)
+  view = jax.tree.map(lambda x: x[None], camera)
+  return ViewText(teacher.add_camera(frozen.weights, cond, label), null,
+                  view if teacher.depth_conditioned else None)
+
+
+def add_depth(teacher: Teacher, weights: Weights, text: ViewText,
+              render: Any) -> ViewText:
+  """The text of a view with depth conditioning by its render's depth map.
+
+  The prompt and the negative prompt get the same map, as with a ControlNet:
+  their difference is then that of the words. The map has no gradient. The text
+  is returned as it is where the teacher has no depth conditioning.
+
+  Args:
+    teacher: Teacher.
+    weights: of the teacher.
+    text: ViewText of one view, B = 1, with its camera.
+    render: scenes.Render, or any record with `depth` [H, W], the distance
+      along the rays, and `opacity` [H, W].
+  """
+  if not teacher.depth_conditioned:
+    return text
+  depth, opacity = jax.lax.stop_gradient((render.depth, render.opacity))
+  maps = image_ops.depth_map(
+      cameras.axial_depth(text.camera, depth[None]), opacity[None])
+  return ViewText(*(teacher.add_depth(weights, prompt, maps)
+                    for prompt in (text.cond, text.null)))
 
 
 def distillation_loss(
