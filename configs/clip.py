@@ -11,6 +11,14 @@ import ml_collections
 
 VARIANTS = {
     'shapes': {},
+    # The pair that guides (guidance/clip.py): other data, another network, and
+    # the backgrounds and crops of guidance.
+    'guide': {
+        'asset': 'clip_shapes_guide', 'seed': 2, 'data_seed': 1, 'views': 12_000,
+        'augment': {'zoom': (0.7, 1.5), 'shift': 0.15, 'background': 'mixed'},
+        'image': {'patch': 6, 'width': 96},
+        'text': {'width': 80, 'heads': 4}, 'features': 96,
+        'steps': 1500, 'optimizer': {'cooldown': 300}},
     'tiny': {
         'resolution': 16, 'views': 16, 'held_out': 96, 'features': 16,
         'batch': 8, 'steps': 2, 'log_every': 1, 'eval_every': 2,
@@ -24,6 +32,7 @@ def get_config(variant='shapes'):
   """The config; variants: 'shapes' (the bundled weights), 'tiny' (tests)."""
   config = ml_collections.ConfigDict()
   config.task = 'clip'
+  config.asset = 'clip_shapes'  # name of the weights that a run writes
   config.seed = 0
 
   # Data: cached views of the shapes world, lit anew in every step.
@@ -31,6 +40,7 @@ def get_config(variant='shapes'):
   config.resolution = 64
   config.views = 30_000
   config.held_out = 512
+  config.augment = {'zoom': (0.75, 1.2), 'shift': 0.1, 'background': 'shapes'}
 
   # Model: 0.08 GFLOP forward per pair, 1.1 M parameters. Images are reduced
   # from 64 to 48 pixels: half of the cost, and shapes and colors remain clear.

@@ -207,6 +207,23 @@ def project(camera: Camera, points: jax.Array
   return jnp.stack([x, y], axis=-1), depth
 
 
+def clip_positions(camera: Camera, points: jax.Array, near: float,
+                   far: float) -> jax.Array:
+  """Clip positions [..., N, 4] of points [..., N, 3], as a rasterizer takes.
+
+  OpenGL's: x to the right, y up, z / w from -1 at `near` to 1 at `far`, w the
+  depth along the viewing axis.
+  """
+  offset = points - camera.c2w[..., None, :3, 3]
+  local = jnp.sum(camera.c2w[..., None, :3, :3] * offset[..., :, None], -2)
+  x, y, depth = local[..., 0], local[..., 1], -local[..., 2]
+  k = 2 * camera.intrinsics[..., None, :, :]
+  return jnp.stack([
+      k[..., 0, 0] * x - k[..., 0, 1] * y + (k[..., 0, 2] - 1) * depth,
+      k[..., 1, 1] * y + (1 - k[..., 1, 2]) * depth,
+      ((far + near) * depth - 2 * far * near) / (far - near), depth], axis=-1)
+
+
 def sample(
     key: jax.Array, *, azimuth: tuple = (-180.0, 180.0),
     elevation: tuple = (-10.0, 90.0), distance: tuple = (1.0, 1.5),

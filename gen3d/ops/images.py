@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d.choices import pick
+
 # StyleGAN2's resampling filter, the binomial of order 3 with sum 1.
 BINOMIAL = (0.125, 0.375, 0.375, 0.125)
 _BITS = 22  # of the fraction of a weight where PIL resizes integers
@@ -107,6 +109,47 @@ def blur(
   return x
 
 
+def gaussian_blur(
+    x: jax.Array, sigma: jax.Array | float, radius: int) -> jax.Array:
+  """Gaussian blur of [..., H, W, C] with the weight exp(-i^2 / (2 sigma^2)).
+
+  Near the edges the weights of the pixels inside are scaled to sum to one.
+
+  Args:
+    x: [..., H, W, C].
+    sigma: standard deviation in pixels, may be traced; 0 for no blur.
+    radius: of the kernel, in pixels.
+  """
+  # A kernel of width 0 is the identity, without a division by zero.
+  scale = jnp.maximum(jnp.asarray(sigma, jnp.float32), 0.05)
+  for axis in (x.ndim - 3, x.ndim - 2):
+    size = x.shape[axis]
+    offset = np.arange(size)[:, None] - np.arange(size)
+    band = jnp.where(np.abs(offset) <= radius,
+                     jnp.exp(-0.5 * (offset / scale) ** 2), 0.0)
+    band = band / jnp.sum(band, axis=1, keepdims=True)
+    x = jnp.moveaxis(jnp.tensordot(band, x, (1, axis)), 0, axis)
+  return x
+
+
+def reflected_blur(x: jax.Array, sigma: float, radius: int) -> jax.Array:
+  """Gaussian blur of [..., H, W, C] whose edges mirror the image.
+
+  The weight at distance i is exp(-i^2 / (2 sigma^2)), as in `gaussian_blur`;
+  pixels beyond an edge are those at the same distance within, as in kornia.
+
+  Args:
+    x: images larger than `radius`.
+    sigma: standard deviation in pixels, positive.
+    radius: of the kernel, in pixels; 0 for no blur.
+  """
+  i = np.arange(-radius, radius + 1)
+  taps = np.exp(-0.5 * (i / sigma) ** 2)
+  pad = [(0, 0)] * (x.ndim - 3) + [(radius, radius)] * 2 + [(0, 0)]
+  return filter2d(jnp.pad(x, pad, mode='reflect'),
+                  tuple(float(tap) for tap in taps / taps.sum()), 0, 0)
+
+
 def resize(x: jax.Array, size: int, antialias: bool = True) -> jax.Array:
   """Bilinear resizing of [..., H, W, C] to [..., size, size, C].
 
@@ -189,9 +232,69 @@ def cubic(before: int, after: int) -> np.ndarray:
   Keys' cubic (1981, a = -1/2), as wide as an output pixel where the size is
   reduced. Pixels beyond the edges have weight 0.
   """
+  return resize_weights(before, after, 'cubic')
+
+
+def filtered_resize(x: jax.Array, size: int, kernel: str,
+                    black_edges: bool = False) -> jax.Array:
+  """Antialiased resizing of [..., H, W, C] to [..., size, size, C].
+
+  Args:
+    x: images.
+    size: pixels per side.
+    kernel: of KERNELS.
+    black_edges: see `resize_weights`.
+
+  Raises:
+    UserError: the kernel is unknown.
+  """
+  for axis in (x.ndim - 3, x.ndim - 2):
+    if x.shape[axis] != size:
+      weights = resize_weights(x.shape[axis], size, kernel, black_edges)
+      x = jnp.moveaxis(jnp.tensordot(
+          jnp.asarray(weights, x.dtype), x, (1, axis),
+          precision='highest'), 0, axis)
+  return x
+
+
+def resize_weights(before: int, after: int, kernel: str,
+                   black_edges: bool = False) -> np.ndarray:
+  """Weights of antialiased resizing along an axis, float64 [after, before].
+
+  The kernel is as wide as an output pixel where the size is reduced.
+
+  Args:
+    before, after: numbers of pixels.
+    kernel: of KERNELS.
+    black_edges: pixels beyond the edges count as black, as in ResizeRight,
+      which CLIP-Mesh uses; otherwise they have weight 0.
+
+  Raises:
+    UserError: the kernel is unknown.
+  """
+  function, support = pick('kernel', KERNELS, kernel)
   scale = before / after
+  width = max(scale, 1.0)
+  # Pixels beyond the edges that the kernel reaches.
+  margin = int(np.ceil(support * width)) if black_edges else 0
+  pixels = np.arange(-margin, before + margin) + 0.5
   centers = (np.arange(after)[:, None] + 0.5) * scale
-  x = np.abs(np.arange(before) + 0.5 - centers) / max(scale, 1.0)
-  weights = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(
+  weights = function(np.abs(pixels - centers) / width)
+  weights = weights / weights.sum(1, keepdims=True)
+  return weights[:, margin:margin + before]
+
+
+def _keys(x):
+  return np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(
       x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0.0))
-  return weights / weights.sum(1, keepdims=True)
+
+
+def _lanczos(x, lobes):
+  return np.where(x < lobes, np.sinc(x) * np.sinc(x / lobes), 0.0)
+
+
+# Kernel (distance in output pixels -> weight) and support, by name.
+KERNELS = {'linear': (lambda x: np.maximum(1 - x, 0.0), 1),
+           'cubic': (_keys, 2),
+           'lanczos2': (functools.partial(_lanczos, lobes=2), 2),
+           'lanczos3': (functools.partial(_lanczos, lobes=3), 3)}

@@ -21,7 +21,7 @@ class View(NamedTuple):
   camera: Any      # ops.cameras.Camera; None where only rays are given
   rays: Any        # ops.cameras.Rays, [H, W, ...]
   light: Any       # ops.shading.Light; None for scenes with their own light
-  background: Any  # [3] color behind the object, finite; see `learned`
+  background: Any  # [3] or [H, W, 3] behind the object, finite; see `learned`
   learned: Any     # [] 1.0: the scene's own background, 0.0: `background`
 
 
