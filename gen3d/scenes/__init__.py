@@ -23,6 +23,8 @@ class View(NamedTuple):
   light: Any       # ops.shading.Light; None for scenes with their own light
   background: Any  # [3] or [H, W, 3] behind the object, finite; see `learned`
   learned: Any     # [] 1.0: the scene's own background, 0.0: `background`
+  # [] int: which subject of the scene is shown, alone; None for all.
+  subject: Any = None
 
 
 class Render(NamedTuple):
@@ -41,6 +43,8 @@ class Render(NamedTuple):
 
 
 Params = Any  # a pytree
+# () -> {name: arrays}
+Load = Callable[[], dict[str, Any]]
 # (key, step, part) -> View
 SampleView = Callable[..., View]
 # (params, key, view) -> Render
@@ -73,6 +77,11 @@ class Scene(NamedTuple):
       the grid that a volume is sampled on; connected components with at least
       `keep_share` of the largest one's volume are kept.
     bound: half-width of the cube around the origin that holds the object.
+    load: () -> {name: arrays} that are not trained, such as a given surface, or
+      None where there are none. Read once, when a run begins, and saved with
+      it; the other functions find them among the entries of `params`.
+    subjects: number of parts with a prompt each. Where there are several, a
+      view shows one of them alone, whose index is `view.subject`.
   """
   init: Callable[[jax.Array], Params]
   sample_view: SampleView
@@ -81,3 +90,5 @@ class Scene(NamedTuple):
   show: Show
   mesh: ExtractMesh
   bound: float
+  load: Load | None = None
+  subjects: int = 1
