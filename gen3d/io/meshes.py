@@ -24,6 +24,7 @@ from PIL import Image
 
 from gen3d import files
 from gen3d.choices import UserError
+from gen3d.io import mesh_references
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.cameras import Z_UP
 from gen3d.ops.mesh import Mesh
@@ -73,7 +74,7 @@ def load(path: str | os.PathLike, up: str = 'y') -> tuple[Mesh, ...]:
   """Reads a mesh file: one Mesh per material and node of its scene.
 
   Textures are read only from the formats of files.IMAGE_FORMATS; others are
-  ignored, like missing ones.
+  ignored.
 
   Args:
     path: file of any format that trimesh opens.
@@ -83,8 +84,8 @@ def load(path: str | os.PathLike, up: str = 'y') -> tuple[Mesh, ...]:
     Meshes in the scene's common frame, each with normals and colors.
 
   Raises:
-    UserError: the file is missing, of an unknown format, damaged, or has no
-      triangles.
+    UserError: the file, or a material file or texture that it names, is
+      missing; it is of an unknown format, damaged, or has no triangles.
   """
   path = pathlib.Path(path)
   formats = sorted(trimesh.available_formats())
@@ -93,6 +94,7 @@ def load(path: str | os.PathLike, up: str = 'y') -> tuple[Mesh, ...]:
                     f'of {", ".join(formats)}.')
   if not path.is_file():
     raise UserError(f'{path} is missing; give the path of a mesh file.')
+  mesh_references.check(path)
   try:
     parts = _read_parts(path)
   except Exception as error:  # each format's parser has its own exceptions
