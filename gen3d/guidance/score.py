@@ -79,7 +79,8 @@ class Settings(NamedTuple):
 
 class Frozen(NamedTuple):
   """Guidance's `frozen` of score distillation."""
-  prompts: Any  # Text with leading axis 5: prompts.VIEWS, negative prompt
+  # Text with leading axis 4 N + 1: prompts.VIEWS of N prompts, negative prompt.
+  prompts: Any
   weights: Any  # of the teacher
 
 
@@ -123,7 +124,9 @@ def make(teacher: Teacher, settings: Settings,
   def load(prompt, negative_prompt):
     # First the embeddings, whose text encoder is freed before `load` reads the
     # rest of the teacher.
-    embeddings = teacher.embed([*prompts.with_views(prompt), negative_prompt])
+    several = (prompt,) if isinstance(prompt, str) else prompt
+    texts = [text for one in several for text in prompts.with_views(one)]
+    embeddings = teacher.embed([*texts, negative_prompt])
     return Frozen(embeddings, teacher.load())
 
   def loss(params, frozen, key, render, text, step):
@@ -140,10 +143,10 @@ def make(teacher: Teacher, settings: Settings,
 
 
 def _condition(teacher: Teacher, nearest_view: NearestView, frozen: Frozen,
-               camera: Camera) -> ViewText:
-  """ViewText of one camera, B = 1."""
+               camera: Camera, subject: jax.Array | int = 0) -> ViewText:
+  """ViewText of one camera, B = 1, with the prompt of index `subject`."""
   azimuth, elevation, _ = cameras.angles(camera.c2w[:3, 3])
-  row = nearest_view(azimuth, elevation)
+  row = len(prompts.VIEWS) * subject + nearest_view(azimuth, elevation)
   cond = jax.tree.map(lambda x: x[row][None], frozen.prompts)
   null = jax.tree.map(lambda x: x[-1:], frozen.prompts)
   label = cameras.to_label(camera)[None]

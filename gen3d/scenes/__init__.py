@@ -43,8 +43,6 @@ class Render(NamedTuple):
 
 
 Params = Any  # a pytree
-# () -> {name: arrays}
-Load = Callable[[], dict[str, Any]]
 # (key, step, part) -> View
 SampleView = Callable[..., View]
 # (params, key, view) -> Render
@@ -77,9 +75,8 @@ class Scene(NamedTuple):
       the grid that a volume is sampled on; connected components with at least
       `keep_share` of the largest one's volume are kept.
     bound: half-width of the cube around the origin that holds the object.
-    load: () -> {name: arrays} that are not trained, such as a given surface, or
-      None where there are none. Read once, when a run begins, and saved with
-      it; the other functions find them among the entries of `params`.
+    fixed: names of the parameters that are not optimized, such as the faces of
+      a mesh; params is then a dict.
     subjects: number of parts with a prompt each. Where there are several, a
       view shows one of them alone, whose index is `view.subject`.
   """
@@ -90,5 +87,5 @@ class Scene(NamedTuple):
   show: Show
   mesh: ExtractMesh
   bound: float
-  load: Load | None = None
+  fixed: tuple[str, ...] = ()
   subjects: int = 1

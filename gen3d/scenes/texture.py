@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.choices import UserError, pick
+from gen3d.choices import UserError, check, pick
 from gen3d.models import texture_field
 from gen3d.ops import (
   atlas,
@@ -31,6 +31,7 @@ from gen3d.ops import (
   raster,
   shading,
 )
+from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
 from gen3d.scenes import Render, Scene, View, views
 
@@ -49,49 +50,72 @@ Objects = Sequence[Sequence[Mesh]]
 
 
 def make(config: Any, read: Callable[[], Objects],
-         read_cameras: Callable[[], cameras.Camera] | None = None) -> Scene:
+         read_cameras: Callable[[], cameras.Camera]) -> Scene:
   """The Scene of a config (configs/scene_tex.py: `scene`).
 
   Args:
     config: ConfigDict.
     read: reads the meshes.
-    read_cameras: reads the Camera [N] of view_distribution 'keyframes'.
+    read_cameras: reads the Camera [N] of the view distribution 'keyframes'.
 
   Raises:
-    UserError: a name in the config is unknown.
+    UserError: a name in the config is unknown, or its settings contradict.
   """
-  activation = pick('activation', ACTIVATIONS, config.activation)
   around = config.view_distribution in views.DISTRIBUTIONS
-  subjects = len(names(config.meshes)) if config.each else 1
   if config.each and not around:
     raise UserError(
         'Prompts of single meshes (--config.scene.each) need views around '
         "objects; set --config.scene.view_distribution='dreamfusion'.")
-  sample_view = views.of_config(config) if around else _from_set(
-      config, read_cameras)
-  grid = dict(config.grid)
-  field = texture_field.TextureField(
-      levels=multires.make_levels(**{key: grid[key] for key in (
-          'count', 'base', 'growth', 'log2_entries')}),
-      features=grid['features'], init_scale=grid['init_scale'],
-      attention=texture_field.CrossAttention(**config.attention),
-      **config.mlp)
-  color = lambda params, uv, instances, anchors: activation(field.apply(
-      params['field'], uv, instances, anchors))
+  cameras_of = None if around else _cameras(config, read_cameras)
+  if cameras_of is None:
+    sample_view = views.of_config(config)
+  else:
+    sample_view = partial(_from_set, cameras_of)
+  subjects = len(names(config.meshes)) if config.each else 1
+  if config.each:
+    sample_view = partial(_of_subject, sample_view, subjects)
+  field, color = _field(config)
   render = partial(_render, color=color, near=config.near, far=config.far,
                    samples=config.supersampling)
+  point = jnp.zeros((1, 2))  # for the shapes of the parameters
+
+  def init(key):
+    # Once, on the host, although `init` is compiled.
+    with jax.ensure_compile_time_eval():
+      surface = read_surface(read, cameras_of, anchors=config.anchors,
+                             turns=config.turn, far=config.far)
+    return {'surface': surface, 'field': field.init(
+        key, point, jnp.zeros(1, int), point[None])}
+
   return Scene(
-      init=lambda key: {'field': field.init(
-          key, jnp.zeros((1, 2)), jnp.zeros(1, int), jnp.zeros((1, 1, 2)))},
-      sample_view=partial(_of_subject, sample_view, subjects)
-      if config.each else sample_view,
+      init=init, sample_view=sample_view,
       render=lambda params, key, view: render(params, view, config.size),
       penalties=lambda params, render, step: {},
       show=partial(_show, render),
       mesh=partial(_mesh, jax.jit(color), config.texture_size),
-      bound=config.bound, load=partial(
-          load, read, anchors=config.anchors, around=around,
-          turns=config.turn), subjects=subjects)
+      bound=config.bound, fixed=('surface',), subjects=subjects)
+
+
+def _field(config):
+  """(field, (params, uv, instances, anchors) -> colors [N, 3]) of a config."""
+  activation = pick('activation', ACTIVATIONS, config.activation)
+  grid = dict(config.grid)
+  features, init_scale = grid.pop('features'), grid.pop('init_scale')
+  field = texture_field.TextureField(
+      multires.make_levels(**grid), features,
+      texture_field.CrossAttention(**config.attention), **config.mlp,
+      init_scale=init_scale)
+  return field, lambda params, *points: activation(
+      field.apply(params['field'], *points))
+
+
+def _cameras(config, read_cameras):
+  """() -> the Camera [N] of a config with a set of cameras."""
+  sets = CAMERA_SETS | {'keyframes': None}
+  check('distribution of views', [*sets, *views.DISTRIBUTIONS],
+        config.view_distribution)
+  make_set = sets[config.view_distribution]
+  return partial(make_set, config.camera) if make_set else read_cameras
 
 
 def names(meshes: str) -> tuple[str, ...]:
@@ -107,27 +131,31 @@ def names(meshes: str) -> tuple[str, ...]:
   return files
 
 
-def load(read: Callable[[], Objects], *, anchors: int, around: bool,
-         turns: Sequence[float]) -> dict[str, Any]:
-  """Scene.load: the surface of the meshes, not trained.
+def read_surface(
+    read: Callable[[], Objects],
+    cameras_of: Callable[[], cameras.Camera] | None, *, anchors: int,
+    turns: Sequence[float], far: float) -> dict[str, np.ndarray]:
+  """The surface of the meshes, which is not trained.
 
   Args:
     read: see `make`.
+    cameras_of: () -> Camera [N] in the files' frame; None for views around
+      objects.
     anchors: number of them on each instance.
-    around: whether views are around objects, and the scene's frame therefore
-      is not the files' one.
     turns: degrees from +z to an object's front, towards +x; one number for
       all objects or one for each.
+    far: largest depth that is rendered.
 
   Returns:
-    {'surface': {name: array}} with V vertices, F faces and I instances:
-    vertices, normals [V, 3] in the scene's frame; own_vertices, own_normals
-    [V, 3] in the objects' frames; subjects [V], the index of the object; uv
-    [V, 2]; faces [F, 3]; instances [F]; anchors [I, A, 2]; to_file [4, 4] from
-    the scene's frame.
+    {name: array} with V vertices, F faces and I instances: vertices, normals
+    [V, 3] in the scene's frame; own_vertices, own_normals [V, 3] in the
+    objects' frames; subjects [V], the index of the object; uv [V, 2]; faces
+    [F, 3]; instances [F]; anchors [I, A, 2]; to_file [4, 4] from the scene's
+    frame.
 
   Raises:
-    UserError: the numbers of turns and of objects differ.
+    UserError: the numbers of turns and of objects differ, or a part of the
+      scene is beyond `far`.
   """
   objects = [list(parts) for parts in read()]
   turns = list(turns) * (len(objects) if len(turns) == 1 else 1)
@@ -136,28 +164,39 @@ def load(read: Callable[[], Objects], *, anchors: int, around: bool,
         f'There are {len(objects)} meshes and {len(turns)} values of '
         '--config.scene.turn; give one for all or one for each.')
   merged = merge.merge([mesh for parts in objects for mesh in parts])
-  vertices = merged.vertices.astype(np.float64)
-  counts = [sum(len(mesh.vertices) for mesh in parts) for parts in objects]
-  subjects = np.repeat(np.arange(len(objects)), counts)
-  own_vertices, own_normals = np.empty((2, *vertices.shape))
-  for index, turn in enumerate(turns):
-    own = subjects == index
-    own_vertices[own], own_normals[own], own_frame = _framed(
-        vertices[own], merged.normals[own], turn)
-  frame = np.eye(4)
-  if around and len(objects) == 1:
-    vertices, normals, frame = own_vertices, own_normals, own_frame
-  elif around:
-    vertices, normals, frame = _framed(vertices, merged.normals, 0.0)
+  subjects = np.repeat(np.arange(len(objects)), [
+      sum(len(mesh.vertices) for mesh in parts) for parts in objects])
+  in_file = merged.vertices.astype(np.float64), merged.normals
+  own = [_framed(*(x[subjects == index] for x in in_file), turn)
+         for index, turn in enumerate(turns)]
+  if cameras_of is not None:
+    _check_range(merged.vertices, cameras_of(), far)
+    vertices, normals, to_file = *in_file, np.eye(4)
   else:
-    normals = merged.normals
+    vertices, normals, to_file = own[0] if len(own) == 1 else _framed(
+        *in_file, 0.0)
   rows = {'vertices': vertices, 'normals': normals, 'uv': merged.uv,
-          'own_vertices': own_vertices, 'own_normals': own_normals,
-          'anchors': merge.sample_anchors(merged, anchors), 'to_file': frame}
-  return {'surface': {
+          'own_vertices': np.concatenate([x[0] for x in own]),
+          'own_normals': np.concatenate([x[1] for x in own]),
+          'anchors': merge.sample_anchors(merged, anchors), 'to_file': to_file}
+  return {
       **{name: np.asarray(x, np.float32) for name, x in rows.items()},
       'faces': merged.faces, 'instances': merged.instances,
-      'subjects': subjects.astype(np.int32)}}
+      'subjects': subjects.astype(np.int32)}
+
+
+def _check_range(vertices, every, far):
+  """Raises UserError where a vertex is farther than `far` from a camera."""
+  low, high = vertices.min(0), vertices.max(0)
+  eyes = np.asarray(every.c2w)[:, :3, 3]
+  # The corner of the box that is farthest from each camera.
+  reach = np.linalg.norm(
+      np.maximum(np.abs(eyes - low), np.abs(high - eyes)), axis=-1).max()
+  if reach > far:
+    raise UserError(
+        f'The meshes reach {reach:.3g} from a camera, beyond the largest depth '
+        f'of {far:.3g}; raise --config.scene.far, or scale the meshes to the '
+        "unit of --config.scene.camera's positions.")
 
 
 def _framed(vertices, normals, turn):
@@ -180,7 +219,8 @@ def _of_subject(sample_view, subjects, key, step, part=(0.0, 1.0)):
 def _from_set(cameras_of, key, step, part=(0.0, 1.0)):
   """A View by one camera of a set, in ambient light, over gray."""
   del step
-  every = cameras_of()
+  with jax.ensure_compile_time_eval():
+    every = cameras_of()
   count = len(every.c2w)
   share = jax.random.uniform(key, minval=part[0], maxval=part[1])
   index = jnp.minimum((count * share).astype(int), count - 1)
@@ -276,7 +316,7 @@ def bake_texture(color: Callable, surface: dict[str, np.ndarray],
 
   Args:
     color: (uv [N, 2], instances [N], anchors [I, A, 2]) -> [N, 3] in [0, 1].
-    surface: see `load`.
+    surface: see `read_surface`.
     size: texels per side.
   """
   found = atlas.texels(surface['uv'], surface['faces'], size)
@@ -285,13 +325,17 @@ def bake_texture(color: Callable, surface: dict[str, np.ndarray],
   colors = np.zeros((len(uv), 3))
   for index, anchors in enumerate(surface['anchors']):
     own = instances == index
+    # One instance at a time, so that a chunk is one block of attention.
+    of_points = partial(_of_instance, color, anchors[None])
     if own.any():
-      # One instance at a time, so that a chunk is one block of attention.
       colors[own] = mesh_ops.map_chunks(
-          lambda points: color(points, np.zeros(len(points), np.int32),
-                               anchors[None]), uv[own].astype(np.float32))
+          of_points, uv[own].astype(np.float32))
   image = np.zeros((size, size, 3), np.uint8)
   covered = np.zeros((size, size), bool)
   image[found.rows, found.columns] = np.round(255 * np.clip(colors, 0, 1))
   covered[found.rows, found.columns] = True
   return bake.dilate(image, covered)
+
+
+def _of_instance(color, anchors, uv):
+  return color(uv, np.zeros(len(uv), np.int32), anchors)

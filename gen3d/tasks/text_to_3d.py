@@ -19,16 +19,24 @@ import numpy as np
 import optax
 
 from gen3d.choices import UserError, pick
+from gen3d.data import synthetic
 from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
 from gen3d.guidance import Guidance, prompts, score
 from gen3d.io import images as image_io
+from gen3d.io import keyframes, surfaces
+from gen3d.ops import atlas
 from gen3d.render import finished
-from gen3d.scenes import Scene, dreamfusion
+from gen3d.scenes import Scene, dreamfusion, texture
 from gen3d.tasks import Costs, Task
 
 # (config.scene) -> Scene, and (config) -> Guidance, by name.
-SCENES = {'dreamfusion': dreamfusion.make}
+SCENES = {'dreamfusion': dreamfusion.make,
+          'texture': lambda config: texture.make(
+              config, partial(_read_objects, config),
+              partial(keyframes.load, config.keyframes, config.up))}
+# Names of meshes of the shapes world begin so: 'shapes:chair'.
+SHAPES = 'shapes:'
 GUIDANCES = {'sds': partial(score.from_config, score.sds),
              'csd': partial(score.from_config, score.csd)}
 
@@ -52,8 +60,9 @@ def make(config: ml_collections.ConfigDict,
   Raises:
     UserError: the prompt is empty or a name is unknown.
   """
-  prompt = prompts.normalize(config.prompt)
   scene = make_scene(config)
+  prompt = prompts.normalize(config.prompt) if scene.subjects == 1 else (
+      prompts.split(config.prompt, scene.subjects))
   guidance = guidance or pick(
       'guidance', GUIDANCES, config.guidance.name)(config)
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
@@ -67,11 +76,17 @@ def make(config: ml_collections.ConfigDict,
           _evaluate, path=finished.turntable(4, dict(config.orbit)),
           view=finished.make_renderer(scene, 96, ('color', 'normal'))),
       finish=lambda state, workdir: finished.export(
-          _finished(scene, state.params['scene'], config), workdir),
-      costs=lambda: Costs({
-          'views a step': config.views, 'rays a side': config.scene.size,
-          'samples a ray': (config.scene.samples,
-                            config.scene.importance.samples)}))
+          _finished(scene, scene_params(state), config), workdir),
+      costs=partial(_costs, config))
+
+
+def _costs(config):
+  """The Costs of a step: a mesh has no samples along a ray."""
+  samples = {'samples a ray': (
+      config.scene.samples, config.scene.importance.samples)} if (
+          'samples' in config.scene) else {}
+  return Costs({'views a step': config.views,
+                'rays a side': config.scene.size, **samples})
 
 
 def make_scene(config: ml_collections.ConfigDict) -> Scene:
@@ -103,7 +118,24 @@ def load_run(workdir: str | os.PathLike, step: int | None = None
   # Of the checkpoint only the scene is read: the guidance's teacher may not be
   # on this machine.
   params = checkpoints.load_tree(workdir, 'params/scene', step)
-  return make_scene(config), jax.tree.map(jnp.asarray, params), config
+  scene = make_scene(config)
+  if scene.fixed:
+    params |= checkpoints.load_tree(workdir, 'extra/scene', step)
+  return scene, jax.tree.map(jnp.asarray, params), config
+
+
+def _read_objects(config):
+  """The meshes of a texture's config, a tuple for each of its names."""
+  return [_shapes_object(name, config) if name.startswith(SHAPES)
+          else surfaces.load_parts(name, config.up, uv_size=config.texture_size)
+          for name in texture.names(config.meshes)]
+
+
+def _shapes_object(name, config):
+  """The typical object of the shapes world of a category, without color."""
+  mesh, = synthetic.surface_from_caption(
+      f'a {name.removeprefix(SHAPES)}', config.shapes_resolution)
+  return atlas.unwrap(mesh._replace(colors=None), config.texture_size),
 
 
 def load(workdir: str | os.PathLike,
@@ -124,15 +156,29 @@ def _finished(scene: Scene, params: Any,
 def _init(key, *, parts, prompt, negative_prompt):
   """The TrainState at step 0; `frozen` is the guidance's."""
   key_scene, key_guidance = jax.random.split(key)
+  # Before the guidance reads its teacher: the scene may read a mesh.
+  scene = jax.jit(parts.scene.init)(key_scene)
   frozen = parts.guidance.load(prompt, negative_prompt)
-  params = {'scene': jax.jit(parts.scene.init)(key_scene),
+  fixed = {name: scene.pop(name) for name in parts.scene.fixed}
+  params = {'scene': scene,
             'guidance': parts.guidance.init(key_guidance, frozen)}
-  return states.create(params, parts.optimizer, frozen=frozen)
+  return states.create(params, parts.optimizer, frozen=frozen,
+                       extra={'scene': fixed} if fixed else None)
+
+
+def scene_params(state: states.TrainState) -> Any:
+  """The parameters of the scene of a state, with those that are fixed."""
+  return _with_fixed(state.params['scene'], state.extra)
+
+
+def _with_fixed(params, extra):
+  return params if extra is None else {**params, **extra['scene']}
 
 
 def _step(state, batch, key, *, parts):
   """One update from the views of one device; see tasks.Task."""
   def mean_loss(params):
+    params = {**params, 'scene': _with_fixed(params['scene'], state.extra)}
     losses, metrics = jax.vmap(
         lambda index: _view_loss(
             params, state.frozen, key, index, state.step, parts=parts))(
@@ -153,9 +199,11 @@ def _view_loss(params, frozen, key, index, step, *, parts):
   part = (index / parts.views, (index + 1) / parts.views)
   view = scene.sample_view(key_view, step, part)
   render = scene.render(params['scene'], key_render, view)
+  # Guidances for a single prompt need not know of subjects.
+  subject = () if scene.subjects == 1 else (view.subject,)
   loss, metrics = guidance.loss(
       params['guidance'], frozen, key_guidance, render,
-      guidance.condition(frozen, view.camera), step)
+      guidance.condition(frozen, view.camera, *subject), step)
   penalties = scene.penalties(params['scene'], render, step)
   metrics |= {f'loss/{name}': value for name, value in penalties.items()}
   metrics['opacity'] = jnp.mean(render.opacity)
@@ -172,5 +220,5 @@ def _batches(seed: int, first_step: int, *, views: int
 def _evaluate(state, key, *, view, path):
   """A sheet of four sides, each in color and as normals."""
   del key
-  film = view(state.params['scene'], path)
+  film = view(scene_params(state), path)
   return {}, {'preview': image_io.tile(film, 2)}
