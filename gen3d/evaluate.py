@@ -4,6 +4,7 @@ python -m gen3d.evaluate --what=clip
 python -m gen3d.evaluate --what=text_to_image --out=/tmp/samples
 python -m gen3d.evaluate --what=mean_prediction --out=/tmp/mean_prediction
 python -m gen3d.evaluate --what=text_to_3d --runs=runs --out=/tmp/table
+python -m gen3d.evaluate --what=textures --runs=runs --out=/tmp/textures
 python -m gen3d.evaluate --what=gan --network=shapes
 python -m gen3d.evaluate --what=r_precision --runs=runs
 python -m gen3d.evaluate --what=r_precision --runs=runs \
@@ -18,7 +19,14 @@ from absl import flags
 
 from gen3d import assets
 from gen3d.engine import cli
-from gen3d.evaluation import clip, gan, mean_prediction, r_precision, text_to_3d
+from gen3d.evaluation import (
+  clip,
+  gan,
+  mean_prediction,
+  r_precision,
+  text_to_3d,
+  textures,
+)
 
 # --what -> function of the flags' values that returns the text to print.
 _REPORTS = {
@@ -30,6 +38,7 @@ _REPORTS = {
         f.runs, f.clip_weights, f.force, f.out),
     'r_precision': lambda f: r_precision.report(
         f.runs, f.protocol, f.clip, f.captions, f.clip_weights, f.force),
+    'textures': lambda f: textures.report(f.runs, f.out),
     'gan': lambda f: gan.report(f.network),
 }
 

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import struct
+import urllib.parse
 from collections.abc import Iterator
 
 from gen3d.choices import UserError
@@ -70,7 +71,7 @@ def _of_gltf(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
     if texture and 'source' in tree['textures'][texture['index']]:
       image = tree['images'][tree['textures'][texture['index']]['source']]
       if not image.get('uri', 'data:').startswith('data:'):
-        yield 'texture', path, image['uri'].replace('%20', ' ')
+        yield 'texture', path, urllib.parse.unquote(image['uri'])
 
 
 def _of_ply(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:

@@ -1,4 +1,4 @@
-"""Textures of surfaces from color functions, and lookups in them.
+"""Textures of surfaces from color functions, and vertex colors from textures.
 
 `bake` evaluates a color function where the centers of the texels lie on the
 surface. See ops/atlas.py for the vocabulary.
@@ -7,15 +7,28 @@ surface. See ops/atlas.py for the vocabulary.
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 
-from gen3d.ops import atlas
+from gen3d.choices import UserError
+from gen3d.ops import atlas, textures
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
 
+SIZES = (16, 8192)  # texels per side: the smallest and the largest
+
 # points [CHUNK, 3] -> colors [CHUNK, 3] in [0, 1]; see ops.mesh.Query.
 Color = Callable[[np.ndarray], Any]
+
+
+def check_size(size: int) -> None:
+  """Raises UserError where a texture cannot have `size` texels per side."""
+  if size and not SIZES[0] <= size <= SIZES[1]:
+    raise UserError(
+        f'A texture cannot have {size} texels per side (--texture, or '
+        f'--config.export.texture); give {SIZES[0]} to {SIZES[1]}, or 0 for '
+        'vertex colors.')
 
 
 def bake(color: Color, mesh: Mesh, size: int) -> Mesh:
@@ -83,32 +96,30 @@ def dilate(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
   """Gives the texels that are not `covered` [H, W] the nearest one's color."""
   if not covered.any():
     return image
-  nearest = scipy.ndimage.distance_transform_edt(
+  nearest: Any = scipy.ndimage.distance_transform_edt(
       ~covered, return_distances=False, return_indices=True)
   return image[tuple(nearest)]
-
-
-def sample(image: np.ndarray, uv: np.ndarray) -> np.ndarray:
-  """Bilinear samples [N, 3] in [0, 1] of a uint8 texture, which is repeated.
-
-  Args:
-    image: [H, W, 3].
-    uv: [N, 2]; (0, 0) is the lower left corner.
-  """
-  height, width = image.shape[:2]
-  x = uv[:, 0] * width - 0.5
-  y = (1 - uv[:, 1]) * height - 0.5
-  left, top = np.floor(x).astype(int), np.floor(y).astype(int)
-  across, down = (x - left)[:, None], (y - top)[:, None]
-  texel = lambda row, column: image[
-      (top + row) % height, (left + column) % width].astype(np.float64)
-  return ((1 - down) * ((1 - across) * texel(0, 0) + across * texel(0, 1))
-          + down * ((1 - across) * texel(1, 0) + across * texel(1, 1))) / 255
 
 
 def vertex_colors(mesh: Mesh) -> np.ndarray | None:
   """Colors [V, 3] of the vertices: their own times the texture's, or None."""
   if mesh.texture is None:
     return mesh.colors
-  colors = sample(np.asarray(mesh.texture), np.asarray(mesh.uv))
+  colors = np.asarray(textures.texture(
+      jnp.float32(mesh.texture) / 255, jnp.float32(mesh.uv)))
   return colors if mesh.colors is None else colors * mesh.colors
+
+
+def without_texture(mesh: Mesh) -> Mesh:
+  """The mesh with vertex colors for its texture, and its seams merged.
+
+  At a seam the color is that of one of the vertices there, and normals are
+  left out, since a merged vertex may have several.
+  """
+  vertices, index = mesh_ops.weld(mesh.vertices)
+  colors = vertex_colors(mesh)
+  if colors is not None:
+    _, first = np.unique(index, return_index=True)
+    colors = colors[first]
+  return Mesh(vertices, index[np.asarray(mesh.faces)].astype(np.int32),
+              colors=colors)

@@ -53,6 +53,8 @@ Penalties = Callable[[Params, Render, Any], dict[str, jax.Array]]
 Show = Callable[..., dict[str, jax.Array]]
 # (params, resolution, keep_share) -> Mesh
 ExtractMesh = Callable[[Params, int, float], mesh.Mesh]
+# (params, points [N, 3]) -> colors [N, 3]
+Color = Callable[[Params, Any], Any]
 
 
 class Scene(NamedTuple):
@@ -79,6 +81,10 @@ class Scene(NamedTuple):
       a mesh; params is then a dict.
     subjects: number of parts with a prompt each. Where there are several, a
       view shows one of them alone, whose index is `view.subject`.
+    color: (params, points [N, 3]) -> colors [N, 3] in [0, 1], from all sides
+      and without shading, from which the mesh's texture is baked. None where
+      the mesh has its final colors. Call it with ops.mesh.CHUNK points, for
+      which it is compiled.
   """
   init: Callable[[jax.Array], Params]
   sample_view: SampleView
@@ -89,3 +95,4 @@ class Scene(NamedTuple):
   bound: float
   fixed: tuple[str, ...] = ()
   subjects: int = 1
+  color: Color | None = None

@@ -91,13 +91,15 @@ def make(config: Any) -> Scene:
           config.samples, config.importance.samples, config.importance.stride,
           config.chunk),
       normals=Normals(config.normals, config.epsilon))
+  query = jax.jit(make_query(config))
   return Scene(
       init=init,
       sample_view=views.sampler(config),
       render=render,
       penalties=partial(_penalties, weights=dict(config.penalties)),
       show=partial(_show, render),
-      mesh=partial(_mesh, jax.jit(make_query(config)), bound), bound=bound)
+      mesh=partial(_mesh, query, bound), bound=bound,
+      color=lambda params, points: query(params, points)[1])
 
 
 def make_query(config: Any) -> Callable:

@@ -58,8 +58,10 @@ def make(config: ml_collections.ConfigDict,
     guidance: Guidance; None for the one that the config names.
 
   Raises:
-    UserError: the prompt is empty or a name is unknown.
+    UserError: the prompt is empty, a name is unknown or an option of the export
+      is not possible.
   """
+  finished.export_options(config.export)  # raises before the training
   scene = make_scene(config)
   prompt = prompts.normalize(config.prompt) if scene.subjects == 1 else (
       prompts.split(config.prompt, scene.subjects))
