@@ -40,7 +40,7 @@ def paper():
   steps, late = 30_000, 5_000
   span = lambda low, high, count: tuple(
       low + (high - low) * i / (count - 1) for i in range(count))
-  return ml_collections.ConfigDict({
+  config = ml_collections.ConfigDict({
       'task': 'text_to_3d',
       'prompt': 'a bohemian style living room' + _SUFFIX,
       'negative_prompt': (
@@ -74,7 +74,6 @@ def paper():
           'anchors': 4096,
           'mlp': {'width': 256, 'layers': 4},
           'activation': 'clip',
-          'texture_size': 4096,
           # 5,000 cameras that face one point of the room.
           'view_distribution': 'sphere', 'keyframes': '',
           'camera': {
@@ -90,10 +89,12 @@ def paper():
                     'lr_multipliers': {}},
       'orbit': {'elevation': 15.0, 'distance': 0.5, 'focal': 0.87},
       'export': {'resolution': 192, 'size': 512, 'frames': 120, 'fps': 30,
-                 'keep_share': 1.0},
+                 'keep_share': 1.0, 'texture': 4096},
       'log_every': 50, 'eval_every': 500, 'checkpoint_every': 1000,
       'keep_checkpoints': 2, 'progress': ('sds/grad_norm', 'opacity'),
   }, convert_dict=True)
+  config.scene.texture_size = config.export.get_ref('texture')
+  return config
 
 
 def shapes(steps=200):
@@ -117,7 +118,7 @@ def shapes(steps=200):
       'init_scale': 1e-2})
   scene.attention = ml_collections.ConfigDict(
       {'hidden': 16, 'heads': 2, 'block': 4096})
-  scene.anchors, scene.texture_size = 64, 1024
+  scene.anchors = 64
   scene.mlp.width, scene.mlp.layers = 32, 2
   scene.activation = 'sigmoid'
   # The teacher's training images; see configs/dreamfusion.py.
@@ -134,7 +135,8 @@ def shapes(steps=200):
       'name': 'adam', 'learning_rate': 1e-2, 'schedule': 'cosine',
       'b1': 0.9, 'b2': 0.99, 'eps': 1e-15, 'lr_multipliers': {}})
   config.orbit.distance, config.orbit.focal = 1.85, 1.3
-  config.export.update({'size': 256, 'frames': 48, 'fps': 24})
+  config.export.update(
+      {'size': 256, 'frames': 48, 'fps': 24, 'texture': 1024})
   config.log_every, config.eval_every, config.checkpoint_every = 10, 100, 200
   return config
 
@@ -144,11 +146,11 @@ def tiny(steps=4):
   config = shapes(steps)
   scene = config.scene
   scene.meshes, scene.shapes_resolution = 'shapes:chair', 16
-  scene.size, scene.supersampling, scene.texture_size = 16, 1, 64
+  scene.size, scene.supersampling = 16, 1
   scene.grid.count, scene.grid.features = 2, 2
   scene.attention.hidden, scene.anchors, scene.mlp.width = 4, 4, 8
   config.guidance.options.num_noises = 1
-  config.export.update({'size': 16, 'frames': 8})
+  config.export.update({'size': 16, 'frames': 8, 'texture': 64})
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
   return config
 
