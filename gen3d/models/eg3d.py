@@ -141,15 +141,15 @@ def render_rays(
         'least 4 in the first, and one pass 2; raise '
         'model.rendering.samples_coarse.')
   quadrature = volume.midpoint_quadrature(density_activation)
+  march = functools.partial(volume.march, field, quadrature=quadrature)
   distances = sampling.stratified_points(
       draws.coarse, near, far, rendering.disparity)
   if rendering.samples_fine:
-    passes = volume.coarse_to_fine(
-        (field, field), rays, distances,
-        functools.partial(_resample, quantiles=draws.fine), quadrature,
-        union=True)
+    passes = volume.union(*volume.coarse_to_fine(
+        march, march, rays, distances,
+        functools.partial(_resample, quantiles=draws.fine)), quadrature)
   else:
-    passes = (volume.march(field, rays, distances, quadrature),)
+    passes = (march(rays, distances),)
   # All passes have the same intervals, those between the samples of all.
   weights, edges = passes[0].interval_weights, passes[0].edges
   opacity = jnp.sum(weights, axis=-1)
@@ -165,12 +165,12 @@ def render_rays(
       2 * color - 1, depth, opacity, edges[..., 0], edges[..., -1])
 
 
-def _resample(distances, weights, *, quantiles):
+def _resample(distances, first, *, quantiles):
   """Distances [..., samples_fine] of the second pass."""
   # The official code takes the midpoints of the samples for the bounds of the
   # weights' intervals, so that the first and last weight and the last midpoint
   # stay unused. Released networks were trained so.
-  weights = sampling.blur_weights(weights)
+  weights = sampling.blur_weights(first.interval_weights)
   return sampling.sample_pdf(
       volume.midpoints(distances)[..., :-1], weights[..., 1:-1] + 1e-5,
       quantiles)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gen3d.ops import mesh
+from gen3d.ops.mesh import Mesh
 
 
 class View(NamedTuple):
@@ -52,9 +52,13 @@ Penalties = Callable[[Params, Render, Any], dict[str, jax.Array]]
 # (params, camera, size, modes, background) -> {mode: image}
 Show = Callable[..., dict[str, jax.Array]]
 # (params, resolution, keep_share) -> Mesh
-ExtractMesh = Callable[[Params, int, float], mesh.Mesh]
+ExtractMesh = Callable[[Params, int, float], Mesh]
 # (params, points [N, 3]) -> colors [N, 3]
 Color = Callable[[Params, Any], Any]
+
+
+def _unchanged(params: Params) -> Params:
+  return params
 
 
 class Scene(NamedTuple):
@@ -79,6 +83,7 @@ class Scene(NamedTuple):
     bound: half-width of the cube around the origin that holds the object.
     fixed: names of the parameters that are not optimized, such as the faces of
       a mesh; params is then a dict.
+    project: params -> params within their range, after each step.
     subjects: number of parts with a prompt each. Where there are several, a
       view shows one of them alone, whose index is `view.subject`.
     color: (params, points [N, 3]) -> colors [N, 3] in [0, 1], from all sides
@@ -94,5 +99,6 @@ class Scene(NamedTuple):
   mesh: ExtractMesh
   bound: float
   fixed: tuple[str, ...] = ()
+  project: Callable[[Params], Params] = _unchanged
   subjects: int = 1
   color: Color | None = None

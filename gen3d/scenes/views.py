@@ -65,14 +65,15 @@ class ClipMeshCameras(NamedTuple):
 
   Attributes:
     azimuth: degrees.
-    elevation_beta: (a, b) of the beta distribution of the elevation.
-    elevation_max: degrees, times a sample of that distribution.
+    elevation_beta: b of the beta distribution of the elevation, whose density
+      is b (1 - x)^(b - 1).
+    elevation_max: degrees, times a sample x of that distribution.
     distance: from the origin.
     fov: angle of view, degrees.
     shift: largest offset of the object along x and y.
   """
   azimuth: tuple
-  elevation_beta: tuple
+  elevation_beta: float
   elevation_max: float
   distance: tuple
   fov: tuple
@@ -178,8 +179,8 @@ def clip_mesh(key: jax.Array, step: Any, part: tuple = (0.0, 1.0), *,
   uniform = lambda key, range_: jax.random.uniform(
       key, minval=range_[0], maxval=range_[1])
   distance = uniform(keys[0], ranges.distance)
-  elevation = ranges.elevation_max * jax.random.beta(
-      keys[1], *ranges.elevation_beta)
+  elevation = ranges.elevation_max * (
+      1 - jax.random.uniform(keys[1]) ** (1 / ranges.elevation_beta))
   camera = clip_mesh_camera(
       uniform(keys[2], ranges.azimuth), elevation, distance,
       uniform(keys[3], ranges.fov), ranges.shift * jax.random.uniform(

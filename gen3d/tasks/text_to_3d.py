@@ -19,24 +19,30 @@ import numpy as np
 import optax
 
 from gen3d.choices import UserError, pick
-from gen3d.data import synthetic
+from gen3d.data import untextured
 from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
 from gen3d.guidance import Guidance, prompts, score
 from gen3d.io import images as image_io
-from gen3d.io import keyframes, surfaces
-from gen3d.ops import atlas
+from gen3d.io import keyframes
 from gen3d.render import finished
 from gen3d.scenes import Scene, dreamfusion, texture
+from gen3d.scenes import mesh as mesh_scene
 from gen3d.tasks import Costs, Task
 
+
+def _texture(config):
+  """The Scene of a texture's config; its files are read by its `init`."""
+  read = lambda: [untextured.read(
+      name, config.up, config.texture_size, config.shapes_resolution)
+                  for name in texture.names(config.meshes)]
+  return texture.make(config, read, partial(
+      keyframes.load, config.keyframes, config.up))
+
+
 # (config.scene) -> Scene, and (config) -> Guidance, by name.
-SCENES = {'dreamfusion': dreamfusion.make,
-          'texture': lambda config: texture.make(
-              config, partial(_read_objects, config),
-              partial(keyframes.load, config.keyframes, config.up))}
-# Names of meshes of the shapes world begin so: 'shapes:chair'.
-SHAPES = 'shapes:'
+SCENES = {'dreamfusion': dreamfusion.make, 'mesh': mesh_scene.make,
+          'texture': _texture}
 GUIDANCES = {'sds': partial(score.from_config, score.sds),
              'csd': partial(score.from_config, score.csd)}
 
@@ -126,20 +132,6 @@ def load_run(workdir: str | os.PathLike, step: int | None = None
   return scene, jax.tree.map(jnp.asarray, params), config
 
 
-def _read_objects(config):
-  """The meshes of a texture's config, a tuple for each of its names."""
-  return [_shapes_object(name, config) if name.startswith(SHAPES)
-          else surfaces.load_parts(name, config.up, uv_size=config.texture_size)
-          for name in texture.names(config.meshes)]
-
-
-def _shapes_object(name, config):
-  """The typical object of the shapes world of a category, without color."""
-  mesh, = synthetic.surface_from_caption(
-      f'a {name.removeprefix(SHAPES)}', config.shapes_resolution)
-  return atlas.unwrap(mesh._replace(colors=None), config.texture_size),
-
-
 def load(workdir: str | os.PathLike,
          step: int | None = None) -> finished.Finished:
   """The finished scene of a run; arguments and errors of `load_run`."""
@@ -189,7 +181,10 @@ def _step(state, batch, key, *, parts):
 
   grads, metrics = jax.grad(mean_loss, has_aux=True)(state.params)
   grads = jax.lax.pmean(grads, 'devices')
-  return optim.apply_gradients(state, grads, parts.optimizer), metrics
+  state = optim.apply_gradients(state, grads, parts.optimizer)
+  return state.replace(params={
+      **state.params, 'scene': parts.scene.project(state.params['scene'])
+      }), metrics
 
 
 def _view_loss(params, frozen, key, index, step, *, parts):
