@@ -307,11 +307,11 @@ def network_teacher(
 
   def denoise(weights, x_t, t, text):
     inputs = x_t, noise.to_step(t), text['states']
-    residuals = None
+    added = {}
     if control and 'depth' in text:
-      residuals = _residuals(control, weights['control'], text['depth'],
-                             inputs)
-    output = unet.apply(weights['unet'], *inputs, residuals=residuals)
+      added['residuals'] = _residuals(
+          control, weights['control'], text['depth'], inputs)
+    output = unet.apply(weights['unet'], *inputs, **added)
     # Further channels predict the variance.
     return to_eps(schedule, x_t, output[..., :channels], t)
 
