@@ -312,7 +312,8 @@ def _with_depth(denoise):
   """TEACHER whose `denoise` gets the mean of the text's depth map."""
   def with_map(weights, x_t, t, text):
     bias = text['depth'].mean((1, 2, 3))[:, None, None, None]
-    return denoise(weights, x_t, t, text) + bias * text['states'][:, :1, :1]
+    return denoise(weights, x_t, t, text) + bias * (
+        text['states'][:, :1, :1, None])
 
   return TEACHER._replace(
       denoise=with_map, depth_conditioned=True,
