@@ -94,6 +94,13 @@ def save_unet(path, config, **saving):
   return model
 
 
+def save_control(path, config, **saving):
+  """A ControlNetModel of a config, saved in the folder `path`."""
+  model = jitter(diffusers().ControlNetModel(**config))
+  model.save_pretrained(path, **saving)
+  return model
+
+
 def save_autoencoder(path, **saving):
   """A small AutoencoderKL of three levels, saved in the folder `path`."""
   model = jitter(diffusers().AutoencoderKL(

@@ -306,3 +306,58 @@ def test_guidance_loss_is_that_of_the_rendered_image():
   expected, _ = score.distillation_loss(
       TEACHER, settings, WEIGHTS, key, image[None], text, 0, color_only[None])
   assert loss == expected != 0
+
+
+def _with_depth(denoise):
+  """TEACHER whose `denoise` gets the mean of the text's depth map."""
+  def with_map(weights, x_t, t, text):
+    bias = text['depth'].mean((1, 2, 3))[:, None, None, None]
+    return denoise(weights, x_t, t, text) + bias * (
+        text['states'][:, :1, :1, None])
+
+  return TEACHER._replace(
+      denoise=with_map, depth_conditioned=True,
+      add_depth=lambda weights, text, maps: text | {
+          'depth': maps * weights['scale']})
+
+
+@pytest.mark.parametrize('coefficients', [score.sds(3.0), score.csd(2.0)])
+def test_loss_with_a_depth_map_equals_that_by_hand(coefficients):
+  teacher = _with_depth(_denoise)
+  settings = _settings(coefficients, 0.5, weighting=UNIFORM)
+  guidance = score.make(teacher, settings)
+  frozen = guidance.load('a dog', 'blurry')
+  camera = cameras.orbit(20.0, 10.0, 1.6, 1.3)
+  text = guidance.condition(frozen, camera)
+  key = jax.random.key(2)
+  depth = jax.random.uniform(jax.random.key(3), SHAPE[:2], minval=1, maxval=2)
+  opacity = jnp.ones(SHAPE[:2]).at[0].set(0.0)
+
+  def loss(image, depth):
+    render = Render(image, opacity, depth, *(None,) * 3)
+    return guidance.loss({}, frozen, key, render, text, 0)[0]
+
+  image = _images(1)[0]
+  to_image, to_depth = jax.grad(loss, (0, 1))(image, depth)
+  # The map is inverted and stretched over the covered pixels.
+  z = cameras.axial_depth(camera, depth)[1:]
+  value = (50 + 205 * (z.max() - z) / (z.max() - z.min())) / 255
+  bias = (value.sum() + 4 * 10 / 255) / 16
+  # It is the same for both prompts; the gradient of g x is 2 g.
+  plain = score.make(TEACHER, settings)
+  without = jax.grad(lambda image: plain.loss(
+      {}, frozen, key, Render(image, *(None,) * 5),
+      plain.condition(frozen, camera), 0)[0])(image)
+  states = [x['states'][0, 0, 0] for x in (text.cond, text.null)]
+  added = bias * (coefficients.cond * states[0] + coefficients.null * states[1])
+  np.testing.assert_allclose(to_image, without + 2 * added, rtol=1e-4)
+  assert np.abs(added) > 1e-2
+  np.testing.assert_array_equal(to_depth, 0)
+
+
+def test_without_depth_conditioning_the_text_has_no_camera():
+  guidance = score.make(TEACHER, _settings(score.sds(3.0)))
+  text = guidance.condition(guidance.load('a dog', ''), cameras.orbit(
+      10.0, 10.0, 1.6, 1.3))
+  assert text.camera is None
+  assert score.add_depth(TEACHER, WEIGHTS, text, None) is text
