@@ -18,6 +18,7 @@ Variants:
   python -m gen3d.train --config=configs/scene_tex.py:paper \
     --config.scene.meshes=room.glb --config.scene.camera.target=0,1,0 \
     --config.teacher.path=checkpoints/stable-diffusion-v1-5 \
+    --config.teacher.control=checkpoints/control_v11f1p_sd15_depth \
     --config.prompt='a bohemian style living room' --workdir=runs/room
 
 A mesh is a file, or 'shapes:' and a category of the shapes world. Its front is
@@ -52,7 +53,8 @@ def paper():
       'views': 1,
       'teacher': {'name': 'stable_diffusion', 'path': '', 'revision': '',
                   'variant': '', 'dtype': '', 'prediction': '',
-                  'flash': False, 'remat': False},
+                  'flash': False, 'remat': False,
+                  'control': ''},  # folder of the ControlNet of depth
       'guidance': {
           'name': 'sds', 'scale': 100.0,
           'options': {'weighting': 'sigma_squared', 'time_min': 0.02,
@@ -102,7 +104,8 @@ def shapes(steps=200):
   config = paper()
   config.prompt, config.negative_prompt = 'a red chair', ''
   config.steps, config.views = steps, 2
-  config.teacher = ml_collections.ConfigDict({'name': 'shapes', 'path': ''})
+  config.teacher = ml_collections.ConfigDict(
+      {'name': 'shapes', 'path': '', 'control': ''})
   with config.ignore_type():  # numbers in the paper
     config.guidance.scale = 3.0
   config.guidance.options = ml_collections.ConfigDict({

@@ -41,6 +41,7 @@ ACTIVATIONS = {
     'sigmoid': jax.nn.sigmoid,
     # SceneTex's, whose output is in [-1, 1]: no gradient beyond.
     'clip': lambda x: jnp.clip(x / 2 + 0.5, 0.0, 1.0)}
+AMBIENT = shading.Light(np.zeros(3, np.float32), 1.0, 0.0, 0.0)
 # config.camera -> ops.cameras.Camera [N], by the name in a config.
 CAMERA_SETS = {'sphere': lambda config: camera_sets.sphere(**config),
                'room': lambda config: camera_sets.room(**config)}
@@ -61,17 +62,15 @@ def make(config: Any, read: Callable[[], Objects],
   Raises:
     UserError: a name in the config is unknown, or its settings contradict.
   """
-  around = config.view_distribution in views.DISTRIBUTIONS
-  if config.each and not around:
+  bake.check_size(config.texture_size)
+  cameras_of = _cameras(config, read_cameras)
+  if config.each and cameras_of is not None:
     raise UserError(
         'Prompts of single meshes (--config.scene.each) need views around '
         "objects; set --config.scene.view_distribution='dreamfusion'.")
-  cameras_of = None if around else _cameras(config, read_cameras)
-  if cameras_of is None:
-    sample_view = views.of_config(config)
-  else:
-    sample_view = partial(_from_set, cameras_of)
-  subjects = len(names(config.meshes)) if config.each else 1
+  sample_view = (partial(_from_set, cameras_of) if cameras_of
+                 else views.of_config(config))
+  subjects = len(names(config.meshes))
   if config.each:
     sample_view = partial(_of_subject, sample_view, subjects)
   field, color = _field(config)
@@ -93,7 +92,8 @@ def make(config: Any, read: Callable[[], Objects],
       penalties=lambda params, render, step: {},
       show=partial(_show, render),
       mesh=partial(_mesh, jax.jit(color), config.texture_size),
-      bound=config.bound, fixed=('surface',), subjects=subjects)
+      bound=config.bound, fixed=('surface',),
+      subjects=subjects if config.each else 1)
 
 
 def _field(config):
@@ -110,12 +110,13 @@ def _field(config):
 
 
 def _cameras(config, read_cameras):
-  """() -> the Camera [N] of a config with a set of cameras."""
-  sets = CAMERA_SETS | {'keyframes': None}
-  check('distribution of views', [*sets, *views.DISTRIBUTIONS],
-        config.view_distribution)
-  make_set = sets[config.view_distribution]
-  return partial(make_set, config.camera) if make_set else read_cameras
+  """() -> the config's set of cameras; None for views around objects."""
+  name = config.view_distribution
+  check('distribution of views',
+        ['keyframes', *CAMERA_SETS, *views.DISTRIBUTIONS], name)
+  if name in CAMERA_SETS:
+    return partial(CAMERA_SETS[name], config.camera)
+  return read_cameras if name == 'keyframes' else None
 
 
 def names(meshes: str) -> tuple[str, ...]:
@@ -225,15 +226,14 @@ def _from_set(cameras_of, key, step, part=(0.0, 1.0)):
   share = jax.random.uniform(key, minval=part[0], maxval=part[1])
   index = jnp.minimum((count * share).astype(int), count - 1)
   return View(jax.tree.map(lambda x: jnp.asarray(x)[index], every), None,
-              shading.Light(jnp.zeros(3), 1.0, 0.0, 0.0), jnp.full(3, 0.5),
-              jnp.float32(0.0))
+              AMBIENT, jnp.full(3, 0.5), jnp.float32(0.0))
 
 
 def _render(params, view, size, *, color, near, far, samples):
   """A Render of `view`, by samples^2 points in each pixel; see Scene."""
   surface = params['surface']
   height, width = (size, size) if isinstance(size, int) else size
-  instances, points, normals, uv = _visible(
+  instances, points, normals, uv = visible(
       surface, view, (samples * height, samples * width), near, far)
   flat = lambda x: x.reshape(-1, *x.shape[2:])
   albedo = color(params, flat(uv), flat(instances), surface['anchors']
@@ -255,8 +255,21 @@ def _render(params, view, size, *, color, near, far, samples):
       pixel(normals), pixel(albedo), {}, without_background)
 
 
-def _visible(surface, view, size, near, far):
-  """(instances [H, W], -1 where empty, points, normals, uv [H, W, .])."""
+def visible(surface: dict[str, jax.Array], view: View, size: tuple[int, int],
+            near: float, far: float
+            ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """What a view shows at the center of each pixel.
+
+  Args:
+    surface: see `read_surface`.
+    view: its camera is in the frame of its subject, or else of the scene.
+    size: (H, W).
+    near, far: range of depths.
+
+  Returns:
+    (instances int [H, W], -1 where nothing is seen, points [H, W, 3], normals
+    [H, W, 3] towards the camera, uv [H, W, 2]).
+  """
   alone = view.subject is not None
   vertices, normals = (surface['own_' + name if alone else name]
                        for name in ('vertices', 'normals'))
@@ -283,11 +296,10 @@ def _visible(surface, view, size, near, far):
 
 def _show(render, params, camera, size, modes, background=None):
   """Previews; see Scene."""
-  ambient = shading.Light(jnp.zeros(3), 1.0, 0.0, 0.0)
   behind = jnp.full(3, 0.5) if background is None else jnp.asarray(background)
 
   def image(mode):
-    light = ambient
+    light = AMBIENT
     if mode != 'normal':
       light = shading.camera_light(
           camera, *pick('mode', views.SHADING_MODES, mode))
