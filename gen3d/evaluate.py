@@ -5,6 +5,7 @@ python -m gen3d.evaluate --what=text_to_image --out=/tmp/samples
 python -m gen3d.evaluate --what=mean_prediction --out=/tmp/mean_prediction
 python -m gen3d.evaluate --what=text_to_3d --runs=runs --out=/tmp/table
 python -m gen3d.evaluate --what=textures --runs=runs --out=/tmp/textures
+python -m gen3d.evaluate --what=texture_truth --runs=runs --out=/tmp/truth
 python -m gen3d.evaluate --what=gan --network=shapes
 python -m gen3d.evaluate --what=r_precision --runs=runs
 python -m gen3d.evaluate --what=r_precision --runs=runs \
@@ -25,6 +26,7 @@ from gen3d.evaluation import (
   mean_prediction,
   r_precision,
   text_to_3d,
+  texture_truth,
   textures,
 )
 
@@ -39,6 +41,8 @@ _REPORTS = {
     'r_precision': lambda f: r_precision.report(
         f.runs, f.protocol, f.clip, f.captions, f.clip_weights, f.force),
     'textures': lambda f: textures.report(f.runs, f.out),
+    'texture_truth': lambda f: texture_truth.report(
+        f.runs, f.clip_weights, f.out),
     'gan': lambda f: gan.report(f.network),
 }
 
