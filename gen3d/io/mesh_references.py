@@ -1,7 +1,8 @@
 """Files that mesh files name: material libraries and textures.
 
 trimesh silently reads a mesh without what it does not find, so `check` looks
-before it.
+before it. Names are taken literally, as trimesh takes them: without the options
+of map_Kd, percent-encoding or backslashes.
 """
 
 import json
@@ -9,7 +10,6 @@ import os
 import pathlib
 import re
 import struct
-import urllib.parse
 from collections.abc import Iterator
 
 from gen3d.choices import UserError
@@ -37,7 +37,7 @@ def check(path: str | os.PathLike) -> None:
           struct.error):
     return
   for kind, source, name in references:
-    if not _is_beside(source, name):
+    if _find(source, name) is None:
       raise UserError(
           f'{source} names the {kind} {name}, which is missing; put it into '
           f'{source.parent}, or remove that line to read the mesh without it.')
@@ -45,18 +45,19 @@ def check(path: str | os.PathLike) -> None:
 
 def _of_obj(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
   """Yields (kind, file that names it, name) of an .obj file's references."""
-  lines = path.read_text(errors='replace').splitlines()
-  used = set(_values(lines, 'usemtl'))
-  for library in _values(lines, 'mtllib'):
+  text = path.read_text(errors='replace')
+  used = set(_values(text, 'usemtl'))
+  for library in _values(text, 'mtllib'):
     yield 'material file', path, library
-    if not _is_beside(path, library):
+    file = _find(path, library)
+    if file is None:
       return
-    file, material = path.parent / library, None
-    for line in file.read_text(errors='replace').splitlines():
-      material = next(_values([line], 'newmtl'), material)
-      for texture in _values([line], 'map_Kd'):
-        if material in used:
-          yield 'texture', file, _without_options(texture)
+    # A material file is a sequence of materials.
+    for part in re.split(r'(?mi)^(?=[ \t]*newmtl\s)',
+                         file.read_text(errors='replace')):
+      if used.intersection(_values(part, 'newmtl')):
+        for texture in _values(part, 'map_Kd'):
+          yield 'texture', file, texture
 
 
 def _of_gltf(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
@@ -71,34 +72,27 @@ def _of_gltf(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
     if texture and 'source' in tree['textures'][texture['index']]:
       image = tree['images'][tree['textures'][texture['index']]['source']]
       if not image.get('uri', 'data:').startswith('data:'):
-        yield 'texture', path, urllib.parse.unquote(image['uri'])
+        yield 'texture', path, image['uri']
 
 
 def _of_ply(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
   """As `_of_obj`, of a .ply file."""
   with path.open('rb') as file:
     header = file.read(2 ** 14).partition(b'end_header')[0]
-  for name in _values(header.decode(errors='replace').splitlines(),
-                      'comment TextureFile'):
+  for name in _values(header.decode(errors='replace'), 'comment TextureFile'):
     yield 'texture', path, name
 
 
-def _values(lines: list[str], keyword: str) -> Iterator[str]:
-  """Yields what follows a keyword, with / between folders."""
-  for line in lines:
-    match = re.match(rf'\s*{keyword}\s+(.*\S)', line, re.IGNORECASE)
-    if match:
-      yield match[1].replace('\\', '/')
+def _values(text: str, keyword: str) -> list[str]:
+  """What follows a keyword at the start of each line of a text."""
+  return re.findall(rf'(?mi)^[ \t]*{keyword}[ \t]+(.*\S)', text)
 
 
-def _without_options(value: str) -> str:
-  """The file name of a 'map_Kd' value such as '-s 1 1 1 wood.png'."""
-  return value.split()[-1] if value.startswith('-') else value
-
-
-def _is_beside(source: pathlib.Path, name: str) -> bool:
-  """Whether trimesh finds a file: within the folder, else by its last name."""
+def _find(source: pathlib.Path, name: str) -> pathlib.Path | None:
+  """The file that trimesh reads: within the folder, else by its last name."""
   folder = source.parent.resolve()
-  return any((folder / option).is_file()
-             and (folder / option).resolve().is_relative_to(folder)
-             for option in (name, name.lstrip('/'), pathlib.Path(name).name))
+  for option in (name, name.lstrip('/'), pathlib.Path(name).name):
+    file = (folder / option).resolve()
+    if file.is_file() and file.is_relative_to(folder):
+      return file
+  return None

@@ -173,6 +173,10 @@ def _export_glb(exported: trimesh.Trimesh, mesh: Mesh,
         baseColorTexture=Image.fromarray(np.asarray(mesh.texture)))
     exported.visual = trimesh.visual.TextureVisuals(
         np.asarray(mesh.uv, np.float64), material)
+  # glTF has unit normals only, also where no face decides one.
+  normals = np.array(exported.vertex_normals)
+  normals[np.linalg.norm(normals, axis=-1) < 1e-12] = [0, 1, 0]
+  exported.vertex_normals = normals
   if colors is not None:
     # As an attribute of another name, which _set_material renames: trimesh
     # rounds vertex colors to 8 bits, too coarse for dark linear values.

@@ -30,8 +30,8 @@ def unwrap(mesh: Mesh, size: int) -> Mesh:
 
   Args:
     mesh: every face has an area. Its own uv and texture are dropped.
-    size: texels per side of the texture that it is to get; charts are at
-      least `gutter_width(size)` texels apart.
+    size: texels per side of the texture that it is to get; charts are about
+      `gutter_width(size)` texels apart.
 
   Returns:
     Mesh with uv. Vertices are split at the seams; faces are in their order.
@@ -42,11 +42,15 @@ def unwrap(mesh: Mesh, size: int) -> Mesh:
   normals = mesh.normals
   if normals is None:
     normals = mesh_ops.vertex_normals(vertices, faces).astype(vertices.dtype)
-  charts = xatlas.ChartOptions()
-  packing = xatlas.PackOptions()
-  packing.resolution, packing.padding = size, gutter_width(size)
+  atlas, charts, packing = (
+      xatlas.Atlas(), xatlas.ChartOptions(), xatlas.PackOptions())
+  # Flat charts of a limited size: the time that a chart takes grows faster
+  # than its size, and what is nearly flat is projected instead of solved for.
+  charts.max_cost = 0.5
+  charts.max_chart_area = _area(vertices, faces) / 20
+  # The atlas is somewhat larger than asked for, and scaled down by `_fit`.
+  packing.resolution, packing.padding = size, 3 * gutter_width(size) // 2
   packing.bilinear = True
-  atlas = xatlas.Atlas()
   atlas.add_mesh(vertices.astype(np.float32), faces.astype(np.uint32))
   atlas.generate(charts, packing)
   origin, faces, uv = atlas[0]
@@ -57,9 +61,11 @@ def unwrap(mesh: Mesh, size: int) -> Mesh:
 
 
 def gutter_width(size: int) -> int:
-  """Texels between charts of a texture of `size` texels per side.
+  """Texels between the charts of a texture of `size` texels per side.
 
-  Mipmap levels whose texels are at most this wide do not mix charts.
+  A bilinear lookup reads up to two texels beyond a chart, and half the gutter
+  has the chart's colors: so levels of mipmaps whose texels are a quarter of the
+  gutter wide do not mix charts.
   """
   return max(2, size // 128)
 
@@ -80,15 +86,16 @@ def texels(uv: np.ndarray, faces: np.ndarray, size: int) -> Texels:
   low = np.clip(np.ceil(corners.min(1) - 0.5), 0, size).astype(int)
   high = np.clip(np.floor(corners.max(1) - 0.5), -1, size - 1).astype(int)
   spans = np.maximum(high - low + 1, 0)
-  ends = np.cumsum(spans.prod(-1))
-  starts = ends - spans.prod(-1)
+  counts = spans.prod(-1)
+  total, ends = counts.sum(), np.cumsum(counts)
   edges = _edge_functions(corners)
   found = []
   # The texels of all bounding boxes in one list, row by row.
-  for start in range(0, max(1, ends[-1]), _CANDIDATES):
-    index = np.arange(start, min(start + _CANDIDATES, ends[-1]))
+  for start in range(0, max(1, total), _CANDIDATES):
+    index = np.arange(start, min(start + _CANDIDATES, total))
     face = np.searchsorted(ends, index, 'right')
-    row, column = np.divmod(index - starts[face], spans[face, 0])
+    row, column = np.divmod(
+        index - (ends - counts)[face], spans[face, 0])
     columns, rows = low[face, 0] + column, low[face, 1] + row
     weights = (edges[face, 0] * (columns + 0.5)[:, None]
                + edges[face, 1] * (rows + 0.5)[:, None] + edges[face, 2])
@@ -109,6 +116,12 @@ def overlap(uv: np.ndarray, faces: np.ndarray, size: int) -> float:
   count = np.bincount((found.rows * size + found.columns)[interior],
                       minlength=1)
   return float(np.sum(count > 1) / max(1, np.sum(count > 0)))
+
+
+def _area(vertices, faces):
+  """Area of a surface."""
+  a, b, c = vertices[faces.T]
+  return float(np.linalg.norm(np.cross(b - a, c - a), axis=-1).sum() / 2)
 
 
 def _fit(points, size):
