@@ -248,10 +248,17 @@ def _render(params, key, view, *, field, background, intersect,
   behind = view.learned * learned + (1 - view.learned) * view.background
   near, far, _ = intersect(view.rays)
   edges = sampling.stratified(key, near, far, sampling_config.samples)
+  shade = lambda *rays_and_edges: volume.in_chunks(
+      partial(_shade, field, view.light, normals), rays_and_edges,
+      sampling_config.chunk)
   if sampling_config.importance_samples:
-    edges = importance_edges(field, view.rays, edges, sampling_config)
-  pixels = volume.in_chunks(partial(_shade, field, view.light, normals),
-                            (view.rays, edges), sampling_config.chunk)
+    _, pixels = volume.coarse_to_fine(
+        partial(subsampled_weights, field, sampling_config.importance_stride,
+                sampling_config.chunk),
+        shade, view.rays, edges, partial(
+            importance_edges, count=sampling_config.importance_samples))
+  else:
+    pixels = shade(view.rays, edges)
   image = pixels['color'] + (1 - pixels['opacity'][..., None]) * behind
   return Render(image, pixels['opacity'], pixels['depth'], pixels['normals'],
                 pixels['albedo'],
@@ -316,31 +323,24 @@ def _pixels(ray_samples, **shaded):
           'depth_variance': losses.depth_variance(weights, edges), **shaded}
 
 
-def importance_edges(
-    field: volume.Field, rays: cameras.Rays, edges: jax.Array,
-    sampling_config: Sampling) -> jax.Array:
-  """Importance samples of a coarse pass that skips pixels.
+def subsampled_weights(
+    field: volume.Field, stride: int, chunk: int, rays: cameras.Rays,
+    edges: jax.Array) -> jax.Array:
+  """Weights [H, W, N] of a pass that evaluates one ray of each square.
 
-  The coarse pass is without gradient and along one ray of each square of
-  `importance_stride` pixels; the rays of a square use the largest weights at
-  its four corners, so that nothing at least that many pixels wide is lost
-  between them.
+  The rays of a square of `stride` pixels have the largest weights at its four
+  corners, so that nothing at least that many pixels wide is lost between them.
 
   Args:
     field: volume.Field.
+    stride: pixels between the rays that are evaluated.
+    chunk: rays at a time.
     rays: Rays [H, W].
-    edges: [H, W, samples + 1] of the coarse pass.
-    sampling_config: Sampling.
-
-  Returns:
-    Edges [H, W, importance_samples + 1].
+    edges: [H, W, N + 1].
   """
-  stride, chunk = sampling_config.importance_stride, sampling_config.chunk
-  weights_of = lambda rays_and_edges: volume.march(
-      field, *rays_and_edges).weights
   corners = jax.tree.map(lambda x: x[::stride, ::stride], (rays, edges))
-  weights = jax.lax.stop_gradient(
-      volume.in_chunks(weights_of, corners, chunk))
+  weights = volume.in_chunks(
+      lambda corner: volume.march(field, *corner).weights, corners, chunk)
   # From corners to squares, along one axis after the other: the maximum of a
   # corner and the next one, repeated for the pixels of the square.
   if stride > 1:
@@ -350,8 +350,20 @@ def importance_edges(
           jnp.arange(count) + 1, count - 1), axis)
       weights = jnp.repeat(jnp.maximum(weights, following), stride, axis)
     weights = weights[:edges.shape[0], :edges.shape[1]]
-  return sampling.importance(None, edges, sampling.blur_weights(weights),
-                             sampling_config.importance_samples + 1)
+  return weights
+
+
+def importance_edges(
+    edges: jax.Array, weights: jax.Array, count: int) -> jax.Array:
+  """Edges [..., count + 1] of `count` intervals where the weights are high.
+
+  Args:
+    edges: [..., N + 1] of the first pass.
+    weights: [..., N] of the first pass.
+    count: of intervals.
+  """
+  return sampling.importance(
+      None, edges, sampling.blur_weights(weights), count + 1)
 
 
 def sample_normals(

@@ -246,16 +246,19 @@ def _render_chunk(pass_fields, bounds, sampling_config, coarse_image,
   """
   rays, keys, behind = rays_keys_background
   # Where the coarse image is not used, XLA removes its colors.
+  first, second = (partial(volume.march, field) for field in pass_fields)
   coarse, fine = volume.coarse_to_fine(
-      pass_fields, rays, coarse_edges(rays, keys, bounds, sampling_config),
-      partial(fine_edges, keys, config=sampling_config))
-  first = volume.composite(coarse.weights, coarse.values, behind)
+      first, second, rays, coarse_edges(rays, keys, bounds, sampling_config),
+      lambda edges, samples: fine_edges(
+          keys, edges, samples.weights, config=sampling_config))
+  coarse_color = volume.composite(coarse.weights, coarse.values, behind)
+  passes = (coarse_color,) if coarse_image else ()
   color = volume.composite(fine.weights, fine.values)
   opacity = jnp.sum(fine.weights, axis=-1)
   image = color + (1 - opacity[..., None]) * behind
   return Render(
       image, opacity, volume.expected_depth(fine.weights, fine.edges), None,
-      color, {}, passes=(first,) if coarse_image else ())
+      color, {}, passes=passes)
 
 
 def coarse_edges(rays: cameras.Rays, keys: jax.Array | None,
