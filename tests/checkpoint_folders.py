@@ -1,7 +1,8 @@
 """Random networks of diffusers and transformers, in folders as published.
 
 Functions that save or build a model need PyTorch, diffusers and transformers;
-`write_pipeline` does not. SMALL configs are published ones with fewer channels.
+those named `write_` do not. SMALL configs are published ones with fewer
+channels.
 
 PYTHONPATH=. python tests/checkpoint_folders.py FOLDER
 
@@ -13,6 +14,7 @@ import json
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 
 # Values of the published config.json files.
@@ -114,7 +116,6 @@ def save_autoencoder(path, **saving):
 def random_params(network, inputs):
   """Parameters of any tree, without the compilation of an `init`."""
   import jax
-  import numpy as np
 
   from gen3d.models import loading
   rng = np.random.default_rng(0)
@@ -128,6 +129,25 @@ def random_params(network, inputs):
       draw, loading.shapes(network, inputs, np.float32))}
 
 
+def random_tensors(dtype=np.float32):
+  """{PyTorch's name: array} of a small network, one of each kind of layer."""
+  rng = np.random.default_rng(0)
+  shapes = {'tok.embed.weight': (5, 4), 'a.0.norm.weight': (4,),
+            'a.0.norm.bias': (4,), 'a.0.proj.weight': (3, 4),
+            'a.0.proj.bias': (3,), 'position': (3,),
+            'out.weight': (2, 3, 1, 1), 'out.bias': (2,)}
+  return {name: rng.normal(size=shape).astype(dtype)
+          for name, shape in shapes.items()}
+
+
+def write_network(path, tensors, name='model.safetensors'):
+  """A folder of one network: config.json and a file of weights."""
+  from safetensors import numpy as safetensors
+  path.mkdir(exist_ok=True, parents=True)
+  (path / 'config.json').write_text(json.dumps({'architectures': ['Net']}))
+  safetensors.save_file(tensors, path / name)
+
+
 def write_pipeline(path, unet, autoencoder, text_encoder):
   """A Stable Diffusion of random weights in half precision, without PyTorch.
 
@@ -136,8 +156,6 @@ def write_pipeline(path, unet, autoencoder, text_encoder):
     unet, autoencoder, text_encoder: of their config.json files, what differs
       from the defaults.
   """
-  import numpy as np
-
   from gen3d.models import autoencoder as vaes
   from gen3d.models import clip, stable_diffusion
   from gen3d.weights import hub, port
@@ -226,7 +244,6 @@ def expected_names(like, sources):
 
 def assert_near(ours, theirs, limit=1e-4):
   """Largest difference relative to the largest value; no constants."""
-  import numpy as np
   theirs = np.asarray(theirs)
   assert ours.shape == theirs.shape
   assert theirs.std() > 1e-2

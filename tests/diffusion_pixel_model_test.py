@@ -13,18 +13,6 @@ from gen3d.models import unet
 from gen3d.ops import cameras
 
 
-@pytest.fixture(scope='module')
-def model():
-  config = config_file.get_config('tiny')
-  return pixel_model.build(config.model, assets.tokenizer().vocab_size)
-
-
-@pytest.fixture(scope='module')
-def params(model):
-  return jax.jit(model.init, static_argnums=1)(
-      jax.random.key(0), assets.CAPTION_LENGTH)
-
-
 def test_ray_features_encode_direction_and_nearest_point():
   labels = jnp.stack([
       cameras.to_label(cameras.orbit(40.0, 20.0, 1.6, 1.3, (0.1, 0.0, 0.05))),
@@ -65,7 +53,8 @@ def test_x_prediction_of_a_fresh_network_is_gray():
     pixel_model.build(config, assets.tokenizer().vocab_size)
 
 
-def test_prior_image_is_zero_for_an_unknown_camera(model, params):
+def test_prior_image_is_zero_for_an_unknown_camera(tiny_pixel_model):
+  model, params = tiny_pixel_model
   params = jax.tree.map(lambda x: x + .05, params)
   text = model.embed(
       params, *assets.tokenizer().encode(['a red car', 'a red car']))
@@ -81,7 +70,8 @@ def test_prior_image_is_zero_for_an_unknown_camera(model, params):
   assert jnp.abs(predict(other) - predict(text))[0].max() > 1e-4
 
 
-def test_around_gives_view_words_and_cameras(model, params):
+def test_around_gives_view_words_and_cameras(tiny_pixel_model):
+  model, params = tiny_pixel_model
   prompts, labels = pixel_model.around(['a red car', 'a cyan mug'], 4)
   assert prompts[:4] == [f'a red car, {side} view' for side in (
       'front', 'side', 'back', 'side')]
@@ -100,7 +90,8 @@ def test_around_gives_view_words_and_cameras(model, params):
   assert not np.array_equal(front, draw(None))
 
 
-def test_a_model_without_rays_is_not_camera_conditioned(model, params):
+def test_a_model_without_rays_is_not_camera_conditioned(tiny_pixel_model):
+  model, params = tiny_pixel_model
   shape = model.unet.shape._replace(rays=False)
   no_rays = model._replace(unet=model.unet.clone(shape=shape),
                            light_field=None)

@@ -104,7 +104,7 @@ def test_a_tuned_official_network_can_be_loaded_again(tmp_path, monkeypatch):
   label = jnp.zeros((1, 25))
   shapes = jax.eval_shape(lambda: module.init(
       jax.random.key(0), jnp.zeros((1, 8)), label, label, 4,
-      eg3d.draw(None, 1, 4, module.rendering)))
+      eg3d.ray_jitter(None, 1, 4, module.rendering)))
   draw = lambda: jax.tree.map(
       lambda x: rng.standard_normal(x.shape, np.float32), shapes)
   path = models_nvidia_test.pickled(tmp_path / 'n.pkl', draw())

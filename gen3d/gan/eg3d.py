@@ -85,9 +85,9 @@ def _synthesize(module, variables, ws, noise='const', key=None):
 
 
 def _render(module, variables, planes, ws, camera, size, key=None):
-  draws = eg3d.draw(key, len(ws), size, module.rendering)
+  jitter = eg3d.ray_jitter(key, len(ws), size, module.rendering)
   return Generated(*module.apply(
-      variables, planes, ws, cameras.to_label(camera), size, draws,
+      variables, planes, ws, cameras.to_label(camera), size, jitter,
       method='render'))
 
 

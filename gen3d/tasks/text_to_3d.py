@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from gen3d.choices import UserError, pick
+from gen3d.choices import pick
 from gen3d.data import untextured
 from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
@@ -28,7 +28,7 @@ from gen3d.io import keyframes
 from gen3d.render import finished
 from gen3d.scenes import Scene, dreamfusion, texture
 from gen3d.scenes import mesh as mesh_scene
-from gen3d.tasks import Costs, Task
+from gen3d.tasks import Costs, Task, load_config
 
 
 def _texture(config):
@@ -115,14 +115,10 @@ def load_run(workdir: str | os.PathLike, step: int | None = None
     step: of the checkpoint; None for the newest.
 
   Raises:
-    UserError: there is no such run or it is damaged.
+    UserError: there is no such run, it is damaged, or it is of another task.
     FileNotFoundError: there is no such checkpoint.
   """
-  config = checkpoints.load_config(workdir)
-  if config.get('task') != 'text_to_3d':
-    raise UserError(
-        f'The run in {workdir} is of the task {config.get("task")!r}; only '
-        "runs of 'text_to_3d' have an object to export.")
+  config = load_config(workdir, ['text_to_3d'])
   # Of the checkpoint only the scene is read: the guidance's teacher may not be
   # on this machine.
   params = checkpoints.load_tree(workdir, 'params/scene', step)
