@@ -74,9 +74,9 @@ def rasterize(clip_positions: jax.Array, faces: jax.Array | np.ndarray,
   visible = visible.reshape(layers, *leading, height, width)
   if layers == 1:
     visible = visible[0]
-  corners = corner_rows(clip_positions, faces, visible)
+  corners = _corner_rows(clip_positions, faces, visible)
   return Fragments(visible, *_coordinates(
-      corners, visible, *pixel_centers(height, width), perspective))
+      corners, visible < 0, *_centers(height, width), perspective))
 
 
 def interpolate(attributes: jax.Array, fragments: Fragments,
@@ -90,7 +90,7 @@ def interpolate(attributes: jax.Array, fragments: Fragments,
     faces: [F, 3] int: the attributes of each face's corners. Those given to
       `rasterize`, or of the same order with indices of their own.
   """
-  rows = corner_rows(attributes, faces, fragments.faces)
+  rows = _corner_rows(attributes, faces, fragments.faces)
   weights = fragments.barycentrics
   return sum(weights[..., i, None] * rows[..., i, :] for i in range(3))
 
@@ -113,26 +113,29 @@ def pixel_derivatives(attributes: jax.Array, fragments: Fragments,
     attribute_faces: [F, 3] of the attributes, if they are not `faces`.
   """
   height, width = fragments.faces.shape[-2:]
-  corners = corner_rows(clip_positions, faces, fragments.faces)
-  x, y = pixel_centers(height, width)
-  along = lambda x_step, y_step: jax.jvp(
-      lambda x, y: _coordinates(corners, fragments.faces, x, y, True)[0],
-      (x, y), (jnp.full_like(x, x_step), jnp.full_like(y, y_step)))[1]
-  rows = corner_rows(attributes, faces if attribute_faces is None
-                     else attribute_faces, fragments.faces)
-  return jnp.stack([
-      sum(weights[..., i, None] * rows[..., i, :] for i in range(3))
-      for weights in (along(2 / width, 0), along(0, -2 / height))], axis=-1)
+  corners = _corner_rows(clip_positions, faces, fragments.faces)
+  x, y = _centers(height, width)
+  if attribute_faces is None:
+    attribute_faces = faces
+
+  def along(x_step, y_step):
+    _, weights = jax.jvp(
+        lambda x, y: _coordinates(
+            corners, fragments.faces < 0, x, y, True)[0],
+        (x, y), (jnp.full_like(x, x_step), jnp.full_like(y, y_step)))
+    return interpolate(attributes, fragments._replace(barycentrics=weights),
+                       attribute_faces)
+
+  return jnp.stack([along(2 / width, 0), along(0, -2 / height)], axis=-1)
 
 
-def pixel_centers(height: int, width: int) -> tuple[jax.Array, jax.Array]:
-  """(x [1, W], y [H, 1]) of the pixels' centers, in clip space over w."""
+def _centers(height, width):
+  """(X [1, W], Y [H, 1]) of the pixels' centers, in clip space over w."""
   return ((2 * jnp.arange(width) + (1 - width)) / width)[None], (
       ((height - 1) - 2 * jnp.arange(height)) / height)[:, None]
 
 
-def corner_rows(values: jax.Array, faces: jax.Array | np.ndarray,
-                visible: jax.Array) -> jax.Array:
+def _corner_rows(values, faces, visible):
   """Values [..., H, W, 3, C] at the corners of visible faces; 0 where empty.
 
   Args:
@@ -143,40 +146,42 @@ def corner_rows(values: jax.Array, faces: jax.Array | np.ndarray,
   """
   # One row for all corners of a face: the gradient is then one row of a
   # scatter for each pixel, instead of three.
-  faces = jnp.asarray(faces)
-  leading = values.shape[:-2]
-  table = jnp.take(values, faces, axis=-2, mode='clip').reshape(
-      -1, 3 * values.shape[-1])
+  leading, channels = values.shape[:-2], values.shape[-1]
+  table = jnp.take(values, jnp.asarray(faces), axis=-2, mode='clip')
+  # Otherwise XLA would gather from `values` again for every pixel.
+  table = jax.lax.optimization_barrier(table.reshape(-1, 3 * channels))
   view = jnp.arange(int(np.prod(leading))).reshape(*leading, 1, 1)
   index = jnp.maximum(visible, 0) + len(faces) * view
   rows = jnp.where(visible[..., None] >= 0,
                    table.at[index].get(mode='promise_in_bounds'), 0)
-  return rows.reshape(*visible.shape, 3, values.shape[-1])
+  return rows.reshape(*visible.shape, 3, channels)
 
 
-def _coordinates(corners, visible, x, y, perspective):
-  """(barycentric coordinates [..., 3], depth [...]) of visible corners."""
-  # Empty pixels get a face without a singularity.
-  empty = visible < 0
-  a, b, c = (
-      jnp.where(empty[..., None], np.float32(safe), corners[..., i, :])
-      for i, safe in enumerate(((0, 0, 1, 1), (1, 0, 1, 1), (0, 1, 1, 1))))
-  x, y = (jnp.where(empty, 0.25, value) for value in (x, y))
+def _coordinates(corners, empty, x, y, perspective):
+  """(barycentric coordinates [..., 3], depth [...]); 0 and 1 where empty.
+
+  Args:
+    corners: [..., 3, 4], clip positions.
+    empty: [...] bool, where there are no corners.
+    x, y: the pixel's center, broadcast against [...].
+    perspective: as in `rasterize`.
+  """
+  # Component by component: on a CPU, arrays with a short last axis are slow.
+  parts = jnp.moveaxis(corners.reshape(*empty.shape, 12), -1, 0)
+  parts = [part[0] for part in jax.lax.split(parts, (1,) * 12)]
+  a, b, c = (parts[4 * i:4 * i + 4] for i in range(3))
   edges = _edge_functions(a, b, c, x, y)
   total, scale, depth = _totals(edges, a, b, c)
-  if perspective:
-    weights = jnp.stack(edges, -1) / total[..., None]
-  else:
-    weights = jnp.stack([e * corner[..., 3] for e, corner in zip(
-        edges, (a, b, c))], -1) / scale[..., None]
-  return (jnp.where(empty[..., None], 0.0, weights),
-          jnp.where(empty, 1.0, depth / scale))
+  total, scale = (jnp.where(empty, 1.0, value) for value in (total, scale))
+  weights = [e / total for e in edges] if perspective else [
+      e * w / scale for e, w in zip(edges, (a[3], b[3], c[3]))]
+  return (jnp.stack(weights, axis=-1), jnp.where(empty, 1.0, depth / scale))
 
 
 def _edge_functions(a, b, c, x, y):
-  """The three edge functions [...] of corners [..., 4] at (x, y)."""
+  """The edge functions of corners, lists of x, y, z, w, at the place x, y."""
   (ax, ay), (bx, by), (cx, cy) = (
-      (corner[..., 0] - x * corner[..., 3], corner[..., 1] - y * corner[..., 3])
+      (corner[0] - x * corner[3], corner[1] - y * corner[3])
       for corner in (a, b, c))
   # Each product of an edge in the order of its corners: two faces whose
   # corners are sorted get opposite numbers for a common edge, exactly.
@@ -186,7 +191,7 @@ def _edge_functions(a, b, c, x, y):
 def _totals(edges, a, b, c):
   """Sums of the edge functions, alone, times w, and times z."""
   return sum(edges), *(
-      sum(e * corner[..., i] for e, corner in zip(edges, (a, b, c)))
+      sum(e * corner[i] for e, corner in zip(edges, (a, b, c)))
       for i in (3, 2))
 
 
@@ -357,7 +362,7 @@ def _window_depths(windows, index, pair, size, count):
   steps = jnp.arange(WINDOW)
   x = (2 * (column[:, None, None] + steps) + (1 - width)) / width
   y = ((height - 1) - 2 * (row[:, None, None] + steps[:, None])) / height
-  a, b, c = (corners[:, i, None, None, :] for i in range(3))
+  a, b, c = jnp.moveaxis(corners, 0, -1)[..., None, None]
   edges = _edge_functions(a, b, c, x, y)
   total, scale, depth = _totals(edges, a, b, c)
   least = jnp.minimum(jnp.minimum(*edges[:2]), edges[2])
