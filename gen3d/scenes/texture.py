@@ -168,14 +168,14 @@ def read_surface(
   subjects = np.repeat(np.arange(len(objects)), [
       sum(len(mesh.vertices) for mesh in parts) for parts in objects])
   in_file = merged.vertices.astype(np.float64), merged.normals
-  own = [_framed(*(x[subjects == index] for x in in_file), turn)
+  own = [_framed(*(x[subjects == index] for x in in_file), turn=turn)
          for index, turn in enumerate(turns)]
   if cameras_of is not None:
     _check_range(merged.vertices, cameras_of(), far)
     vertices, normals, to_file = *in_file, np.eye(4)
   else:
     vertices, normals, to_file = own[0] if len(own) == 1 else _framed(
-        *in_file, 0.0)
+        *in_file, turn=0.0)
   rows = {'vertices': vertices, 'normals': normals, 'uv': merged.uv,
           'own_vertices': np.concatenate([x[0] for x in own]),
           'own_normals': np.concatenate([x[1] for x in own]),
@@ -283,14 +283,13 @@ def visible(surface: dict[str, jax.Array], view: View, size: tuple[int, int],
   points, normals, uv = jnp.split(raster.interpolate(
       jnp.concatenate([vertices, normals, surface['uv']], axis=-1),
       fragments, faces), (3, 6), axis=-1)
-  corners = raster.corner_rows(vertices, faces, fragments.faces)
-  geometric = jnp.cross(corners[..., 1, :] - corners[..., 0, :],
-                        corners[..., 2, :] - corners[..., 0, :])
+  seen = jnp.maximum(fragments.faces, 0)
+  a, b, c = jnp.moveaxis(vertices[faces[seen]], -2, 0)
+  unit = cameras.normalize
   normals = shading.visible_normal(
-      *map(cameras.normalize, (normals, geometric,
-                               view.camera.c2w[:3, 3] - points)))
-  instances = jnp.where(fragments.faces >= 0, surface['instances'][
-      jnp.maximum(fragments.faces, 0)], -1)
+      unit(normals), unit(jnp.cross(b - a, c - a)),
+      unit(view.camera.c2w[:3, 3] - points))
+  instances = jnp.where(fragments.faces >= 0, surface['instances'][seen], -1)
   return instances, points, cameras.normalize(normals), uv
 
 
