@@ -2,8 +2,8 @@
 
 The second stage that Magic3D (2211.10440), ProlificDreamer (2305.16213) and CSD
 (2310.19415) share: the surface of a finished field becomes a mesh, its colors a
-texture, and both are optimized through a rasterizer. The mesh need not come
-from a run: `scene.start_mesh` is a file, and without either it is a sphere.
+texture, and both are optimized through a rasterizer. `scene.start_from` may be
+a mesh file, too; where it is empty the mesh is a sphere.
 
 Variants:
   shapes  The default. A finished run of configs/dreamfusion.py:shapes, by the
@@ -33,7 +33,7 @@ def shapes(steps=150):
   field = config.scene
   with config.ignore_type():
     config.guidance.scale = 3.0
-  config.guidance.options.update({'time_min': 0.02, 'time_max': 0.6})
+    config.guidance.options.update({'time_min': 0.02, 'time_max': 0.6})
   config.scene = _scene(field)
   config.scene.update({'random_background_prob': 1.0, 'background_range': 1.0})
   config.scene.light.update({'albedo_steps': 0, 'shaded_prob': 1.0})
@@ -49,10 +49,12 @@ def _scene(field):
   """The mesh scene with the cameras, lights and backgrounds of a field."""
   return ml_collections.ConfigDict({
       'name': 'mesh',
-      # A finished run, or a mesh file; a sphere where both are ''.
-      'start_from': '', 'start_mesh': '',
-      'sphere': {'subdivisions': 3, 'radius': 0.5},
-      # Of the extracted mesh: grid points along its longest side.
+      # A finished run or a mesh file, or '' for a sphere.
+      'start_from': '',
+      # Of the sphere, and of the ball that a mesh file is scaled into.
+      'radius': 0.5, 'subdivisions': 3,
+      # Of a run's mesh: grid points along its longest side, and the smallest
+      # pieces that are kept.
       'resolution': 64, 'keep_share': 0.005,
       'size': field.size, 'layers': 1, 'near': 0.05, 'far': 20.0,
       'bound': field.bound,
@@ -92,7 +94,7 @@ def tiny(steps=4):
   """Seconds: a sphere at a few pixels, for tests."""
   config = shapes(steps)
   config.scene.size = 16
-  config.scene.sphere.subdivisions = 1
+  config.scene.subdivisions = 1
   config.scene.texture.size = 8
   config.export.update({'resolution': 16, 'size': 16, 'frames': 8})
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2

@@ -154,3 +154,42 @@ def test_depth_map_is_that_of_scenetex():
   got = images.depth_map(jnp.asarray(depth), jnp.asarray(depth > 0) * 1.0)
   theirs = np.moveaxis(data['depth.controlnet'], 1, -1)
   np.testing.assert_allclose(got.repeat(3, -1), theirs, atol=1e-6)
+
+
+def test_gaussian_blur_mirrors_at_the_edges(image):
+  offset = np.arange(-2, 3)
+  taps = np.exp(-0.5 * (offset / 1.3)**2)
+  padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), 'reflect')
+  np.testing.assert_allclose(
+      images.gaussian_blur(jnp.array(image), 1.3, 2), loop_filter(
+          padded, np.outer(taps, taps) / taps.sum()**2, 0, 0), atol=1e-5)
+  np.testing.assert_allclose(
+      images.gaussian_blur(jnp.array(image), 0.0, 2), image, atol=1e-6)
+
+
+def test_resizing_and_blur_of_clip_mesh():
+  path = pathlib.Path(os.environ.get('GEN3D_REFERENCE', '')) / 'clipmesh.npz'
+  if not os.environ.get('GEN3D_REFERENCE') or not path.is_file():
+    pytest.skip('GEN3D_REFERENCE is not set')
+  reference = np.load(path)
+  last = lambda key: np.moveaxis(reference[key][0], 0, -1)
+  for key in reference.files:
+    kind, _, name = key.partition('.')
+    kernel, _, size = name.partition('_')
+    if kind == 'resize' and kernel in images.KERNELS:
+      np.testing.assert_allclose(images.resize_filter(
+          jnp.asarray(last('resize.in')), int(size), kernel, 'zero'),
+                                 last(key), atol=1e-5)
+    if kind == 'blur' and name != 'in':
+      size, sigma = (int(x) for x in name[1:].split('s'))
+      np.testing.assert_allclose(images.gaussian_blur(
+          jnp.asarray(last('blur.in')), sigma, size // 2),
+                                 last(key), atol=1e-5)
+
+
+@pytest.mark.parametrize('kernel', sorted(images.KERNELS))
+def test_normalized_weights_keep_a_constant(kernel):
+  weights = images.resize_weights(13, 5, kernel)
+  np.testing.assert_allclose(weights.sum(1), 1.0)
+  assert np.abs(images.resize_weights(13, 5, kernel, 'zero').sum(1)
+                - 1).max() > 0.01

@@ -24,10 +24,6 @@ def reference():
   return np.load(path)
 
 
-def _no_cameras():
-  raise AssertionError('read only where the config says so')
-
-
 def _cube(center, side):
   """A cube whose six faces have a third of the unit square each."""
   corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], float)
@@ -58,8 +54,10 @@ CUBES = [[_cube(np.array([3.0, 0, 0]), 2.0)],
          [_cube(np.array([-3.0, 0, 1]), 1.0)]]
 
 
-def _scene(config, objects=CUBES, cameras_of=_no_cameras):
-  return texture.make(config, lambda: objects, cameras_of)
+def _scene(config, objects=CUBES, keyframes=None):
+  """The scene and its parameters at the start."""
+  scene = texture.make(config, objects, keyframes)
+  return scene, jax.jit(scene.init)(jax.random.key(0)) | scene.running.init
 
 
 def test_pixels_are_those_of_the_official_rasterizer(reference):
@@ -93,8 +91,7 @@ def test_pixels_are_those_of_the_official_rasterizer(reference):
 
 def test_the_baked_texture_is_the_rendered_one():
   config = _config(texture_size=256)
-  scene = _scene(config, CUBES[:1])
-  params = jax.jit(scene.init)(jax.random.key(0))
+  scene, params = _scene(config, CUBES[:1])
   camera = cameras.orbit(35.0, 25.0, 1.8, 1.3)
   shown = jax.jit(scene.show, static_argnums=(2, 3))(
       params, camera, 48, ('albedo',), jnp.ones(3))['albedo']
@@ -115,9 +112,8 @@ def test_the_baked_texture_is_the_rendered_one():
 
 
 def test_an_object_alone_is_in_the_middle_and_has_its_own_gradient():
-  scene = _scene(_config(each=True, meshes='a.obj,b.obj'))
+  scene, params = _scene(_config(each=True, meshes='a.obj,b.obj'))
   assert scene.subjects == 2
-  params = jax.jit(scene.init)(jax.random.key(0))
   view = View(cameras.orbit(0.0, 0.0, 1.7, 1.3), None,
               texture.AMBIENT, jnp.zeros(3), 0.0)
 
@@ -154,8 +150,8 @@ def test_a_turned_object_has_its_front_to_the_camera():
   # The nose is now at +x: 90 degrees from +z towards +x.
   assert np.ptp(turned[turned[:, 0] > 0.5][:, 2]) < 0.3
   surfaces = [
-      texture.read_surface(lambda v=v: [[back._replace(vertices=v)]], None,
-                           anchors=2, turns=(turn,), far=10.0)
+      texture.make_surface([[back._replace(vertices=v)]], None, anchors=2,
+                           turns=(turn,), far=10.0)
       for v, turn in ((nose, 0.0), (turned, 90.0))]
   np.testing.assert_allclose(
       surfaces[0]['vertices'], surfaces[1]['vertices'], atol=1e-5)
@@ -177,8 +173,7 @@ def test_views_from_a_set_of_cameras_are_in_the_files_frame(
   config = _config(view_distribution=distribution, far=20.0)
   config.camera = camera
   path = cameras.orbit([0.0, 90.0], 10.0, 4.0, 0.9)
-  scene = _scene(config, cameras_of=lambda: path)
-  params = jax.jit(scene.init)(jax.random.key(0))
+  scene, params = _scene(config, keyframes=path)
   np.testing.assert_allclose(
       params['surface']['vertices'][:24], CUBES[0][0].vertices)
   eyes, sample_view = set(), jax.jit(scene.sample_view)
@@ -203,18 +198,11 @@ def test_errors_name_the_key_and_a_remedy(changes, words):
   with config.ignore_type():
     config.update(changes)
   with pytest.raises(UserError, match=f'(?i){words}'):
-    _scene(config).init(jax.random.key(0))
+    _scene(config)
 
 
 def test_a_scene_beyond_the_range_of_its_cameras():
   config = _config(view_distribution='keyframes', far=5.0)
   large = [[_cube(np.zeros(3), 400.0)]]
-  scene = _scene(config, large, lambda: cameras.orbit([0.0], 0.0, 2.0, 1.0))
   with pytest.raises(UserError, match='config.scene.far.*scale the meshes'):
-    scene.init(jax.random.key(0))
-
-
-def test_the_surface_is_not_among_the_trained_parameters():
-  scene = _scene(_config(), CUBES)
-  assert scene.fixed == ('surface',)
-  assert set(scene.init(jax.random.key(0))) == {'surface', 'field'}
+    _scene(config, large, cameras.orbit([0.0], 0.0, 2.0, 1.0))

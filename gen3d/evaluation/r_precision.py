@@ -214,9 +214,9 @@ def score_runs(retrievers: Sequence[ClipRetriever],
 
 
 def method(config: Any) -> str:
-  """The row of a run's config: its scene, guidance and teacher."""
-  return ', '.join(config[part].name
-                   for part in ('scene', 'guidance', 'teacher'))
+  """The row of a run's config: its scene, guidance and, if any, teacher."""
+  return ', '.join(config[part].name for part in (
+      'scene', 'guidance', 'teacher') if part in config)
 
 
 def table(scores: Sequence[RunRates], names: Sequence[str]) -> str:
@@ -244,12 +244,7 @@ def _checkpoint(name):
   path = located.path
   size = clip.clip_config(hub.Folder(
       path, hub.read_config(path), {}))
-  tokenize = hub.load_tokenizer(path, size.text.vocab, size.text.length)
-  if size.text.eot not in tokenize(['a'])[0]:
-    raise UserError(
-        f'The tokenizer in {path} does not end a text with the token '
-        f'{size.text.eot}, at which its CLIP reads the text feature; give a '
-        'folder with the tokenizer of that CLIP.')
+  tokenize = clip.load_tokenizer(path, size.text)
   # A revision identifies the weights of a download; for a folder, sizes and
   # times do, since hashing gigabytes at every start is slow.
   stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns)

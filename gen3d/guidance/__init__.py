@@ -1,16 +1,16 @@
 """Guidance: the gradient of a rendered image with respect to a text.
 
-score.py has score distillation by a diffusion model (SDS, CSD); prompts.py the
-view-dependent prompts.
+score.py has score distillation by a diffusion model (SDS, CSD), clip.py the
+cosine of CLIP with augmentations.py; prompts.py the view-dependent prompts.
 
 To add a guidance, write a module with a function that makes a Guidance and
 enter it in GUIDANCES of tasks/text_to_3d.py, which needs no other change. Two
 examples of what the record provides for:
 
-CLIP (Dream Fields, 2112.01455) has no diffusion model and learns nothing along:
-`load` returns the weights of the image tower and the text's features, `init`
-{}, `condition` the features, and `loss` the negative cosine similarity with the
-features of an augmented `render.image`.
+CLIP (clip.py) has no diffusion model and learns nothing along: `load` returns
+the weights of the image tower and the text's features, `init` {}, `condition`
+the features, and `loss` the negative cosine similarity with the features of an
+augmented `render.image`.
 
 VSD (ProlificDreamer, 2305.16213) learns a student: `init` makes the student's
 parameters of the teacher's weights in `frozen` (a copy, or LoRA matrices), and

@@ -65,11 +65,26 @@ def texture(color: Color, mesh: Mesh, size: int) -> np.ndarray:
   points = inner_points(
       interpolate(mesh.vertices), interpolate(mesh.normals), mesh)
   colors = mesh_ops.map_chunks(color, points.astype(np.float32))
-  image = np.zeros((size, size, 3), np.uint8)
-  image[found.rows, found.columns] = np.round(255 * np.clip(colors, 0, 1))
-  covered = np.zeros((size, size), bool)
-  covered[found.rows, found.columns] = True
-  return dilate(image, covered)
+  return _fill(found, colors, size)
+
+
+def texture_of_colors(mesh: Mesh, size: int) -> np.ndarray:
+  """The texture uint8 [size, size, 3] of vertex colors; see `texture`.
+
+  Args:
+    mesh: with colors, and uv in [0, 1] without overlap. Its texture, if it has
+      one, is multiplied.
+    size: texels per side.
+  """
+  found = atlas.texels(mesh.uv, mesh.faces, size)
+  corners = np.asarray(mesh.faces)[found.faces]
+  interpolate = lambda x: np.einsum(
+      'tk,tkc->tc', found.weights, np.asarray(x)[corners])
+  colors = interpolate(mesh.colors)
+  if mesh.texture is not None:
+    colors = colors * np.asarray(textures.texture(
+        jnp.float32(mesh.texture) / 255, jnp.float32(interpolate(mesh.uv))))
+  return _fill(found, colors, size)
 
 
 def inner_points(points: np.ndarray, normals: np.ndarray,
@@ -123,3 +138,12 @@ def without_texture(mesh: Mesh) -> Mesh:
     colors = colors[first]
   return Mesh(vertices, index[np.asarray(mesh.faces)].astype(np.int32),
               colors=colors)
+
+
+def _fill(found, colors, size):
+  """A texture with the colors [T, 3] of texels, and a gutter."""
+  image = np.zeros((size, size, 3), np.uint8)
+  image[found.rows, found.columns] = np.round(255 * np.clip(colors, 0, 1))
+  covered = np.zeros((size, size), bool)
+  covered[found.rows, found.columns] = True
+  return dilate(image, covered)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.choices import pick
+from gen3d.choices import check, pick
 
 # StyleGAN2's resampling filter, the binomial of order 3 with sum 1.
 BINOMIAL = (0.125, 0.375, 0.375, 0.125)
@@ -113,22 +113,27 @@ def gaussian_blur(
     x: jax.Array, sigma: jax.Array | float, radius: int) -> jax.Array:
   """Gaussian blur of [..., H, W, C] with the weight exp(-i^2 / (2 sigma^2)).
 
-  Near the edges the weights of the pixels inside are scaled to sum to one.
+  Beyond the edges the image is mirrored about its outermost pixels' centers.
 
   Args:
     x: [..., H, W, C].
     sigma: standard deviation in pixels, may be traced; 0 for no blur.
-    radius: of the kernel, in pixels.
+    radius: of the kernel, in pixels; the kernel has 2 radius + 1 weights.
   """
-  # A kernel of width 0 is the identity, without a division by zero.
+  offset = np.arange(-radius, radius + 1)
+  # Narrow enough to be the identity, without a division by zero.
   scale = jnp.maximum(jnp.asarray(sigma, jnp.float32), 0.05)
+  kernel = jnp.exp(-0.5 * (offset / scale) ** 2)
+  kernel = kernel / jnp.sum(kernel)
+  # As a matrix: see `blur`.
   for axis in (x.ndim - 3, x.ndim - 2):
     size = x.shape[axis]
-    offset = np.arange(size)[:, None] - np.arange(size)
-    band = jnp.where(np.abs(offset) <= radius,
-                     jnp.exp(-0.5 * (offset / scale) ** 2), 0.0)
-    band = band / jnp.sum(band, axis=1, keepdims=True)
-    x = jnp.moveaxis(jnp.tensordot(band, x, (1, axis)), 0, axis)
+    period = max(2 * (size - 1), 1)
+    source = (np.arange(size)[:, None] + offset) % period
+    source = np.minimum(source, period - source)
+    matrix = jnp.zeros((size, size)).at[
+        np.arange(size)[:, None], source].add(kernel)
+    x = jnp.moveaxis(jnp.tensordot(matrix, x, (1, axis)), 0, axis)
   return x
 
 
@@ -235,56 +240,48 @@ def cubic(before: int, after: int) -> np.ndarray:
   return resize_weights(before, after, 'cubic')
 
 
-def filtered_resize(x: jax.Array, size: int, kernel: str,
-                    black_edges: bool = False) -> jax.Array:
-  """Antialiased resizing of [..., H, W, C] to [..., size, size, C].
-
-  Args:
-    x: images.
-    size: pixels per side.
-    kernel: of KERNELS.
-    black_edges: see `resize_weights`.
-
-  Raises:
-    UserError: the kernel is unknown.
-  """
+def resize_filter(
+    x: jax.Array, size: int, kernel: str, edges: str = 'normalized'
+) -> jax.Array:
+  """[..., H, W, C] to [..., size, size, C] by a kernel of resize_weights."""
   for axis in (x.ndim - 3, x.ndim - 2):
-    if x.shape[axis] != size:
-      weights = resize_weights(x.shape[axis], size, kernel, black_edges)
-      x = jnp.moveaxis(jnp.tensordot(
-          jnp.asarray(weights, x.dtype), x, (1, axis),
-          precision='highest'), 0, axis)
+    weights = resize_weights(x.shape[axis], size, kernel, edges)
+    x = jnp.moveaxis(jnp.tensordot(
+        jnp.asarray(weights, x.dtype), x, (1, axis), precision='highest'),
+                     0, axis)
   return x
 
 
 def resize_weights(before: int, after: int, kernel: str,
-                   black_edges: bool = False) -> np.ndarray:
-  """Weights of antialiased resizing along an axis, float64 [after, before].
+                   edges: str = 'normalized') -> np.ndarray:
+  """Weights of resizing along an axis, float64 [after, before].
 
   The kernel is as wide as an output pixel where the size is reduced.
 
   Args:
-    before, after: numbers of pixels.
-    kernel: of KERNELS.
-    black_edges: pixels beyond the edges count as black, as in ResizeRight,
-      which CLIP-Mesh uses; otherwise they have weight 0.
+    before: pixels of the input.
+    after: pixels of the output.
+    kernel: of KERNELS; 'cubic' is Keys' (1981, a = -1/2).
+    edges: 'normalized': the weights of the pixels that exist sum to one;
+      'zero': pixels beyond the edges are black, as CLIP-Mesh resizes.
 
   Raises:
-    UserError: the kernel is unknown.
+    UserError: the kernel or the treatment of edges is unknown.
   """
-  function, support = pick('kernel', KERNELS, kernel)
+  function = pick('kernel', KERNELS, kernel)
+  check('edges', ('normalized', 'zero'), edges)
   scale = before / after
   width = max(scale, 1.0)
-  # Pixels beyond the edges that the kernel reaches.
-  margin = int(np.ceil(support * width)) if black_edges else 0
-  pixels = np.arange(-margin, before + margin) + 0.5
   centers = (np.arange(after)[:, None] + 0.5) * scale
-  weights = function(np.abs(pixels - centers) / width)
-  weights = weights / weights.sum(1, keepdims=True)
-  return weights[:, margin:margin + before]
+  margin = int(np.ceil(3 * width)) + 1
+  pixels = np.arange(-margin, before + margin)
+  weights = function(np.abs(pixels + 0.5 - centers) / width)
+  inside = weights[:, margin:-margin]
+  total = inside if edges == 'normalized' else weights
+  return inside / total.sum(1, keepdims=True)
 
 
-def _keys(x):
+def _cubic(x):
   return np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(
       x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0.0))
 
@@ -293,8 +290,7 @@ def _lanczos(x, lobes):
   return np.where(x < lobes, np.sinc(x) * np.sinc(x / lobes), 0.0)
 
 
-# Kernel (distance in output pixels -> weight) and support, by name.
-KERNELS = {'linear': (lambda x: np.maximum(1 - x, 0.0), 1),
-           'cubic': (_keys, 2),
-           'lanczos2': (functools.partial(_lanczos, lobes=2), 2),
-           'lanczos3': (functools.partial(_lanczos, lobes=3), 3)}
+# distance in output pixels -> weight; zero from 3 on.
+KERNELS = {'linear': lambda x: np.maximum(1 - x, 0.0), 'cubic': _cubic,
+           'lanczos2': functools.partial(_lanczos, lobes=2),
+           'lanczos3': functools.partial(_lanczos, lobes=3)}

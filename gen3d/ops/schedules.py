@@ -47,6 +47,13 @@ def bell(step: int | jax.Array, start: float, end: float,
   return end + (start - end) * 10.0 ** (-0.5 * rate * step * (step + 1))
 
 
+def exponential(step: int | jax.Array, start: float, end: float,
+                steps: int) -> jax.Array:
+  """start (end / start)^(step / steps) [], then constant from `steps` on."""
+  done = jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0.0, 1.0)
+  return start * (end / start) ** done
+
+
 def affine(value: Schedule, factor: float, offset: float = 0.0) -> Schedule:
   """The number or schedule factor * value + offset."""
   if isinstance(value, (int, float)):

@@ -184,22 +184,6 @@ def vertex_tangents(surface: Topology, vertices: jax.Array,
   return cameras.normalize(mean - along * normals)
 
 
-def weld(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Distinct points [U, 3] and the index [V] of each of `points` [V, 3].
-
-  Meshes with a texture have several vertices at one place along its seams; the
-  surface is one.
-  """
-  distinct, index = np.unique(
-      np.asarray(points, np.float32), axis=0, return_inverse=True)
-  # In the order of their first occurrence, which keeps neighbors close.
-  _, first = np.unique(index, return_index=True)
-  order = np.argsort(first)
-  rank = np.empty(len(order), np.int64)
-  rank[order] = np.arange(len(order))
-  return distinct[order], rank[index.reshape(-1)]
-
-
 def icosphere(subdivisions: int) -> Mesh:
   """A unit sphere of 20 * 4^subdivisions faces, with a texture's coordinates.
 

@@ -40,6 +40,24 @@ class Render(NamedTuple):
   color_only: Any = None
   # Images [H, W, 3] of the coarse passes that have a loss of their own.
   passes: Any = ()
+  # [H, W, 3] what is behind the object in `image`; None for black.
+  background: Any = None
+  # A pytree for Running.update.
+  measured: Any = None
+
+
+class Running(NamedTuple):
+  """Values that training measures, or keeps, instead of optimizing.
+
+  They are part of the scene's params (a dict) wherever these are an argument.
+
+  Attributes:
+    init: {name: array}, at the start.
+    update: (values, measured) -> values after a step; `measured` is the mean
+      of Render.measured over the step's views.
+  """
+  init: Any
+  update: Any
 
 
 Params = Any  # a pytree
@@ -81,8 +99,6 @@ class Scene(NamedTuple):
       the grid that a volume is sampled on; connected components with at least
       `keep_share` of the largest one's volume are kept.
     bound: half-width of the cube around the origin that holds the object.
-    fixed: names of the parameters that are not optimized, such as the faces of
-      a mesh; params is then a dict.
     project: params -> params within their range, after each step.
     subjects: number of parts with a prompt each. Where there are several, a
       view shows one of them alone, whose index is `view.subject`.
@@ -90,6 +106,7 @@ class Scene(NamedTuple):
       and without shading, from which the mesh's texture is baked. None where
       the mesh has its final colors. Call it with ops.mesh.CHUNK points, for
       which it is compiled.
+    running: Running, or None.
   """
   init: Callable[[jax.Array], Params]
   sample_view: SampleView
@@ -98,7 +115,7 @@ class Scene(NamedTuple):
   show: Show
   mesh: ExtractMesh
   bound: float
-  fixed: tuple[str, ...] = ()
   project: Callable[[Params], Params] = _unchanged
   subjects: int = 1
   color: Color | None = None
+  running: Running | None = None

@@ -97,7 +97,7 @@ def make(config: Any) -> Scene:
       sample_view=views.sampler(config),
       render=render,
       penalties=partial(_penalties, weights=dict(config.penalties)),
-      show=partial(_show, render),
+      show=partial(show, render),
       mesh=partial(_mesh, query, bound), bound=bound,
       color=lambda params, points: query(params, points)[1])
 
@@ -138,8 +138,23 @@ def _mesh(query, bound, params, resolution, keep_share):
       partial(query, params), bound, resolution, keep_share=keep_share)
 
 
-def _show(render, params, camera, size, modes, background=None):
-  """Previews; see Scene. Shading is deferred for all kinds of normals."""
+def show(
+    render: Callable, params: Any, camera: cameras.Camera, size: Any,
+    modes: Any, background: jax.Array | None = None, *,
+    modes_of_light: Any = views.SHADING_MODES) -> dict[str, jax.Array]:
+  """Previews; see Scene. Shading is deferred for all kinds of normals.
+
+  Args:
+    render: of a Scene.
+    params, camera, size, modes, background: see Scene.
+    modes_of_light: {mode: (ambient, diffuse, textureless)}.
+
+  Returns:
+    {mode: image [H, W, 3]}.
+
+  Raises:
+    UserError: a mode is unknown.
+  """
   rays = cameras.rays(camera, size, size)
   ambient_only = shading.Light(jnp.zeros(3), 1.0, 0.0, 0.0)
   learned = background is None
@@ -156,7 +171,7 @@ def _show(render, params, camera, size, modes, background=None):
   def image(mode):
     if mode == 'normal':
       return 0.5 * opacity * (normals + 1) + behind
-    ambient, diffuse, textureless = pick('mode', views.SHADING_MODES, mode)
+    ambient, diffuse, textureless = pick('mode', modes_of_light, mode)
     base = opacity if textureless else rendered.albedo
     return behind + base * shading.lambertian(
         jnp.ones_like(points), normals, points,
@@ -189,7 +204,8 @@ def _render(params, key, view, *, field, background, intersect,
   return Render(image, pixels['opacity'], pixels['depth'], pixels['normals'],
                 pixels['albedo'],
                 {name: pixels[name] for name in (
-                    'orientation', 'depth_variance')}, pixels['color_only'])
+                    'orientation', 'depth_variance')}, pixels['color_only'],
+                background=behind)
 
 
 def _shade(field, light, normals_config, rays_and_edges):

@@ -4,17 +4,17 @@ CLIP-Mesh (2203.13333) starts from a sphere, whose vertices are the control
 points of a Loop surface. The second stage that Magic3D, ProlificDreamer and CSD
 share starts from the mesh of a finished run.
 
-The parameters are the offsets of the vertices from where they start, the
-texture and, if the config has them, a normal map and a learned background. The
-group 'surface' holds what does not change: faces, texture coordinates and maps
-that are linear in the vertices. It is among the parameters, so that a run's
-checkpoint is complete, but is not optimized; see Scene.fixed.
+Optimized are the offsets of the vertices from where they start, the texture
+and, if the config has them, a normal map and a learned background. What does
+not change, 'surface', is with the parameters, too, so that a checkpoint is
+complete: faces, texture coordinates and maps that are linear in the vertices.
 
 Vocabulary. V vertices, F faces and U texture coordinates: a vertex on a seam of
 the texture has several. A texel has C = 3 channels, or 4 with an opacity. Depth
 peeling gives layers, the nearest one first.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,8 +34,9 @@ from gen3d.ops import (
   surfaces,
   textures,
 )
+from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
-from gen3d.scenes import Render, Scene, View, views
+from gen3d.scenes import Render, Running, Scene, View, views
 
 
 def _itself(faces, count):
@@ -65,7 +66,7 @@ class Surface(NamedTuple):
   faces: Any      # [F, 3] int32
   uv: Any         # [U, 2]
   uv_faces: Any   # [F, 3] int32
-  opposites: Any  # [F, 3] int32, see silhouettes.opposite_vertices
+  twins: Any      # [F, 3] int32, see silhouettes.edge_twins
   limit: Any      # SparseMap from vertices to points of the surface
   constant: Any   # SparseMap: what is added to them, without gradient
   topology: Any   # surfaces.Topology
@@ -86,13 +87,13 @@ class Laplacian(NamedTuple):
   rate: float
 
 
-class Fragment(NamedTuple):
-  """What one layer shows at its pixels [H, W], with nothing where empty."""
-  hit: Any       # [H, W] 1.0 or 0.0
-  points: Any    # [H, W, 3]
-  normals: Any   # [H, W, 3], towards the camera
-  texel: Any     # [H, W, C]
-  fragments: Any  # raster.Fragments
+class Layer(NamedTuple):
+  """What one layer shows at its pixels."""
+  hit: Any        # [H, W] 1.0, or 0.0 where it is empty
+  points: Any     # [H, W, 3]
+  normals: Any    # [H, W, 3], towards the camera
+  texel: Any      # [H, W, C]
+  antialias: Any  # image of the layer [H, W, K] -> image
 
 
 class Settings(NamedTuple):
@@ -110,29 +111,37 @@ def make(config: Any, start: Mesh | None = None) -> Scene:
 
   Args:
     config: ConfigDict.
-    start: the mesh at the start, with uv; None for a sphere. Only `init` needs
-      it.
+    start: the mesh at the start, with uv; None for a sphere. Not needed for
+      parameters that exist.
 
   Raises:
-    UserError: a name is unknown.
+    UserError: a name is unknown, or the mesh is no surface of the kind.
   """
   check('surface', SURFACES, config.surface)
   check('Laplacian of', LAPLACIANS, config.laplacian.of)
+  if start is None:
+    start = surfaces.icosphere(config.subdivisions)
+    start = start._replace(vertices=config.radius * start.vertices)
+  surface = surface_of(start, config.surface)
   background = (fields.Background(**config.background_mlp)
                 if config.get('background_mlp') else None)
   settings = Settings(
       config.size, config.layers, config.near, config.far,
       (config.texture.blur_sigma, config.texture.blur_radius),
       config.texture.mipmaps)
-  render = partial(_render, background=background, settings=settings)
+  drawing = {'background': background, 'settings': settings}
   return Scene(
-      init=partial(_init, start=start, config=config, background=background),
-      sample_view=views.of_config(config), render=render,
+      init=partial(
+          _init, shape=surface.start.shape, image=start.texture,
+          side=config.texture.size, channels=config.texture.channels,
+          normal_map=config.normal_map, background=background),
+      sample_view=views.of_config(config), render=partial(_render, **drawing),
       penalties=partial(
           _penalties, laplacian=Laplacian(**config.laplacian),
           consistency=config.normal_consistency),
-      show=partial(_show, background=background, settings=settings),
-      mesh=partial(_mesh, settings=settings), bound=config.bound, fixed=('surface',), project=_project)
+      show=partial(_show, **drawing), mesh=partial(_mesh, settings=settings),
+      bound=config.bound, project=_project,
+      running=Running({'surface': surface}, lambda values, measured: values))
 
 
 def surface_of(start: Mesh, kind: str) -> Surface:
@@ -145,13 +154,13 @@ def surface_of(start: Mesh, kind: str) -> Surface:
   Raises:
     UserError: an edge has more than two faces, of which `kind` allows none.
   """
-  places, index = surfaces.weld(start.vertices)
+  places, index = mesh_ops.weld(np.asarray(start.vertices, np.float32))
   uv_faces = np.asarray(start.faces, np.int32)
   faces = index[uv_faces].astype(np.int32)
   limit, constant = SURFACES[kind](faces, len(places))
   return Surface(
       places, faces, np.asarray(start.uv, np.float32), uv_faces,
-      silhouettes.opposite_vertices(faces), limit, constant,
+      silhouettes.edge_twins(faces), limit, constant,
       surfaces.topology(faces, len(places)))
 
 
@@ -175,24 +184,17 @@ def _records(surface):
           name: sparse(x) for name, x in surface['topology'].items()})})
 
 
-def _init(key, *, start, config, background):
-  """Parameters: `start`, or a sphere with random texels."""
+def _init(key, *, shape, image, side, channels, normal_map, background):
+  """The parameters that are optimized; without an image, random texels."""
   key_texture, key_background = jax.random.split(key)
-  if start is None:
-    start = surfaces.icosphere(config.sphere.subdivisions)
-    start = start._replace(vertices=config.sphere.radius * start.vertices)
-  surface = surface_of(start, config.surface)
-  side, channels = config.texture.size, config.texture.channels
-  if start.texture is None:
+  if image is None:
     texture = jax.random.uniform(key_texture, (side, side, channels))
   else:
-    texture = images.resize(
-        jnp.asarray(start.texture, jnp.float32) / 255, side)
+    texture = images.resize(jnp.asarray(image, jnp.float32) / 255, side)
     texture = jnp.concatenate([texture, jnp.ones((
         side, side, channels - texture.shape[-1]))], axis=-1)
-  params = {'offsets': jnp.zeros(surface.start.shape), 'texture': texture,
-            'surface': jax.tree.map(jnp.asarray, surface)}
-  if config.normal_map:
+  params = {'offsets': jnp.zeros(shape), 'texture': texture}
+  if normal_map:
     params['normal_map'] = jnp.broadcast_to(
         jnp.array([0.0, 0.0, 1.0]), (side, side, 3))
   if background is not None:
@@ -210,16 +212,19 @@ def _project(params):
 def _render(params, key, view, *, background, settings):
   """A Render of `view`; nothing is jittered."""
   del key
-  seen, antialias = _layers(params, view.camera, settings.size, settings)
-  shade = partial(_shade, light=view.light)
-  image, color_only, albedo, opacity = _composite(
-      seen, antialias, lambda layer: jnp.concatenate(
-          [shade(layer), layer.texel[..., :3]], axis=-1), view.light)
-  distance, normals = _first(seen, view.camera)
+  layers = _layers(params, view.camera, settings.size, settings)
+  opacities = [_opacity(layer, view.light) for layer in layers]
+  colors = [_shade(layer, view.light) for layer in layers]
+  total = composite(
+      [jnp.concatenate([color, layer.texel[..., :3]], axis=-1)
+       for color, layer in zip(colors, layers)],
+      opacities, [layer.antialias for layer in layers])
+  image, albedo, opacity = jnp.split(total, (3, 6), axis=-1)
   behind = _behind(params, view, background)
-  return Render(
-      image + (1 - opacity[..., None]) * behind, opacity, distance, normals,
-      albedo, {}, color_only)
+  color_only = composite(colors, jax.lax.stop_gradient(opacities))[..., :3]
+  distance, normals = _first(layers, view.camera)
+  return Render(image + (1 - opacity) * behind, opacity[..., 0], distance,
+                normals, albedo, {}, color_only, background=behind)
 
 
 def _show(params, camera, size, modes, background_color=None, *, background,
@@ -228,7 +233,7 @@ def _show(params, camera, size, modes, background_color=None, *, background,
   for mode in modes:
     check('mode', MODES, mode)
   height, width = (size, size) if isinstance(size, int) else size
-  seen, antialias = _layers(params, camera, (height, width), settings)
+  layers = _layers(params, camera, (height, width), settings)
   learned = background_color is None
   view = View(camera, cameras.rays(camera, height, width), None,
               jnp.ones(3) if learned else jnp.asarray(background_color),
@@ -243,9 +248,10 @@ def _show(params, camera, size, modes, background_color=None, *, background,
       light = shading.camera_light(camera, *pick(
           'mode', views.SHADING_MODES, mode))
       color = partial(_shade, light=light)
-    colors, _, _, opacity = _composite(
-        seen, antialias, lambda layer: jnp.tile(color(layer), 2), light)
-    return colors + (1 - opacity[..., None]) * behind
+    total = composite([color(layer) for layer in layers],
+                      [_opacity(layer, light) for layer in layers],
+                      [layer.antialias for layer in layers])
+    return total[..., :3] + (1 - total[..., 3:]) * behind
 
   return {mode: jnp.clip(image(mode), 0.0, 1.0) for mode in modes}
 
@@ -263,7 +269,7 @@ def _behind(params, view, background):
 
 
 def _layers(params, camera, size, settings):
-  """(Fragments of each layer, function that antialiases an image of one)."""
+  """The Layers of a view, the nearest one first."""
   surface, points = positions(params)
   clip = cameras.clip_positions(
       camera, points, settings.near, settings.far)
@@ -275,7 +281,8 @@ def _layers(params, camera, size, settings):
   normals = surfaces.vertex_normals(surface.topology, points)
   attributes = [points, normals]
   if 'normal_map' in params:
-    texture = jnp.concatenate([texture, _blur(params['normal_map'], settings)], axis=-1)
+    texture = jnp.concatenate(
+        [texture, _blur(params['normal_map'], settings)], axis=-1)
     attributes.append(surfaces.vertex_tangents(
         surface.topology, points, normals, surface.uv[surface.uv_faces]))
   attributes = jnp.concatenate(attributes, axis=-1)
@@ -299,14 +306,12 @@ def _layers(params, camera, size, settings):
     normal = shading.visible_normal(
         normal, flat[jnp.maximum(seen.faces, 0)],
         cameras.normalize(camera.c2w[:3, 3] - point))
-    return Fragment(hit, point, hit[..., None] * normal,
-                    texel[..., :channels], seen)
+    return Layer(
+        hit, point, hit[..., None] * normal, texel[..., :channels],
+        partial(silhouettes.antialias, fragments=seen, clip_positions=clip,
+                faces=surface.faces, twins=surface.twins))
 
-  def antialias(image, seen):
-    return silhouettes.antialias(
-        image, seen.fragments, clip, surface.faces, surface.opposites)
-
-  return [layer(i) for i in range(settings.layers)], antialias
+  return [layer(i) for i in range(settings.layers)]
 
 
 def _blur(texture, settings):
@@ -330,37 +335,31 @@ def _opacity(layer, light):
   return hit * (alpha + light.textureless * (1 - alpha))
 
 
-def _composite(seen, antialias, color, light):
-  """Layers over each other, without a background.
+def composite(colors: Sequence[jax.Array], opacities: Sequence[jax.Array],
+              antialias: Sequence[Callable] = ()) -> jax.Array:
+  """Layers over each other, premultiplied by opacity: [H, W, C + 1].
+
+  From back to front, each result antialiased, as in CLIP-Mesh. The last channel
+  is the opacity, so that any background may be put behind.
 
   Args:
-    seen: Fragments of the layers.
-    antialias: see _layers.
-    color: Fragment -> [H, W, 6], two colors that are not premultiplied.
-    light: shading.Light.
-
-  Returns:
-    ([H, W, 3] the first color, [H, W, 3] the same without a gradient to
-    opacity and silhouettes, [H, W, 3] the second color, opacity [H, W]).
+    colors: [H, W, C] of each layer, the nearest one first.
+    opacities: [H, W, 1] of each layer.
+    antialias: image -> image of each layer, or none.
   """
-  # Back to front, antialiased after each layer, as in CLIP-Mesh; premultiplied
-  # colors and opacity, so that any background may be put behind them.
-  total = jnp.zeros((*seen[0].hit.shape, 7))
-  only = jnp.zeros((*seen[0].hit.shape, 3))
-  for layer in reversed(seen):
-    opacity, colors = _opacity(layer, light), color(layer)
-    one = jnp.ones_like(opacity)
-    total = opacity * jnp.concatenate([colors, one], -1) + (
-        1 - opacity) * total
-    total = antialias(total, layer)
-    constant = jax.lax.stop_gradient(opacity)
-    only = constant * colors[..., :3] + (1 - constant) * only
-  return total[..., :3], only, total[..., 3:6], total[..., 6]
+  total = jnp.zeros((*opacities[0].shape[:-1], colors[0].shape[-1] + 1))
+  for number in reversed(range(len(colors))):
+    opacity = opacities[number]
+    layer = jnp.concatenate([colors[number], jnp.ones_like(opacity)], axis=-1)
+    total = opacity * layer + (1 - opacity) * total
+    if antialias:
+      total = antialias[number](total)
+  return total
 
 
-def _first(seen, camera):
+def _first(layers, camera):
   """(distance [H, W] from the camera, normals [H, W, 3]) of the first layer."""
-  first = seen[0]
+  first = layers[0]
   offset = first.points - camera.c2w[:3, 3]
   squared = jnp.sum(offset * offset, axis=-1)
   return first.hit * jnp.sqrt(jnp.maximum(squared, 1e-12)), first.normals

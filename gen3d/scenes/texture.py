@@ -33,7 +33,7 @@ from gen3d.ops import (
 )
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
-from gen3d.scenes import Render, Scene, View, views
+from gen3d.scenes import Render, Running, Scene, View, views
 
 RADIUS = 0.5  # of objects in their own frame: half of the longest side
 # Of the field's output to a color in [0, 1].
@@ -42,6 +42,7 @@ ACTIVATIONS = {
     # SceneTex's, whose output is in [-1, 1]: no gradient beyond.
     'clip': lambda x: jnp.clip(x / 2 + 0.5, 0.0, 1.0)}
 AMBIENT = shading.Light(np.zeros(3, np.float32), 1.0, 0.0, 0.0)
+KEYFRAMES = 'keyframes'  # the view distribution of a file of cameras
 # config.camera -> ops.cameras.Camera [N], by the name in a config.
 CAMERA_SETS = {'sphere': lambda config: camera_sets.sphere(**config),
                'room': lambda config: camera_sets.room(**config)}
@@ -50,50 +51,48 @@ CAMERA_SETS = {'sphere': lambda config: camera_sets.sphere(**config),
 Objects = Sequence[Sequence[Mesh]]
 
 
-def make(config: Any, read: Callable[[], Objects],
-         read_cameras: Callable[[], cameras.Camera]) -> Scene:
+def make(config: Any, objects: Objects | None = None,
+         keyframes: cameras.Camera | None = None) -> Scene:
   """The Scene of a config (configs/scene_tex.py: `scene`).
 
   Args:
     config: ConfigDict.
-    read: reads the meshes.
-    read_cameras: reads the Camera [N] of the view distribution 'keyframes'.
+    objects: the meshes; only needed to start a training, after which they are
+      among the running values.
+    keyframes: Camera [N] of the view distribution KEYFRAMES, needed by
+      `sample_view`.
 
   Raises:
-    UserError: a name in the config is unknown, or its settings contradict.
+    UserError: a name in the config is unknown, its settings contradict, or the
+      objects do not fit them.
   """
-  bake.check_size(config.texture_size)
-  cameras_of = _cameras(config, read_cameras)
+  cameras_of = _camera_set(config, keyframes)
   if config.each and cameras_of is not None:
     raise UserError(
         'Prompts of single meshes (--config.scene.each) need views around '
         "objects; set --config.scene.view_distribution='dreamfusion'.")
   sample_view = (partial(_from_set, cameras_of) if cameras_of
                  else views.of_config(config))
-  subjects = len(names(config.meshes))
+  subjects = len(names(config.meshes)) if config.each else 1
   if config.each:
     sample_view = partial(_of_subject, sample_view, subjects)
   field, color = _field(config)
   render = partial(_render, color=color, near=config.near, far=config.far,
                    samples=config.supersampling)
   point = jnp.zeros((1, 2))  # for the shapes of the parameters
-
-  def init(key):
-    # Once, on the host, although `init` is compiled.
-    with jax.ensure_compile_time_eval():
-      surface = read_surface(read, cameras_of, anchors=config.anchors,
-                             turns=config.turn, far=config.far)
-    return {'surface': surface, 'field': field.init(
-        key, point, jnp.zeros(1, int), point[None])}
-
+  surface = None if objects is None else make_surface(
+      objects, cameras_of and cameras_of(), anchors=config.anchors,
+      turns=config.turn, far=config.far)
   return Scene(
-      init=init, sample_view=sample_view,
+      init=lambda key: {'field': field.init(
+          key, point, jnp.zeros(1, int), point[None])},
+      sample_view=sample_view,
       render=lambda params, key, view: render(params, view, config.size),
       penalties=lambda params, render, step: {},
       show=partial(_show, render),
       mesh=partial(_mesh, jax.jit(color), config.texture_size),
-      bound=config.bound, fixed=('surface',),
-      subjects=subjects if config.each else 1)
+      bound=config.bound, subjects=subjects,
+      running=Running({'surface': surface}, lambda values, measured: values))
 
 
 def _field(config):
@@ -109,14 +108,14 @@ def _field(config):
       field.apply(params['field'], *points))
 
 
-def _cameras(config, read_cameras):
-  """() -> the config's set of cameras; None for views around objects."""
+def _camera_set(config, keyframes):
+  """() -> the config's Camera [N]; None for views around objects."""
   name = config.view_distribution
   check('distribution of views',
-        ['keyframes', *CAMERA_SETS, *views.DISTRIBUTIONS], name)
+        [KEYFRAMES, *CAMERA_SETS, *views.DISTRIBUTIONS], name)
   if name in CAMERA_SETS:
     return partial(CAMERA_SETS[name], config.camera)
-  return read_cameras if name == 'keyframes' else None
+  return (lambda: keyframes) if name == KEYFRAMES else None
 
 
 def names(meshes: str) -> tuple[str, ...]:
@@ -132,16 +131,15 @@ def names(meshes: str) -> tuple[str, ...]:
   return files
 
 
-def read_surface(
-    read: Callable[[], Objects],
-    cameras_of: Callable[[], cameras.Camera] | None, *, anchors: int,
+def make_surface(
+    objects: Objects, every: cameras.Camera | None, *, anchors: int,
     turns: Sequence[float], far: float) -> dict[str, np.ndarray]:
   """The surface of the meshes, which is not trained.
 
   Args:
-    read: see `make`.
-    cameras_of: () -> Camera [N] in the files' frame; None for views around
-      objects.
+    objects: the meshes.
+    every: Camera [N] in the files' frame, all that there are; None for views
+      around objects.
     anchors: number of them on each instance.
     turns: degrees from +z to an object's front, towards +x; one number for
       all objects or one for each.
@@ -158,7 +156,6 @@ def read_surface(
     UserError: the numbers of turns and of objects differ, or a part of the
       scene is beyond `far`.
   """
-  objects = [list(parts) for parts in read()]
   turns = list(turns) * (len(objects) if len(turns) == 1 else 1)
   if len(turns) != len(objects):
     raise UserError(
@@ -170,8 +167,8 @@ def read_surface(
   in_file = merged.vertices.astype(np.float64), merged.normals
   own = [_framed(*(x[subjects == index] for x in in_file), turn=turn)
          for index, turn in enumerate(turns)]
-  if cameras_of is not None:
-    _check_range(merged.vertices, cameras_of(), far)
+  if every is not None:
+    _check_range(merged.vertices, every, far)
     vertices, normals, to_file = *in_file, np.eye(4)
   else:
     vertices, normals, to_file = own[0] if len(own) == 1 else _framed(
@@ -220,8 +217,7 @@ def _of_subject(sample_view, subjects, key, step, part=(0.0, 1.0)):
 def _from_set(cameras_of, key, step, part=(0.0, 1.0)):
   """A View by one camera of a set, in ambient light, over gray."""
   del step
-  with jax.ensure_compile_time_eval():
-    every = cameras_of()
+  every = cameras_of()
   count = len(every.c2w)
   share = jax.random.uniform(key, minval=part[0], maxval=part[1])
   index = jnp.minimum((count * share).astype(int), count - 1)
@@ -261,7 +257,7 @@ def visible(surface: dict[str, jax.Array], view: View, size: tuple[int, int],
   """What a view shows at the center of each pixel.
 
   Args:
-    surface: see `read_surface`.
+    surface: see `make_surface`.
     view: its camera is in the frame of its subject, or else of the scene.
     size: (H, W).
     near, far: range of depths.
@@ -327,7 +323,7 @@ def bake_texture(color: Callable, surface: dict[str, np.ndarray],
 
   Args:
     color: (uv [N, 2], instances [N], anchors [I, A, 2]) -> [N, 3] in [0, 1].
-    surface: see `read_surface`.
+    surface: see `make_surface`.
     size: texels per side.
   """
   found = atlas.texels(surface['uv'], surface['faces'], size)

@@ -70,6 +70,9 @@ class Augmentation(NamedTuple):
   background: Callable = shapes_render.sample_background
 
 
+JUDGE = Augmentation()
+
+
 def make(config: ml_collections.ConfigDict) -> Task:
   """The Task of configs/clip.py's get_config."""
   model = clip.CLIP(clip_pair.pair_config(config))
@@ -98,7 +101,8 @@ def make(config: ml_collections.ConfigDict) -> Task:
       init=init,
       step=functools.partial(train_step, model=model, optimizer=optimizer,
                              ema_decay=config.ema_decay,
-                             augmentation=augmentation),
+                             augmentation=augmentation,
+                             adversary=config.adversary),
       batches=functools.partial(batches, config=config),
       evaluate=functools.partial(evaluate, config=config),
       finish=finish,
@@ -138,7 +142,8 @@ def batches(seed: int, first_step: int, *,
 def train_step(state: states.TrainState, batch: dict[str, Any],
                key: jax.Array, *, model: clip.CLIP,
                optimizer: optax.GradientTransformation,
-               ema_decay: float, augmentation: Augmentation = Augmentation()
+               ema_decay: float, augmentation: Augmentation = JUDGE,
+               adversary: float = 0.0
                ) -> tuple[states.TrainState, dict[str, Any]]:
   """One update of both towers, on this device's examples of the batch.
 
@@ -150,6 +155,7 @@ def train_step(state: states.TrainState, batch: dict[str, Any],
     optimizer: of its parameters.
     ema_decay: of the moving average of the parameters.
     augmentation: of the images.
+    adversary: radius of `perturb`; 0 for none.
 
   Returns:
     (state, metrics).
@@ -160,7 +166,7 @@ def train_step(state: states.TrainState, batch: dict[str, Any],
       augmentation=augmentation)
   images = jax.vmap(draw)(keys, batch['views'], batch['textureless'])
 
-  def loss_fn(params):
+  def loss_fn(params, images):
     output: Any = model.apply(params, images, batch['tokens'])
     image, text, scale = output
     image, text = clip.normalize(image), clip.normalize(text)
@@ -181,17 +187,42 @@ def train_step(state: states.TrainState, batch: dict[str, Any],
         'accuracy/text_of_image': text_accuracy,
         'accuracy/image_of_text': image_accuracy, 'scale': scale}
 
+  if adversary:
+    slope = jax.grad(lambda x: loss_fn(state.params, x)[0])(images)
+    images = jax.vmap(functools.partial(perturb, radius=adversary))(
+        keys, images, slope)
   (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params)
+      state.params, images)
   grads = jax.lax.pmean(grads, 'devices')
   state = optim.apply_gradients(state, grads, optimizer, ema_decay)
   return state, {'loss/contrastive': loss, **metrics}
 
 
+def perturb(key: jax.Array, image: jax.Array, slope: jax.Array,
+            radius: float) -> jax.Array:
+  """An image moved to a larger loss, by a random part of `radius`.
+
+  One step of the fast gradient method (Goodfellow et al., 1412.6572) in the
+  Euclidean norm. The gradients of an encoder that is trained on such images
+  look like objects instead of like noise (Santurkar et al., 1906.09453), as
+  guidance needs.
+
+  Args:
+    key: PRNG key.
+    image: [H, W, 3].
+    slope: [H, W, 3], the loss's gradient.
+    radius: largest Euclidean length of the change, of values in [0, 1].
+  """
+  length = radius * jax.random.uniform(jax.random.fold_in(key, 1))
+  norm = jnp.sqrt(jnp.sum(slope**2) + 1e-20)
+  moved = image + length * slope / norm
+  return jax.lax.stop_gradient(jnp.clip(moved, 0.0, 1.0))
+
+
 def training_image(key: jax.Array, view: shapes_render.Views,
                    textureless: jax.Array | float,
                    resolution: int,
-                   augmentation: Augmentation = Augmentation()) -> jax.Array:
+                   augmentation: Augmentation = JUDGE) -> jax.Array:
   """A lit and augmented image [R, R, 3] of one view.
 
   Light and background are sampled as in the shapes world. The augmentations
