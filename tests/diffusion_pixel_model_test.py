@@ -211,7 +211,7 @@ def test_control_net_of_the_shipped_weights_begins_as_their_copy():
   config = config_file.get_config('depth').model
   model = pixel_model.build(config, assets.tokenizer().vocab_size)
   _, shipped, record = pixel_model.load()
-  assert record['config']['model'].keys() == config.keys() - {'control'}
+  assert set(record['config']['model']) == set(config) - {'control'}
   fresh = jax.eval_shape(lambda key: model.init(key, assets.CAPTION_LENGTH),
                          jax.random.key(0))['control']
   size = sum(np.prod(x.shape) for x in jax.tree.leaves(fresh))
