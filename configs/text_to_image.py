@@ -22,8 +22,9 @@ and to continue the U-Net from there, with only loss_weights.v above zero and
 optimizer.lr_multipliers.light_field=0. The shipped weights were trained in such
 stages; the record has the settings of each under 'earlier'.
 
-The ControlNet for depth conditioning (gen3d/models/unet.py) is trained beside
-the frozen shipped weights, 1.3 M parameters at XXX images a second on one core:
+The ControlNet for depth conditioning (gen3d/models/unet.py) has 1.3 M
+parameters and is trained beside the frozen shipped weights, from the root of
+the repository:
 
 python -m gen3d.train --config=configs/text_to_image.py:depth \
   --workdir=/tmp/depth
@@ -58,10 +59,9 @@ VARIANTS = {
     'depth': {
         'start_from': 'gen3d/assets/text_to_image_shapes.safetensors',
         'trained_parts': ('control',), 'data_seed': 1, 'views': 16_000,
-        'batch': 16, 'steps': 6_000,
-        'model': {'control': {'blocks': (1, 2, 1)}},
+        'steps': 6_000, 'model': {'control': {'blocks': (1, 2, 1)}},
         'loss_weights': {'text_probe': 0.0, 'prior_image': 0.0},
-        'optimizer': {'warmup': 100, 'cooldown': 1500},
+        'optimizer': {'warmup': 200, 'cooldown': 2000},
         'progress': ('loss/v',)},
     'tiny': _TINY,
     'depth_tiny': {

@@ -187,17 +187,38 @@ def write_pipeline(path, unet, autoencoder, text_encoder):
       'vae': (vaes.Autoencoder(config['vae']), vaes.inputs(config['vae'])),
       'text_encoder': (clip.TextTower(config['text_encoder']),
                        clip.text_inputs(config['text_encoder']))}
-  from safetensors import numpy as safetensors
   for part, (network, inputs) in networks.items():
     params = random_params(network, inputs)
     sources = port.by_path(params)
     if part == 'text_encoder':
       params, sources = params['params'], clip.text_sources(config[part])
-    tensors = {name: np.ascontiguousarray(x, np.float16) for name, x in
-               port.to_torch(params, sources).items()}
-    (path / part).mkdir(exist_ok=True)
-    (path / part / 'config.json').write_text(json.dumps(configs[part]))
-    safetensors.save_file(tensors, path / part / 'model.safetensors')
+    _write_half(path / part, configs[part], port.to_torch(params, sources))
+
+
+def write_control(path, config):
+  """A ControlNet of random weights in half precision, without PyTorch.
+
+  Args:
+    path: folder.
+    config: of its config.json, what differs from the defaults.
+  """
+  from gen3d.models import controlnet
+  from gen3d.weights import hub, port
+  path = pathlib.Path(path)
+  config = {'_class_name': 'ControlNetModel', **config}
+  network = controlnet.read(hub.Folder(path, config, {}))
+  params = random_params(network, controlnet.network_inputs(network))
+  _write_half(path, config, port.to_torch(params, port.by_path(params)))
+
+
+def _write_half(path, config, tensors):
+  """Writes config.json and tensors, in half precision, into a folder."""
+  from safetensors import numpy as safetensors
+  path.mkdir(exist_ok=True)
+  (path / 'config.json').write_text(json.dumps(config))
+  safetensors.save_file({name: np.ascontiguousarray(x, np.float16)
+                         for name, x in tensors.items()},
+                        path / 'model.safetensors')
 
 
 def write_tokenizer(path, pad):

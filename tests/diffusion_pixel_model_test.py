@@ -146,9 +146,11 @@ def controlled():
   """(model, params) of a tiny model with a ControlNet, far from zero."""
   config = config_file.get_config('depth_tiny').model
   model = pixel_model.build(config, assets.tokenizer().vocab_size)
-  params = jax.jit(model.init, static_argnums=1)(
-      jax.random.key(0), assets.CAPTION_LENGTH)
-  return model, jax.tree.map(lambda x: x + .05, params)
+  rng = np.random.default_rng(0)
+  return model, jax.tree.map(
+      lambda x: rng.normal(0.05, 0.1, x.shape).astype(x.dtype),
+      jax.eval_shape(lambda key: model.init(key, assets.CAPTION_LENGTH),
+                     jax.random.key(0)))
 
 
 def test_depth_changes_the_prediction_and_a_map_of_zeros_does_not(controlled):
@@ -161,13 +163,13 @@ def test_depth_changes_the_prediction_and_a_map_of_zeros_does_not(controlled):
   # A map of another size is resized.
   maps = jnp.zeros((2, 32, 32, 1)).at[0, 8:20].set(0.7)
   x_t = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
-  predict = lambda teacher, text: teacher.denoise(
+  predict = lambda teacher, text: jax.jit(teacher.denoise)(
       params, x_t, jnp.array([.4, .4]), text)
   plain = predict(without, text)
   np.testing.assert_array_equal(predict(teacher, text), plain)
   eps = predict(teacher, teacher.add_depth(params, text, maps))
   assert jnp.abs(eps - plain)[0].max() > 1e-3
-  np.testing.assert_array_equal(eps[1], plain[1])
+  np.testing.assert_allclose(eps[1], plain[1], atol=1e-5)
 
 
 def test_samples_of_a_depth_map(controlled):
@@ -199,5 +201,25 @@ def test_a_control_net_of_other_weights_is_refused(controlled, tmp_path):
   assert teacher.depth_conditioned
   jax.tree.map(np.testing.assert_array_equal, teacher.load()['control'],
                params['control'])
-  with pytest.raises(UserError, match='bad.safetensors .*other weights'):
-    pixel_model.teacher(path, tmp_path / 'bad.safetensors')
+  for name, words in (('bad', 'bad.safetensors .*other weights'),
+                      ('none', 'none.safetensors; train one')):
+    with pytest.raises(UserError, match=words):
+      pixel_model.teacher(path, tmp_path / f'{name}.safetensors')
+
+
+def test_control_net_of_the_shipped_weights_begins_as_their_copy():
+  config = config_file.get_config('depth').model
+  model = pixel_model.build(config, assets.tokenizer().vocab_size)
+  _, shipped, record = pixel_model.load()
+  assert set(record['config']['model']) == set(config) - {'control'}
+  fresh = jax.eval_shape(lambda key: model.init(key, assets.CAPTION_LENGTH),
+                         jax.random.key(0))['control']
+  size = sum(np.prod(x.shape) for x in jax.tree.leaves(fresh))
+  assert 2 * size < 3e6  # bytes of the file, in half precision
+  start = unet.copy_parameters(fresh, shipped['unet'])
+  same = lambda a, b: a.shape == b.shape
+  assert all(jax.tree.leaves(jax.tree.map(same, start, fresh)))
+  new = {name.split('_')[0] for name, layer in start['params'].items()
+         if any(isinstance(x, jax.ShapeDtypeStruct)
+                for x in jax.tree.leaves(layer))}
+  assert new == {'hint', 'residual'}

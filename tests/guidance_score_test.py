@@ -2,14 +2,19 @@
 
 import functools
 
+import checkpoint_folders as folders
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 import pytest
+from jax.interpreters import partial_eval
 
+from configs import dreamfusion, text_to_image
+from gen3d import assets
 from gen3d.choices import UserError
-from gen3d.diffusion import noise, teachers
+from gen3d.diffusion import noise, pixel_model, teachers
 from gen3d.guidance import prompts, score
 from gen3d.ops import cameras
 from gen3d.scenes import Render
@@ -361,3 +366,69 @@ def test_without_depth_conditioning_the_text_has_no_camera():
       10.0, 10.0, 1.6, 1.3))
   assert text.camera is None
   assert score.add_depth(TEACHER, WEIGHTS, text, None) is text
+
+
+def _small_stable_diffusion(path):
+  """Teacher settings of a random Stable Diffusion with a ControlNet."""
+  encoder = {'block_out_channels': [32, 64], 'cross_attention_dim': 24,
+             'attention_head_dim': 4, 'layers_per_block': 1,
+             'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D']}
+  folders.write_pipeline(
+      path / 'sd', encoder | {
+          'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D'],
+          'sample_size': 8},
+      {'block_out_channels': [32, 64], 'layers_per_block': 1,
+       'sample_size': 16},
+      {'hidden_size': 24, 'intermediate_size': 96, 'num_hidden_layers': 2,
+       'num_attention_heads': 3})
+  folders.write_control(path / 'control', encoder | {
+      'conditioning_embedding_out_channels': [4, 8, 12]})
+  return {'name': 'stable_diffusion', 'path': str(path / 'sd'),
+          'control': str(path / 'control')}
+
+
+def _small_shapes_teacher(path):
+  """Teacher settings of a random shapes model with a ControlNet."""
+  config = text_to_image.get_config('depth_tiny').model.to_dict()
+  model = pixel_model.build(config, assets.tokenizer().vocab_size)
+  params = jax.tree.map(
+      lambda x: np.full(x.shape, 0.1, x.dtype), jax.eval_shape(
+          lambda key: model.init(key, assets.CAPTION_LENGTH),
+          jax.random.key(0)))
+  control = {'control': params.pop('control')}
+  base, _ = assets.save(
+      path / 'base.safetensors', params,
+      {'config': {'model': {**config, 'control': None}}})
+  digest = assets.load(base)[1]['sha256']
+  saved, _ = assets.save(path / 'control.safetensors', control,
+                         {'config': {'model': config}, 'base': digest})
+  return {'name': 'shapes', 'path': str(base), 'control': str(saved)}
+
+
+@pytest.mark.parametrize('settings', [
+    _small_stable_diffusion, _small_shapes_teacher])
+def test_every_teacher_takes_the_depth_of_a_render_by_its_config(
+    settings, tmp_path):
+  config = dreamfusion.get_config('tiny')
+  config.teacher = ml_collections.ConfigDict(settings(tmp_path))
+  frozen = score.from_config(score.sds, config).load('a red car', '')
+  assert 'control' in frozen.weights
+
+  def loss(image, frozen, camera, depth, opacity, guidance):
+    render = Render(image, opacity, depth, *(None,) * 3, color_only=image)
+    text = guidance.condition(frozen, camera)
+    assert text.camera is not None
+    return guidance.loss({}, frozen, jax.random.key(0), render, text, 0)[0]
+
+  # What the gradient depends on, without computing it.
+  image, depth = jnp.zeros((12, 12, 3)), jnp.ones((12, 12))
+  inputs = image, frozen, cameras.orbit(20.0, 10.0, 1.6, 1.3), depth, depth
+  are_depth = [x.shape == depth.shape for x in jax.tree.leaves(inputs)]
+  for combination in (score.sds, score.csd):
+    guidance = score.from_config(combination, config)
+    program = jax.make_jaxpr(jax.grad(functools.partial(
+        loss, guidance=guidance)))(*inputs).jaxpr
+    assert [x.aval.shape for x in program.outvars] == [image.shape]
+    _, used = partial_eval.dce_jaxpr(program, [True])
+    assert [use for use, is_depth in zip(used, are_depth, strict=True)
+            if is_depth] == [True, True]

@@ -329,12 +329,16 @@ def teacher(path: str | os.PathLike = assets.TEXT_TO_IMAGE,
 
 def _with_control(model, params, digest, path):
   """A model and its parameters with the ControlNet at `path`."""
+  if not os.path.isfile(path):
+    raise UserError(
+        f'There is no ControlNet {path}; train one by --config=configs/'
+        'text_to_image.py:depth and give its .safetensors file as the '
+        "teacher's control.")
   control, record = assets.load(path)
   if record.get('base') != digest:
     raise UserError(
         f'The ControlNet {path} was trained for other weights of the teacher; '
-        "give the teacher's weights that it was trained with "
-        '(--config.teacher.path), or no --config.teacher.control.')
+        "give those as the teacher's path, or no control.")
   built = build(record['config']['model'], assets.tokenizer().vocab_size)
   return model._replace(control=built.control), params | control
 
