@@ -211,6 +211,30 @@ def write_control(path, config):
   _write_half(path, config, port.to_torch(params, port.by_path(params)))
 
 
+def write_small_stable_diffusion(path):
+  """Teacher settings of a Stable Diffusion with a ControlNet, both random.
+
+  Args:
+    path: of the folder to write them into.
+  """
+  path = pathlib.Path(path)
+  encoder = {'block_out_channels': [32, 64], 'cross_attention_dim': 24,
+             'attention_head_dim': 4, 'layers_per_block': 1,
+             'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D']}
+  write_pipeline(
+      path / 'sd', encoder | {
+          'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D'],
+          'sample_size': 8},
+      {'block_out_channels': [32, 64], 'layers_per_block': 1,
+       'sample_size': 16},
+      {'hidden_size': 24, 'intermediate_size': 96, 'num_hidden_layers': 2,
+       'num_attention_heads': 3})
+  write_control(path / 'control', encoder | {
+      'conditioning_embedding_out_channels': [4, 8, 12]})
+  return {'name': 'stable_diffusion', 'path': str(path / 'sd'),
+          'control': str(path / 'control')}
+
+
 def _write_half(path, config, tensors):
   """Writes config.json and tensors, in half precision, into a folder."""
   from safetensors import numpy as safetensors

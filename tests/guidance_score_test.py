@@ -1,6 +1,8 @@
 """Score distillation with a teacher whose score is known in closed form."""
 
 import functools
+import os
+import pathlib
 
 import checkpoint_folders as folders
 import jax
@@ -11,7 +13,7 @@ import optax
 import pytest
 from jax.interpreters import partial_eval
 
-from configs import dreamfusion, text_to_image
+from configs import dreamfusion, scene_tex, text_to_image
 from gen3d import assets
 from gen3d.choices import UserError
 from gen3d.diffusion import noise, pixel_model, teachers
@@ -368,25 +370,6 @@ def test_without_depth_conditioning_the_text_has_no_camera():
   assert score.add_depth(TEACHER, WEIGHTS, text, None) is text
 
 
-def _small_stable_diffusion(path):
-  """Teacher settings of a random Stable Diffusion with a ControlNet."""
-  encoder = {'block_out_channels': [32, 64], 'cross_attention_dim': 24,
-             'attention_head_dim': 4, 'layers_per_block': 1,
-             'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D']}
-  folders.write_pipeline(
-      path / 'sd', encoder | {
-          'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D'],
-          'sample_size': 8},
-      {'block_out_channels': [32, 64], 'layers_per_block': 1,
-       'sample_size': 16},
-      {'hidden_size': 24, 'intermediate_size': 96, 'num_hidden_layers': 2,
-       'num_attention_heads': 3})
-  folders.write_control(path / 'control', encoder | {
-      'conditioning_embedding_out_channels': [4, 8, 12]})
-  return {'name': 'stable_diffusion', 'path': str(path / 'sd'),
-          'control': str(path / 'control')}
-
-
 def _small_shapes_teacher(path):
   """Teacher settings of a random shapes model with a ControlNet."""
   config = text_to_image.get_config('depth_tiny').model.to_dict()
@@ -406,7 +389,7 @@ def _small_shapes_teacher(path):
 
 
 @pytest.mark.parametrize('settings', [
-    _small_stable_diffusion, _small_shapes_teacher])
+    folders.write_small_stable_diffusion, _small_shapes_teacher])
 def test_every_teacher_takes_the_depth_of_a_render_by_its_config(
     settings, tmp_path):
   config = dreamfusion.get_config('tiny')
@@ -432,3 +415,57 @@ def test_every_teacher_takes_the_depth_of_a_render_by_its_config(
     _, used = partial_eval.dce_jaxpr(program, [True])
     assert [use for use, is_depth in zip(used, are_depth, strict=True)
             if is_depth] == [True, True]
+
+
+def test_each_subject_has_its_own_prompt_in_every_view():
+  guidance = score.make(TEACHER, _settings(score.sds(3.0)))
+  frozen = guidance.load(('a cat', 'a long blue table'), '')
+  for subject, prompt in enumerate(('a cat', 'a long blue table')):
+    for azimuth, view in ((0.0, 'front view'), (90.0, 'side view')):
+      text = guidance.condition(
+          frozen, cameras.orbit(azimuth, 0.0, 1.5, 1.0), jnp.int32(subject))
+      np.testing.assert_allclose(
+          text.cond['states'], len(f'{prompt}, {view}') / 100, rtol=1e-6)
+      np.testing.assert_allclose(text.null['states'], 0)
+
+
+def test_sds_has_scenetexs_gradient(monkeypatch):
+  path = pathlib.Path(os.environ.get('GEN3D_REFERENCE', ''), 'scenetex.npz')
+  if not path.is_file():
+    pytest.skip('set GEN3D_REFERENCE to the folder with scenetex.npz')
+  data = np.load(path)
+  latents, eps, noisy = (
+      np.moveaxis(data[f'vsd.{name}'], 1, -1)
+      for name in ('latents', 'noise', 'noisy'))
+  # The reference's toy mixes latents and noise in ratios of its own.
+  alpha, sigma = np.linalg.lstsq(
+      np.stack([latents.ravel(), eps.ravel()], -1), noisy.ravel())[0]
+  scale = float(data['vsd.guidance'])
+  schedule = noise.Schedule(lambda t: jnp.full_like(t, alpha),
+                            lambda t: jnp.full_like(t, sigma))
+  teacher = TEACHER._replace(
+      schedule=schedule, encode=lambda weights, images, key: images,
+      denoise=lambda weights, x_t, t, text: text['states'][
+          :, :1, :1, None] * jnp.tanh(x_t))
+  text = score.ViewText({'states': jnp.full((1, 1, 1), 0.1)},
+                        {'states': jnp.zeros((1, 1, 1))})
+  weight = float(data['vsd.w_at_t'])
+  settings = _settings(
+      score.sds(scale), weighting=lambda a, s: jnp.full_like(s, weight))
+  monkeypatch.setattr(score.jax.random, 'normal', lambda key, shape: eps)
+  gradient = jax.grad(lambda latents: score.distillation_loss(
+      teacher, settings, {}, jax.random.key(0), latents, text, 0)[0])(
+          jnp.asarray(latents))
+  # Its loss is a mean over the latents, ours a sum.
+  np.testing.assert_allclose(
+      gradient / eps.size, np.moveaxis(data['sds.dlatents'], 1, -1), atol=1e-7)
+
+
+def test_scenetexs_times_are_half_as_large_after_the_first_steps():
+  options = scene_tex.paper().guidance.options
+  times = [options.time_min, options.time_max]
+  for step, expected in ((0, (0.02, 0.98)), (4_999, (0.02, 0.98)),
+                         (5_000, (0.02, 0.5)), (29_999, (0.02, 0.5))):
+    np.testing.assert_allclose(
+        [score.schedules.piecewise(step, time) for time in times], expected,
+        rtol=1e-5)
