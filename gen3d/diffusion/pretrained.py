@@ -307,7 +307,7 @@ def network_teacher(
 
   def denoise(weights, x_t, t, text):
     inputs = x_t, noise.to_step(t), text['states']
-    added = {}
+    added: dict[str, Any] = {}
     if control and 'depth' in text:
       added['residuals'] = _residuals(
           control, weights['control'], text['depth'], inputs)
