@@ -5,9 +5,9 @@ python -m gen3d.generate --network=ffhq512-128.pkl --seeds=0-7 \
   --truncation=0.7 --out=/tmp/faces
 
 The network is one that gen3d trained (.safetensors) or an official EG3D
-pickle. Writes grid.png, and for each seed a turntable and colored meshes; with
---interpolate also a film from seed to seed. For images of prompts, see
-gen3d.sample.
+pickle. Writes grid.png, and for each seed a turntable, a textured .glb and a
+colored .ply; with --interpolate also a film from seed to seed. For images of
+prompts, see gen3d.sample.
 """
 
 import math

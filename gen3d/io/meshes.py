@@ -36,6 +36,7 @@ FORMATS = ('glb', 'ply', 'obj')
 SUFFIXES = tuple(f'.{name}' for name in FORMATS)
 DEFAULT_GRAY = 0.7  # display value of meshes without any color
 _GLTF = ('.glb', '.gltf')
+_VERTICES, _INDICES = 34962, 34963  # glTF: kinds of buffers
 
 
 def save(path: str | os.PathLike, mesh: Mesh) -> None:
@@ -178,11 +179,11 @@ def _export_glb(exported: trimesh.Trimesh, mesh: Mesh,
   normals[np.linalg.norm(normals, axis=-1) < 1e-12] = [0, 1, 0]
   exported.vertex_normals = normals
   if colors is not None:
-    # As an attribute of another name, which _set_material renames: trimesh
+    # As an attribute of another name, which _complete renames: trimesh
     # rounds vertex colors to 8 bits, too coarse for dark linear values.
     exported.vertex_attributes['_COLOR'] = to_linear(colors).astype(np.float32)
   content: Any = exported.export(file_type='glb', include_normals=True,
-                                 tree_postprocessor=_set_material)
+                                 tree_postprocessor=_complete)
   return content
 
 
@@ -204,10 +205,11 @@ def _save_textured_obj(path: pathlib.Path, exported: trimesh.Trimesh,
   files.write_bytes(path, text.encode())
 
 
-def _set_material(tree: dict[str, Any]) -> None:
-  """Renames the color attribute and sets a matte material, in place.
+def _complete(tree: dict[str, Any]) -> None:
+  """Completes the JSON of a .glb in place.
 
-  glTF's default material is metallic, which renderers without an environment
+  Renames the color attribute, says what each buffer is for, and sets a matte
+  material: glTF's default is metallic, which renderers without an environment
   map show black.
   """
   materials = tree.setdefault('materials', [{}])
@@ -221,6 +223,10 @@ def _set_material(tree: dict[str, Any]) -> None:
       if '_COLOR' in attributes:
         attributes['COLOR_0'] = attributes.pop('_COLOR')
       primitive['material'] = 0
+      for index, target in [*((i, _VERTICES) for i in attributes.values()),
+                            (primitive['indices'], _INDICES)]:
+        view = tree['accessors'][index]['bufferView']
+        tree['bufferViews'][view]['target'] = target
 
 
 def _read_parts(path: pathlib.Path) -> list[tuple[Any, np.ndarray]]:

@@ -14,6 +14,8 @@ import xatlas
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
 
+_CHART_FACES = 3500  # largest number in a chart, where all are equally large
+_PACKED = 1024  # texels per side that charts are packed at
 _CANDIDATES = 2 ** 22  # texels tested at a time: bounds the memory
 
 
@@ -44,12 +46,14 @@ def unwrap(mesh: Mesh, size: int) -> Mesh:
     normals = mesh_ops.vertex_normals(vertices, faces).astype(vertices.dtype)
   atlas, charts, packing = (
       xatlas.Atlas(), xatlas.ChartOptions(), xatlas.PackOptions())
-  # Flat charts of a limited size: the time that a chart takes grows faster
-  # than its size, and what is nearly flat is projected instead of solved for.
+  # The time that a chart takes grows faster than its number of faces, and a
+  # chart that is nearly flat is projected instead of solved for.
   charts.max_cost = 0.5
-  charts.max_chart_area = _area(vertices, faces) / 20
-  # The atlas is somewhat larger than asked for, and scaled down by `_fit`.
-  packing.resolution, packing.padding = size, 3 * gutter_width(size) // 2
+  charts.max_chart_area = _area(vertices, faces) * _CHART_FACES / len(faces)
+  # The atlas is somewhat larger than asked for, and scaled by `_fit`; charts
+  # are placed no more precisely than at _PACKED texels, which takes long.
+  side = min(size, _PACKED)
+  packing.resolution, packing.padding = side, 3 * gutter_width(side) // 2
   packing.bilinear = True
   atlas.add_mesh(vertices.astype(np.float32), faces.astype(np.uint32))
   atlas.generate(charts, packing)
