@@ -5,6 +5,7 @@ lower left corner and (1, 1) at the upper right one, and a texel's color is at
 its center. Level l of a pyramid is the texture halved l times.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -34,36 +35,74 @@ def texture(image: jax.Array | Sequence[jax.Array], uv: jax.Array,
   if wrap not in ('wrap', 'clamp'):
     raise ValueError(f"wrap is 'wrap' or 'clamp', not {wrap!r}.")
   pyramid = list(image) if isinstance(image, (list, tuple)) else [image]
-  # One table for all levels, so that a pixel's level is a part of the index.
-  sides = np.array([level.shape[:2] for level in pyramid])
-  starts = np.concatenate([[0], np.cumsum(sides.prod(1))[:-1]])
+  if len(pyramid) == 1:
+    corners = _corners(uv, jnp.zeros(uv.shape[:-1], jnp.int32), pyramid, wrap)
+  elif derivatives is None:
+    raise ValueError('A pyramid of mipmaps needs the derivatives of uv.')
+  else:
+    level = mip_level(derivatives, pyramid[0].shape[:2], len(pyramid))
+    lower = jnp.minimum(jnp.floor(level).astype(jnp.int32), len(pyramid) - 2)
+    share = level - lower
+    corners = [
+        (index, part * weight)
+        for part, number in ((1 - share, lower), (share, lower + 1))
+        for index, weight in _corners(uv, number, pyramid, wrap)]
   table = jnp.concatenate([
       level.reshape(-1, level.shape[-1]) for level in pyramid])
+  return _weighted_sum(table, *map(jnp.stack, zip(*corners)))
 
-  def bilinear(level):
-    height, width = (jnp.asarray(sides[:, i])[level] for i in range(2))
-    start = jnp.asarray(starts)[level]
-    x = uv[..., 0] * width - 0.5
-    y = (1 - uv[..., 1]) * height - 0.5
-    column, row = jnp.floor(x), jnp.floor(y)
-    right, down = (x - column)[..., None], (y - row)[..., None]
-    column, row = column.astype(jnp.int32), row.astype(jnp.int32)
-    inside = jnp.mod if wrap == 'wrap' else (
-        lambda index, side: jnp.clip(index, 0, side - 1))
-    texel = lambda i, j: table.at[
-        start + inside(row + i, height) * width + inside(column + j, width)
-        ].get(mode='promise_in_bounds')
-    return ((1 - down) * ((1 - right) * texel(0, 0) + right * texel(0, 1))
-            + down * ((1 - right) * texel(1, 0) + right * texel(1, 1)))
 
-  if len(pyramid) == 1:
-    return bilinear(0)
-  if derivatives is None:
-    raise ValueError('A pyramid of mipmaps needs the derivatives of uv.')
-  level = mip_level(derivatives, pyramid[0].shape[:2], len(pyramid))
-  lower = jnp.minimum(jnp.floor(level).astype(jnp.int32), len(pyramid) - 2)
-  share = (level - lower)[..., None]
-  return (1 - share) * bilinear(lower) + share * bilinear(lower + 1)
+@jax.custom_vjp
+def _weighted_sum(table, index, weight):
+  """Sums [..., C] of rows of a table [N, C] at index [K, ...] times weight."""
+  return functools.reduce(jnp.add, (
+      row * w[..., None] for row, w in zip(_texels(table, index), weight)))
+
+
+def _texels(table, index):
+  """Rows [..., C] of a table for each of K indices."""
+  return [table.at[i].get(mode='promise_in_bounds') for i in index]
+
+
+def _weighted_sum_backward(saved, cotangent):
+  # XLA's own would be a scatter into a table of zeros for each index.
+  table, index, weight = saved
+  rows = jax.lax.optimization_barrier(weight[..., None] * cotangent)
+  return jnp.zeros_like(table).at[index].add(
+      rows, mode='promise_in_bounds'), None, jnp.stack([
+          jnp.sum(row * cotangent, axis=-1) for row in _texels(table, index)])
+
+
+_weighted_sum.defvjp(
+    lambda *args: (_weighted_sum(*args), args), _weighted_sum_backward)
+
+
+def _corners(uv, level, pyramid, wrap):
+  """The four texels around uv [..., 2] on a level [...] of a pyramid.
+
+  Returns:
+    Pairs of an index [...], into the texels of all levels one after the other,
+    and a weight [...].
+  """
+  sides = np.array([image.shape[:2] for image in pyramid])
+  starts = np.cumsum(sides.prod(1)) - sides.prod(1)
+  height, width, start = (
+      jnp.asarray(x)[level] for x in (sides[:, 0], sides[:, 1], starts))
+  x, y = uv[..., 0] * width - 0.5, (1 - uv[..., 1]) * height - 0.5
+  column, row = jnp.floor(x), jnp.floor(y)
+  right, down = x - column, y - row
+
+  def inside(index, side):
+    index = index.astype(jnp.int32)
+    if wrap == 'wrap':
+      return jnp.mod(index, side)
+    return jnp.clip(index, 0, side - 1)
+
+  columns = [(inside(column, width), 1 - right),
+             (inside(column + 1, width), right)]
+  rows = [(inside(row, height), 1 - down), (inside(row + 1, height), down)]
+  return [(start + i * width + j, weight_i * weight_j)
+          for i, weight_i in rows for j, weight_j in columns]
 
 
 def mip_level(derivatives: jax.Array, size: tuple[int, int],
