@@ -99,25 +99,27 @@ def paper():
   return config
 
 
-def shapes(steps=200):
+def shapes(steps=120):
   """Objects of the shapes world on a CPU."""
   config = paper()
   config.prompt, config.negative_prompt = 'a red chair', ''
   config.steps, config.views = steps, 2
   config.teacher = ml_collections.ConfigDict(
       {'name': 'shapes', 'path': '', 'control': ''})
-  with config.ignore_type():  # numbers in the paper
-    config.guidance.scale = 3.0
+  # Without guidance, at large noise levels: the texture becomes the mean of
+  # the images of (prompt, camera), whose colors are the prompt's. Guidance
+  # over-saturates them, and at small levels the prediction keeps the image's
+  # brightness.
+  config.guidance.scale = 1.0
   config.guidance.options = ml_collections.ConfigDict({
-      'weighting': 'image',
-      'time_min': ((0, 0.6), (steps, 0.2)),
-      'time_max': ((0, 0.95), (steps, 0.7)),
+      'weighting': 'image', 'time_min': 0.6, 'time_max': 0.98,
       'color_guidance_ratio': 1.0, 'num_noises': 4})
   scene = config.scene
   scene.size, scene.supersampling = 64, 2
   scene.near, scene.far = 0.1, 10.0
+  # A cell of the finest level is about as large as a pixel of a view.
   scene.grid = ml_collections.ConfigDict({
-      'count': 6, 'base': 8, 'growth': 2.0, 'log2_entries': 24, 'features': 4,
+      'count': 4, 'base': 8, 'growth': 2.0, 'log2_entries': 24, 'features': 4,
       'init_scale': 1e-2})
   scene.attention = ml_collections.ConfigDict(
       {'hidden': 16, 'heads': 2, 'block': 4096})
@@ -135,12 +137,12 @@ def shapes(steps=200):
       'textureless_prob': 0.0, 'ambient': 0.4, 'diffuse': 0.6})
   scene.random_background_prob, scene.background_range = 1.0, 1.0
   config.optimizer = ml_collections.ConfigDict({
-      'name': 'adam', 'learning_rate': 1e-2, 'schedule': 'cosine',
+      'name': 'adam', 'learning_rate': 5e-2, 'schedule': 'cosine',
       'b1': 0.9, 'b2': 0.99, 'eps': 1e-15, 'lr_multipliers': {}})
   config.orbit.distance, config.orbit.focal = 1.85, 1.3
   config.export.update(
       {'size': 256, 'frames': 48, 'fps': 24, 'texture': 1024})
-  config.log_every, config.eval_every, config.checkpoint_every = 10, 100, 200
+  config.log_every, config.eval_every, config.checkpoint_every = 10, 60, 60
   return config
 
 

@@ -81,8 +81,8 @@ def make(config: Any, objects: Objects | None = None,
                    samples=config.supersampling)
   point = jnp.zeros((1, 2))  # for the shapes of the parameters
   surface = None if objects is None else make_surface(
-      objects, cameras_of and cameras_of(), anchors=config.anchors,
-      turns=config.turn, far=config.far)
+      objects, cameras_of() if cameras_of else None,
+      anchors=config.anchors, turns=config.turn, far=config.far)
   return Scene(
       init=lambda key: {'field': field.init(
           key, point, jnp.zeros(1, int), point[None])},

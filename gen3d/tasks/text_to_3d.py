@@ -140,7 +140,7 @@ def _start(config):
 def _texture_start(scene):
   """The meshes of a texture's config, and its cameras if they are of a file."""
   bake.check_size(scene.texture_size)
-  start = {'objects': [
+  start: dict[str, Any] = {'objects': [
       untextured.read(name, scene.up, scene.texture_size,
                       scene.shapes_resolution)
       for name in texture.names(scene.meshes)]}
