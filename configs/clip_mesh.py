@@ -61,6 +61,7 @@ def paper(steps=5000):
           'resolution': 64, 'keep_share': 1.0,
           'size': 512, 'layers': 2, 'near': 1.0, 'far': 50.0, 'bound': 2.0,
           'surface': 'clip_mesh_limit',
+          'smoothing': 0,
           'laplacian': {'of': 'positions', 'start': 30.0, 'end': 0.6,
                         'rate': 1e-6},
           'normal_consistency': 0.0,

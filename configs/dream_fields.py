@@ -107,14 +107,19 @@ def shapes(steps=300):
   scene.size, scene.samples, scene.chunk = 64, 48, 4096
   scene.bound = 0.7
   scene.field = ml_collections.ConfigDict({
-      'name': 'triplane', 'resolution': 64, 'features': 16, 'width': 64,
+      'name': 'triplane', 'resolution': 32, 'features': 16, 'width': 64,
       'bound': scene.get_ref('bound'), 'density_scale': 5.0,
-      'density_bias': {'name': 'magic3d', 'strength': 1.0, 'radius': 0.35}})
+      # A ball that is opaque from the first step on: otherwise fog fills the
+      # cube, because it hides the random backgrounds.
+      'density_bias': {'name': 'magic3d', 'strength': 6.0, 'radius': 0.35}})
   scene.epsilon = 0.02
   # The cameras of the guide's training images.
   scene.camera.elevation = (0.0, 60.0)
   scene.camera.distance, scene.camera.focal = (1.4, 1.8), (1.1, 1.5)
-  scene.transmittance.steps = steps // 3
+  # The cosines of the small CLIP differ more than those of the paper's.
+  scene.transmittance.weight, scene.transmittance.steps = 1.0, steps // 3
+  scene.penalties = ml_collections.ConfigDict(
+      {'opacity_entropy': ((steps // 2, 0.0), (steps, 0.3))})
   scene.origin_decay = 0.99
   config.optimizer = ml_collections.ConfigDict({
       'name': 'adam', 'learning_rate': 3e-2, 'schedule': 'cosine',

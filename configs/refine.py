@@ -59,6 +59,7 @@ def _scene(field):
       'size': field.size, 'layers': 1, 'near': 0.05, 'far': 20.0,
       'bound': field.bound,
       'surface': 'vertices',
+      'smoothing': 10,
       'laplacian': {'of': 'offsets', 'start': 1e5, 'end': 1e5, 'rate': 0.0},
       'normal_consistency': 100.0,
       'texture': {'size': 256, 'channels': 3, 'blur_sigma': 1.0,

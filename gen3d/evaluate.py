@@ -54,7 +54,8 @@ flags.DEFINE_float('guidance_scale', 3.0, 'For text_to_image.')
 flags.DEFINE_string(
     'weights', str(assets.TEXT_TO_IMAGE), 'Weights of the text-to-image model.')
 flags.DEFINE_string(
-    'clip_weights', str(assets.CLIP), 'Weights of the CLIP pair of gen3d.')
+    'clip_weights', str(assets.CLIP), 'Weights of the CLIP pair of gen3d; for '
+    'r_precision several, separated by commas.')
 flags.DEFINE_list(
     'clip', [], 'CLIPs of transformers for r_precision (folders or hub ids), '
     'with --captions; the CLIP pair of gen3d if empty.')

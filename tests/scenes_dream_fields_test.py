@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import dream_fields as configs
-from gen3d.engine import sharding
+from gen3d.engine import loop, sharding
 from gen3d.guidance import Guidance
 from gen3d.models import fields
 from gen3d.ops import cameras, encodings, schedules
@@ -163,25 +163,33 @@ def run(config, devices, steps):
   task = text_to_3d.make(config, RED)
   mesh = jax.make_mesh(
       (devices,), ('devices',), devices=jax.devices()[:devices])
-  state = sharding.replicate(task.init(jax.random.key(0)), mesh)
+  keys = jax.random.split(jax.random.key(config.seed), 3)  # as in the loop
+  state = sharding.replicate(task.init(keys[0]), mesh)
   step = sharding.pmap(task.step, mesh)
   for _, batch in zip(range(steps), task.batches(0, 0)):
     state, metrics = step(
         state, sharding.to_devices(batch, mesh),
-        sharding.replicate(jax.random.key(1), mesh))
+        sharding.replicate(keys[1], mesh))
   return sharding.unreplicate(state), jax.device_get(metrics)
 
 
-def test_training_moves_the_origin_alike_on_one_and_two_devices():
-  config = configs.tiny()
+def test_training_moves_the_origin_alike_on_one_and_two_devices(tmp_path):
+  config = configs.tiny(3)
   config.scene.origin_decay = 0.5
   config.optimizer.eps = 0.1
-  (alone, metrics), (two, _) = (run(config, n, steps=3) for n in (1, 2))
+  config.eval_every = 0
+  alone, metrics = run(config, 1, steps=3)
+  two, files = loop.run(text_to_3d.make(config, RED), config, tmp_path)
   assert set(alone.params['scene']) == {'field'}  # The origin is not trained.
   moved = np.asarray(alone.extra['origin'])
   assert np.all(moved != 0)
   np.testing.assert_allclose(two.extra['origin'], moved, rtol=1e-4)
   assert {'loss/transmittance', 'opacity'} <= set(metrics)
+  # A finished run is read with its origin.
+  assert len(files) == 4
+  _, params, _ = text_to_3d.load_run(tmp_path)
+  np.testing.assert_array_equal(params['origin'], two.extra['origin'])
+  assert set(params) == {'field', 'origin'}
 
 
 def test_origin_moves_the_picture_and_the_mesh_together():

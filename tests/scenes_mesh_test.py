@@ -198,7 +198,7 @@ def test_vertices_are_points_or_control_points_of_the_surface(kind):
   offsets = 0.1 * np.random.default_rng(0).normal(
       size=fixed['surface'].start.shape).astype(np.float32)
   points, pullback = jax.vjp(lambda x: mesh_scene.positions(
-      {**fixed, 'offsets': x})[1], offsets)
+      {**fixed, 'offsets': x})[1].points, offsets)
   moved = fixed['surface'].start + offsets
   assert (np.abs(points - moved).max() < 1e-6) == (kind == 'vertices')
   # The surface is smoother than its control points, and moves with them.

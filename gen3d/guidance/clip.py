@@ -28,7 +28,7 @@ from gen3d.ops import cameras
 
 class Frozen(NamedTuple):
   """Guidance's `frozen` of CLIP."""
-  weights: Any  # of both towers
+  weights: Any  # of the image tower
   texts: Any    # [V, E], of length one: one prompt, or one for each view
   image: Any    # [E], of length one: an image's feature, or None
 
@@ -79,7 +79,8 @@ def make(towers: clip_pair.Towers, augment: augmentations.Augment,
     encode = jax.jit(partial(clip.text_features, towers.model))
     image = None if image_feature is None else clip.normalize(
         jnp.asarray(image_feature, jnp.float32))
-    return Frozen(weights, encode(weights, towers.tokenize(texts)), image)
+    features = encode(weights, towers.tokenize(texts))
+    return Frozen(_without_text(weights), features, image)
 
   def condition(frozen, camera):
     if nearest_view is None:
@@ -100,6 +101,12 @@ def make(towers: clip_pair.Towers, augment: augmentations.Augment,
 
   return Guidance(load, init=lambda key, frozen: {}, condition=condition,
                   loss=loss)
+
+
+def _without_text(weights):
+  """The weights that encode images: a step needs no others in memory."""
+  return {'params': {name: x for name, x in weights['params'].items()
+                     if not name.startswith('text')}}
 
 
 def read_feature(path: str | os.PathLike, size: int) -> np.ndarray:

@@ -199,23 +199,24 @@ def icosphere(subdivisions: int) -> Mesh:
   places = np.concatenate([
       [[0, 1, 0]], circle(ring, height), circle(ring + np.pi / 5, -height),
       [[0, -1, 0]]])
-  step, faces, uv, which = 1 / 5.5, [], [], []
+  net, corners = [], []  # (place, column, row) of the net; its triangles
 
   def corner(place, column, row):
-    which.append(place)
-    uv.append((column * step, row * step * np.sqrt(0.75)))
-    return len(which) - 1
+    net.append((place, column, row))
+    return len(net) - 1
 
   top = [corner(0, i + 0.5, 3) for i in range(5)]
   upper = [corner(1 + i % 5, i, 2) for i in range(6)]
   lower = [corner(6 + i % 5, i + 0.5, 1) for i in range(6)]
   bottom = [corner(11, i + 1, 0) for i in range(5)]
   for i in range(5):
-    faces += [(top[i], upper[i], upper[i + 1]),
-              (upper[i], lower[i], upper[i + 1]),
-              (lower[i], lower[i + 1], upper[i + 1]),
-              (lower[i], bottom[i], lower[i + 1])]
-  faces, uv, vertices = np.array(faces), np.array(uv), places[which]
+    corners += [(top[i], upper[i], upper[i + 1]),
+                (upper[i], lower[i], upper[i + 1]),
+                (lower[i], lower[i + 1], upper[i + 1]),
+                (lower[i], bottom[i], lower[i + 1])]
+  place, column, row = np.array(net).T
+  faces, vertices = np.array(corners), places[place.astype(int)]
+  uv = np.stack([column, row * np.sqrt(0.75)], axis=-1) / 5.5
   for _ in range(subdivisions):
     edges, face_edges, _ = _edges(faces)
     faces = _split(faces, face_edges + len(vertices))
@@ -316,11 +317,11 @@ def refined_loop_limit(faces: np.ndarray, count: int
   # is 3/8 n v + 5/8 of the sum of its neighbors.
   rows = _vertex_rows(edges, ring, (1 - n * chi) * beta + 5 / 8 * chi,
                       boundary_weight=1 / 8)
-  fixed = ring.boundary[rows[0]]
-  map_rows, constant_rows = (
-      [x[chosen] for x in rows] for chosen in (~fixed, fixed))
-  return (sparse_map(*map_rows, (count, count)),
-          sparse_map(*constant_rows, (count, count)))
+  start, end, weights = rows
+  fixed = ring.boundary[start]
+  part = lambda chosen: sparse_map(
+      start[chosen], end[chosen], weights[chosen], (count, count))
+  return part(~fixed), part(fixed)
 
 
 class _Rings(NamedTuple):

@@ -27,7 +27,7 @@ from gen3d.ops import (
   shading,
   volume,
 )
-from gen3d.scenes import Render, Running, Scene, View, dreamfusion
+from gen3d.scenes import Render, Running, Scene, View, dreamfusion, views
 
 # (ambient, diffuse, textureless) of previews: the scene itself has no light.
 SHADING_MODES = {'color': (1.0, 0.0, 0.0), 'albedo': (1.0, 0.0, 0.0),
@@ -49,7 +49,7 @@ def make(config: Any) -> Scene:
   for name in config.penalties:
     check('penalty', PENALTIES, name)
   field, bound = make_field(config), config.bound
-  camera = dreamfusion.CameraRange(**config.camera)
+  camera = views.CameraRange(**config.camera)
 
   def init(key):
     points = jnp.zeros((1, 3))  # for the shapes of the parameters

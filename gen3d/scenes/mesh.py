@@ -72,6 +72,13 @@ class Surface(NamedTuple):
   topology: Any   # surfaces.Topology
 
 
+class Vertices(NamedTuple):
+  """Where the vertices are."""
+  offsets: Any  # [V, 3] from the start
+  control: Any  # [V, 3], start + offsets
+  points: Any   # [V, 3] of the surface
+
+
 class Laplacian(NamedTuple):
   """The weight of the Laplacian, see schedules.bell.
 
@@ -97,13 +104,26 @@ class Layer(NamedTuple):
 
 
 class Settings(NamedTuple):
-  """How a mesh is rendered; see the configs."""
+  """How a mesh is rendered.
+
+  Attributes:
+    size: pixels per side.
+    layers: of depth peeling.
+    near, far: planes of the cameras.
+    texture_blur: (standard deviation, radius) in texels of the blur through
+      which textures are seen.
+    mipmaps: whether textures are read from a pyramid.
+    smoothing: rounds of smoothing through which offsets are seen, each of
+      which moves an offset halfway to the mean of its neighbors. A view's
+      gradient then moves a neighborhood, not single vertices.
+  """
   size: int
   layers: int
   near: float
   far: float
   texture_blur: tuple
   mipmaps: bool
+  smoothing: int
 
 
 def make(config: Any, start: Mesh | None = None) -> Scene:
@@ -128,7 +148,7 @@ def make(config: Any, start: Mesh | None = None) -> Scene:
   settings = Settings(
       config.size, config.layers, config.near, config.far,
       (config.texture.blur_sigma, config.texture.blur_radius),
-      config.texture.mipmaps)
+      config.texture.mipmaps, config.smoothing)
   drawing = {'background': background, 'settings': settings}
   return Scene(
       init=partial(
@@ -138,7 +158,7 @@ def make(config: Any, start: Mesh | None = None) -> Scene:
       sample_view=views.of_config(config), render=partial(_render, **drawing),
       penalties=partial(
           _penalties, laplacian=Laplacian(**config.laplacian),
-          consistency=config.normal_consistency),
+          consistency=config.normal_consistency, settings=settings),
       show=partial(_show, **drawing), mesh=partial(_mesh, settings=settings),
       bound=config.bound, project=_project,
       running=Running({'surface': surface}, lambda values, measured: values))
@@ -164,12 +184,22 @@ def surface_of(start: Mesh, kind: str) -> Surface:
       surfaces.topology(faces, len(places)))
 
 
-def positions(params: Any) -> tuple[Surface, jax.Array]:
-  """(the Surface, the positions [V, 3] of its points) of parameters."""
+def positions(params: Any, smoothing: int = 0) -> tuple[Surface, Vertices]:
+  """The Surface of parameters and where its vertices are.
+
+  Args:
+    params: with 'surface' and 'offsets'.
+    smoothing: see Settings.
+  """
   surface = _records(params['surface'])
-  control = surface.start + params['offsets']
-  return surface, surfaces.apply(surface.limit, control) + (
+  # By a scan, so that one round is compiled.
+  offsets, _ = jax.lax.scan(
+      lambda x, _: (x + 0.5 * surfaces.apply(surface.topology.umbrella, x),
+                    None), params['offsets'], length=smoothing)
+  control = surface.start + offsets
+  points = surfaces.apply(surface.limit, control) + (
       jax.lax.stop_gradient(surfaces.apply(surface.constant, control)))
+  return surface, Vertices(offsets, control, points)
 
 
 def _records(surface):
@@ -270,7 +300,7 @@ def _behind(params, view, background):
 
 def _layers(params, camera, size, settings):
   """The Layers of a view, the nearest one first."""
-  surface, points = positions(params)
+  surface, (_, _, points) = positions(params, settings.smoothing)
   clip = cameras.clip_positions(
       camera, points, settings.near, settings.far)
   fragments = raster.rasterize(
@@ -365,12 +395,11 @@ def _first(layers, camera):
   return first.hit * jnp.sqrt(jnp.maximum(squared, 1e-12)), first.normals
 
 
-def _penalties(params, render, step, *, laplacian, consistency):
+def _penalties(params, render, step, *, laplacian, consistency, settings):
   """{'laplacian', 'normal_consistency': weighted scalars}; see Scene."""
   del render
-  surface, points = positions(params)
-  vertices = params['offsets'] + (
-      surface.start if laplacian.of == 'positions' else 0.0)
+  surface, (offsets, control, points) = positions(params, settings.smoothing)
+  vertices = control if laplacian.of == 'positions' else offsets
   weight = schedules.bell(
       step, laplacian.start, laplacian.end, laplacian.rate)
   return {
@@ -383,7 +412,7 @@ def _penalties(params, render, step, *, laplacian, consistency):
 def _mesh(params, resolution, keep_share, *, settings):
   """The Mesh of parameters; its texture has the size of the parameters'."""
   del resolution, keep_share
-  surface, points = positions(params)
+  surface, (_, _, points) = positions(params, settings.smoothing)
   normals = surfaces.vertex_normals(surface.topology, points)
   # One vertex for each texture coordinate, and the place that it is at.
   place = np.zeros(len(surface.uv), np.int64)

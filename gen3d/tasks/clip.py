@@ -251,8 +251,8 @@ def training_image(key: jax.Array, view: shapes_render.Views,
   image = jnp.where(jax.random.bernoulli(key_mirror), image[:, ::-1], image)
   low, high = augmentation.zoom
   zoom = jax.random.uniform(key_zoom, minval=low, maxval=high)
-  shift = augmentation.shift * jax.random.uniform(
-      key_shift, (2,), minval=-1.0, maxval=1.0)
+  shift = jax.random.uniform(key_shift, (2,), minval=-augmentation.shift,
+                             maxval=augmentation.shift)
   image = jax.image.scale_and_translate(
       image, (resolution, resolution, 4), (0, 1),
       jnp.stack([zoom, zoom]) * resolution / size,
