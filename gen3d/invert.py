@@ -39,6 +39,8 @@ _VIEWS = flags.DEFINE_list(
     'views', ['-45', '45', '90', '180'], 'Further azimuths on the sheet.')
 _RESOLUTION = flags.DEFINE_integer(
     'resolution', 128, "Grid points along the mesh's longest side.", 8)
+_TEXTURE = flags.DEFINE_integer(
+    'texture', 1024, "Texels per side of the .glb's; 0: vertex colors.", 0)
 _OUT = flags.DEFINE_string('out', '', 'Folder for the results.')
 
 
@@ -59,8 +61,9 @@ def main() -> None:
       _NETWORK.value, trained,
       inversion.read_target(trained, _IMAGE.value, camera),
       inversion.perceptual_loss(_PERCEPTUAL.value), _OUT.value,
-      steps=_STEPS.value, tuning_steps=_TUNING.value,
-      w_plus=_SPACE.value == 'w+', views=views, resolution=_RESOLUTION.value):
+      steps=_STEPS.value, tuning_steps=_TUNING.value, views=views,
+      w_plus=_SPACE.value == 'w+', resolution=_RESOLUTION.value,
+      texture=_TEXTURE.value):
     print(file)
 
 

@@ -76,7 +76,8 @@ def test_a_ball_is_inverted_by_the_same_functions(tmp_path, monkeypatch):
       inversion.inference, 'record_of', lambda name: {'model': name})
   written = inversion.export(
       'ball', ball, target_of(ball), PIXEL_LOSS, tmp_path, steps=2,
-      tuning_steps=1, w_plus=False, views=(0.0,), frames=8, resolution=16)
+      tuning_steps=1, w_plus=False, views=(0.0,), frames=8, resolution=16,
+      texture=0)
   assert [p.name for p in written] == [
       'inversion.png', 'latent.npz', 'tuned.safetensors', 'tuned.json',
       'turntable.mp4', 'mesh.glb', 'mesh.ply']

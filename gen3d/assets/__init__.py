@@ -24,7 +24,9 @@ from gen3d.choices import UserError
 
 FOLDER = pathlib.Path(__file__).parent
 TEXT_TO_IMAGE = FOLDER / 'text_to_image_shapes.safetensors'
-CLIP = FOLDER / 'clip_shapes.safetensors'
+TEXT_TO_IMAGE_DEPTH = FOLDER / 'text_to_image_shapes_depth.safetensors'
+CLIP = FOLDER / 'clip_shapes.safetensors'  # judges
+CLIP_GUIDE = FOLDER / 'clip_shapes_guide.safetensors'  # guides
 CAPTION_LENGTH = 24  # tokens, with the end token
 
 

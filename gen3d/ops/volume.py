@@ -21,9 +21,9 @@ import jax.numpy as jnp
 
 from gen3d.ops import cameras, encodings
 
-# (samples [..., 3], directions [..., 3]) -> (density [...], values [..., C])
-Field = Callable[
-    [encodings.Gaussian, jax.Array], tuple[jax.Array, jax.Array]]
+# (samples [..., 3], directions [..., 3]) -> (density [...], values [..., C]);
+# samples are what the quadrature's `cast` gives, a record with `mean`.
+Field = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
 # A field's density [...] -> density per unit of length.
 Activation = Callable[[jax.Array], jax.Array]
 # (rays, distances [..., D]) -> RaySamples, or what is computed of them

@@ -96,6 +96,7 @@ def make(config: Any, frame: Frame, view_size: int = 64) -> Scene:
       _render, field_of=_field_of(config), background=background,
       sampling_config=sampling_config, chunk=config.chunk,
       passes=_passes(config), coarse_image=bool(config.coarse.loss_weight))
+  query = jax.jit(make_query(config))
   return Scene(
       init=partial(_init, field=_field(config), background=background,
                    passes=_passes(config), frame=frame),
@@ -105,7 +106,8 @@ def make(config: Any, frame: Frame, view_size: int = 64) -> Scene:
       penalties=partial(_penalties, total_variation=config.total_variation),
       show=partial(_show, render, _field_of(config), epsilon=config.epsilon,
                    white=config.background != 'black'),
-      mesh=partial(_mesh, jax.jit(make_query(config))), bound=1.0)
+      mesh=partial(_mesh, query), bound=1.0,
+      color=lambda params, points: query(params, points)[1])
 
 
 def make_query(config: Any) -> Callable:
