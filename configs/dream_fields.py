@@ -124,7 +124,7 @@ def shapes(steps=300):
   config.optimizer = ml_collections.ConfigDict({
       'name': 'adam', 'learning_rate': 3e-2, 'schedule': 'cosine',
       'b1': 0.9, 'b2': 0.99, 'eps': 1e-15,
-      'lr_multipliers': {'hidden': 0.1, 'out': 0.1}})
+      'lr_multipliers': {'hidden': 0.3}})
   config.orbit = ml_collections.ConfigDict(
       {'elevation': 15.0, 'distance': 1.85, 'focal': 1.3})
   config.export.resolution, config.export.frames = 128, 48
