@@ -14,7 +14,7 @@ import xatlas
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
 
-_CHART_FACES = 3500  # largest number in a chart, where all are equally large
+_CHART_FACES = 2000  # largest number in a chart, where all are equally large
 _PACKED = 1024  # texels per side that charts are packed at
 _CANDIDATES = 2 ** 22  # texels tested at a time: bounds the memory
 
