@@ -12,8 +12,7 @@ python -m gen3d.evaluate --what=r_precision --runs=runs \
   --captions=coco_153.txt \
   --clip=openai/clip-vit-base-patch32,openai/clip-vit-large-patch14
 
-Results of a run are stored in its workdir and reused until the run is exported
-again; --force evaluates it anew.
+Results are stored in a run's workdir and reused until it is exported again.
 """
 
 from absl import flags
@@ -69,8 +68,7 @@ flags.DEFINE_string(
     'network', 'shapes', 'For gan: a 3-D GAN trained by gen3d, a .safetensors '
     'file or a bundled name.')
 flags.DEFINE_bool('force', False, 'Evaluate again where results are stored.')
-flags.DEFINE_string('out', '', 'Folder for images; none are written if '
-                    'empty.')
+flags.DEFINE_string('out', '', 'Folder for images; none without it.')
 
 
 def main() -> None:

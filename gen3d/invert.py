@@ -5,12 +5,10 @@ python -m gen3d.invert --network=shapes --image=car.png --azimuth=30 \
 python -m gen3d.invert --network=ffhq512-128.pkl --image=face.png \
   --camera=dataset.json --views=-30,0,30 --space=w+ --out=/tmp/face
 
-Writes inversion.png (the image, its projection, after pivotal tuning, and
-other views), mesh.glb, mesh.ply and turntable.mp4 of the tuned object,
-latent.npz and the tuned generator. The camera is a JSON list of 25 numbers,
-EG3D's dataset.json, or two angles on the sphere of the training cameras. The
-perceptual loss uses the shipped CLIP pair, trained on the shapes world; for
-photographs give --perceptual the files that gen3d/models/perceptual.py names.
+Writes inversion.png (the image, its projection, the tuned object, its views),
+its meshes and film, latent.npz and the tuned generator. --camera is a list of
+25 numbers, or EG3D's dataset.json. The perceptual loss uses the shipped CLIP
+pair; for photographs use the files that gen3d/models/perceptual.py names.
 """
 
 import math
