@@ -21,13 +21,12 @@ from gen3d.engine import cli
 from gen3d.gan import inference, inversion
 from gen3d.render import inversion as inversion_files
 
-_NETWORK = flags.DEFINE_string(
-    'network', '', 'A 3-D GAN: .safetensors, .pkl or a shipped name.')
+_NETWORK = flags.DEFINE_string('network', '', 'File, or a shipped name.')
 _IMAGE = flags.DEFINE_string('image', '', 'The image: a square.')
 _CAMERA = flags.DEFINE_string('camera', '', 'JSON file with its camera.')
 _AZIMUTH = flags.DEFINE_float('azimuth', None, 'Or its azimuth: degrees.')
 _ELEVATION = flags.DEFINE_float(
-    'elevation', None, "Degrees; the data's median if not given.", -90, 90)
+    'elevation', None, "Degrees; the data's median by default.", -90, 90)
 _SPACE = flags.DEFINE_enum(
     'space', 'w', ['w', 'w+'], 'One w for all layers, or one for each.')
 _STEPS = flags.DEFINE_integer('steps', 1000, 'Of the projection.', 1)
