@@ -85,9 +85,9 @@ def test_gradients_equal_differences():
   gradients = jax.jit(jax.grad(loss, (0, 1, 2)))(*arguments)
   for i, gradient in enumerate(gradients):
     step = 1e-3 * rng.normal(size=gradient.shape).astype(np.float32)
-    moved = lambda sign: [
-        x + sign * step if i == j else x for j, x in enumerate(arguments)]
-    difference = (loss(*moved(1)) - loss(*moved(-1))) / 2
+    ahead, behind = list(arguments), list(arguments)
+    ahead[i], behind[i] = ahead[i] + step, behind[i] - step
+    difference = (loss(*ahead) - loss(*behind)) / 2
     np.testing.assert_allclose(
         jnp.sum(gradient * step), difference, rtol=0.05, atol=1e-5)
 
