@@ -58,13 +58,13 @@ def paper(steps=5000):
           'name': 'mesh',
           'start_from': '',  # a sphere; see configs/refine.py
           'radius': 1.0, 'subdivisions': 3,  # 642 control vertices
-          'resolution': 64, 'keep_share': 1.0,
+          'resolution': 64, 'keep_share': 1.0, 'inset': 0.0, 'outset': 0.0,
           'size': 512, 'layers': 2, 'near': 1.0, 'far': 50.0, 'bound': 2.0,
           'surface': 'clip_mesh_limit',
           'smoothing': 0,
           'laplacian': {'of': 'positions', 'start': 30.0, 'end': 0.6,
                         'rate': 1e-6},
-          'normal_consistency': 0.0,
+          'normal_consistency': 0.0, 'normal_variation': 0.0,
           'texture': {'size': 512, 'channels': 4, 'blur_sigma': 3.0,
                       'blur_radius': 2, 'mipmaps': True},
           'normal_map': True,

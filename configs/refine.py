@@ -36,11 +36,19 @@ def shapes(steps=150):
     config.guidance.options.update({'time_min': 0.02, 'time_max': 0.6})
   config.scene = _scene(field)
   config.scene.update({'random_background_prob': 1.0, 'background_range': 1.0})
+  # In the teacher's training images a ray that touches the object is opaque,
+  # and one that misses it by a pixel is empty (data/shapes/render.py): objects
+  # are half a pixel larger than they are, and so is a field that was trained by
+  # the teacher. Half a pixel at the mean distance and focal length:
+  config.scene.outset = 0.5
+  config.scene.inset = 0.5 * 1.6 / (1.3 * config.scene.size)
+  # Flat sides and sharp edges.
+  config.scene.normal_variation = 100.0
   config.scene.light.update({'albedo_steps': 0, 'shaded_prob': 1.0})
   config.optimizer = ml_collections.ConfigDict({
       'name': 'adam', 'learning_rate': 1e-2, 'schedule': 'cosine',
       'b1': 0.9, 'b2': 0.99, 'eps': 1e-15,
-      'lr_multipliers': {'offsets': 0.1}})
+      'lr_multipliers': {'offsets': 0.15}})
   config.log_every, config.eval_every, config.checkpoint_every = 10, 50, 150
   return config
 
@@ -56,12 +64,14 @@ def _scene(field):
       # Of a run's mesh: grid points along its longest side, and the smallest
       # pieces that are kept.
       'resolution': 64, 'keep_share': 0.005,
+      # Of that mesh's vertices, inwards; pixels of the outset in images.
+      'inset': 0.0, 'outset': 0.0,
       'size': field.size, 'layers': 1, 'near': 0.05, 'far': 20.0,
       'bound': field.bound,
       'surface': 'vertices',
-      'smoothing': 10,
-      'laplacian': {'of': 'offsets', 'start': 1e5, 'end': 1e5, 'rate': 0.0},
-      'normal_consistency': 100.0,
+      'smoothing': 6,
+      'laplacian': {'of': 'offsets', 'start': 0.0, 'end': 0.0, 'rate': 0.0},
+      'normal_consistency': 0.0, 'normal_variation': 0.0,
       'texture': {'size': 256, 'channels': 3, 'blur_sigma': 1.0,
                   'blur_radius': 0, 'mipmaps': True},
       'normal_map': False,

@@ -129,10 +129,26 @@ def normal_consistency(surface: Topology, vertices: jax.Array) -> jax.Array:
     surface: Topology.
     vertices: [V, 3].
   """
-  normals = cameras.normalize(face_normals(surface, vertices), 1e-30)
   # Of unit vectors |a - b|^2 / 2 is 1 - a . b.
-  difference = apply(surface.differences, normals)
+  difference = _normal_differences(surface, vertices)
   return jnp.sum(jnp.square(difference)) / (2 * max(len(difference), 1))
+
+
+def normal_variation(surface: Topology, vertices: jax.Array,
+                     epsilon: float = 1e-3) -> jax.Array:
+  """Mean [] of the distances between the unit normals of adjacent faces.
+
+  As total variation does in images, it prefers a few sharp edges between flat
+  sides to many soft ones, which `normal_consistency` prefers.
+
+  Args:
+    surface: Topology.
+    vertices: [V, 3].
+    epsilon: added to squared distances, where the root has no gradient.
+  """
+  squared = jnp.sum(jnp.square(_normal_differences(surface, vertices)), axis=-1)
+  return jnp.sum(jnp.sqrt(squared + epsilon) - epsilon**0.5) / max(
+      len(squared), 1)
 
 
 def face_corners(surface: Topology, x: jax.Array) -> jax.Array:
@@ -322,6 +338,12 @@ def refined_loop_limit(faces: np.ndarray, count: int
   part = lambda chosen: sparse_map(
       start[chosen], end[chosen], weights[chosen], (count, count))
   return part(~fixed), part(fixed)
+
+
+def _normal_differences(surface, vertices):
+  """Differences [E, 3] between the unit normals of adjacent faces."""
+  normals = cameras.normalize(face_normals(surface, vertices), 1e-30)
+  return apply(surface.differences, normals)
 
 
 class _Rings(NamedTuple):

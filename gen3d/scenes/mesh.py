@@ -116,6 +116,8 @@ class Settings(NamedTuple):
     smoothing: rounds of smoothing through which offsets are seen, each of
       which moves an offset halfway to the mean of its neighbors. A view's
       gradient then moves a neighborhood, not single vertices.
+    outset: pixels by which the surface is moved outwards in the images of
+      training, for a teacher in whose images silhouettes are that much larger.
   """
   size: int
   layers: int
@@ -124,6 +126,7 @@ class Settings(NamedTuple):
   texture_blur: tuple
   mipmaps: bool
   smoothing: int
+  outset: float
 
 
 def make(config: Any, start: Mesh | None = None) -> Scene:
@@ -148,7 +151,7 @@ def make(config: Any, start: Mesh | None = None) -> Scene:
   settings = Settings(
       config.size, config.layers, config.near, config.far,
       (config.texture.blur_sigma, config.texture.blur_radius),
-      config.texture.mipmaps, config.smoothing)
+      config.texture.mipmaps, config.smoothing, config.outset)
   drawing = {'background': background, 'settings': settings}
   return Scene(
       init=partial(
@@ -158,7 +161,8 @@ def make(config: Any, start: Mesh | None = None) -> Scene:
       sample_view=views.of_config(config), render=partial(_render, **drawing),
       penalties=partial(
           _penalties, laplacian=Laplacian(**config.laplacian),
-          consistency=config.normal_consistency, settings=settings),
+          consistency=config.normal_consistency,
+          variation=config.normal_variation, settings=settings),
       show=partial(_show, **drawing), mesh=partial(_mesh, settings=settings),
       bound=config.bound, project=_project,
       running=Running({'surface': surface}, lambda values, measured: values))
@@ -242,7 +246,8 @@ def _project(params):
 def _render(params, key, view, *, background, settings):
   """A Render of `view`; nothing is jittered."""
   del key
-  layers = _layers(params, view.camera, settings.size, settings)
+  layers = _layers(params, view.camera, settings.size, settings,
+                   settings.outset)
   opacities = [_opacity(layer, view.light) for layer in layers]
   colors = [_shade(layer, view.light) for layer in layers]
   total = composite(
@@ -298,9 +303,15 @@ def _behind(params, view, background):
   return view.learned * learned + (1 - view.learned) * view.background
 
 
-def _layers(params, camera, size, settings):
+def _layers(params, camera, size, settings, outset=0.0):
   """The Layers of a view, the nearest one first."""
   surface, (_, _, points) = positions(params, settings.smoothing)
+  if outset:
+    # A pixel's width at the distance of each vertex.
+    pixel = cameras.project(camera, points)[1] / (
+        settings.size * camera.intrinsics[1, 1])
+    points += outset * jax.lax.stop_gradient(
+        pixel[:, None] * surfaces.vertex_normals(surface.topology, points))
   clip = cameras.clip_positions(
       camera, points, settings.near, settings.far)
   fragments = raster.rasterize(
@@ -395,18 +406,22 @@ def _first(layers, camera):
   return first.hit * jnp.sqrt(jnp.maximum(squared, 1e-12)), first.normals
 
 
-def _penalties(params, render, step, *, laplacian, consistency, settings):
-  """{'laplacian', 'normal_consistency': weighted scalars}; see Scene."""
+def _penalties(params, render, step, *, laplacian, consistency, variation,
+               settings):
+  """{name: weighted scalar}; see Scene."""
   del render
   surface, (offsets, control, points) = positions(params, settings.smoothing)
   vertices = control if laplacian.of == 'positions' else offsets
   weight = schedules.bell(
       step, laplacian.start, laplacian.end, laplacian.rate)
-  return {
-      'laplacian': weight * surfaces.laplacian(surface.topology, vertices),
-      'normal_consistency': schedules.piecewise(step, consistency)
-                            * surfaces.normal_consistency(
-                                surface.topology, points)}
+  terms = {'laplacian': weight * surfaces.laplacian(
+      surface.topology, vertices)}
+  for name, function, schedule in (
+      ('normal_consistency', surfaces.normal_consistency, consistency),
+      ('normal_variation', surfaces.normal_variation, variation)):
+    terms[name] = schedules.piecewise(step, schedule) * function(
+        surface.topology, points)
+  return terms
 
 
 def _mesh(params, resolution, keep_share, *, settings):

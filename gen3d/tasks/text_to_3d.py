@@ -102,7 +102,7 @@ def starting_mesh(path: str | os.PathLike, scene: Any) -> Mesh:
   Args:
     path: the workdir of a finished run, or a mesh file. A mesh file is scaled
       into a ball.
-    scene: ConfigDict with texture.size, resolution, keep_share, radius.
+    scene: ConfigDict with texture.size, resolution, keep_share, inset, radius.
 
   Raises:
     UserError: there is no such run or file, it has no surface, or it is
@@ -112,8 +112,10 @@ def starting_mesh(path: str | os.PathLike, scene: Any) -> Mesh:
   bake.check_size(size)
   if path.is_dir():
     run = load_finished(path)
-    return finished.textured(
+    mesh = finished.textured(
         run, run.mesh(scene.resolution, scene.keep_share), size)
+    return mesh._replace(vertices=(
+        mesh.vertices - np.float32(scene.inset) * mesh.normals))
   if not path.is_file():
     raise UserError(
         f'There is no run and no mesh file {path}; give '
