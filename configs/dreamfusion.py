@@ -111,7 +111,8 @@ def paper():
       'orbit': {'elevation': 15.0, 'distance': 1.5, 'focal': 0.9},
       # Of the mesh's pieces the largest alone is kept.
       'export': {'resolution': 192, 'size': 256, 'frames': 96, 'fps': 24,
-                 'keep_share': 1.0},
+                 'keep_share': 1.0,
+                 'texture': 1024},  # texels per side; 0: vertex colors
       'log_every': 50, 'eval_every': 500, 'checkpoint_every': 1000,
       'keep_checkpoints': 2, 'progress': ('sds/grad_norm', 'opacity'),
   })
@@ -261,7 +262,8 @@ def tiny(steps=4):
   scene.field.resolution, scene.field.features, scene.field.width = 8, 4, 8
   scene.background_mlp.width = 8
   scene.density_bias.strength = 8.0  # opaque from the first step on
-  config.export.update({'resolution': 16, 'size': 16, 'frames': 8})
+  config.export.update(
+      {'resolution': 16, 'size': 16, 'frames': 8, 'texture': 64})
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
   return config
 

@@ -96,7 +96,8 @@ def _blender():
                     'schedule': 'exponential', 'final': 0.1, 'warmup': 0,
                     'b1': 0.9, 'b2': 0.999, 'eps': 1e-7, 'lr_multipliers': {}},
       'lpips': '',  # weights, to report LPIPS by
-      'export': {'resolution': 256, 'size': 400, 'frames': 120, 'fps': 30},
+      'export': {'resolution': 256, 'size': 400, 'frames': 120, 'fps': 30,
+                 'texture': 1024},  # texels per side; 0: vertex colors
       'log_every': 100, 'eval_every': 5000, 'eval_views': 4,
       'checkpoint_every': 5000, 'keep_checkpoints': 2,
       'progress': ('psnr',), 'throughput_unit': 'rays',
@@ -119,6 +120,7 @@ def _tiny(config):
                       'count': 4, 'size': 16})
   config.steps, config.batch = 2, 32
   config.scene.coarse.samples = config.scene.fine.samples = 8
-  config.export.update({'resolution': 16, 'size': 16, 'frames': 8})
+  config.export.update(
+      {'resolution': 16, 'size': 16, 'frames': 8, 'texture': 64})
   config.log_every, config.eval_every = 1, 2
   config.checkpoint_every, config.eval_views = 2, 2

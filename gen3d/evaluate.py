@@ -4,21 +4,30 @@ python -m gen3d.evaluate --what=clip
 python -m gen3d.evaluate --what=text_to_image --out=/tmp/samples
 python -m gen3d.evaluate --what=mean_prediction --out=/tmp/mean_prediction
 python -m gen3d.evaluate --what=text_to_3d --runs=runs --out=/tmp/table
+python -m gen3d.evaluate --what=textures --runs=runs --out=/tmp/textures
+python -m gen3d.evaluate --what=texture_truth --runs=runs --out=/tmp/truth
 python -m gen3d.evaluate --what=gan --network=shapes
 python -m gen3d.evaluate --what=r_precision --runs=runs
 python -m gen3d.evaluate --what=r_precision --runs=runs \
   --captions=coco_153.txt \
   --clip=openai/clip-vit-base-patch32,openai/clip-vit-large-patch14
 
-Results of a run are stored in its workdir and reused until the run is exported
-again; --force evaluates it anew.
+Results are stored in a run's workdir and reused until it is exported again.
 """
 
 from absl import flags
 
 from gen3d import assets
 from gen3d.engine import cli
-from gen3d.evaluation import clip, gan, mean_prediction, r_precision, text_to_3d
+from gen3d.evaluation import (
+  clip,
+  gan,
+  mean_prediction,
+  r_precision,
+  text_to_3d,
+  texture_truth,
+  textures,
+)
 
 # --what -> function of the flags' values that returns the text to print.
 _REPORTS = {
@@ -30,6 +39,9 @@ _REPORTS = {
         f.runs, f.clip_weights, f.force, f.out),
     'r_precision': lambda f: r_precision.report(
         f.runs, f.protocol, f.clip, f.captions, f.clip_weights, f.force),
+    'textures': lambda f: textures.report(f.runs, f.out),
+    'texture_truth': lambda f: texture_truth.report(
+        f.runs, f.clip_weights, f.out),
     'gan': lambda f: gan.report(f.network),
 }
 
@@ -41,7 +53,8 @@ flags.DEFINE_float('guidance_scale', 3.0, 'For text_to_image.')
 flags.DEFINE_string(
     'weights', str(assets.TEXT_TO_IMAGE), 'Weights of the text-to-image model.')
 flags.DEFINE_string(
-    'clip_weights', str(assets.CLIP), 'Weights of the CLIP pair of gen3d.')
+    'clip_weights', str(assets.CLIP), 'Weights of the CLIP pair of gen3d; for '
+    'r_precision several, separated by commas.')
 flags.DEFINE_list(
     'clip', [], 'CLIPs of transformers for r_precision (folders or hub ids), '
     'with --captions; the CLIP pair of gen3d if empty.')
@@ -55,8 +68,7 @@ flags.DEFINE_string(
     'network', 'shapes', 'For gan: a 3-D GAN trained by gen3d, a .safetensors '
     'file or a bundled name.')
 flags.DEFINE_bool('force', False, 'Evaluate again where results are stored.')
-flags.DEFINE_string('out', '', 'Folder for images; none are written if '
-                    'empty.')
+flags.DEFINE_string('out', '', 'Folder for images; none without it.')
 
 
 def main() -> None:

@@ -23,6 +23,13 @@ _KEEP_SHARE = flags.DEFINE_float(
     "this fraction of the largest one's volume; the run's own setting if not "
     'given.', lower_bound=0.0, upper_bound=1.0)
 flags.DEFINE_alias('share', 'keep_share')
+_TEXTURE = flags.DEFINE_integer(
+    'texture', None, "Texels per side of the mesh's texture, 0 for vertex "
+    "colors; the run's own setting if not given.", lower_bound=0,
+    upper_bound=8192)
+_FORMATS = flags.DEFINE_list(
+    'formats', None, 'Mesh files to write, of glb, ply and obj; glb,ply if '
+    'not given.')
 _OUT = flags.DEFINE_string(
     'out', '', 'Folder to write into; the workdir if not given.')
 
@@ -34,6 +41,10 @@ def main() -> None:
       resolution=_RESOLUTION.value, size=_SIZE.value)
   if _KEEP_SHARE.value is not None:
     options = options._replace(keep_share=_KEEP_SHARE.value)
+  if _TEXTURE.value is not None:
+    options = options._replace(texture=_TEXTURE.value)
+  if _FORMATS.value:
+    options = options._replace(formats=_FORMATS.value)
   for path in finished.export(run, _OUT.value or _WORKDIR.value, options):
     print(path)
 

@@ -5,9 +5,9 @@ python -m gen3d.generate --network=ffhq512-128.pkl --seeds=0-7 \
   --truncation=0.7 --out=/tmp/faces
 
 The network is one that gen3d trained (.safetensors) or an official EG3D
-pickle. Writes grid.png, and for each seed a turntable and colored meshes; with
---interpolate also a film from seed to seed. For images of prompts, see
-gen3d.sample.
+pickle. Writes grid.png, and for each seed a turntable, a textured .glb and a
+colored .ply; with --interpolate also a film from seed to seed. For images of
+prompts, see gen3d.sample.
 """
 
 import math
@@ -31,6 +31,9 @@ _CUTOFF = flags.DEFINE_integer(
 _FRAMES = flags.DEFINE_integer('frames', 48, 'Frames of a turntable.', 8)
 _RESOLUTION = flags.DEFINE_integer(
     'resolution', 128, "Grid points along a mesh's longest side.", 8)
+_TEXTURE = flags.DEFINE_integer(
+    'texture', 1024, "Texels per side of the .glb files' textures; 0 for "
+    'vertex colors.', 0)
 _INTERPOLATE = flags.DEFINE_bool(
     'interpolate', False, 'Also write a film from seed to seed.')
 _OUT = flags.DEFINE_string('out', '', 'Folder for the results.')
@@ -45,7 +48,8 @@ def main() -> None:
   options = {'psi': _TRUNCATION.value, 'cutoff': _CUTOFF.value,
              'frames': _FRAMES.value}
   written = objects.export(
-      trained, seeds, out, resolution=_RESOLUTION.value, **options)
+      trained, seeds, out, resolution=_RESOLUTION.value,
+      texture=_TEXTURE.value, **options)
   if _INTERPOLATE.value:
     written.append(objects.interpolate(
         trained, seeds, out / 'interpolation.mp4', **options))

@@ -19,6 +19,7 @@ def generator(density_scale=4000.0):
   return Generator3D(
       map=_map, synthesize=_synthesize, render=_render,
       mesh=functools.partial(_mesh, density_scale),
+      color=lambda variables, ball, points: points + 0.5,
       sample_camera=lambda key: cameras.sample(key),
       z_dim=5, num_ws=2, bound=BOUND, image_size=lambda size: size,
       background='white')

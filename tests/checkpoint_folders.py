@@ -1,7 +1,8 @@
 """Random networks of diffusers and transformers, in folders as published.
 
 Functions that save or build a model need PyTorch, diffusers and transformers;
-`write_pipeline` does not. SMALL configs are published ones with fewer channels.
+those named `write_` do not. SMALL configs are published ones with fewer
+channels.
 
 PYTHONPATH=. python tests/checkpoint_folders.py FOLDER
 
@@ -13,6 +14,7 @@ import json
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 
 # Values of the published config.json files.
@@ -94,6 +96,13 @@ def save_unet(path, config, **saving):
   return model
 
 
+def save_control(path, config, **saving):
+  """A ControlNetModel of a config, saved in the folder `path`."""
+  model = jitter(diffusers().ControlNetModel(**config))
+  model.save_pretrained(path, **saving)
+  return model
+
+
 def save_autoencoder(path, **saving):
   """A small AutoencoderKL of three levels, saved in the folder `path`."""
   model = jitter(diffusers().AutoencoderKL(
@@ -107,7 +116,6 @@ def save_autoencoder(path, **saving):
 def random_params(network, inputs):
   """Parameters of any tree, without the compilation of an `init`."""
   import jax
-  import numpy as np
 
   from gen3d.models import loading
   rng = np.random.default_rng(0)
@@ -121,6 +129,25 @@ def random_params(network, inputs):
       draw, loading.shapes(network, inputs, np.float32))}
 
 
+def random_tensors(dtype=np.float32):
+  """{PyTorch's name: array} of a small network, one of each kind of layer."""
+  rng = np.random.default_rng(0)
+  shapes = {'tok.embed.weight': (5, 4), 'a.0.norm.weight': (4,),
+            'a.0.norm.bias': (4,), 'a.0.proj.weight': (3, 4),
+            'a.0.proj.bias': (3,), 'position': (3,),
+            'out.weight': (2, 3, 1, 1), 'out.bias': (2,)}
+  return {name: rng.normal(size=shape).astype(dtype)
+          for name, shape in shapes.items()}
+
+
+def write_network(path, tensors, name='model.safetensors'):
+  """A folder of one network: config.json and a file of weights."""
+  from safetensors import numpy as safetensors
+  path.mkdir(exist_ok=True, parents=True)
+  (path / 'config.json').write_text(json.dumps({'architectures': ['Net']}))
+  safetensors.save_file(tensors, path / name)
+
+
 def write_pipeline(path, unet, autoencoder, text_encoder):
   """A Stable Diffusion of random weights in half precision, without PyTorch.
 
@@ -129,8 +156,6 @@ def write_pipeline(path, unet, autoencoder, text_encoder):
     unet, autoencoder, text_encoder: of their config.json files, what differs
       from the defaults.
   """
-  import numpy as np
-
   from gen3d.models import autoencoder as vaes
   from gen3d.models import clip, stable_diffusion
   from gen3d.weights import hub, port
@@ -162,17 +187,62 @@ def write_pipeline(path, unet, autoencoder, text_encoder):
       'vae': (vaes.Autoencoder(config['vae']), vaes.inputs(config['vae'])),
       'text_encoder': (clip.TextTower(config['text_encoder']),
                        clip.text_inputs(config['text_encoder']))}
-  from safetensors import numpy as safetensors
   for part, (network, inputs) in networks.items():
     params = random_params(network, inputs)
     sources = port.by_path(params)
     if part == 'text_encoder':
       params, sources = params['params'], clip.text_sources(config[part])
-    tensors = {name: np.ascontiguousarray(x, np.float16) for name, x in
-               port.to_torch(params, sources).items()}
-    (path / part).mkdir(exist_ok=True)
-    (path / part / 'config.json').write_text(json.dumps(configs[part]))
-    safetensors.save_file(tensors, path / part / 'model.safetensors')
+    _write_half(path / part, configs[part], port.to_torch(params, sources))
+
+
+def write_control(path, config):
+  """A ControlNet of random weights in half precision, without PyTorch.
+
+  Args:
+    path: folder.
+    config: of its config.json, what differs from the defaults.
+  """
+  from gen3d.models import controlnet
+  from gen3d.weights import hub, port
+  path = pathlib.Path(path)
+  config = {'_class_name': 'ControlNetModel', **config}
+  network = controlnet.read(hub.Folder(path, config, {}))
+  params = random_params(network, controlnet.network_inputs(network))
+  _write_half(path, config, port.to_torch(params, port.by_path(params)))
+
+
+def write_small_stable_diffusion(path):
+  """Teacher settings of a Stable Diffusion with a ControlNet, both random.
+
+  Args:
+    path: of the folder to write them into.
+  """
+  path = pathlib.Path(path)
+  encoder = {'block_out_channels': [32, 64], 'cross_attention_dim': 24,
+             'attention_head_dim': 4, 'layers_per_block': 1,
+             'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D']}
+  write_pipeline(
+      path / 'sd', encoder | {
+          'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D'],
+          'sample_size': 8},
+      {'block_out_channels': [32, 64], 'layers_per_block': 1,
+       'sample_size': 16},
+      {'hidden_size': 24, 'intermediate_size': 96, 'num_hidden_layers': 2,
+       'num_attention_heads': 3})
+  write_control(path / 'control', encoder | {
+      'conditioning_embedding_out_channels': [4, 8, 12]})
+  return {'name': 'stable_diffusion', 'path': str(path / 'sd'),
+          'control': str(path / 'control')}
+
+
+def _write_half(path, config, tensors):
+  """Writes config.json and tensors, in half precision, into a folder."""
+  from safetensors import numpy as safetensors
+  path.mkdir(exist_ok=True)
+  (path / 'config.json').write_text(json.dumps(config))
+  safetensors.save_file({name: np.ascontiguousarray(x, np.float16)
+                         for name, x in tensors.items()},
+                        path / 'model.safetensors')
 
 
 def write_tokenizer(path, pad):
@@ -219,7 +289,6 @@ def expected_names(like, sources):
 
 def assert_near(ours, theirs, limit=1e-4):
   """Largest difference relative to the largest value; no constants."""
-  import numpy as np
   theirs = np.asarray(theirs)
   assert ours.shape == theirs.shape
   assert theirs.std() > 1e-2

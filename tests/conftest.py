@@ -76,6 +76,18 @@ def with_devices():
 
 
 @pytest.fixture(scope='session')
+def tiny_pixel_model():
+  """(pixel model, parameters at step 0) of configs/text_to_image.py:tiny."""
+  from configs import text_to_image
+  from gen3d import assets
+  from gen3d.diffusion import pixel_model
+  config = text_to_image.get_config('tiny')
+  model = pixel_model.build(config.model, assets.tokenizer().vocab_size)
+  return model, jax.jit(model.init, static_argnums=1)(
+      jax.random.key(0), assets.CAPTION_LENGTH)
+
+
+@pytest.fixture(scope='session')
 def on_eight_devices(with_devices):
   """(module, name) -> finished process that called a test's function."""
   return lambda module, name: subprocess.run(

@@ -2,26 +2,12 @@
 
 import jax
 import numpy as np
-import pytest
 
-from configs import text_to_image as config_file
-from gen3d import assets
 from gen3d.diffusion import pixel_model, sampling
 
 
-@pytest.fixture(scope='module')
-def model():
-  config = config_file.get_config('tiny')
-  return pixel_model.build(config.model, assets.tokenizer().vocab_size)
-
-
-@pytest.fixture(scope='module')
-def params(model):
-  return jax.jit(model.init, static_argnums=1)(
-      jax.random.key(0), assets.CAPTION_LENGTH)
-
-
-def test_samples_do_not_depend_on_the_number_of_prompts(model, params):
+def test_samples_do_not_depend_on_the_number_of_prompts(tiny_pixel_model):
+  model, params = tiny_pixel_model
   prompts = ['a red car', 'a blue duck', 'a green tree']
   key = jax.random.key(1)
   draw = lambda n, **kwargs: sampling.sample(

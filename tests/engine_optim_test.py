@@ -23,6 +23,16 @@ def test_learning_rate_schedules(schedule, middle, end):
       [.2, 1., 2., 2., middle, end], atol=1e-6)
 
 
+def test_learning_rate_rises_exponentially_from_its_start():
+  rate = optim.learning_rate(
+      {'learning_rate': 1e-4, 'start': 1e-5, 'warmup': 1500})
+  # The schedule of Dream Fields, as in its code.
+  np.testing.assert_allclose(
+      [rate(step) for step in (0, 10, 750, 1499, 1500, 5000)],
+      [1e-5, 1.01546899e-5, 3.16227766e-5, 9.98466121e-5, 1e-4, 1e-4],
+      rtol=1e-5)
+
+
 def test_adamw_matches_its_formula_and_does_not_decay_vectors():
   config = {'name': 'adamw', 'learning_rate': .1, 'b1': .8, 'b2': .9,
             'eps': 1e-3, 'weight_decay': .5}

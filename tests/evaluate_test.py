@@ -15,7 +15,8 @@ RECORD = r"""
 import inspect, json, sys
 from absl import flags
 from gen3d import evaluate
-from gen3d.evaluation import clip, gan, mean_prediction, r_precision, text_to_3d
+from gen3d.evaluation import (
+  clip, gan, mean_prediction, r_precision, text_to_3d, textures)
 
 def record(module, name):
   signature = inspect.signature(getattr(module, name))
@@ -24,7 +25,7 @@ def record(module, name):
 
 record(clip, 'report_real_images')
 record(clip, 'report_samples')
-for module in (gan, mean_prediction, r_precision, text_to_3d):
+for module in (gan, mean_prediction, r_precision, text_to_3d, textures):
   record(module, 'report')
 flags.FLAGS(sys.argv)
 for what in evaluate._REPORTS:
@@ -53,6 +54,7 @@ def test_reports_get_the_flags_that_they_are_documented_with():
       'r_precision': {
           'runs': 'RUNS', 'protocol': 'dream_fields', 'clips': ['A', 'B'],
           'captions': 'CAPTIONS', 'clip_weights': 'PAIR', 'force': True},
+      'textures': {'runs': 'RUNS', 'out': 'OUT'},
       'gan': {'path': 'NETWORK'}}
 
 

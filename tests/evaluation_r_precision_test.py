@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+from configs import dream_fields
 from configs import dreamfusion as configs
+from gen3d import assets
 from gen3d.engine import checkpoints
 from gen3d.evaluation import r_precision
 from gen3d.evaluation import text_to_3d as text_to_3d_evaluation
@@ -232,6 +234,25 @@ def test_bundled_clip_gives_the_rates_of_the_text_to_3d_table(
   rates = {score.prompt: (score.color, score.textureless) for score in scores}
   np.testing.assert_allclose([rates[p] for p in PROMPTS], expected)
   assert all(0 < s.iou < 1 and 0 <= s.f_score < 1 for s in scores)
+
+
+def test_the_pair_that_guides_is_in_parentheses(
+    folder, tmp_path, monkeypatch):
+  guide = tmp_path / 'clip_shapes_guide.safetensors'
+  guide.write_bytes(b'other weights')
+  pairs = {str(assets.CLIP): brightness_pair(2.0, PROMPTS),  # retrieves none
+           str(guide): brightness_pair(-1.0, PROMPTS)}
+  monkeypatch.setattr(clip_pair, 'load', lambda path: pairs[str(path)])
+  lines = r_precision.report(folder / 'runs', 'dreamfusion',
+                             clip_weights=f'{assets.CLIP},{guide}').splitlines()
+  assert '| (shapes guide), color |' in lines[0]
+  cells = [cell.split()[0] for cell in lines[2].strip('| ').split(' | ')[1:]]
+  assert cells == ['0.0', '0.0', '100.0', '100.0', '2']
+
+
+def test_a_method_without_a_teacher():
+  config = dream_fields.get_config('tiny')
+  assert r_precision.method(config) == 'dream_fields, clip'
 
 
 def small_box():

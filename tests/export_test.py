@@ -42,11 +42,31 @@ def test_files_are_exported_at_another_size(run, tmp_path):
   assert Image.open(out / 'preview.png').size[0] == 4 * 24 + 3 * 2
   small, = meshes.load(run / 'mesh.glb')
   large, = meshes.load(out / 'mesh.glb')
+  # The run's own setting.
+  assert small.texture.shape == large.texture.shape == (64, 64, 3)
   assert len(large.vertices) > 2 * len(small.vertices)
   for mesh in (small, large):
     np.testing.assert_allclose(
         np.ptp(mesh.vertices, axis=0), np.ptp(large.vertices, axis=0),
         rtol=0.25)
+
+
+def test_textures_and_formats_are_chosen_by_flags(run, tmp_path):
+  done = command('gen3d.export', f'--workdir={run}', f'--out={tmp_path}',
+                 '--size=16', '--resolution=16', '--texture=0',
+                 '--formats=glb')
+  assert done.returncode == 0, done.stderr[-3000:]
+  plain, = meshes.load(tmp_path / 'mesh.glb')
+  assert plain.texture is None and np.ptp(plain.colors) > 0
+  assert not (tmp_path / 'mesh.ply').exists()
+  done = command('gen3d.export', f'--workdir={run}', f'--out={tmp_path}',
+                 '--size=16', '--resolution=16', '--texture=32',
+                 '--formats=obj')
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert done.stdout.split()[2:] == [str(tmp_path / 'mesh.obj')]
+  textured, = meshes.load(tmp_path / 'mesh.obj')
+  assert textured.texture.shape == (32, 32, 3)
+  assert (tmp_path / 'mesh.mtl').exists() and (tmp_path / 'mesh.png').exists()
 
 
 def test_errors_of_the_user_are_one_sentence_and_leave_no_files(run, tmp_path):
@@ -58,6 +78,8 @@ def test_errors_of_the_user_are_one_sentence_and_leave_no_files(run, tmp_path):
       ([f'--workdir={tmp_path / "typo"}'], 'There is no run in'),
       ([f'--workdir={other}'], "of the task 'text_to_image'"),
       ([f'--workdir={run}', '--step=7'], 'no checkpoint 7 in'),
+      ([f'--workdir={run}', '--texture=5'], 'have 5 texels per side'),
+      ([f'--workdir={run}', '--formats=glb,stl'], "mesh format 'stl'"),
   ):
     done = command('gen3d.export', *args, f'--out={out}')
     assert done.returncode == 2 and message in done.stderr

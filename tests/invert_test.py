@@ -33,7 +33,7 @@ def test_an_image_becomes_an_object(tmp_path):
   result = run(
       f'--network={weights}', f'--image={tmp_path}/a.png', '--azimuth=30',
       '--elevation=10', '--space=w+', '--steps=3', '--tuning_steps=2',
-      '--views=0,-90', '--resolution=12', f'--out={out}')
+      '--views=0,-90', '--resolution=12', '--texture=32', f'--out={out}')
   assert result.returncode == 0, result.stderr
   names = ['inversion.png', 'latent.npz', 'tuned.safetensors', 'tuned.json',
            'turntable.mp4', 'mesh.glb', 'mesh.ply']
@@ -58,6 +58,8 @@ def test_an_image_becomes_an_object(tmp_path):
   # Density is everywhere within the generator's cube.
   for name in ('mesh.glb', 'mesh.ply'):
     shape = trimesh.load_mesh(out / name)
+    assert shape.visual.kind == (
+        'texture' if name == 'mesh.glb' else 'vertex')
     np.testing.assert_allclose(
         shape.extents, 2 * network.generator.bound, rtol=0.1)
 

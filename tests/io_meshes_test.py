@@ -216,13 +216,64 @@ def test_glb_keeps_texture_uv_and_normals(tmp_path, colored):
   np.testing.assert_allclose(uv, UV * [1, -1] + [0, 1], atol=1e-6)
 
 
-@pytest.mark.parametrize('suffix', ['.ply', '.obj'])
-def test_textures_are_refused_in_other_formats(tmp_path, ball, suffix):
+def test_obj_keeps_texture_uv_and_normals_in_files_of_its_name(tmp_path):
+  shape = tetrahedron()
+  normals = np.eye(4, 3) + [[0, 0, 1]] * (np.arange(4) > 2)[:, None]
+  mesh = Mesh(np.asarray(shape.vertices), np.asarray(shape.faces), normals,
+              None, UV, random_texture(8, 6))
+  path = tmp_path / 'new' / 'my mesh.obj'
+  meshes.save(path, mesh)
+  assert {p.name for p in path.parent.iterdir()} == {
+      'my mesh.obj', 'my_mesh.mtl', 'my_mesh.png'}
+  back, = meshes.load(path)
+  np.testing.assert_array_equal(back.texture, mesh.texture)
+  np.testing.assert_allclose(back.uv, UV, atol=1e-6)
+  np.testing.assert_allclose(back.vertices, mesh.vertices)
+  np.testing.assert_array_equal(back.faces, mesh.faces)
+  np.testing.assert_allclose(back.normals, normals, atol=1e-6)
+  np.testing.assert_allclose(back.colors, 1)
+  with pytest.raises(ValueError, match='either vertex colors or a texture'):
+    meshes.save(path, mesh._replace(colors=np.ones((4, 3))))
+
+
+def test_ply_has_the_textures_colors_and_no_seams(tmp_path):
+  shape = tetrahedron()
+  # Four faces with vertices of their own.
+  faces = np.arange(12).reshape(4, 3)
+  texture = np.full((4, 4, 3), 51, np.uint8)
+  mesh = Mesh(np.asarray(shape.vertices)[shape.faces].reshape(-1, 3), faces,
+              colors=np.full((12, 3), 0.5), uv=np.tile(UV[:3], (4, 1)),
+              texture=texture)
+  meshes.save(tmp_path / 'a.ply', mesh)
+  back, = meshes.load(tmp_path / 'a.ply')
+  assert len(back.vertices) == 4
+  assert trimesh.load(tmp_path / 'a.ply', process=False).is_watertight
+  np.testing.assert_allclose(back.colors, 0.1, atol=0.003)
+
+
+def test_formats_get_the_textured_or_the_plain_mesh(tmp_path, ball):
   textured = ball._replace(
-      uv=np.asarray(ball.vertices[:, :2]), texture=random_texture())
-  with pytest.raises(ValueError, match='can be written as .glb only'):
-    meshes.save(tmp_path / f'a{suffix}', textured)
-  assert not list(tmp_path.iterdir())
+      colors=None, uv=np.asarray(ball.vertices[:, :2]) % 1,
+      texture=random_texture())
+  written = meshes.save_formats(
+      tmp_path / 'a.b', ('obj', 'ply', 'glb'), ball, textured)
+  assert [p.name for p in written] == ['a.b.obj', 'a.b.ply', 'a.b.glb']
+  obj, ply, glb = (meshes.load(path)[0] for path in written)
+  assert obj.texture is not None and glb.texture is not None
+  np.testing.assert_allclose(ply.colors, ball.colors, atol=0.003)
+  # trimesh reads each of them with its texture or colors.
+  for path in written:
+    part, = trimesh.load_scene(path).geometry.values()
+    assert part.visual.kind == (
+        'vertex' if path.suffix == '.ply' else 'texture')
+
+
+def test_glb_has_unit_normals_at_vertices_without_faces(tmp_path, ball):
+  meshes.save(tmp_path / 'a.glb', ball._replace(faces=ball.faces[:9]))
+  tree, buffer = gltf(tmp_path / 'a.glb')
+  primitive, = tree['meshes'][0]['primitives']
+  normals = accessor(tree, buffer, primitive['attributes']['NORMAL'])
+  np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize('content', [

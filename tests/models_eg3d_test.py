@@ -37,12 +37,13 @@ def small(**rendering):
 
 
 def start(generator, resolution=8):
-  """(variables, z, Draws) of two images."""
+  """(variables, z, RayJitter) of two images."""
   z = jax.random.normal(jax.random.key(0), (2, 6))
-  draws = eg3d.draw(jax.random.key(1), 2, resolution, generator.rendering)
+  jitter = eg3d.ray_jitter(
+      jax.random.key(1), 2, resolution, generator.rendering)
   variables = jax.jit(lambda: generator.init(
-      jax.random.key(2), z, LABEL, LABEL, resolution, draws))()
-  return variables, z, draws
+      jax.random.key(2), z, LABEL, LABEL, resolution, jitter))()
+  return variables, z, jitter
 
 
 def slow_render(field, origin, direction, near, far, coarse, fine, white):
@@ -99,7 +100,7 @@ def test_rendering_in_two_passes_agrees_with_a_loop(white):
   ones = jnp.ones((5, 1))
   rendered = eg3d.render_rays(
       field, cameras.Rays(jnp.array(origins), jnp.array(directions), ones),
-      ones, 3 * ones, eg3d.Draws(jnp.array(coarse), jnp.array(fine)),
+      ones, 3 * ones, eg3d.RayJitter(jnp.array(coarse), jnp.array(fine)),
       eg3d.RenderingConfig(8, 6, white_background=white))
   for i in range(5):
     expected = slow_render(
@@ -154,11 +155,11 @@ def test_query_decodes_the_mean_of_three_planes(axes):
 
 def test_chunks_do_not_change_images_and_gradients():
   whole, parts = small(), small(chunk=24)
-  variables, z, draws = start(whole)
+  variables, z, jitter = start(whole)
 
   def loss(params, generator):
     generated = generator.apply(
-        {**variables, 'params': params}, z, LABEL, LABEL, 8, draws,
+        {**variables, 'params': params}, z, LABEL, LABEL, 8, jitter,
         noise='const')
     return jnp.mean(generated.image ** 2) + jnp.mean(generated.depth), generated
 
@@ -207,10 +208,10 @@ def test_parameter_names_are_those_of_the_published_generator():
   generator = eg3d.Generator(
       {'resolution': 256}, {'layers': 2}, eg3d.RenderingConfig(),
       eg3d.SUPER_RESOLUTIONS['8XDC'])
-  draws = eg3d.draw(None, 1, 64, generator.rendering)
+  jitter = eg3d.ray_jitter(None, 1, 64, generator.rendering)
   label, z = jnp.zeros((1, 25)), jnp.zeros((1, 512))
   shapes = jax.eval_shape(lambda: generator.init(
-      jax.random.key(0), z, label, label, 64, draws))
+      jax.random.key(0), z, label, label, 64, jitter))
   assert count(shapes['params']) == 30_662_136
   layer = ('weight', 'bias', 'noise_strength', 'noise_const', 'affine.weight',
            'affine.bias')
@@ -275,10 +276,11 @@ def test_every_stage_agrees_with_the_official_code(golden):
       eg3d.RenderingConfig(12, 12, axes='eg3d_legacy'),
       eg3d.SUPER_RESOLUTIONS['2X'], super_resolution_clamp=256)
   z, c = jnp.array(golden['z']), jnp.array(golden['c'])
-  draws = eg3d.Draws(jnp.array(golden['u.coarse_u'][..., 0]),
-                     jnp.array(golden['u.fine_u']).reshape(2, 256, 12))
+  jitter = eg3d.RayJitter(
+      jnp.array(golden['u.coarse_u'][..., 0]),
+      jnp.array(golden['u.fine_u']).reshape(2, 256, 12))
   variables = ported(golden, 'G', jax.eval_shape(lambda: generator.init(
-      jax.random.key(0), z, c, c, 16, draws)))
+      jax.random.key(0), z, c, c, 16, jitter)))
   call = lambda method, *args: jax.jit(
       lambda variables, *args: generator.apply(
           variables, *args, method=method))(variables, *args)
@@ -296,7 +298,7 @@ def test_every_stage_agrees_with_the_official_code(golden):
        golden['planes_sub16'])
   render = lambda method, *args: jax.jit(
       lambda variables, *args: generator.apply(
-          variables, *args, c, 16, draws, method=method))(variables, *args)
+          variables, *args, c, 16, jitter, method=method))(variables, *args)
   values, depth, _ = render('features_at', planes)
   near(first(values), golden['feature_image'])
   near(depth, golden['image_depth'][:, 0])

@@ -1,21 +1,19 @@
 """Parameters of Flax networks from tensors with PyTorch's names."""
 
-import json
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import safetensors.numpy
+from checkpoint_folders import random_tensors, write_network
 
 from gen3d.models import loading
 from gen3d.weights import hub, port
 
 
 class Net(nn.Module):
-  """One leaf of each kind, under names as PyTorch's."""
+  """The network of `random_tensors`: one leaf of each kind."""
 
   @nn.compact
   def __call__(self, tokens):
@@ -28,28 +26,13 @@ class Net(nn.Module):
 INPUTS = (jax.ShapeDtypeStruct((1, 2), jnp.int32),)
 
 
-def random_tensors(dtype=np.float32):
-  rng = np.random.default_rng(0)
-  shapes = {'tok.embed.weight': (5, 4), 'a.0.norm.weight': (4,),
-            'a.0.norm.bias': (4,), 'a.0.proj.weight': (3, 4),
-            'a.0.proj.bias': (3,), 'position': (3,),
-            'out.weight': (2, 3, 1, 1), 'out.bias': (2,)}
-  return {name: rng.normal(size=shape).astype(dtype)
-          for name, shape in shapes.items()}
-
-
-def write(path, tensors):
-  (path / 'config.json').write_text(json.dumps({'architectures': ['Net']}))
-  safetensors.numpy.save_file(tensors, path / 'model.safetensors')
-
-
 def fill(folder, dtype=jnp.float32, **options):
   return loading.fill(Net(), INPUTS, folder.tensors, dtype, **options)
 
 
 def test_parameters_are_the_tensors_in_the_layout_of_flax(tmp_path):
   tensors = random_tensors()
-  write(tmp_path, tensors)
+  write_network(tmp_path, tensors)
   folder = hub.read(tmp_path)
   params = fill(folder)['params']
   np.testing.assert_array_equal(params['a.0.proj']['kernel'],
@@ -67,7 +50,7 @@ def test_parameters_are_the_tensors_in_the_layout_of_flax(tmp_path):
 @pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_is_cast_to_the_dtype(tmp_path, dtype):
   tensors = random_tensors(dtype)
-  write(tmp_path, tensors)
+  write_network(tmp_path, tensors)
   for ours in (jnp.float32, jnp.bfloat16):
     params = fill(hub.read(tmp_path), ours)['params']
     assert params['position'].dtype == ours
@@ -77,7 +60,7 @@ def test_half_precision_is_cast_to_the_dtype(tmp_path, dtype):
 
 def test_renamed_tensors_are_matched_by_the_new_names(tmp_path):
   tensors = random_tensors()
-  write(tmp_path, {f'net.{k}': v for k, v in tensors.items()})
+  write_network(tmp_path, {f'net.{k}': v for k, v in tensors.items()})
   folder = hub.read(tmp_path)
   with pytest.raises(port.PortingError, match='8 missing'):
     fill(folder)
@@ -92,7 +75,7 @@ def test_missing_unused_and_misshaped_tensors_are_listed(tmp_path):
   del tensors['out.bias']
   tensors['position'] = tensors['position'][:2]
   tensors['surplus'] = np.zeros(2)
-  write(tmp_path, tensors)
+  write_network(tmp_path, tensors)
   folder = hub.read(tmp_path)
   with pytest.raises(port.PortingError) as error:
     fill(folder)

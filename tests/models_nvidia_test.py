@@ -33,9 +33,9 @@ NETWORK = eg3d.Generator(
 @pytest.fixture(scope='module')
 def variables():
   label, z = jnp.zeros((1, 25)), jnp.zeros((1, 8))
-  draws = eg3d.draw(None, 1, 4, NETWORK.rendering)
+  jitter = eg3d.ray_jitter(None, 1, 4, NETWORK.rendering)
   return jax.jit(lambda: NETWORK.init(
-      jax.random.key(0), z, label, label, 4, draws))()
+      jax.random.key(0), z, label, label, 4, jitter))()
 
 
 def pickled(path, variables, axes=LEGACY, options=(), drop=(), extra=(),
@@ -75,9 +75,9 @@ def test_eg3d_generator_from_pickle(tmp_path, variables):
   assert loaded.orbit == {'radius': 2.7, 'pivot': [0, 0, .2]}
   jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
   label = cameras.to_label(cameras.orbit(0., 0., 2.7, 4.26))[None]
-  draws = eg3d.draw(None, 1, 4, loaded.network.rendering)
+  jitter = eg3d.ray_jitter(None, 1, 4, loaded.network.rendering)
   generated = jax.jit(lambda variables: loaded.network.apply(
-      variables, jnp.ones((1, 8)), label, label, 4, draws, noise='const'))(
+      variables, jnp.ones((1, 8)), label, label, 4, jitter, noise='const'))(
           loaded.variables)
   assert generated.image.shape == (1, 128, 128, 3)
   assert np.isfinite(generated.image).all()
@@ -184,18 +184,13 @@ def test_error_names_the_weight_or_option_that_does_not_fit(
 
 
 @pytest.mark.parametrize('layout', ['ada', 'flat', 'by layers'])
-def test_stylegan2_generator_and_discriminator_from_pickle(tmp_path, layout):
+def test_stylegan2_generator_from_pickle(tmp_path, layout):
   generator = stylegan2.Generator(
       {'resolution': 16, 'image_channels': 3, 'channel_base': 64,
        'channel_max': 8, 'clamp': 256},
       {'width': 8, 'layers': 2, 'labeled': False, 'latent': True})
-  discriminator = stylegan2.Discriminator(
-      16, True, channel_base=64, channel_max=8, mbstd_group=2,
-      mapping_layers=1, clamp=256)
-  key, label = jax.random.key(0), jnp.zeros((2, 25))
-  of_generator = jax.jit(generator.init)(key, jnp.zeros((1, 6)), None)
-  of_discriminator = jax.jit(discriminator.init)(
-      key, jnp.zeros((2, 16, 16, 6)), label)
+  variables = jax.jit(generator.init)(
+      jax.random.key(0), jnp.zeros((1, 6)), None)
   widths = {'channel_base': 64, 'channel_max': 8}
   clamps = {} if layout == 'by layers' else {
       'num_fp16_res': 4, 'conv_clamp': 256}
@@ -207,19 +202,16 @@ def test_stylegan2_generator_and_discriminator_from_pickle(tmp_path, layout):
                      _modules={}, conv_clamp=256)
   children = {'layer': layer} if layout == 'by layers' else {}
   path = tmp_path / 'n.pkl'
+  # Files of a training also have a discriminator, which is not read.
   path.write_bytes(dumps({
-      'G_ema': module('Generator', nvidia.tensors(of_generator), z_dim=6,
+      'D': module('Discriminator', {'b4.out.bias': np.zeros(1)}),
+      'G_ema': module('Generator', nvidia.tensors(variables), z_dim=6,
                       c_dim=0, w_dim=8, img_resolution=16, img_channels=3,
                       children=children, _init_kwargs={
-                          **options, 'mapping_kwargs': {'num_layers': 2}}),
-      'D': module('DualDiscriminator', nvidia.tensors(of_discriminator),
-                  c_dim=25, img_resolution=16, img_channels=3, _init_kwargs={
-                      **sizes, 'epilogue_kwargs': {'mbstd_group_size': 2},
-                      'mapping_kwargs': {'num_layers': 1}})}))
-  loaded, disc = nvidia.load(path), nvidia.load_discriminator(path)
-  assert loaded.network == generator and disc.network == discriminator
-  jax.tree.map(np.testing.assert_array_equal, loaded.variables, of_generator)
-  jax.tree.map(np.testing.assert_array_equal, disc.variables, of_discriminator)
+                          **options, 'mapping_kwargs': {'num_layers': 2}})}))
+  loaded = nvidia.load(path)
+  assert loaded.network == generator
+  jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
 
 
 def test_error_names_a_missing_attribute(tmp_path):
@@ -227,8 +219,3 @@ def test_error_names_a_missing_attribute(tmp_path):
   path.write_bytes(dumps({'G_ema': module('Generator', {}, z_dim=6)}))
   with pytest.raises(pickles.PickleError, match=r'n\.pkl .*img_resolution'):
     nvidia.load(path)
-
-
-def test_error_for_a_pickle_without_discriminator(tmp_path, variables):
-  with pytest.raises(pickles.PickleError, match='but contains none'):
-    nvidia.load_discriminator(pickled(tmp_path / 'n.pkl', variables))

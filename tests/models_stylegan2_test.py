@@ -215,6 +215,6 @@ def test_official_names_round_trip():
 
 
 def test_resolution_must_be_a_power_of_two():
-  with pytest.raises(ValueError, match='resolution 48 is no power of two'):
+  with pytest.raises(ValueError, match='resolution 48 is not a power of two'):
     stylegan2.resolutions(48)
   assert stylegan2.resolutions(16) == (4, 8, 16)

@@ -1,5 +1,8 @@
 """Resampling, blur and resizing against loops and PIL."""
 
+import os
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,3 +118,78 @@ def test_clip_preprocess_of_batches_and_its_gradient():
   # Cropped rows have no gradient; the weights of the others add up to 144.
   np.testing.assert_allclose(jnp.sum(slope), 3 * 144, rtol=1e-5)
   assert float(jnp.abs(slope[0]).max()) == 0
+
+
+def test_depth_map_equals_a_loop():
+  rng = np.random.default_rng(0)
+  depth = rng.uniform(1, 3, (3, 5, 7)).astype(np.float32)
+  coverage = rng.random((3, 5, 7), np.float32)
+  coverage[1], depth[2] = 0.2, 2.0  # an empty view, and one of a single depth
+  expected = np.full((3, 5, 7, 1), 10 / 255)
+  for view in (0, 2):
+    inside = [depth[view, i, j] for i, j in np.ndindex(5, 7)
+              if coverage[view, i, j] > 0.5]
+    span = max(inside) - min(inside)
+    for i, j in np.ndindex(5, 7):
+      if coverage[view, i, j] > 0.5:
+        expected[view, i, j] = (50 + 205 * (
+            (max(inside) - depth[view, i, j]) / span if span else 1)) / 255
+  # What lies behind an empty pixel is not a number.
+  depth = np.where(coverage > 0.5, depth, np.inf)
+  got = images.depth_map(jnp.asarray(depth), jnp.asarray(coverage))
+  np.testing.assert_allclose(got, expected, atol=1e-6)
+  assert got.min() > 0
+  gradient = jax.grad(lambda depth: images.depth_map(depth, coverage).sum())(
+      jnp.where(coverage > 0.5, depth, 0.0))
+  assert np.all(np.isfinite(gradient))
+
+
+def test_depth_map_is_that_of_scenetex():
+  folder = pathlib.Path(os.environ.get('GEN3D_REFERENCE', ''))
+  file = folder / 'scenetex.npz'
+  if not file.is_file():
+    pytest.skip('set GEN3D_REFERENCE to the folder with scenetex.npz')
+  data = np.load(file)
+  depth = data['uv.zbuf'][..., 0]
+  got = images.depth_map(jnp.asarray(depth), jnp.asarray(depth > 0) * 1.0)
+  theirs = np.moveaxis(data['depth.controlnet'], 1, -1)
+  np.testing.assert_allclose(got.repeat(3, -1), theirs, atol=1e-6)
+
+
+def test_gaussian_blur_mirrors_at_the_edges(image):
+  offset = np.arange(-2, 3)
+  taps = np.exp(-0.5 * (offset / 1.3)**2)
+  padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), 'reflect')
+  np.testing.assert_allclose(
+      images.gaussian_blur(jnp.array(image), 1.3, 2), loop_filter(
+          padded, np.outer(taps, taps) / taps.sum()**2, 0, 0), atol=1e-5)
+  np.testing.assert_allclose(
+      images.gaussian_blur(jnp.array(image), 0.0, 2), image, atol=1e-6)
+
+
+def test_resizing_and_blur_of_clip_mesh():
+  path = pathlib.Path(os.environ.get('GEN3D_REFERENCE', '')) / 'clipmesh.npz'
+  if not os.environ.get('GEN3D_REFERENCE') or not path.is_file():
+    pytest.skip('GEN3D_REFERENCE is not set')
+  reference = np.load(path)
+  last = lambda key: np.moveaxis(reference[key][0], 0, -1)
+  for key in reference.files:
+    kind, _, name = key.partition('.')
+    kernel, _, size = name.partition('_')
+    if kind == 'resize' and kernel in images.KERNELS:
+      np.testing.assert_allclose(images.resize_filter(
+          jnp.asarray(last('resize.in')), int(size), kernel, 'zero'),
+                                 last(key), atol=1e-5)
+    if kind == 'blur' and name != 'in':
+      size, sigma = (int(x) for x in name[1:].split('s'))
+      np.testing.assert_allclose(images.gaussian_blur(
+          jnp.asarray(last('blur.in')), sigma, size // 2),
+                                 last(key), atol=1e-5)
+
+
+@pytest.mark.parametrize('kernel', sorted(images.KERNELS))
+def test_normalized_weights_keep_a_constant(kernel):
+  weights = images.resize_weights(13, 5, kernel)
+  np.testing.assert_allclose(weights.sum(1), 1.0)
+  assert np.abs(images.resize_weights(13, 5, kernel, 'zero').sum(1)
+                - 1).max() > 0.01

@@ -1,5 +1,7 @@
 """Volume rendering against a loop and against a closed form."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,9 +125,10 @@ def test_union_of_two_passes_is_one_pass_at_all_their_distances():
   first = jnp.array([[0.5, 1.0, 1.6, 2.1]])
   second = jnp.array([[0.7, 0.8, 2.5]])
   quadrature = volume.midpoint_quadrature(jax.nn.softplus)
-  passes = volume.coarse_to_fine(
-      (field, field), _ray(), first, lambda distances, weights: second,
-      quadrature, union=True)
+  march = partial(volume.march, field, quadrature=quadrature)
+  passes = volume.union(*volume.coarse_to_fine(
+      march, march, _ray(), first, lambda distances, samples: second),
+      quadrature)
   once = volume.march(
       field, _ray(), jnp.sort(jnp.concatenate([first, second], -1)),
       quadrature)
@@ -142,8 +145,10 @@ def test_second_pass_has_its_own_field_and_gives_the_first_no_gradient():
   edges = jnp.linspace(1.0, 3.0, 5)[None]
   fields = [lambda samples, directions, a=a: (
       a * samples.mean[..., 2], a * samples.mean) for a in (1.0, 2.0)]
-  resample = lambda edges, weights: edges + jnp.sum(weights)
-  coarse, fine = volume.coarse_to_fine(fields, _ray(), edges, resample)
+  resample = lambda edges, samples: edges + jnp.sum(samples.weights)
+  coarse, fine = volume.coarse_to_fine(
+      *(partial(volume.march, field) for field in fields), _ray(), edges,
+      resample)
   alone = volume.march(fields[0], _ray(), edges)
   np.testing.assert_array_equal(coarse.weights, alone.weights)
   moved = volume.march(
@@ -154,7 +159,8 @@ def test_second_pass_has_its_own_field_and_gives_the_first_no_gradient():
     first = lambda samples, directions: (
         scale * samples.mean[..., 2], samples.mean)
     return jnp.sum(volume.coarse_to_fine(
-        (first, fields[1]), _ray(), edges, resample)[1].values)
+        *(partial(volume.march, field) for field in (first, fields[1])),
+        _ray(), edges, resample)[1].values)
 
   assert jax.grad(second)(1.0) == 0
 

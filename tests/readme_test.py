@@ -30,9 +30,7 @@ def test_links_and_files_exist(path):
   # Files in a document's own tables: in its folder, in gen3d/ or at the top.
   folders = (path.parent, ROOT / 'gen3d', ROOT / 'launch', ROOT)
   for name in re.findall(r'`((?:[a-z_0-9]+/)*[a-z_0-9]+\.(?:py|sh))`', text):
-    assert any((folder / name).exists() for folder in folders) or name in (
-        'configs/dream_fields.py', 'tests/guidance_clip_test.py',
-        'gen3d/guidance/clip.py'), name  # of the worked example
+    assert any((folder / name).exists() for folder in folders), name
 
 
 def test_readme_is_short():

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from gen3d.io import meshes, video
-from gen3d.ops import cameras
+from gen3d.ops import bake, cameras
 from gen3d.ops import mesh as mesh_ops
 from gen3d.render import finished
 from gen3d.scenes import Scene
@@ -40,6 +40,9 @@ class Blob:
         RADIUS - jnp.linalg.norm(points - jnp.array([0.2, 0, 0]), axis=-1),
         0.1 - jnp.linalg.norm(points - jnp.array([-0.75, 0, 0]), axis=-1))
     return jnp.clip(4000 * inside, 0, 400), points + 0.5
+
+  def color(self, params, points):
+    return self.query(params, points)[1]
 
   def mesh(self, params, resolution, keep_share):
     return mesh_ops.extract(
@@ -138,10 +141,15 @@ def test_components_are_kept_by_the_runs_setting_or_the_argument():
 def test_export_options_are_read_from_a_config():
   options = finished.export_options({'frames': 5, 'fps': 12, 'size': 64})
   assert options == finished.ExportOptions(fps=12, size=64)
+  with pytest.raises(ValueError, match=r'--config\.export\.texture'):
+    finished.export_options({'texture': 3})
+  with pytest.raises(ValueError, match="mesh format 'stl'"):
+    finished.export_options({'formats': ('glb', 'stl')})
 
 
 def test_export_writes_film_sheet_and_meshes(tmp_path):
-  options = finished.ExportOptions(resolution=24, size=16, fps=5)
+  options = finished.ExportOptions(
+      resolution=24, size=16, fps=5, texture=64)
   run = blob_run(defaults=options)._replace(path=path(16))
   written = finished.export(run, tmp_path / 'new')
   assert written == [tmp_path / 'new' / name for name in finished.FILES]
@@ -160,3 +168,34 @@ def test_export_writes_film_sheet_and_meshes(tmp_path):
   finished.export(run, tmp_path / 'fine', options._replace(resolution=48))
   fine, = meshes.load(tmp_path / 'fine' / 'mesh.ply')
   assert len(fine.vertices) > 2 * len(coarse.vertices)
+
+
+@pytest.mark.parametrize('to_world', [None, 5.0])
+def test_textures_have_the_color_of_the_field_in_its_own_frame(
+    tmp_path, to_world):
+  matrix = None
+  if to_world:
+    matrix = np.diag([to_world] * 3 + [1.0])
+    matrix[:3, 3] = [1, 2, 3]
+  options = finished.ExportOptions(
+      resolution=32, size=16, texture=128, formats=('glb', 'ply'))
+  run = blob_run(defaults=options, to_world=matrix)
+  finished.export(run, tmp_path)
+  textured, = meshes.load(tmp_path / 'mesh.glb')
+  plain, = meshes.load(tmp_path / 'mesh.ply')
+  assert textured.texture.shape == (128, 128, 3) and plain.texture is None
+  np.testing.assert_allclose(textured.colors, 1)
+  np.testing.assert_allclose(textured.vertices[textured.faces],
+                             plain.vertices[plain.faces], atol=1e-6)
+  points = textured.vertices
+  if to_world:
+    points = (points - [1, 2, 3]) / to_world
+  np.testing.assert_allclose(
+      bake.vertex_colors(textured), np.clip(points + 0.5, 0, 1), atol=0.06)
+
+
+def test_without_a_texture_or_a_color_function_the_mesh_is_as_it_is(tmp_path):
+  run = blob_run()
+  surface = run.mesh(16)
+  assert finished.textured(run, surface, 0) is surface
+  assert finished.textured(run._replace(color=None), surface, 64) is surface

@@ -76,7 +76,8 @@ def test_a_ball_is_inverted_by_the_same_functions(tmp_path, monkeypatch):
       inversion.inference, 'record_of', lambda name: {'model': name})
   written = inversion.export(
       'ball', ball, target_of(ball), PIXEL_LOSS, tmp_path, steps=2,
-      tuning_steps=1, w_plus=False, views=(0.0,), frames=8, resolution=16)
+      tuning_steps=1, w_plus=False, views=(0.0,), frames=8, resolution=16,
+      texture=0)
   assert [p.name for p in written] == [
       'inversion.png', 'latent.npz', 'tuned.safetensors', 'tuned.json',
       'turntable.mp4', 'mesh.glb', 'mesh.ply']
@@ -103,7 +104,7 @@ def test_a_tuned_official_network_can_be_loaded_again(tmp_path, monkeypatch):
   label = jnp.zeros((1, 25))
   shapes = jax.eval_shape(lambda: module.init(
       jax.random.key(0), jnp.zeros((1, 8)), label, label, 4,
-      eg3d.draw(None, 1, 4, module.rendering)))
+      eg3d.ray_jitter(None, 1, 4, module.rendering)))
   draw = lambda: jax.tree.map(
       lambda x: rng.standard_normal(x.shape, np.float32), shapes)
   path = models_nvidia_test.pickled(tmp_path / 'n.pkl', draw())

@@ -9,6 +9,8 @@ import tiny_eg3d
 import trimesh
 
 from gen3d.gan import inference
+from gen3d.io import meshes
+from gen3d.ops import bake
 from gen3d.render import objects
 
 
@@ -64,10 +66,17 @@ def test_a_sheet_has_a_row_for_each_seed(trained):
 
 def test_exported_files_and_the_size_of_the_mesh(trained, tmp_path):
   written = objects.export(
-      trained, (0, 1), tmp_path, frames=8, resolution=24)
+      trained, (0, 1), tmp_path, frames=8, resolution=24, texture=64)
   assert [p.name for p in written] == [
       'grid.png', *(f'seed{i:04d}{s}' for i in (0, 1)
                     for s in ('.mp4', '.glb', '.ply'))]
+  textured, = meshes.load(tmp_path / 'seed0001.glb')
+  ws = inference.map_seed(trained, 1)
+  colors = inference.make_mesh_extractor(trained, 24)(ws).colors
+  # A box of 64 texels a side has few of them.
+  np.testing.assert_allclose(bake.vertex_colors(textured).mean(0),
+                             colors.mean(0), atol=0.1)
+  assert textured.texture.shape == (64, 64, 3)
   surface = trimesh.load_mesh(tmp_path / 'seed0000.ply')
   assert surface.is_watertight
   expected = 2 * trained.generator.bound
@@ -98,7 +107,8 @@ def test_truncation_applies_to_films_and_turntables(trained, tmp_path, films):
   for cutoff in (None, 1):
     options = {'psi': 0.3, 'cutoff': cutoff}
     objects.export(
-        trained, (0, 1), tmp_path, frames=8, resolution=12, **options)
+        trained, (0, 1), tmp_path, frames=8, resolution=12, texture=0,
+        **options)
     objects.interpolate(
         trained, (0, 1), tmp_path / 'x.mp4', frames=4, **options)
     np.testing.assert_array_equal(

@@ -157,8 +157,6 @@ def test_coarse_pass_detects_objects_as_wide_as_its_stride():
   # An upright rod two pixels wide, over columns 9 and 10. The coarse pass has
   # a ray in the latter only: the former gets the weights of its square's other
   # corner.
-  config = dreamfusion.Sampling(
-      samples=32, importance_samples=8, importance_stride=2, chunk=4096)
   rays = _view(size=17).rays
   pixel = 1.6 / 1.3 / 17
   edges = jnp.broadcast_to(jnp.linspace(1.0, 2.2, 33), (17, 17, 33))
@@ -171,8 +169,9 @@ def test_coarse_pass_detects_objects_as_wide_as_its_stride():
   truth = opacity(jnp.broadcast_to(
       jnp.linspace(1.0, 2.2, 2001), (17, 17, 2001))) > 0.9
   assert truth[:, 9:11].sum() > 16 and not truth[:, 8].any()
+  weights = dreamfusion.subsampled_weights(rod, 2, 4096, rays, edges)
   rendered = opacity(
-      dreamfusion.importance_edges(rod, rays, edges, config)) > 0.9
+      dreamfusion.importance_edges(edges, weights, count=8)) > 0.9
   assert rendered[truth].mean() > 0.97
 
 

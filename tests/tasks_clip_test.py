@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from configs import clip as clip_config
+from gen3d import assets
+from gen3d.choices import UserError
 from gen3d.engine import sharding
 from gen3d.metrics import text as text_metrics
 from gen3d.models import clip_pair
@@ -43,6 +45,22 @@ def after_a_step(task, state, batch, count):
       sharding.replicate(state, mesh), sharding.to_devices(batch, mesh),
       sharding.replicate(jax.random.key(1), mesh))
   return sharding.unreplicate(state), {k: float(v) for k, v in metrics.items()}
+
+
+def test_weights_to_start_from_are_those_of_the_config(config, first_state,
+                                                       tmp_path):
+  config = config.copy_and_resolve_references()
+  path, _ = assets.save(tmp_path / 'w.safetensors', first_state.params,
+                        {'config': config.to_dict()})
+  config.start_from = str(path)
+  state = clip_task.make(config).init(jax.random.key(1))
+  jax.tree.map(np.testing.assert_array_equal, state.params, first_state.params)
+  config.start_from = str(assets.CLIP)
+  with pytest.raises(UserError, match='clip_shapes.* is of another model'):
+    clip_task.make(config).init(jax.random.key(1))
+  config.start_from = str(assets.TEXT_TO_IMAGE)
+  with pytest.raises(UserError, match="of the task 'text_to_image'"):
+    clip_task.make(config)
 
 
 def test_step_does_not_depend_on_the_number_of_devices(task, first_state):
@@ -128,3 +146,31 @@ def test_training_images_are_in_range_and_differ_by_key(task):
   assert np.ptp(images, axis=0).mean() > 0.1
   rate = text_metrics.rate(images.std((1, 2, 3)) > 0.02)
   assert rate.rate == 1
+
+
+def test_perturbed_images_move_along_the_slope_within_the_radius():
+  image, slope = np.full((4, 4, 3), 0.5), np.random.default_rng(0).normal(
+      size=(4, 4, 3))
+  change = np.stack([
+      np.asarray(clip_task.perturb(jax.random.key(i), image, slope, 0.6))
+      for i in range(8)]) - image
+  length = np.sqrt(np.sum(change**2, axis=(1, 2, 3)))
+  assert 0 < length.min() < 0.2 < 0.4 < length.max() <= 0.6
+  np.testing.assert_allclose(
+      change / length[:, None, None, None],
+      np.broadcast_to(slope / np.linalg.norm(slope), change.shape), atol=1e-4)
+  # At a slope of zero and at the ends of the range.
+  zero = clip_task.perturb(jax.random.key(0), image, 0 * slope, 0.6)
+  np.testing.assert_array_equal(zero, image)
+  white = clip_task.perturb(jax.random.key(0), image + 0.5, slope, 0.6)
+  assert white.max() == 1
+
+
+def test_an_adversary_raises_the_loss(config, task, first_state):
+  config = config.copy_and_resolve_references()
+  config.adversary = 4.0
+  hard = clip_task.make(config)
+  batch = next(task.batches(0, 0))
+  _, before = after_a_step(task, first_state, batch, 1)
+  _, after = after_a_step(hard, first_state, batch, 1)
+  assert after['loss/contrastive'] > before['loss/contrastive'] + 0.01

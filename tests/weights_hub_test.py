@@ -5,21 +5,15 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoint_folders import write_tokenizer
+from checkpoint_folders import (
+    random_tensors,
+    write_network,
+    write_tokenizer,
+)
 
 from gen3d.weights import hub
 
 COMMIT = 'b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd'
-
-
-def random_tensors(dtype=np.float32):
-  rng = np.random.default_rng(0)
-  shapes = {'tok.embed.weight': (5, 4), 'a.0.norm.weight': (4,),
-            'a.0.norm.bias': (4,), 'a.0.proj.weight': (3, 4),
-            'a.0.proj.bias': (3,), 'position': (3,),
-            'out.weight': (2, 3, 1, 1), 'out.bias': (2,)}
-  return {name: rng.normal(size=shape).astype(dtype)
-          for name, shape in shapes.items()}
 
 
 def assert_same(folder, other):
@@ -28,13 +22,6 @@ def assert_same(folder, other):
   for name, tensor in folder.tensors.items():
     assert tensor.dtype == other.tensors[name].dtype
     np.testing.assert_array_equal(tensor, other.tensors[name])
-
-
-def write(path, tensors, name='model.safetensors', config=None):
-  path.mkdir(exist_ok=True, parents=True)
-  (path / 'config.json').write_text(
-      json.dumps(config or {'architectures': ['Net']}))
-  safetensors.numpy.save_file(tensors, path / name)
 
 
 def write_shards(path, tensors, shards=3, stem='model', dot=''):
@@ -55,7 +42,7 @@ def write_shards(path, tensors, shards=3, stem='model', dot=''):
 @pytest.mark.parametrize('dot', ['', '.fp16'])
 def test_shards_are_read_like_a_single_file(tmp_path, stem, dot):
   tensors = random_tensors()
-  write(tmp_path / 'one', tensors)
+  write_network(tmp_path / 'one', tensors)
   write_shards(tmp_path / 'many', tensors, stem=stem, dot=dot)
   assert_same(hub.read(tmp_path / 'one'), hub.read(tmp_path / 'many'))
   assert set(hub.read(tmp_path / 'one').tensors) == set(tensors)
@@ -63,12 +50,12 @@ def test_shards_are_read_like_a_single_file(tmp_path, stem, dot):
 
 def test_the_requested_variant_is_preferred(tmp_path):
   full, half = random_tensors(), random_tensors(np.float16)
-  write(tmp_path, full, 'model.safetensors')
+  write_network(tmp_path, full, 'model.safetensors')
   kind = lambda **options: hub.read(
       tmp_path, **options).tensors['position'].dtype
   assert kind() == kind(variant='fp16') == np.float32
-  write(tmp_path, half, 'model.fp16.safetensors')
-  write(tmp_path, half, 'model.non_ema.safetensors')
+  write_network(tmp_path, half, 'model.fp16.safetensors')
+  write_network(tmp_path, half, 'model.non_ema.safetensors')
   assert kind() == np.float32 and kind(variant='fp16') == np.float16
   (tmp_path / 'model.safetensors').unlink()
   assert kind() == np.float16
@@ -78,8 +65,8 @@ def test_the_requested_variant_is_preferred(tmp_path):
 def test_a_pytorch_file_is_read_without_safetensors(tmp_path):
   torch = pytest.importorskip('torch', reason='PyTorch is a parity extra')
   tensors = random_tensors()
-  write(tmp_path / 'new', tensors)
-  write(tmp_path / 'old', {'x': np.zeros(1)})
+  write_network(tmp_path / 'new', tensors)
+  write_network(tmp_path / 'old', {'x': np.zeros(1)})
   torch.save({k: torch.tensor(v) for k, v in tensors.items()},
              tmp_path / 'old' / 'pytorch_model.bin')
   assert set(hub.read(tmp_path / 'old').tensors) == {'x'}
@@ -88,7 +75,7 @@ def test_a_pytorch_file_is_read_without_safetensors(tmp_path):
 
 
 def test_other_files_of_a_checkpoint_are_optional(tmp_path):
-  write(tmp_path / 'unet', random_tensors())
+  write_network(tmp_path / 'unet', random_tensors())
   checkpoint = hub.locate(tmp_path, subfolders=('unet',))
   assert checkpoint == (tmp_path, str(tmp_path), '')
   assert hub.read_scheduler(checkpoint.path) == {}
@@ -141,7 +128,7 @@ def spoil_pickle(path):
     (spoil_pickle, ['pytorch_model.bin']),
 ])
 def test_a_broken_folder_is_a_user_error(tmp_path, spoil, words):
-  write(tmp_path, random_tensors())
+  write_network(tmp_path, random_tensors())
   hub.read(tmp_path)
   spoil(tmp_path)
   with pytest.raises(ValueError) as error:

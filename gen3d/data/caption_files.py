@@ -31,6 +31,7 @@ def read(path: str | os.PathLike) -> list[str]:
   if not path.is_file():
     raise UserError(f'There is no caption file {path}.')
   try:
+    # Without the byte order mark that some editors put before the first line.
     lines = path.read_text('utf-8-sig').splitlines()
   except UnicodeDecodeError as error:
     raise UserError(f'{path} is no UTF-8 text ({error}); give a file with '
@@ -38,6 +39,7 @@ def read(path: str | os.PathLike) -> list[str]:
   captions = [normalize(line) for line in lines]
   if not captions:
     raise UserError(f'{path} is empty; it should have one caption per line.')
+  # Of a blank line only the dot of `normalize` is left.
   blank = [str(i) for i, caption in enumerate(captions, 1) if caption == '.']
   if blank:
     raise UserError(f'{path} has no caption in line {", ".join(blank)}; '

@@ -32,7 +32,7 @@ Example = tuple[int, np.ndarray, str, captions.Spec, np.ndarray]
 
 def write(out: str | os.PathLike, source: dict[str, Any], *, size: int | None,
           scene: dict[str, Any], shapes: dict[str, Any]) -> pathlib.Path:
-  """Writes the data of one source; a command's single call.
+  """Writes the data of one source: all that gen3d.make_data does.
 
   Args:
     out: folder.
@@ -67,6 +67,7 @@ def new_folder(path: str | os.PathLike) -> pathlib.Path:
     UserError: it exists and is not empty.
   """
   path = pathlib.Path(path)
+  # Files of other data would later be read with these.
   if path.is_dir() and any(path.iterdir()):
     raise UserError(f'{path} is not empty; give a new folder.')
   return path
@@ -162,6 +163,7 @@ def write_shapes(out: str | os.PathLike, config: Any = None, *, seed: int = 0,
     examples = shapes_world.captioned_images(
         seed, split, first, count, size or 128)
   out = pathlib.Path(out)
+  # EG3D's program reads the labels only; the other keys are this project's.
   listing = {'labels': [], 'captions': {}, 'objects': {}}
   for index, image, text, spec, label in examples:
     name = f'{index:08d}.png'
@@ -182,6 +184,7 @@ def _training_images(config: Any, seed: int, split: str, first: int,
     raise UserError('--config is not of a GAN that learns from the shapes '
                     'world, such as configs/eg3d.py.')
   world = opening.world_of(config.data)
+  # From example 0 on, since views are stored in files that begin there.
   source = shapes_world.posed_images(
       world, first + count, size or config.data.size, seed, split)
   for i in range(first, first + count):

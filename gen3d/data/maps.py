@@ -27,11 +27,13 @@ def map_of_images(images: Images, width: int = 720) -> np.ndarray:
   """
   if not images.labels.shape[1]:
     raise UserError(f'{images.where} has no cameras to draw.')
+  # The last column of the camera-to-world matrix, which is stored by rows.
   position = images.labels[:, [3, 7, 11]].astype(np.float64)
   distance = np.linalg.norm(position, axis=1)
   azimuth = np.rad2deg(np.arctan2(position[:, 0], position[:, 2]))
   elevation = np.rad2deg(np.arcsin(
       np.clip(position[:, 1] / np.maximum(distance, 1e-9), -1, 1)))
+  # Rows are reversed: elevation grows upwards, the rows of an image downwards.
   cells = np.histogram2d(
       elevation, azimuth, (60, 120), ((-90, 90), (-180, 180)))[0][::-1]
   # Logarithmic, so that single cameras stay visible beside dense clusters.

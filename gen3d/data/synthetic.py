@@ -73,7 +73,7 @@ def surface_from_caption(text: str,
 
 def render_views(text: str, split: str, count: int,
                  size: int) -> posed.Posed:
-  """Renders that object in memory by sphere tracing, without any file.
+  """Renders the object of `surface_from_caption` in memory, by sphere tracing.
 
   Args:
     text: as in `surface_from_caption`.
@@ -89,6 +89,7 @@ def render_views(text: str, split: str, count: int,
   """
   spec, parts = _typical_object(text)
   c2w, intrinsics = sphere_cameras(count, split)
+  # The object stays in the ball of the shapes world; cameras move closer.
   scale = categories.RADIUS / RADIUS
   c2w[:, :3, 3] *= scale
   light = shading.Light(cameras.spherical(30.0, 60.0, jnp.float32(4.0)),
@@ -132,6 +133,7 @@ def sphere_cameras(count: int, split: str,
   else:
     elevation = 10 + 50 * index / count
     azimuth = 720 * index / count
+  # Half the width, at depth 1, of the cone that touches the ball.
   half = _MARGIN * np.tan(np.arcsin(RADIUS / DISTANCE))
   camera = cameras.orbit(azimuth % 360, elevation, DISTANCE, 0.5 / half)
   return cameras.Camera(*(np.asarray(x, np.float64) for x in camera))

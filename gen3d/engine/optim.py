@@ -43,10 +43,11 @@ def learning_rate(
 
   Args:
     config: mapping with `learning_rate` (the peak), and optionally `schedule`
-      ('constant', 'linear', 'cosine', 'exponential' or 'trapezoid') and
-      `warmup` (steps of linear rise from zero). Linear, cosine and trapezoid
-      fall to zero at the end. The trapezoid falls linearly over its last
-      `cooldown` steps, so that runs of different lengths begin alike;
+      ('constant', 'linear', 'cosine', 'exponential' or 'trapezoid'),
+      `warmup` (steps of linear rise from zero) and `start` (a rate from which
+      it rises in these steps exponentially instead). Linear, cosine and
+      trapezoid fall to zero at the end. The trapezoid falls linearly over its
+      last `cooldown` steps, so that runs of different lengths begin alike;
       exponential falls to `final` times the peak.
     steps: the last step of the schedule; only a constant one needs none.
 
@@ -73,6 +74,8 @@ def learning_rate(
 
   def schedule(step):
     rise = jnp.minimum(1., (step + 1) / warmup) if warmup else 1.
+    if warmup and config.get('start'):
+      rise = (config['start'] / peak) ** (1. - jnp.minimum(1., step / warmup))
     done = jnp.clip((step - warmup) / span, 0., 1.)
     return peak * rise * decay(done)
 
@@ -100,8 +103,8 @@ def make_optimizer(
   Raises:
     UserError: the optimizer, its schedule or a key is unknown.
   """
-  known = ('name', 'learning_rate', 'schedule', 'warmup', 'cooldown', 'final',
-           'b1', 'b2', 'eps', 'weight_decay', 'clip', 'lr_multipliers')
+  known = ('name', 'learning_rate', 'schedule', 'warmup', 'start', 'cooldown',
+           'final', 'b1', 'b2', 'eps', 'weight_decay', 'clip', 'lr_multipliers')
   for key in config:
     check('optimizer key', known, key)
   moments = {key: config[key] for key in ('b1', 'b2', 'eps') if key in config}

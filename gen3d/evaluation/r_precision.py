@@ -37,6 +37,9 @@ from gen3d.tasks import text_to_3d
 from gen3d.weights import hub
 
 REPORT = 'r_precision.json'
+# Headings of the shipped pairs; what guides does not judge: in parentheses.
+BUNDLED = {assets.CLIP.stem: 'shapes pair',
+           assets.CLIP_GUIDE.stem: '(shapes guide)'}
 NAMES = {clip.B32: 'CLIP B/32', clip.B16: 'CLIP B/16', clip.L14: 'CLIP L/14'}
 WHITE = 1.0
 COLUMNS = ('color', 'geometry')  # the papers' names of text_to_3d.MODES
@@ -97,7 +100,7 @@ def report(runs: str | os.PathLike, protocol: str, clips: Sequence[str] = (),
     clips: folders or hub ids of CLIPs of transformers; the bundled pair if
       empty.
     captions: file of captions, one a line, from which these retrieve.
-    clip_weights: of the bundled pair.
+    clip_weights: of the bundled pair; several files are separated by commas.
     force: evaluate again where results exist.
 
   Returns:
@@ -120,7 +123,7 @@ def report(runs: str | os.PathLike, protocol: str, clips: Sequence[str] = (),
     check_prompts(folders, texts, captions)
     retrievers = hub_clips(clips, texts)
   else:
-    retrievers = [bundled_clip(clip_weights)]
+    retrievers = [bundled_clip(path) for path in str(clip_weights).split(',')]
   rates = score_runs(retrievers, folders, views, force)
   return table(rates, [retriever.name for retriever in retrievers])
 
@@ -147,11 +150,12 @@ def check_prompts(folders: Iterable[pathlib.Path], captions: Sequence[str],
 
 
 def bundled_clip(path: str | os.PathLike = assets.CLIP) -> ClipRetriever:
-  """The ClipRetriever of the shapes world's pair."""
+  """The ClipRetriever of a CLIP pair of the shapes world."""
   pair = clip_pair.load(path)
   cache_key = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+  name = pathlib.Path(path).stem
   return ClipRetriever(
-      'shapes pair', cache_key, text_to_3d_evaluation.SIZE,
+      BUNDLED.get(name, name), cache_key, text_to_3d_evaluation.SIZE,
       text_to_3d_evaluation.BACKGROUND,
       functools.partial(clip_evaluation.retrieval_rate, pair))
 
@@ -214,9 +218,9 @@ def score_runs(retrievers: Sequence[ClipRetriever],
 
 
 def method(config: Any) -> str:
-  """The row of a run's config: its scene, guidance and teacher."""
-  return ', '.join(config[part].name
-                   for part in ('scene', 'guidance', 'teacher'))
+  """The row of a run's config: its scene, guidance and, if any, teacher."""
+  return ', '.join(config[part].name for part in (
+      'scene', 'guidance', 'teacher') if part in config)
 
 
 def table(scores: Sequence[RunRates], names: Sequence[str]) -> str:
@@ -244,12 +248,7 @@ def _checkpoint(name):
   path = located.path
   size = clip.clip_config(hub.Folder(
       path, hub.read_config(path), {}))
-  tokenize = hub.load_tokenizer(path, size.text.vocab, size.text.length)
-  if size.text.eot not in tokenize(['a'])[0]:
-    raise UserError(
-        f'The tokenizer in {path} does not end a text with the token '
-        f'{size.text.eot}, at which its CLIP reads the text feature; give a '
-        'folder with the tokenizer of that CLIP.')
+  tokenize = clip.load_tokenizer(path, size.text)
   # A revision identifies the weights of a download; for a folder, sizes and
   # times do, since hashing gigabytes at every start is slow.
   stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns)

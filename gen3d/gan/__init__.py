@@ -42,6 +42,8 @@ Render = Callable[
     [Any, Any, jax.Array, Camera, int, jax.Array | None], Generated]
 # (variables, representation of one object, resolution) -> Mesh
 ExtractMesh = Callable[[Any, Any, int], Mesh]
+# (variables, representation of one object, points [N, 3]) -> colors [N, 3]
+Color = Callable[[Any, Any, Any], Any]
 
 
 def noise_buffers(variables: Any) -> dict[str, jax.Array]:
@@ -75,6 +77,9 @@ class Generator3D(NamedTuple):
     mesh: (variables, representation with N = 1, resolution of the grid) ->
       ops.mesh.Mesh in world units, colored as the raw image. Raises
       ops.mesh.EmptyField where there is no surface.
+    color: (variables, representation with N = 1, points [N, 3]) -> colors
+      [N, 3] in [0, 1], from which the mesh's texture is baked; compiled for
+      ops.mesh.CHUNK points.
     sample_camera: key -> Camera, from the distribution of the training data
       or a prior.
     z_dim: Z, size of the latent.
@@ -89,6 +94,7 @@ class Generator3D(NamedTuple):
   synthesize: Synthesize
   render: Render
   mesh: ExtractMesh
+  color: Color
   sample_camera: Callable[[jax.Array], Camera]
   z_dim: int
   num_ws: int

@@ -35,11 +35,13 @@ def make(
     front: camera conditioning of the mapping network where none is given.
     sample_camera: key -> Camera of the training data's distribution.
   """
+  field = _compiled_field(module)
   return Generator3D(
       map=functools.partial(_map, module, front),
       synthesize=functools.partial(_synthesize, module),
       render=functools.partial(_render, module),
-      mesh=functools.partial(_mesh, _compiled_field(module), module),
+      mesh=functools.partial(_mesh, field, module),
+      color=lambda *args: field(*args)[1],
       sample_camera=sample_camera,
       z_dim=z_dim,
       num_ws=module.bind({}).backbone.num_ws,
@@ -83,9 +85,9 @@ def _synthesize(module, variables, ws, noise='const', key=None):
 
 
 def _render(module, variables, planes, ws, camera, size, key=None):
-  draws = eg3d.draw(key, len(ws), size, module.rendering)
+  jitter = eg3d.ray_jitter(key, len(ws), size, module.rendering)
   return Generated(*module.apply(
-      variables, planes, ws, cameras.to_label(camera), size, draws,
+      variables, planes, ws, cameras.to_label(camera), size, jitter,
       method='render'))
 
 

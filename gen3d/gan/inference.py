@@ -29,7 +29,7 @@ from gen3d.choices import UserError
 from gen3d.engine import sharding
 from gen3d.gan import Generated, Generator3D, eg3d
 from gen3d.models import nvidia
-from gen3d.ops import cameras, mesh
+from gen3d.ops import bake, cameras, mesh
 
 # Kinds of networks (config.networks) that generate 3-D objects.
 BUILDERS = {'eg3d': eg3d.from_config}
@@ -334,6 +334,28 @@ def make_mesh_extractor(
   synthesize = _compiled_synthesis(generator)
   return lambda ws: generator.mesh(
       trained.variables, synthesize(trained.variables, ws), resolution)
+
+
+def make_baker(
+    trained: Trained, size: int
+) -> Callable[[jax.Array, mesh.Mesh], mesh.Mesh]:
+  """A function (ws [L, D], its mesh) -> the mesh with a texture.
+
+  Args:
+    trained: Trained.
+    size: texels per side of the texture; 0 for the mesh's vertex colors.
+
+  Raises:
+    UserError: there is no texture of this size.
+  """
+  bake.check_size(size)
+  generator = trained.generator
+  synthesize = _compiled_synthesis(generator)
+  if not size:
+    return lambda ws, surface: surface
+  return lambda ws, surface: bake.bake(
+      functools.partial(generator.color, trained.variables,
+                        synthesize(trained.variables, ws)), surface, size)
 
 
 def _compiled_synthesis(generator):

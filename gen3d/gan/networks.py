@@ -117,13 +117,15 @@ def eg3d(config: Any, resolution: int, label_width: int) -> GANNetworks:
 
   def generate(variables, latents, render_size):
     ws, planes, keys = planes_of(variables, latents)
-    # One draw for each key, so that the ray samples of an example do not depend
-    # on the rest of the batch; without the axis of size 1.
-    draws = jax.tree.map(lambda x: x[:, 0], jax.vmap(
-        lambda key: eg3d_model.draw(key, 1, render_size, rendering))(keys))
-    generated = apply(variables, planes, ws, latents.label, render_size, draws,
+    # A key for each example, so that its ray samples do not depend on the rest
+    # of the batch; without the axis of size 1.
+    jitter_of = lambda key: eg3d_model.ray_jitter(
+        key, 1, render_size, rendering)
+    jitter = jax.tree.map(lambda x: x[:, 0], jax.vmap(jitter_of)(keys))
+    generated = apply(variables, planes, ws, latents.label, render_size, jitter,
                       method='render')
     fakes = {'image': generated.image, 'image_raw': generated.image_raw}
+    # The first layer is never mixed: its w is that of z, for the running mean.
     return fakes, ws[:, 0]
 
   def regularize(variables, latents, pl_mean):
@@ -141,6 +143,7 @@ def eg3d(config: Any, resolution: int, label_width: int) -> GANNetworks:
       init=functools.partial(
           _init_eg3d, generator, discriminator, config.z_dim, resolution),
       generate=generate,
+      # Dual discrimination: the raw image of a real one is itself, reduced.
       prepare_reals=lambda x, render_size: {
           'image': x, 'image_raw': images.resize(x, render_size)},
       discriminate=discriminate,
@@ -158,8 +161,8 @@ def _init_eg3d(generator, discriminator, z_dim, resolution, key):
   keys = jax.random.split(key)
   z, label = jnp.zeros((1, z_dim)), jnp.zeros((1, 25))
   # The parameters do not depend on the resolution of rendering: 4 is cheap.
-  draws = eg3d_model.draw(None, 1, 4, generator.rendering)
-  return {'generator': generator.init(keys[0], z, label, label, 4, draws),
+  jitter = eg3d_model.ray_jitter(None, 1, 4, generator.rendering)
+  return {'generator': generator.init(keys[0], z, label, label, 4, jitter),
           'discriminator': discriminator.init(
               keys[1], jnp.zeros((1, resolution, resolution, 6)), label)}
 
@@ -201,6 +204,7 @@ def _eg3d_parts(
     batch_size, render_size: sizes of the inputs.
   """
   rendering = generator.rendering
+  # Any camera from which the whole object is seen: costs do not depend on it.
   distance = (1.5 * rendering.box_warp if rendering.ray_start == 'auto'
               else (rendering.ray_start + rendering.ray_end) / 2)
   label = jnp.tile(cameras.to_label(
@@ -208,7 +212,7 @@ def _eg3d_parts(
   latents = Latents(
       jax.random.key(1), jnp.arange(batch_size),
       jnp.ones((batch_size, z_dim)), label, label)
-  draws = eg3d_model.draw(
+  jitter = eg3d_model.ray_jitter(
       jax.random.key(2), batch_size, render_size, rendering)
   resolution = generator.synthesis_config['resolution']
   planes = jnp.zeros(
@@ -217,21 +221,21 @@ def _eg3d_parts(
   def generate_images(variables, latents):
     return generate(variables, latents, render_size)[0]
 
-  def render(variables, planes, draws):
-    return generator.apply(variables, planes, label, render_size, draws,
+  def render(variables, planes, jitter):
+    return generator.apply(variables, planes, label, render_size, jitter,
                            method='features_at')[0]
 
-  def render_gradient(variables, planes, draws):
+  def render_gradient(variables, planes, jitter):
     return jax.grad(lambda planes: jnp.sum(
-        render(variables, planes, draws) ** 2))(planes)
+        render(variables, planes, jitter) ** 2))(planes)
 
   fakes = jax.tree.map(lambda x: jnp.zeros(x.shape), jax.eval_shape(
       generate_images, params['generator'], latents))
   parts = {
       'generator forward': (generate_images, params['generator'], latents),
-      'rendering forward': (render, params['generator'], planes, draws),
+      'rendering forward': (render, params['generator'], planes, jitter),
       'rendering forward and backward': (
-          render_gradient, params['generator'], planes, draws),
+          render_gradient, params['generator'], planes, jitter),
       'discriminator forward': (
           discriminate, params['discriminator'], fakes, label)}
   # The inputs are arguments: XLA would fold a function of constants.
@@ -271,7 +275,7 @@ def stylegan2(config: Any, resolution: int, label_width: int) -> GANNetworks:
                 keys[1], jnp.zeros((1, resolution, resolution, 3)), label)}
 
   def generate(variables, latents, render_size):
-    del render_size
+    del render_size  # There is no neural rendering.
     ws = map_latents(variables, latents)
     image = synthesize(variables, ws, latents.key, latents.index)
     return {'image': image}, ws[:, 0]
@@ -334,6 +338,7 @@ def _apply(generator, variables, *args, method, key=None):
 
 def _update_w_avg(path, rate, variables, w):
   """Updates the buffer w_avg of the mapping network at `path`."""
+  # The mean over the whole batch, of which each device has a part.
   mean = jax.lax.pmean(jnp.mean(jax.lax.stop_gradient(w), axis=0), 'devices')
 
   # Flax's variables are nested dictionaries; those on the path are copied.

@@ -1,16 +1,16 @@
 """Guidance: the gradient of a rendered image with respect to a text.
 
-score.py has score distillation by a diffusion model (SDS, CSD); prompts.py the
-view-dependent prompts.
+score.py has score distillation by a diffusion model (SDS, CSD), clip.py the
+cosine of CLIP with augmentations.py; prompts.py the view-dependent prompts.
 
 To add a guidance, write a module with a function that makes a Guidance and
 enter it in GUIDANCES of tasks/text_to_3d.py, which needs no other change. Two
 examples of what the record provides for:
 
-CLIP (Dream Fields, 2112.01455) has no diffusion model and learns nothing along:
-`load` returns the weights of the image tower and the text's features, `init`
-{}, `condition` the features, and `loss` the negative cosine similarity with the
-features of an augmented `render.image`.
+CLIP (clip.py) has no diffusion model and learns nothing along: `load` returns
+the weights of the image tower and the text's features, `init` {}, `condition`
+the features, and `loss` the negative cosine similarity with the features of an
+augmented `render.image`.
 
 VSD (ProlificDreamer, 2305.16213) learns a student: `init` makes the student's
 parameters of the teacher's weights in `frozen` (a copy, or LoRA matrices), and
@@ -24,15 +24,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gen3d.ops.cameras import Camera
-
 Frozen = Any  # pytree of arrays: weights and embeddings that are not trained
 Params = Any  # pytree of arrays
 Text = Any    # pytree of arrays
 Metrics = dict[str, jax.Array]
-Load = Callable[[str, str], Frozen]
+Load = Callable[[str | tuple[str, ...], str], Frozen]
 Init = Callable[[jax.Array, Frozen], Params]
-Condition = Callable[[Frozen, Camera], Text]
+# (frozen, camera), or (frozen, camera, subject) -> text
+Condition = Callable[..., Text]
 Loss = Callable[..., tuple[jax.Array, Metrics]]
 
 
@@ -42,10 +41,12 @@ class Guidance(NamedTuple):
   Attributes:
     load: (prompt, negative prompt) -> frozen, a pytree of the weights and
       embeddings that the other functions need. The only function that reads
-      files.
+      files. The prompt is a tuple of strings where a scene has several
+      subjects.
     init: (key, frozen) -> params that are trained with the scene; {} for
       SDS and CSD.
-    condition: (frozen, camera) -> text, a pytree for the view of one camera.
+    condition: (frozen, camera) -> text, a pytree for the view of one camera;
+      (frozen, camera, subject) where `load` got several prompts.
     loss: (params, frozen, key, render, text, step) -> (loss, metrics) of one
       view, a scenes.Render without leading axis. Only the gradient of the loss
       has a meaning, its value need not have one.

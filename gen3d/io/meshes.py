@@ -1,10 +1,10 @@
 """Mesh files.
 
-Written are .glb, .ply and .obj, in the world's own axes, which are glTF's (y
-up, front to +z). Read is every format that trimesh opens: the faces of all
-nodes of a scene, vertex normals, and colors from a base color texture and
-factor, vertex colors or face colors. Transparency, other texture maps and
-animations are ignored.
+Written are .glb, .ply and .obj (with .mtl and .png), in the world's own axes,
+which are glTF's (y up, front to +z). Read is every format that trimesh opens:
+the faces of all nodes of a scene, vertex normals, and colors from a base color
+texture and factor, vertex colors or face colors. Transparency, other texture
+maps and animations are ignored.
 
 Color space. The colors and textures of an ops.mesh.Mesh are display values
 (sRGB). glTF 2.0 (sections 3.7.2.1 and 3.9.2) defines vertex colors and color
@@ -16,6 +16,8 @@ viewers take their colors as display values, so they are stored unchanged (with
 
 import os
 import pathlib
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,56 +26,86 @@ from PIL import Image
 
 from gen3d import files
 from gen3d.choices import UserError
+from gen3d.io import mesh_references
+from gen3d.ops import bake
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.cameras import Z_UP
 from gen3d.ops.mesh import Mesh
 
-SUFFIXES = ('.glb', '.ply', '.obj')
+FORMATS = ('glb', 'ply', 'obj')
+SUFFIXES = tuple(f'.{name}' for name in FORMATS)
 DEFAULT_GRAY = 0.7  # display value of meshes without any color
 _GLTF = ('.glb', '.gltf')
+_VERTICES, _INDICES = 34962, 34963  # glTF: kinds of buffers
 
 
 def save(path: str | os.PathLike, mesh: Mesh) -> None:
   """Writes a mesh.
 
+  A texture becomes a part of a .glb; for an .obj, a .png of the same name that
+  an .mtl of the same name refers to; in a .ply vertex colors, with its seams
+  merged.
+
   Args:
     path: file to be written; its suffix, one of SUFFIXES, names the format.
-    mesh: with colors, or with uv and texture (.glb only), or both. Normals
-      are written to .glb, computed from the faces where the mesh has none.
+    mesh: with colors, or with uv and texture, or both. Normals are written to
+      .glb and to .obj with a texture, computed from the faces where the mesh
+      has none.
 
   Raises:
-    UserError: an unknown suffix, a texture in a format other than .glb, or a
+    UserError: an unknown suffix, both colors and a texture for an .obj, or a
       folder that cannot be written to.
   """
-  suffix = pathlib.Path(path).suffix.lower()
+  path = pathlib.Path(path)
+  suffix = path.suffix.lower()
   if suffix not in SUFFIXES:
     raise UserError(f'Unknown mesh format {str(path)!r}; choose a name that '
                     f'ends in one of {", ".join(SUFFIXES)}.')
-  if mesh.texture is not None and suffix != '.glb':
-    raise UserError(f'{path}: a mesh with a texture can be written as .glb '
-                    'only; choose a name that ends in .glb.')
-  normals = None if mesh.normals is None else np.asarray(mesh.normals)
-  exported = trimesh.Trimesh(
-      np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces),
-      vertex_normals=normals, process=False)
-  colors = None if mesh.colors is None else np.clip(
-      np.asarray(mesh.colors), 0, 1)
+  if mesh.texture is not None and suffix == '.ply':
+    mesh = bake.without_texture(mesh)
+  exported, colors = _to_trimesh(mesh)
   if suffix == '.glb':
-    content = _export_glb(exported, mesh, colors)
+    files.write_bytes(path, _export_glb(exported, mesh, colors))
+  elif mesh.texture is not None:
+    if colors is not None:
+      raise UserError(f'{path}: an .obj has either vertex colors or a texture; '
+                      'choose a name that ends in .glb.')
+    _save_textured_obj(path, exported, mesh)
   else:
     if colors is not None:
       exported.visual = trimesh.visual.ColorVisuals(
           exported, vertex_colors=np.round(255 * colors).astype(np.uint8))
     data: Any = exported.export(file_type=suffix[1:])  # .obj is text
-    content = data.encode() if isinstance(data, str) else data
-  files.write_bytes(path, content)
+    files.write_bytes(path, data.encode() if isinstance(data, str) else data)
+
+
+def save_formats(stem: pathlib.Path, formats: Sequence[str], plain: Mesh,
+                 textured: Mesh) -> list[pathlib.Path]:
+  """Writes a mesh in several formats.
+
+  Args:
+    stem: path of the files without a suffix.
+    formats: of FORMATS.
+    plain: with vertex colors and closed, for .ply.
+    textured: the same with a texture, or `plain` again, for the others.
+
+  Returns:
+    The paths written, without those of .mtl and .png files.
+
+  Raises:
+    UserError: as `save`.
+  """
+  written = [stem.with_name(f'{stem.name}.{name}') for name in formats]
+  for path in written:
+    save(path, plain if path.suffix == '.ply' else textured)
+  return written
 
 
 def load(path: str | os.PathLike, up: str = 'y') -> tuple[Mesh, ...]:
   """Reads a mesh file: one Mesh per material and node of its scene.
 
   Textures are read only from the formats of files.IMAGE_FORMATS; others are
-  ignored, like missing ones.
+  ignored.
 
   Args:
     path: file of any format that trimesh opens.
@@ -83,8 +115,8 @@ def load(path: str | os.PathLike, up: str = 'y') -> tuple[Mesh, ...]:
     Meshes in the scene's common frame, each with normals and colors.
 
   Raises:
-    UserError: the file is missing, of an unknown format, damaged, or has no
-      triangles.
+    UserError: the file, or a material file or texture that it names, is
+      missing; it is of an unknown format, damaged, or has no triangles.
   """
   path = pathlib.Path(path)
   formats = sorted(trimesh.available_formats())
@@ -93,6 +125,7 @@ def load(path: str | os.PathLike, up: str = 'y') -> tuple[Mesh, ...]:
                     f'of {", ".join(formats)}.')
   if not path.is_file():
     raise UserError(f'{path} is missing; give the path of a mesh file.')
+  mesh_references.check(path)
   try:
     parts = _read_parts(path)
   except Exception as error:  # each format's parser has its own exceptions
@@ -122,6 +155,17 @@ def to_srgb(linear: np.ndarray) -> np.ndarray:
                   1.055 * np.maximum(linear, 0) ** (1 / 2.4) - 0.055)
 
 
+def _to_trimesh(mesh: Mesh) -> tuple[trimesh.Trimesh, np.ndarray | None]:
+  """trimesh's mesh of the geometry, and the colors [V, 3], clipped."""
+  normals = None if mesh.normals is None else np.asarray(mesh.normals)
+  exported = trimesh.Trimesh(
+      np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces),
+      vertex_normals=normals, process=False)
+  colors = None if mesh.colors is None else np.clip(
+      np.asarray(mesh.colors), 0, 1)
+  return exported, colors
+
+
 def _export_glb(exported: trimesh.Trimesh, mesh: Mesh,
                 colors: np.ndarray | None) -> bytes:
   """The content of a .glb file; `colors` [V, 3] are those of `mesh`."""
@@ -130,19 +174,42 @@ def _export_glb(exported: trimesh.Trimesh, mesh: Mesh,
         baseColorTexture=Image.fromarray(np.asarray(mesh.texture)))
     exported.visual = trimesh.visual.TextureVisuals(
         np.asarray(mesh.uv, np.float64), material)
+  # glTF has unit normals only, also where no face decides one.
+  normals = np.array(exported.vertex_normals)
+  normals[np.linalg.norm(normals, axis=-1) < 1e-12] = [0, 1, 0]
+  exported.vertex_normals = normals
   if colors is not None:
-    # As an attribute of another name, which _set_material renames: trimesh
+    # As an attribute of another name, which _complete renames: trimesh
     # rounds vertex colors to 8 bits, too coarse for dark linear values.
     exported.vertex_attributes['_COLOR'] = to_linear(colors).astype(np.float32)
   content: Any = exported.export(file_type='glb', include_normals=True,
-                                 tree_postprocessor=_set_material)
+                                 tree_postprocessor=_complete)
   return content
 
 
-def _set_material(tree: dict[str, Any]) -> None:
-  """Renames the color attribute and sets a matte material, in place.
+def _save_textured_obj(path: pathlib.Path, exported: trimesh.Trimesh,
+                       mesh: Mesh) -> None:
+  """Writes .png, .mtl and, last, the .obj that names them."""
+  # Programs read names up to a space.
+  stem = re.sub(r'\s', '_', path.stem)
+  exported.visual = trimesh.visual.TextureVisuals(
+      np.asarray(mesh.uv, np.float64), trimesh.visual.material.SimpleMaterial(
+          image=Image.fromarray(np.asarray(mesh.texture)), name=stem,
+          diffuse=[255] * 3, ambient=[255] * 3, specular=[0] * 3))
+  content: Any = trimesh.exchange.obj.export_obj(
+      exported, include_normals=True, return_texture=True,
+      mtl_name=f'{stem}.mtl', header=None)
+  text, beside = content
+  for name, data in beside.items():
+    files.write_bytes(path.with_name(name), data)
+  files.write_bytes(path, text.encode())
 
-  glTF's default material is metallic, which renderers without an environment
+
+def _complete(tree: dict[str, Any]) -> None:
+  """Completes the JSON of a .glb in place.
+
+  Renames the color attribute, says what each buffer is for, and sets a matte
+  material: glTF's default is metallic, which renderers without an environment
   map show black.
   """
   materials = tree.setdefault('materials', [{}])
@@ -156,6 +223,10 @@ def _set_material(tree: dict[str, Any]) -> None:
       if '_COLOR' in attributes:
         attributes['COLOR_0'] = attributes.pop('_COLOR')
       primitive['material'] = 0
+      for index, target in [*((i, _VERTICES) for i in attributes.values()),
+                            (primitive['indices'], _INDICES)]:
+        view = tree['accessors'][index]['bufferView']
+        tree['bufferViews'][view]['target'] = target
 
 
 def _read_parts(path: pathlib.Path) -> list[tuple[Any, np.ndarray]]:

@@ -244,6 +244,22 @@ def load(path: str | os.PathLike, dtype: Any = jnp.float32,
   return network, from_torch(folder.tensors, network.config, dtype)
 
 
+def load_tokenizer(path: str | os.PathLike,
+                   config: TextConfig) -> hub.Tokenize:
+  """The tokenizer in a CLIP's folder; see hub.load_tokenizer.
+
+  Raises:
+    UserError: there is none, or it is another network's.
+  """
+  tokenize = hub.load_tokenizer(path, config.vocab, config.length)
+  if config.eot not in tokenize(['a'])[0]:
+    raise UserError(
+        f'The tokenizer in {path} does not end a text with the token '
+        f'{config.eot}, at which its CLIP reads the text feature; give a '
+        'folder with the tokenizer of that CLIP.')
+  return tokenize
+
+
 def load_text(path: str | os.PathLike, dtype: Any = jnp.float32,
               variant: str = '') -> tuple[TextTower, dict[str, Any]]:
   """A text tower without projection: `text_encoder` of Stable Diffusion.

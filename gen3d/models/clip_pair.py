@@ -1,7 +1,8 @@
 """The image and text encoders that ship with the package, as two functions.
 
-They are a CLIP, trained on the shapes world (configs/clip.py). They have no
-weights in common with the text-to-image model, which they evaluate.
+Two CLIPs, trained on the shapes world (configs/clip.py): assets.CLIP evaluates,
+assets.CLIP_GUIDE guides. They have no weights in common with each other or
+with the text-to-image model, which is evaluated.
 """
 
 import functools
@@ -14,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen3d import assets
+from gen3d.choices import UserError
 from gen3d.models import clip
+from gen3d.weights import hub
 
 
 class ClipPair(NamedTuple):
@@ -29,13 +32,53 @@ class ClipPair(NamedTuple):
   text_features: Callable[[Sequence[str]], np.ndarray]
 
 
+class Towers(NamedTuple):
+  """A CLIP that is on this machine, before its weights are read.
+
+  Attributes:
+    model: both towers.
+    tokenize: N strings -> tokens int32 [N, L].
+    load: () -> params of the model.
+  """
+  model: clip.CLIP
+  tokenize: Callable[[Sequence[str]], np.ndarray]
+  load: Callable[[], Any]
+
+
+def open_towers(path: str | os.PathLike) -> Towers:
+  """A CLIP of this package or of transformers, such as OpenAI's.
+
+  Args:
+    path: of a .safetensors file as the task 'clip' writes it, or a folder or
+      hub id of a CLIPModel with its tokenizer.
+
+  Raises:
+    UserError: there is no such CLIP, or it has no tokenizer.
+  """
+  if str(path).endswith('.safetensors'):
+    params, record = assets.load(path)
+    if 'image' not in record.get('config', {}):
+      raise UserError(f'{path} holds no CLIP pair; give weights that the task '
+                      "'clip' has written, or the folder of a CLIPModel.")
+    config = pair_config(record['config'])
+    encode = assets.tokenizer().encode
+    return Towers(clip.CLIP(config),
+                  lambda texts: encode(list(texts), config.text.length)[0],
+                  lambda: params)
+  folder = hub.locate(path).path
+  config = clip.clip_config(hub.Folder(folder, hub.read_config(folder), {}))
+  tokenize = clip.load_tokenizer(folder, config.text)
+  return Towers(clip.CLIP(config), lambda texts: tokenize(texts)[0],
+                lambda: clip.load(folder)[1])
+
+
 def load(path: str | os.PathLike = assets.CLIP) -> ClipPair:
   """The encoders of an asset, by default of the one that ships.
 
   Raises:
-    UserError: the asset is missing or damaged.
+    UserError: the asset is missing or damaged, or is not of a CLIP pair.
   """
-  params, record = assets.load(path)
+  params, record = assets.load(path, 'clip')
   return make(params, pair_config(record['config']))
 
 

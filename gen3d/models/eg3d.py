@@ -86,10 +86,15 @@ SUPER_RESOLUTIONS = {
 }
 
 
-class Draws(NamedTuple):
-  """Positions of samples within their strata, uniform in [0, 1)."""
-  coarse: Any  # [N, rays, samples_coarse]
-  fine: Any    # [N, rays, samples_fine]
+class RayJitter(NamedTuple):
+  """Random numbers in [0, 1) that place the samples along rays.
+
+  Attributes:
+    coarse: [N, rays, samples_coarse], positions within the strata.
+    fine: [N, rays, samples_fine], quantiles of the importance sampling.
+  """
+  coarse: Any
+  fine: Any
 
 
 class RenderedRays(NamedTuple):
@@ -101,9 +106,9 @@ class RenderedRays(NamedTuple):
   farthest: Any  # [...] and of the last one
 
 
-def draw(key: jax.Array | None, count: int, resolution: int,
-         rendering: RenderingConfig) -> Draws:
-  """Draws for images; without a key the middle of every stratum.
+def ray_jitter(key: jax.Array | None, count: int, resolution: int,
+               rendering: RenderingConfig) -> RayJitter:
+  """RayJitter of images; without a key the middles, which jitter nothing.
 
   Args:
     key: of the random numbers, or None.
@@ -116,20 +121,21 @@ def draw(key: jax.Array | None, count: int, resolution: int,
   if key is None:
     fine = (jnp.arange(rendering.samples_fine) + 0.5) / max(
         rendering.samples_fine, 1)
-    return Draws(jnp.full(shapes[0], 0.5), jnp.broadcast_to(fine, shapes[1]))
-  return Draws(*map(jax.random.uniform, jax.random.split(key), shapes))
+    return RayJitter(jnp.full(shapes[0], 0.5),
+                     jnp.broadcast_to(fine, shapes[1]))
+  return RayJitter(*map(jax.random.uniform, jax.random.split(key), shapes))
 
 
 def render_rays(
     field: volume.Field, rays: cameras.Rays, near: jax.Array, far: jax.Array,
-    draws: Draws, rendering: RenderingConfig) -> RenderedRays:
+    jitter: RayJitter, rendering: RenderingConfig) -> RenderedRays:
   """Renders rays [..., P] in one or two passes.
 
   Args:
     field: its density is raw, before `density_activation`.
     rays: Rays [..., P].
     near, far: [..., P, 1].
-    draws: Draws [..., P, .].
+    jitter: RayJitter [..., P, .].
     rendering: RenderingConfig.
 
   Raises:
@@ -141,15 +147,15 @@ def render_rays(
         'least 4 in the first, and one pass 2; raise '
         'model.rendering.samples_coarse.')
   quadrature = volume.midpoint_quadrature(density_activation)
+  march = functools.partial(volume.march, field, quadrature=quadrature)
   distances = sampling.stratified_points(
-      draws.coarse, near, far, rendering.disparity)
+      jitter.coarse, near, far, rendering.disparity)
   if rendering.samples_fine:
-    passes = volume.coarse_to_fine(
-        (field, field), rays, distances,
-        functools.partial(_resample, quantiles=draws.fine), quadrature,
-        union=True)
+    passes = volume.union(*volume.coarse_to_fine(
+        march, march, rays, distances,
+        functools.partial(_resample, quantiles=jitter.fine)), quadrature)
   else:
-    passes = (volume.march(field, rays, distances, quadrature),)
+    passes = (march(rays, distances),)
   # All passes have the same intervals, those between the samples of all.
   weights, edges = passes[0].interval_weights, passes[0].edges
   opacity = jnp.sum(weights, axis=-1)
@@ -165,12 +171,12 @@ def render_rays(
       2 * color - 1, depth, opacity, edges[..., 0], edges[..., -1])
 
 
-def _resample(distances, weights, *, quantiles):
+def _resample(distances, first, *, quantiles):
   """Distances [..., samples_fine] of the second pass."""
   # The official code takes the midpoints of the samples for the bounds of the
   # weights' intervals, so that the first and last weight and the last midpoint
   # stay unused. Released networks were trained so.
-  weights = sampling.blur_weights(weights)
+  weights = sampling.blur_weights(first.interval_weights)
   return sampling.sample_pdf(
       volume.midpoints(distances)[..., :-1], weights[..., 1:-1] + 1e-5,
       quantiles)
@@ -310,7 +316,7 @@ class Generator(nn.Module):
 
   def __call__(
       self, z: jax.Array, label: jax.Array, camera_label: jax.Array,
-      resolution: int, draws: Draws, *, psi: float = 1.0,
+      resolution: int, jitter: RayJitter, *, psi: float = 1.0,
       cutoff: int | None = None, noise: Any = 'random') -> Generated:
     """Generates images.
 
@@ -319,12 +325,12 @@ class Generator(nn.Module):
       label: [N, 25], the pose that the mapping network is conditioned on.
       camera_label: [N, 25], the camera of the image.
       resolution: of the rendering.
-      draws: Draws of N images.
+      jitter: RayJitter of N images.
       psi, cutoff, noise: of stylegan2.Mapping and Synthesis.
     """
     ws = self.map(z, label, psi, cutoff)
     return self.render(self.planes(ws, noise), ws, camera_label, resolution,
-                       draws)
+                       jitter)
 
   def map(self, z: jax.Array, label: jax.Array, psi: float = 1.0,
           cutoff: int | None = None) -> jax.Array:
@@ -343,7 +349,7 @@ class Generator(nn.Module):
     return field(encodings.Gaussian(points, jnp.zeros_like(points)), points)
 
   def features_at(self, planes: jax.Array, camera_label: jax.Array,
-                  resolution: int, draws: Draws
+                  resolution: int, jitter: RayJitter
                   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The feature image [N, r, r, F], depth and opacity [N, r, r]."""
     count = len(planes)
@@ -352,7 +358,7 @@ class Generator(nn.Module):
     rays = jax.tree.map(
         lambda x: x.reshape(count, resolution ** 2, -1), rays)
     inputs = (rays, *jax.vmap(functools.partial(
-        ray_bounds, rendering=self.rendering))(rays), draws)
+        ray_bounds, rendering=self.rendering))(rays), jitter)
     field = self._field(self._decoder(), planes)
     render = lambda inputs: render_rays(
         field, *inputs, rendering=self.rendering)
@@ -370,10 +376,10 @@ class Generator(nn.Module):
     return image(rendered.values), image(depth), image(rendered.opacity)
 
   def render(self, planes: jax.Array, ws: jax.Array, camera_label: jax.Array,
-             resolution: int, draws: Draws) -> Generated:
+             resolution: int, jitter: RayJitter) -> Generated:
     """Generated from tri-planes; the arguments are those of `features_at`."""
     values, *geometry = self.features_at(
-        planes, camera_label, resolution, draws)
+        planes, camera_label, resolution, jitter)
     image = self.superresolution(values, ws[:, -1])
     return Generated(image, values[..., :3], *geometry)
 

@@ -74,6 +74,43 @@ class MipMLP(nn.Module):
     return density, nn.sigmoid(raw[..., 1:])
 
 
+class FourierMLP(nn.Module):
+  """Dream Fields' MLP on random frequencies (2112.01455, section 4.1).
+
+  Residual blocks of LayerNorm and two layers with swish between them; density
+  is softplus of the raw one, values are sigmoids. Samples are
+  encodings.RayGaussians.
+
+  Attributes:
+    frequencies, octaves, seed: of encodings.fourier_basis.
+    width: of the residual stream.
+    hidden: width within a block.
+    blocks: how many.
+    channels: number of values.
+  """
+  frequencies: int = 128
+  octaves: float = 8.0
+  seed: int = 124124
+  width: int = 128
+  hidden: int = 256
+  blocks: int = 4
+  channels: int = 3
+
+  @nn.compact
+  def __call__(self, samples: encodings.RayGaussian, directions: jax.Array
+               ) -> tuple[jax.Array, jax.Array]:
+    basis = encodings.fourier_basis(
+        jax.random.PRNGKey(self.seed), self.frequencies, self.octaves)
+    x = encodings.fourier(samples, directions, basis)
+    x = nn.swish(nn.Dense(self.width)(x))
+    for _ in range(self.blocks):
+      h = nn.swish(nn.Dense(self.hidden)(nn.LayerNorm()(x)))
+      x = x + nn.Dense(self.width)(h)
+    x = nn.swish(nn.Dense(self.width)(x))
+    raw = nn.Dense(self.channels + 1)(x)
+    return nn.softplus(raw[..., -1]), nn.sigmoid(raw[..., :-1])
+
+
 class TriPlane(nn.Module):
   """Three planes of features and one small MLP: the fast field on a CPU.
 

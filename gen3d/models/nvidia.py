@@ -1,9 +1,9 @@
 """NVIDIA's released networks: from pickles to our modules, and back.
 
-Generators and discriminators of EG3D, and of StyleGAN2 in the format of
-stylegan2-ada-pytorch and stylegan3. The architecture is read from the pickle,
-and weights are matched by name. The released weights are NVIDIA's, for
-non-commercial use; they are not part of this project.
+Generators of EG3D, and of StyleGAN2 in the format of stylegan2-ada-pytorch and
+stylegan3. The architecture is read from the pickle, and weights are matched by
+name. The names of a discriminator's weights are known too. The released
+weights are NVIDIA's, for non-commercial use; they are not part of this project.
 """
 
 import os
@@ -28,12 +28,12 @@ NOT_OURS = ('*resample_filter', 'dataset_label_std')
 
 
 class Loaded(NamedTuple):
-  """A network and its variables, ready for `network.apply(variables, ...)`.
+  """A generator and its variables, ready for `network.apply(variables, ...)`.
 
   Attributes:
-    network: eg3d.Generator, stylegan2.Generator or stylegan2.Discriminator.
+    network: eg3d.Generator or stylegan2.Generator.
     variables: {'params', 'buffers'}.
-    z_dim: of the latent; 0 for a discriminator.
+    z_dim: of the latent.
     label_width: 0 without labels.
     rendering_resolution: of the neural rendering when it was saved; 0 in 2-D.
     orbit: {'radius', 'pivot'} of EG3D's usual camera, those that the pickle
@@ -41,8 +41,8 @@ class Loaded(NamedTuple):
   """
   network: Any
   variables: Any
-  z_dim: int = 0
-  label_width: int = 0
+  z_dim: int
+  label_width: int
   rendering_resolution: int = 0
   orbit: Any = None
 
@@ -55,43 +55,15 @@ def load(path: Path) -> Loaded:
       is not supported.
     port.PortingError: weights are missing, unused or of another shape.
   """
-  module = pickles.load(path).generator
+  module = pickles.load(path)
+  # The alias-free generator of StyleGAN3 is a 'Generator' too; the names of
+  # its weights do not fit, which is an error of `port`.
   kinds = {'TriPlaneGenerator': _eg3d, 'Generator': _stylegan2}
   if module.class_name not in kinds:
     raise pickles.PickleError(
         f'{path} contains a {module.class_name!r}, which is not supported; it '
         f'should be one of {sorted(kinds)}.')
   return kinds[module.class_name](path, module)
-
-
-def load_discriminator(path: Path) -> Loaded:
-  """The discriminator (D) of an official pickle.
-
-  Raises:
-    As `load`.
-  """
-  module = pickles.load(path).discriminator
-  # Name of the class: channels of its input.
-  kinds = {'DualDiscriminator': 6, 'Discriminator': 3, 'SingleDiscriminator': 3}
-  if module is None or module.class_name not in kinds:
-    kind = 'none' if module is None else repr(module.class_name)
-    raise pickles.PickleError(
-        f'{path} should contain a discriminator, one of {sorted(kinds)}, but '
-        f'contains {kind}.')
-  label_width = module.get('c_dim', 0)
-  resolution = _required(path, module, 'img_resolution')
-  network = stylegan2.Discriminator(
-      resolution, label_width > 0,
-      channel_base=module.get('channel_base', 32_768),
-      channel_max=module.get('channel_max', 512),
-      mbstd_group=module.get('epilogue_kwargs', {}).get('mbstd_group_size', 4),
-      mapping_layers=module.get('mapping_kwargs', {}).get('num_layers', 8),
-      clamp=_clamp(module, module.get('conv_clamp', 256)))
-  image = jnp.zeros(
-      (1, resolution, resolution, kinds[module.class_name]))
-  like = jax.eval_shape(lambda: network.init(
-      jax.random.key(0), image, jnp.zeros((1, label_width))))
-  return Loaded(network, _port(path, module, like), label_width=label_width)
 
 
 class FlattenedWeight(NamedTuple):
@@ -153,6 +125,8 @@ def _filters(arrays) -> Iterable[str]:
     arrays: {official name: array} of the same network.
   """
   modules = set()
+  # Every convolution has a filter, whether it resamples or not, and so has
+  # every block, for its image or its skip connection.
   for name in arrays:
     layer, _, kind = name.rpartition('.')
     block, _, layer_name = layer.rpartition('.')
@@ -188,6 +162,7 @@ def _eg3d(path, module) -> Loaded:
     raise pickles.PickleError(
         f'{path} has noise in its super-resolution, which is not supported.')
   network = eg3d.Generator(
+      # The official code has planes of 256 x 256, whatever the images' size.
       {'resolution': 256, 'channel_base': module.get('channel_base', 32_768),
        'channel_max': module.get('channel_max', 512),
        'clamp': _clamp(module.child('backbone') or module,
@@ -204,16 +179,20 @@ def _eg3d(path, module) -> Loaded:
       # Without the key, the official code takes 0.
       pose_conditioning=(0.0 if options.get('c_gen_conditioning_zero')
                          else float(options.get('c_scale', 0))),
+      # Saved weights are divided by the multiplier, so it is more than a rate.
       decoder_rate=options.get('decoder_lr_mul', 1),
+      # A super-resolution that was trained in half precision clamps, also
+      # where it is computed in float32.
       super_resolution_clamp=_clamp(
           module.child('superresolution'),
           256 if module.get('sr_num_fp16_res', 0) else None))
   z_dim, label_width = (
       _required(path, module, name) for name in ('z_dim', 'c_dim'))
   z, label = jnp.zeros((1, z_dim)), jnp.zeros((1, label_width))
-  draws = eg3d.draw(None, 1, 16, network.rendering)
+  # Any resolution of rendering will do: the shapes do not depend on it.
+  jitter = eg3d.ray_jitter(None, 1, 16, network.rendering)
   like = jax.eval_shape(lambda: network.init(
-      jax.random.key(0), z, label, label, 16, draws))
+      jax.random.key(0), z, label, label, 16, jitter))
   orbit = {short: options[name] for short, name in (
       ('radius', 'avg_camera_radius'), ('pivot', 'avg_camera_pivot'))
       if name in options}
@@ -225,6 +204,7 @@ def _stylegan2(path, module) -> Loaded:
   layers = module.get('mapping_kwargs', {}).get('num_layers', 8)
   z_dim = _required(path, module, 'z_dim')
   label_width = module.get('c_dim', 0)
+  # Files of stylegan3 omit what has the default value.
   network = stylegan2.Generator(
       {'resolution': _required(path, module, 'img_resolution'),
        'image_channels': module.get('img_channels', 3),
@@ -254,9 +234,10 @@ def _clamp(module, default):
 
   Args:
     module: of the network.
-    default: for files whose layers do not have the attribute. The skips of
-      residual blocks have none in any case.
+    default: for files whose layers do not have the attribute.
   """
+  # A layer without a clamp has None. The first number stands for all, since
+  # the official networks pass one clamp to all their layers.
   clamps = [layer.state['conv_clamp'] for layer in _descendants(module)
             if 'conv_clamp' in layer.state]
   return next((c for c in clamps if c is not None),

@@ -42,6 +42,7 @@ def activate(
     clamp: largest absolute value before `gain`; None for none.
   """
   check('activation', ('lrelu', 'linear'), act)
+  # sqrt 2 keeps the second moment, which the leaky ReLU nearly halves.
   if act == 'lrelu':
     x = nn.leaky_relu(x, 0.2) * math.sqrt(2)
   x = x * gain
@@ -64,11 +65,11 @@ def resolutions(resolution: int) -> tuple[int, ...]:
   """(4, 8, ..., resolution).
 
   Raises:
-    UserError: it is no power of two from 4 on.
+    UserError: it is not a power of two of at least 4.
   """
   if resolution < 4 or resolution & (resolution - 1):
-    raise UserError(f'The resolution {resolution} is no power of two from 4 '
-                    'on, which StyleGAN2 needs; resize the images.')
+    raise UserError(f'The resolution {resolution} is not a power of two of at '
+                    'least 4, which StyleGAN2 needs; resize the images.')
   return tuple(2 ** i for i in range(2, resolution.bit_length()))
 
 
@@ -120,8 +121,11 @@ class Conv(nn.Module):
     if not self.down:
       x = linear.correlate(x, weight)
     elif size == 1:
+      # A 1 x 1 convolution commutes with the filter, and costs a quarter after.
       x = linear.correlate(images.downsample2(x), weight)
     else:
+      # The zeros at the edges are those of both: one of the filter and one of
+      # the convolution, which then has no padding.
       x = images.filter2d(x, images.BINOMIAL, 2, 2)
       x = linear.conv_stride2(x, weight)
     if self.use_bias:
@@ -154,7 +158,8 @@ def modulated_conv(
   y = x * style[:, None, None].astype(x.dtype)
   kernel = weight.astype(x.dtype)
   if up:
-    # The convolution comes before the binomial, as in the official networks.
+    # The convolution comes before the binomial, as in the official networks,
+    # and is a true one: its taps are flipped, unlike those of a correlation.
     # The factor 2 an axis makes up for the zeros between pixels.
     y = linear.conv_transposed_stride2(y, kernel)
     y = images.filter2d(y, [2 * tap for tap in images.BINOMIAL], 1, 1)
@@ -187,6 +192,7 @@ class SynthesisLayer(nn.Module):
       check('noise', NOISE, noise)
       noise = jnp.arange(len(x)) if noise == 'random' else noise
     style = Dense(x.shape[-1], bias_init=1.0, name='affine')(w)
+    # Without a factor for its size, which demodulation would cancel.
     weight = self.param('weight', nn.initializers.normal(1.0),
                         (3, 3, x.shape[-1], self.features))
     x = modulated_conv(x, weight, style, up=self.up)
@@ -198,7 +204,7 @@ class SynthesisLayer(nn.Module):
     if isinstance(noise, str):
       if noise == 'const':
         x += (strength * constant.value)[:, :, None].astype(x.dtype)
-    elif not self.is_initializing():
+    elif not self.is_initializing():  # `init` has no stream 'noise'.
       # One key per image, so that its noise is the same on any device.
       keys = jax.vmap(jax.random.fold_in, (None, 0))(
           self.make_rng('noise'), noise)
@@ -218,6 +224,7 @@ class ToRGB(nn.Module):
     style = Dense(x.shape[-1], bias_init=1.0, name='affine')(w)
     weight = self.param('weight', nn.initializers.normal(1.0),
                         (1, 1, x.shape[-1], self.features))
+    # Here the factor of the equalized learning rate is part of the style.
     x = modulated_conv(x, weight, style / np.sqrt(x.shape[-1]),
                        demodulate=False)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
@@ -261,6 +268,7 @@ class SynthesisBlock(nn.Module):
           x.transpose(1, 2, 0), (len(ws), *x.shape[1:], x.shape[0]))
     else:
       x = layer('conv0', self.up)(x.astype(self.dtype), ws[:, 0], noise)
+    # From the end: the first block has no conv0, and so one w fewer.
     x = layer('conv1')(x.astype(self.dtype), ws[:, -2], noise)
     rgb = ToRGB(self.image_channels, self.clamp, name='torgb')(x, ws[:, -1])
     if image is None:
@@ -335,6 +343,7 @@ class Mapping(nn.Module):
     if self.labeled:
       if label is None:
         raise ValueError('The mapping network needs a label.')
+      # The embedding has the full learning rate, unlike the layers below.
       inputs.append(normalize_second_moment(
           Dense(self.width, name='embed')(label)))
     x = jnp.concatenate(inputs, axis=-1)
@@ -441,12 +450,14 @@ class Discriminator(nn.Module):
           width(size), width(size // 2), from_image=i == 0, clamp=self.clamp,
           dtype=_precision(len(sizes) - 1 - i, len(sizes), self.num_half_res),
           name=f'b{size}')(x)
+    # The official epilogue is in float32, whatever the blocks' precision.
     x = _Epilogue(width(4), self.mbstd_group, self.clamp, self.labeled,
                   name='b4')(x.astype(jnp.float32))
     if not self.labeled:
       return x[:, 0]
     embedding = Mapping(width(4), self.mapping_layers, labeled=True,
                         latent=False, name='mapping')(None, label)
+    # Scaled so that the variance of the logits does not grow with the width.
     return jnp.sum(x * embedding, axis=-1) / np.sqrt(width(4))
 
 

@@ -132,6 +132,18 @@ def rays(camera: Camera, height: int, width: int) -> Rays:
   return rays_through(every, jnp.stack([x, y], axis=-1), height)
 
 
+def axial_depth(camera: Camera, distance: jax.Array) -> jax.Array:
+  """Depth [..., H, W] along the viewing axis of distances along the rays.
+
+  Args:
+    camera: Camera [...].
+    distance: [..., H, W] from the camera to the points of its pixels.
+  """
+  directions = rays(camera, *distance.shape[-2:]).directions
+  forward = -camera.c2w[..., None, None, :3, 2]
+  return distance * jnp.sum(directions * forward, axis=-1)
+
+
 def nearest_to_origin(origins: jax.Array, directions: jax.Array) -> jax.Array:
   """The point [..., 3] of each line that is nearest to the world's origin.
 
@@ -193,6 +205,23 @@ def project(camera: Camera, points: jax.Array
   x = k[..., 0, 0] * u + k[..., 0, 1] * v + k[..., 0, 2]
   y = k[..., 1, 1] * v + k[..., 1, 2]
   return jnp.stack([x, y], axis=-1), depth
+
+
+def clip_positions(camera: Camera, points: jax.Array, near: float,
+                   far: float) -> jax.Array:
+  """Clip positions [..., N, 4] of points [..., N, 3], as a rasterizer takes.
+
+  OpenGL's: x to the right, y up, z / w from -1 at `near` to 1 at `far`, w the
+  depth along the viewing axis.
+  """
+  offset = points - camera.c2w[..., None, :3, 3]
+  local = jnp.sum(camera.c2w[..., None, :3, :3] * offset[..., :, None], -2)
+  x, y, depth = local[..., 0], local[..., 1], -local[..., 2]
+  k = 2 * camera.intrinsics[..., None, :, :]
+  return jnp.stack([
+      k[..., 0, 0] * x - k[..., 0, 1] * y + (k[..., 0, 2] - 1) * depth,
+      k[..., 1, 1] * y + (1 - k[..., 1, 2]) * depth,
+      ((far + near) * depth - 2 * far * near) / (far - near), depth], axis=-1)
 
 
 def sample(

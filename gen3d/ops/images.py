@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d.choices import check, pick
+
 # StyleGAN2's resampling filter, the binomial of order 3 with sum 1.
 BINOMIAL = (0.125, 0.375, 0.375, 0.125)
 _BITS = 22  # of the fraction of a weight where PIL resizes integers
@@ -107,6 +109,52 @@ def blur(
   return x
 
 
+def gaussian_blur(
+    x: jax.Array, sigma: jax.Array | float, radius: int) -> jax.Array:
+  """Gaussian blur of [..., H, W, C] with the weight exp(-i^2 / (2 sigma^2)).
+
+  Beyond the edges the image is mirrored about its outermost pixels' centers.
+
+  Args:
+    x: [..., H, W, C].
+    sigma: standard deviation in pixels, may be traced; 0 for no blur.
+    radius: of the kernel, in pixels; the kernel has 2 radius + 1 weights.
+  """
+  offset = np.arange(-radius, radius + 1)
+  # Narrow enough to be the identity, without a division by zero.
+  scale = jnp.maximum(jnp.asarray(sigma, jnp.float32), 0.05)
+  kernel = jnp.exp(-0.5 * (offset / scale) ** 2)
+  kernel = kernel / jnp.sum(kernel)
+  # As a matrix: see `blur`.
+  for axis in (x.ndim - 3, x.ndim - 2):
+    size = x.shape[axis]
+    period = max(2 * (size - 1), 1)
+    source = (np.arange(size)[:, None] + offset) % period
+    source = np.minimum(source, period - source)
+    matrix = jnp.zeros((size, size)).at[
+        np.arange(size)[:, None], source].add(kernel)
+    x = jnp.moveaxis(jnp.tensordot(matrix, x, (1, axis)), 0, axis)
+  return x
+
+
+def reflected_blur(x: jax.Array, sigma: float, radius: int) -> jax.Array:
+  """Gaussian blur of [..., H, W, C] whose edges mirror the image.
+
+  The weight at distance i is exp(-i^2 / (2 sigma^2)), as in `gaussian_blur`;
+  pixels beyond an edge are those at the same distance within, as in kornia.
+
+  Args:
+    x: images larger than `radius`.
+    sigma: standard deviation in pixels, positive.
+    radius: of the kernel, in pixels; 0 for no blur.
+  """
+  i = np.arange(-radius, radius + 1)
+  taps = np.exp(-0.5 * (i / sigma) ** 2)
+  pad = [(0, 0)] * (x.ndim - 3) + [(radius, radius)] * 2 + [(0, 0)]
+  return filter2d(jnp.pad(x, pad, mode='reflect'),
+                  tuple(float(tap) for tap in taps / taps.sum()), 0, 0)
+
+
 def resize(x: jax.Array, size: int, antialias: bool = True) -> jax.Array:
   """Bilinear resizing of [..., H, W, C] to [..., size, size, C].
 
@@ -116,6 +164,33 @@ def resize(x: jax.Array, size: int, antialias: bool = True) -> jax.Array:
   if x.shape == shape:
     return x
   return jax.image.resize(x, shape, 'linear', antialias=antialias)
+
+
+def depth_map(
+    depth: jax.Array, coverage: jax.Array, far: float = 50 / 255,
+    empty: float = 10 / 255
+) -> jax.Array:
+  """The map [..., H, W, 1] of a view that conditions a model on depth.
+
+  Inverted and stretched over each view: 1 at the nearest covered pixel, `far`
+  at the farthest, linear between, `empty` elsewhere (SceneTex, 2311.17261). So
+  a map of zeros, which stands for no condition, is never that of a view.
+
+  Args:
+    depth: [..., H, W] along the camera's axis (cameras.axial_depth).
+    coverage: [..., H, W] of the pixel, in [0, 1]; covered is above one half.
+    far, empty: values of the map.
+  """
+  covered = coverage > 0.5
+  least, most = (
+      extreme(depth, axis=(-2, -1), keepdims=True, where=covered, initial=limit)
+      for extreme, limit in ((jnp.min, jnp.inf), (jnp.max, -jnp.inf)))
+  # A view of one depth, or of nothing, has no span.
+  span = jnp.where(most > least, most - least, 1.0)
+  nearness = (jnp.where(covered, most, 1.0)
+              - jnp.where(covered, depth, 1.0)) / span
+  nearness = jnp.where(most > least, nearness, 1.0)
+  return jnp.where(covered, far + (1 - far) * nearness, empty)[..., None]
 
 
 def clip_preprocess(images: jax.typing.ArrayLike, size: int) -> jax.Array:
@@ -162,9 +237,60 @@ def cubic(before: int, after: int) -> np.ndarray:
   Keys' cubic (1981, a = -1/2), as wide as an output pixel where the size is
   reduced. Pixels beyond the edges have weight 0.
   """
+  return resize_weights(before, after, 'cubic')
+
+
+def resize_filter(
+    x: jax.Array, size: int, kernel: str, edges: str = 'normalized'
+) -> jax.Array:
+  """[..., H, W, C] to [..., size, size, C] by a kernel of resize_weights."""
+  for axis in (x.ndim - 3, x.ndim - 2):
+    weights = resize_weights(x.shape[axis], size, kernel, edges)
+    x = jnp.moveaxis(jnp.tensordot(
+        jnp.asarray(weights, x.dtype), x, (1, axis), precision='highest'),
+                     0, axis)
+  return x
+
+
+def resize_weights(before: int, after: int, kernel: str,
+                   edges: str = 'normalized') -> np.ndarray:
+  """Weights of resizing along an axis, float64 [after, before].
+
+  The kernel is as wide as an output pixel where the size is reduced.
+
+  Args:
+    before: pixels of the input.
+    after: pixels of the output.
+    kernel: of KERNELS; 'cubic' is Keys' (1981, a = -1/2).
+    edges: 'normalized': the weights of the pixels that exist sum to one;
+      'zero': pixels beyond the edges are black, as CLIP-Mesh resizes.
+
+  Raises:
+    UserError: the kernel or the treatment of edges is unknown.
+  """
+  function = pick('kernel', KERNELS, kernel)
+  check('edges', ('normalized', 'zero'), edges)
   scale = before / after
+  width = max(scale, 1.0)
   centers = (np.arange(after)[:, None] + 0.5) * scale
-  x = np.abs(np.arange(before) + 0.5 - centers) / max(scale, 1.0)
-  weights = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(
+  margin = int(np.ceil(3 * width)) + 1
+  pixels = np.arange(-margin, before + margin)
+  weights = function(np.abs(pixels + 0.5 - centers) / width)
+  inside = weights[:, margin:-margin]
+  total = inside if edges == 'normalized' else weights
+  return inside / total.sum(1, keepdims=True)
+
+
+def _cubic(x):
+  return np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(
       x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0.0))
-  return weights / weights.sum(1, keepdims=True)
+
+
+def _lanczos(x, lobes):
+  return np.where(x < lobes, np.sinc(x) * np.sinc(x / lobes), 0.0)
+
+
+# distance in output pixels -> weight; zero from 3 on.
+KERNELS = {'linear': lambda x: np.maximum(1 - x, 0.0), 'cubic': _cubic,
+           'lanczos2': functools.partial(_lanczos, lobes=2),
+           'lanczos3': functools.partial(_lanczos, lobes=3)}

@@ -84,7 +84,7 @@ def extract(query: Query, bound: float, resolution: int = 192,
   # Albedo is trained only where there is density, so it is read half a cell
   # below the surface.
   inner = vertices - 0.5 * spacing * vertex_normals(vertices, faces)
-  colors = _map_chunks(lambda points: query(points)[1], inner)
+  colors = map_chunks(lambda points: query(points)[1], inner)
   return Mesh(vertices.astype(np.float32), faces.astype(np.int32),
               colors=np.clip(colors, 0, 1).astype(np.float32))
 
@@ -110,7 +110,7 @@ def sample_grid(query: Query, box: np.ndarray,
     index = np.stack(np.unravel_index(flat_index, counts), axis=-1)
     return query((origin + spacing * index).astype(np.float32))[0]
 
-  density = _map_chunks(density_at, np.arange(np.prod(counts)))
+  density = map_chunks(density_at, np.arange(np.prod(counts)))
   density = density.reshape(counts)
   return density, origin, spacing
 
@@ -271,6 +271,19 @@ def smooth(vertices: np.ndarray, faces: np.ndarray, rounds: int,
   return vertices
 
 
+def weld(vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Merges vertices at exactly the same place, such as those along seams.
+
+  Returns:
+    The distinct vertices [U, 3], and for each vertex its index among them [V].
+  """
+  # Adding zero turns -0.0, which is another row of bytes, into 0.0.
+  rows = np.ascontiguousarray(np.asarray(vertices) + 0.0)
+  keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * 3))).ravel()
+  _, first, index = np.unique(keys, return_index=True, return_inverse=True)
+  return rows[first], index.reshape(-1)
+
+
 def transform(mesh: Mesh, matrix: np.ndarray) -> Mesh:
   """Applies an affine map [4, 4] to the vertices and normals of a mesh."""
   linear = np.asarray(matrix)[:3, :3]
@@ -310,6 +323,18 @@ def normalize_to_ball(meshes: Sequence[Mesh],
                for m in meshes)
 
 
+def map_chunks(function: Callable[[np.ndarray], Any],
+               inputs: np.ndarray) -> np.ndarray:
+  """Concatenated function(inputs), CHUNK rows at a time, padded by the last."""
+  outputs = []
+  for start in range(0, len(inputs), CHUNK):
+    part = inputs[start:start + CHUNK]
+    padded = np.concatenate(
+        [part, np.repeat(part[-1:], CHUNK - len(part), axis=0)])
+    outputs.append(np.asarray(function(padded))[:len(part)])
+  return np.concatenate(outputs)
+
+
 def _bounding_box(mask, origin, spacing, limits, margin):
   """Corners [2, 3] around the true cells plus `margin` cells, in `limits`."""
   where = np.argwhere(mask)
@@ -332,14 +357,3 @@ def _signed_volumes(vertices, faces):
   """Volumes [F] of the tetrahedra between the origin and the faces."""
   a, b, c = vertices[faces.T]
   return np.einsum('fi,fi->f', a, np.cross(b, c)) / 6
-
-
-def _map_chunks(function, inputs):
-  """Concatenated function(inputs), CHUNK rows at a time, padded by the last."""
-  outputs = []
-  for start in range(0, len(inputs), CHUNK):
-    part = inputs[start:start + CHUNK]
-    padded = np.concatenate(
-        [part, np.repeat(part[-1:], CHUNK - len(part), axis=0)])
-    outputs.append(np.asarray(function(padded))[:len(part)])
-  return np.concatenate(outputs)

@@ -40,13 +40,24 @@ def intersect_box(
 
   Args and results are those of `intersect_sphere`.
   """
+  near, far = slabs(rays, bound)
+  return _clip(near, far, far > near, closest)
+
+
+def slabs(rays: cameras.Rays, bound: float) -> tuple[jax.Array, jax.Array]:
+  """near, far [..., 1] of lines and [-bound, bound]^3; near > far at a miss.
+
+  Args:
+    rays: Rays [...].
+    bound: half-width of the cube.
+  """
   direction = jnp.where(
       jnp.abs(rays.directions) < 1e-9, 1e-9, rays.directions)
   a = (-bound - rays.origins) / direction
   b = (bound - rays.origins) / direction
   near = jnp.max(jnp.minimum(a, b), axis=-1, keepdims=True)
   far = jnp.min(jnp.maximum(a, b), axis=-1, keepdims=True)
-  return _clip(near, far, far > near, closest)
+  return near, far
 
 
 def stratified(key: jax.Array | None, near: jax.Array, far: jax.Array,

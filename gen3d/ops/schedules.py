@@ -36,6 +36,24 @@ def piecewise(step: int | jax.Array, value: Schedule) -> jax.Array:
                     jnp.array(values, jnp.float32))
 
 
+def bell(step: int | jax.Array, start: float, end: float,
+         rate: float) -> jax.Array:
+  """end + (start - end) 10^(-rate step (step + 1) / 2) [].
+
+  CLIP-Mesh's weight of the Laplacian, which at step i is multiplied by
+  10^(-rate i) less `end`. With a rate of 0 it is constant.
+  """
+  step = jnp.asarray(step, jnp.float32)
+  return end + (start - end) * 10.0 ** (-0.5 * rate * step * (step + 1))
+
+
+def exponential(step: int | jax.Array, start: float, end: float,
+                steps: int) -> jax.Array:
+  """start (end / start)^(step / steps) [], then constant from `steps` on."""
+  done = jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0.0, 1.0)
+  return start * (end / start) ** done
+
+
 def affine(value: Schedule, factor: float, offset: float = 0.0) -> Schedule:
   """The number or schedule factor * value + offset."""
   if isinstance(value, (int, float)):

@@ -59,6 +59,28 @@ def sample_position(key: jax.Array, camera_position: jax.Array,
       key_distance, minval=distance_range[0], maxval=distance_range[1])
 
 
+def cosine_direction(uniforms: jax.Array, axis: jax.Array) -> jax.Array:
+  """A direction [3] around an axis, with density proportional to the cosine.
+
+  Args:
+    uniforms: [2] in [0, 1]: the angle around the axis as a fraction of a turn,
+      and the squared cosine.
+    axis: [3], nonzero.
+  """
+  axis = cameras.normalize(axis)
+  x, y, z = axis
+  zero = jnp.zeros_like(x)
+  # Of two vectors perpendicular to the axis, the longer one (nvdiffmodeling).
+  first, second = jnp.stack([zero, z, -y]), jnp.stack([-z, zero, x])
+  right = cameras.normalize(jnp.where(
+      jnp.sum(first**2) > jnp.sum(second**2), first, second))
+  up = jnp.cross(axis, right)
+  angle = 2 * jnp.pi * uniforms[0]
+  cosine, sine = jnp.sqrt(uniforms[1]), jnp.sqrt(1 - uniforms[1])
+  return (sine * (right * jnp.cos(angle) + up * jnp.sin(angle))
+          + cosine * axis)
+
+
 def camera_light(camera: cameras.Camera, ambient: Any, diffuse: Any,
                  textureless: Any = 0.0) -> Light:
   """A Light for previews: a little above and to the right of one `camera`.
@@ -69,6 +91,47 @@ def camera_light(camera: cameras.Camera, ambient: Any, diffuse: Any,
   distance = jnp.linalg.norm(eye)
   return Light(eye + distance * (0.3 * right + 0.4 * up), ambient, diffuse,
                textureless)
+
+
+def tangent_space_normal(texel: jax.Array, normals: jax.Array,
+                         tangents: jax.Array) -> jax.Array:
+  """Unit normals [..., 3] of a normal map's texels.
+
+  x t - y b + max(z, 0) n with b = t x n: OpenGL's sign of y.
+
+  Args:
+    texel: [..., 3] in [-1, 1]; (0, 0, 1) leaves the normal as it is.
+    normals: [..., 3], interpolated between vertices.
+    tangents: [..., 3], interpolated between vertices.
+  """
+  normals, tangents = cameras.normalize(normals), cameras.normalize(tangents)
+  bitangents = cameras.normalize(jnp.cross(tangents, normals))
+  return cameras.normalize(
+      tangents * texel[..., :1] - bitangents * texel[..., 1:2]
+      + normals * jnp.maximum(texel[..., 2:], 0.0))
+
+
+def visible_normal(normals: jax.Array, geometric: jax.Array,
+                   toward_camera: jax.Array, threshold: float = 0.1
+                   ) -> jax.Array:
+  """Normals [..., 3] of the visible side, which face the camera.
+
+  Where the face is seen from behind both normals are turned around. Where the
+  shading normal is within `threshold` of perpendicular to the view it is bent
+  towards the face's normal (nvdiffmodeling, used by CLIP-Mesh); the result is
+  not scaled to unit length there.
+
+  Args:
+    normals: [..., 3], unit, for shading.
+    geometric: [..., 3], unit, of the faces.
+    toward_camera: [..., 3], unit.
+    threshold: cosine.
+  """
+  dot = lambda a, b: jnp.sum(a * b, axis=-1, keepdims=True)
+  side = jnp.where(dot(geometric, toward_camera) > 0, 1.0, -1.0)
+  normals, geometric = side * normals, side * geometric
+  share = jnp.clip(dot(toward_camera, normals) / threshold, 0.0, 1.0)
+  return geometric + share * (normals - geometric)
 
 
 def difference_normals(field: Callable, samples: encodings.Gaussian,

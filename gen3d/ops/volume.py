@@ -18,17 +18,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gen3d.ops import cameras, encodings
 
-# (samples [..., 3], directions [..., 3]) -> (density [...], values [..., C])
-Field = Callable[
-    [encodings.Gaussian, jax.Array], tuple[jax.Array, jax.Array]]
+# (samples [..., 3], directions [..., 3]) -> (density [...], values [..., C]);
+# samples are what the quadrature's `cast` gives, a record with `mean`.
+Field = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
 # A field's density [...] -> density per unit of length.
 Activation = Callable[[jax.Array], jax.Array]
-# (distances [..., D], interval weights [..., N]) -> distances of a second pass
-Resample = Callable[[jax.Array, jax.Array], jax.Array]
+# (rays, distances [..., D]) -> RaySamples, or what is computed of them
+Pass = Callable[[cameras.Rays, jax.Array], Any]
+# (distances [..., D], result of the first pass) -> distances of the second one
+Resample = Callable[[jax.Array, Any], jax.Array]
 
 
 class Quadrature(NamedTuple):
@@ -112,42 +113,45 @@ def march(field: Field, rays: cameras.Rays, distances: jax.Array,
 
 
 def coarse_to_fine(
-    fields: tuple[Field, Field], rays: cameras.Rays, distances: jax.Array,
-    resample: Resample, quadrature: Quadrature | None = None, *,
-    union: bool = False) -> tuple[RaySamples, RaySamples]:
-  """Evaluates fields along rays in two passes.
+    first: Pass, second: Pass, rays: cameras.Rays, distances: jax.Array,
+    resample: Resample) -> tuple[Any, Any]:
+  """Computes two passes along rays.
 
   The second pass samples where the first one has high weights (NeRF, section
-  5.2). No gradient flows from its distances to the first pass.
+  5.2). No gradient flows from its distances to the first pass. A pass is
+  `march` with its field and quadrature, or a function with another result,
+  such as one that evaluates a part of the rays or composites at once.
 
   Args:
-    fields: of the first and of the second pass, which may be the same.
+    first: the first Pass.
+    second: the second Pass.
     rays: Rays [..., 3].
     distances: [..., D] of the first pass.
-    resample: (distances, interval weights) of the first pass -> distances of
-      the second one.
-    quadrature: None for `edge_quadrature()`.
-    union: whether the first pass's samples are used in the result, too, as in
-      EG3D; for a quadrature with a sample at every distance. Both records then
-      have the intervals between the samples of both passes, and each record
-      has its own samples' weights among all.
+    resample: (distances, result of the first pass) -> distances of the second
+      one.
 
   Returns:
-    RaySamples of the first and of the second pass.
+    The results of the first and of the second pass.
   """
-  quadrature = quadrature or edge_quadrature()
-  first = march(fields[0], rays, distances, quadrature)
-  second = march(fields[1], rays, resample(
-      first.edges, jax.lax.stop_gradient(first.interval_weights)), quadrature)
-  return _union(first, second, quadrature) if union else (first, second)
+  coarse = first(rays, distances)
+  return coarse, second(
+      rays, resample(distances, jax.lax.stop_gradient(coarse)))
 
 
-def _union(first, second, quadrature):
-  """Two passes with the intervals and weights of all their samples.
+def union(first: RaySamples, second: RaySamples,
+          quadrature: Quadrature) -> tuple[RaySamples, RaySamples]:
+  """Two passes with the intervals and weights of all their samples (EG3D).
 
-  Values stay in the order of their pass: sorting them would move C numbers
-  for each sample, so that instead the weights, one number for each sample,
-  are put back into that order.
+  Both records then have the intervals between the samples of both passes, and
+  each record has its own samples' weights among all. Values stay in the order
+  of their pass: sorting them would move C numbers for each sample, so that
+  instead the weights, one number for each sample, are put back into that
+  order.
+
+  Args:
+    first: of the first pass.
+    second: of the second pass.
+    quadrature: of both, one with a sample at every distance.
   """
   passes = (first, second)
   distances, density = (
@@ -160,10 +164,11 @@ def _union(first, second, quadrature):
   weights = quadrature.sample_weights(interval_weights)
   weights = jnp.put_along_axis(
       jnp.zeros_like(weights), order, weights, axis=-1, inplace=False)
-  starts = np.cumsum([p.density.shape[-1] for p in passes])[:-1]
-  return tuple(
+  weights = jnp.split(weights, [first.density.shape[-1]], axis=-1)
+  first, second = (
       p._replace(edges=distances, interval_weights=interval_weights, weights=w)
-      for p, w in zip(passes, jnp.split(weights, starts, axis=-1)))
+      for p, w in zip(passes, weights))
+  return first, second
 
 
 def alpha_weights(density: jax.Array, edges: jax.Array) -> jax.Array:

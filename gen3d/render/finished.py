@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d.choices import check
 from gen3d.engine import sharding
 from gen3d.io import images as image_io
 from gen3d.io import meshes, video
-from gen3d.ops import cameras
+from gen3d.ops import bake, cameras
 from gen3d.ops import mesh as mesh_ops
 from gen3d.scenes import Scene
 
@@ -39,20 +40,31 @@ class ExportOptions(NamedTuple):
     size: height of a frame, pixels.
     fps: frames per second of the film.
     keep_share: see ops.mesh.extract.
+    texture: texels per side of the texture of .glb and .obj files; 0 for
+      vertex colors, which a .ply always has.
+    formats: of the mesh files, of io.meshes.FORMATS.
   """
   resolution: int = 192
   size: int = 256
   fps: int = 24
   keep_share: float = 1.0
+  texture: int = 1024
+  formats: Sequence[str] = ('glb', 'ply')
 
 
 DEFAULTS = ExportOptions()
 
 
 def export_options(settings: Mapping[str, Any]) -> ExportOptions:
-  """Returns the options among a config's `export` settings."""
-  return ExportOptions(**{key: value for key, value in settings.items()
-                          if key in ExportOptions._fields})
+  """Returns the options among a config's `export` settings.
+
+  Raises:
+    UserError: an option has a value that is not possible.
+  """
+  options = ExportOptions(**{key: value for key, value in settings.items()
+                             if key in ExportOptions._fields})
+  _check(options)
+  return options
 
 
 class Finished(NamedTuple):
@@ -70,12 +82,15 @@ class Finished(NamedTuple):
     path: cameras [F] of the film.
     modes: modes of the film, side by side.
     defaults: options of `export` that the run's config asks for.
+    color: points [ops.mesh.CHUNK, 3] in world units -> colors in [0, 1], from
+      which textures are baked; None where `mesh` has its final colors.
   """
   render: Callable[[cameras.Camera, Any, Any], np.ndarray]
   mesh: Callable[..., mesh_ops.Mesh]
   path: cameras.Camera
   modes: Sequence[str] = MODES
   defaults: ExportOptions = DEFAULTS
+  color: bake.Color | None = None
 
 
 def from_scene(scene: Scene, params: Any, path: cameras.Camera,
@@ -110,7 +125,9 @@ def from_scene(scene: Scene, params: Any, path: cameras.Camera,
     moved = mesh_ops.transform(extracted, np.asarray(to_world))
     return moved._replace(vertices=moved.vertices.astype(np.float32))
 
-  return Finished(render, mesh, path, modes, defaults)
+  color = None if scene.color is None else functools.partial(
+      _color_in_world, functools.partial(scene.color, params), to_world)
+  return Finished(render, mesh, path, modes, defaults, color)
 
 
 def turntable(frames: int, orbit: Mapping[str, float]) -> cameras.Camera:
@@ -124,24 +141,42 @@ def turntable(frames: int, orbit: Mapping[str, float]) -> cameras.Camera:
                        **orbit)
 
 
+def textured(finished: Finished, surface: mesh_ops.Mesh,
+             size: int) -> mesh_ops.Mesh:
+  """The mesh of a finished object with a texture.
+
+  Args:
+    finished: the object.
+    surface: its mesh.
+    size: texels per side; 0 for vertex colors.
+
+  Returns:
+    `surface` itself where `size` is 0 or it has its final colors.
+  """
+  if not size or finished.color is None:
+    return surface
+  return bake.bake(finished.color, surface, size)
+
+
 def export(finished: Finished, workdir: str | os.PathLike,
            options: ExportOptions | None = None) -> list[pathlib.Path]:
   """Writes the film, a sheet of views and the mesh of a finished object.
 
   Args:
     finished: the object.
-    workdir: folder for FILES.
+    workdir: folder for the files, by default FILES.
     options: None for those of the object.
 
   Returns:
     The paths written.
 
   Raises:
-    UserError: there is no surface to export, or the folder cannot be written
-      to.
+    UserError: there is no surface to export, an option has a value that is not
+      possible, or the folder cannot be written to.
   """
   workdir = pathlib.Path(workdir)
   options = options or finished.defaults
+  _check(options)
   size, path = options.size, finished.path
   film = finished.render(path, size, finished.modes)
   video.save(workdir / 'turntable.mp4', film, options.fps)
@@ -151,9 +186,9 @@ def export(finished: Finished, workdir: str | os.PathLike,
       film[views][:, :, :size], _SHEET_COLUMNS,
       [f'{a:z.0f} degrees' for a in azimuths]))
   surface = finished.mesh(options.resolution, options.keep_share)
-  meshes.save(workdir / 'mesh.glb', surface)
-  meshes.save(workdir / 'mesh.ply', surface)
-  return [workdir / name for name in FILES]
+  return [workdir / 'turntable.mp4', workdir / 'preview.png',
+          *meshes.save_formats(workdir / 'mesh', options.formats, surface,
+                               textured(finished, surface, options.texture))]
 
 
 def make_renderer(scene: Scene, size: int | tuple[int, int],
@@ -182,3 +217,18 @@ def make_renderer(scene: Scene, size: int | tuple[int, int],
   return sharding.map_over_devices(
       lambda params, path: jax.lax.map(
           functools.partial(render, params), path))
+
+
+def _check(options):
+  """Raises UserError where an option has a value that is not possible."""
+  bake.check_size(options.texture)
+  for name in options.formats:
+    check('mesh format', meshes.FORMATS, name)
+
+
+def _color_in_world(color, to_world, points):
+  """`color` of a scene's frame at points [N, 3] of the world's."""
+  if to_world is not None:
+    to_scene = np.linalg.inv(to_world)
+    points = points @ to_scene[:3, :3].T + to_scene[:3, 3]
+  return color(points.astype(np.float32))

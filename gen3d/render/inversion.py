@@ -14,7 +14,7 @@ from gen3d.choices import UserError
 from gen3d.gan import inference, projector
 from gen3d.io import images as image_io
 from gen3d.io import video
-from gen3d.ops import cameras
+from gen3d.ops import bake, cameras
 from gen3d.render import objects
 
 _MIN_PIXELS = 128  # a side of the panels on the sheet
@@ -25,7 +25,7 @@ def export(name: str | os.PathLike, trained: inference.Trained,
            target: projector.Target, loss: projector.PerceptualLoss,
            out: str | os.PathLike, *, steps: int, tuning_steps: int,
            w_plus: bool, views: Sequence[float], frames: int = 48,
-           resolution: int = 128) -> list[pathlib.Path]:
+           resolution: int = 128, texture: int = 1024) -> list[pathlib.Path]:
   """Inverts a target and writes all files of the result.
 
   Args:
@@ -39,14 +39,16 @@ def export(name: str | os.PathLike, trained: inference.Trained,
     views: further azimuths on the sheet, in degrees.
     frames: of the film.
     resolution: of the meshes' grid.
+    texture: texels per side of the .glb's texture; 0 for vertex colors.
 
   Returns:
     The paths written. An object without a surface has no meshes; a message on
     stderr says so.
 
   Raises:
-    UserError: `out` cannot be written to.
+    UserError: `out` cannot be written to, or there is no texture of this size.
   """
+  bake.check_size(texture)
   out, record = pathlib.Path(out), inference.record_of(name)
   if out.is_file():
     raise UserError(f'{out} is a file; name a folder for the results.')
@@ -70,8 +72,8 @@ def export(name: str | os.PathLike, trained: inference.Trained,
       ws, inference.camera_path(trained.camera, frames)), FPS)
   return [out / 'inversion.png', out / 'latent.npz', *weights,
           out / 'turntable.mp4', *objects.save_meshes(
-              inference.make_mesh_extractor(tuned, resolution), ws,
-              out / 'mesh',
+              inference.make_mesh_extractor(tuned, resolution),
+              inference.make_baker(tuned, texture), ws, out / 'mesh',
               'The tuned object has no surface, so no mesh of it is written; '
               'fewer steps of tuning keep it closer to the training data.')]
 

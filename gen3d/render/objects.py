@@ -49,7 +49,7 @@ def sheet(trained: inference.Trained, seeds: Sequence[int],
 def export(trained: inference.Trained, seeds: Sequence[int],
            out: str | os.PathLike, *, psi: float = 1.0,
            cutoff: int | None = None, frames: int = 48, fps: int = 24,
-           resolution: int = 128) -> list[pathlib.Path]:
+           resolution: int = 128, texture: int = 1024) -> list[pathlib.Path]:
   """Writes a sheet of views, and for each object a turntable and meshes.
 
   Args:
@@ -59,17 +59,19 @@ def export(trained: inference.Trained, seeds: Sequence[int],
     psi, cutoff: truncation and the number of layers that it applies to.
     frames, fps: of the turntables.
     resolution: of the meshes' grid.
+    texture: texels per side of their textures; 0 for vertex colors.
 
   Returns:
     The paths written. An object without a surface has no meshes; a message on
     stderr names its seed.
 
   Raises:
-    UserError: `out` cannot be written to.
+    UserError: `out` cannot be written to, or there is no texture of this size.
   """
   out, written, rows = pathlib.Path(out), [], []
   render = inference.make_renderer(trained)
   extract = inference.make_mesh_extractor(trained, resolution)
+  bake = inference.make_baker(trained, texture)
   path = inference.camera_path(trained.camera, frames)
   on_sheet = np.arange(SHEET_VIEWS) * frames // SHEET_VIEWS
   for seed in seeds:
@@ -80,19 +82,22 @@ def export(trained: inference.Trained, seeds: Sequence[int],
     video.save(stem.with_suffix('.mp4'), film, fps)
     written.append(stem.with_suffix('.mp4'))
     written += save_meshes(
-        extract, ws, stem, f'Seed {seed} has no surface, so no mesh of it is '
-        'written; truncation brings it closer to the mean object.')
+        extract, bake, ws, stem, f'Seed {seed} has no surface, so no mesh of '
+        'it is written; truncation brings it closer to the mean object.')
   image_io.save(out / 'grid.png', image_io.tile(
       np.concatenate(rows), columns=SHEET_VIEWS + 2))
   return [out / 'grid.png', *written]
 
 
-def save_meshes(extract: Callable[[jax.Array], mesh.Mesh], ws: jax.Array,
-                stem: pathlib.Path, empty_message: str) -> list[pathlib.Path]:
+def save_meshes(extract: Callable[[jax.Array], mesh.Mesh],
+                bake: Callable[[jax.Array, mesh.Mesh], mesh.Mesh],
+                ws: jax.Array, stem: pathlib.Path,
+                empty_message: str) -> list[pathlib.Path]:
   """Writes an object's mesh as .glb and .ply.
 
   Args:
     extract: by inference.make_mesh_extractor.
+    bake: by inference.make_baker.
     ws: [L, D].
     stem: of the files' paths.
     empty_message: for stderr, where the object has no surface.
@@ -105,10 +110,7 @@ def save_meshes(extract: Callable[[jax.Array], mesh.Mesh], ws: jax.Array,
   except mesh.EmptyField:
     print(empty_message, file=sys.stderr)
     return []
-  written = [stem.with_suffix(suffix) for suffix in ('.glb', '.ply')]
-  for path in written:
-    meshes.save(path, surface)
-  return written
+  return meshes.save_formats(stem, ('glb', 'ply'), surface, bake(ws, surface))
 
 
 def interpolate(trained: inference.Trained, seeds: Sequence[int],

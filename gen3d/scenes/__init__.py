@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gen3d.ops import mesh
+from gen3d.ops.mesh import Mesh
 
 
 class View(NamedTuple):
@@ -21,8 +21,10 @@ class View(NamedTuple):
   camera: Any      # ops.cameras.Camera; None where only rays are given
   rays: Any        # ops.cameras.Rays, [H, W, ...]
   light: Any       # ops.shading.Light; None for scenes with their own light
-  background: Any  # [3] color behind the object, finite; see `learned`
+  background: Any  # [3] or [H, W, 3] behind the object, finite; see `learned`
   learned: Any     # [] 1.0: the scene's own background, 0.0: `background`
+  # [] int: which subject of the scene is shown, alone; None for all.
+  subject: Any = None
 
 
 class Render(NamedTuple):
@@ -38,6 +40,24 @@ class Render(NamedTuple):
   color_only: Any = None
   # Images [H, W, 3] of the coarse passes that have a loss of their own.
   passes: Any = ()
+  # [H, W, 3] what is behind the object in `image`; None for black.
+  background: Any = None
+  # A pytree for Running.update.
+  measured: Any = None
+
+
+class Running(NamedTuple):
+  """Values that training measures, or keeps, instead of optimizing.
+
+  They are part of the scene's params (a dict) wherever these are an argument.
+
+  Attributes:
+    init: {name: array}, at the start.
+    update: (values, measured) -> values after a step; `measured` is the mean
+      of Render.measured over the step's views.
+  """
+  init: Any
+  update: Any
 
 
 Params = Any  # a pytree
@@ -50,7 +70,13 @@ Penalties = Callable[[Params, Render, Any], dict[str, jax.Array]]
 # (params, camera, size, modes, background) -> {mode: image}
 Show = Callable[..., dict[str, jax.Array]]
 # (params, resolution, keep_share) -> Mesh
-ExtractMesh = Callable[[Params, int, float], mesh.Mesh]
+ExtractMesh = Callable[[Params, int, float], Mesh]
+# (params, points [N, 3]) -> colors [N, 3]
+Color = Callable[[Params, Any], Any]
+
+
+def _unchanged(params: Params) -> Params:
+  return params
 
 
 class Scene(NamedTuple):
@@ -73,6 +99,14 @@ class Scene(NamedTuple):
       the grid that a volume is sampled on; connected components with at least
       `keep_share` of the largest one's volume are kept.
     bound: half-width of the cube around the origin that holds the object.
+    project: params -> params within their range, after each step.
+    subjects: number of parts with a prompt each. Where there are several, a
+      view shows one of them alone, whose index is `view.subject`.
+    color: (params, points [N, 3]) -> colors [N, 3] in [0, 1], from all sides
+      and without shading, from which the mesh's texture is baked. None where
+      the mesh has its final colors. Call it with ops.mesh.CHUNK points, for
+      which it is compiled.
+    running: Running, or None.
   """
   init: Callable[[jax.Array], Params]
   sample_view: SampleView
@@ -81,3 +115,7 @@ class Scene(NamedTuple):
   show: Show
   mesh: ExtractMesh
   bound: float
+  project: Callable[[Params], Params] = _unchanged
+  subjects: int = 1
+  color: Color | None = None
+  running: Running | None = None

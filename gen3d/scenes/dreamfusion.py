@@ -28,7 +28,7 @@ from gen3d.ops import (
   shading,
   volume,
 )
-from gen3d.scenes import Render, Scene, View
+from gen3d.scenes import Render, Scene, View, views
 
 FIELDS = {'mip_mlp': fields.MipMLP, 'triplane': fields.TriPlane}
 NORMALS = ('analytic', 'finite', 'surface')
@@ -37,50 +37,6 @@ BOUNDARIES = {'sphere': (sampling.intersect_sphere, 2),
               'box': (sampling.intersect_box, jnp.inf)}
 PENALTIES = ('orientation', 'sparsity', 'opacity_entropy', 'depth_variance',
              'normal_smoothness')
-# (ambient, diffuse, textureless) of the lights of previews.
-SHADING_MODES = {'color': (0.4, 0.6, 0.0), 'albedo': (1.0, 0.0, 0.0),
-                 'textureless': (0.2, 0.8, 1.0)}
-
-
-class CameraRange(NamedTuple):
-  """Ranges of random cameras; the keywords of cameras.sample."""
-  azimuth: tuple
-  elevation: tuple
-  distance: tuple
-  focal: tuple
-  jitter_position: float
-  jitter_target: float
-  jitter_up: float
-
-
-class Lighting(NamedTuple):
-  """Random lights (DreamFusion, appendix).
-
-  Attributes:
-    distance_range: of the light from the origin.
-    albedo_steps: steps at the start of training without shading.
-    shaded_prob: of a shaded view after them.
-    textureless_prob: of a shaded view to be without texture.
-    ambient, diffuse: intensities in a shaded view.
-  """
-  distance_range: tuple
-  albedo_steps: int
-  shaded_prob: float
-  textureless_prob: float
-  ambient: float
-  diffuse: float
-
-
-class Backgrounds(NamedTuple):
-  """Random backgrounds.
-
-  Attributes:
-    random_prob: how often the background is a random color, not the learned
-      one.
-    color_range: schedule of the random colors' range: 0 is gray, 1 all colors.
-  """
-  random_prob: float
-  color_range: Any
 
 
 class Sampling(NamedTuple):
@@ -135,18 +91,15 @@ def make(config: Any) -> Scene:
           config.samples, config.importance.samples, config.importance.stride,
           config.chunk),
       normals=Normals(config.normals, config.epsilon))
+  query = jax.jit(make_query(config))
   return Scene(
       init=init,
-      sample_view=partial(
-          _sample_view, cameras_config=CameraRange(**config.camera),
-          lighting=Lighting(**config.light),
-          backgrounds=Backgrounds(
-              config.random_background_prob, config.background_range),
-          size=config.size),
+      sample_view=views.sampler(config),
       render=render,
       penalties=partial(_penalties, weights=dict(config.penalties)),
-      show=partial(_show, render),
-      mesh=partial(_mesh, jax.jit(make_query(config)), bound), bound=bound)
+      show=partial(show, render),
+      mesh=partial(_mesh, query, bound), bound=bound,
+      color=lambda params, points: query(params, points)[1])
 
 
 def make_query(config: Any) -> Callable:
@@ -185,35 +138,23 @@ def _mesh(query, bound, params, resolution, keep_share):
       partial(query, params), bound, resolution, keep_share=keep_share)
 
 
-def _sample_view(key, step, part=(0.0, 1.0), *, cameras_config, lighting,
-                 backgrounds, size):
-  """A random View of DreamFusion's distribution; see Scene."""
-  # The number and order of keys are part of the random stream.
-  keys = jax.random.split(key, 7)
-  low, high = cameras_config.azimuth
-  azimuth = (low + (high - low) * part[0], low + (high - low) * part[1])
-  camera = cameras.sample(
-      keys[0], **cameras_config._replace(azimuth=azimuth)._asdict())
-  position = shading.sample_position(
-      keys[1], camera.c2w[:3, 3], distance_range=lighting.distance_range)
-  bernoulli = lambda key, p: jax.random.bernoulli(key, p).astype(jnp.float32)
-  # A view without shading has the full ambient light: its image is the albedo.
-  shaded = (bernoulli(keys[2], lighting.shaded_prob)
-            * (step >= lighting.albedo_steps))
-  textureless = shaded * bernoulli(keys[3], lighting.textureless_prob)
-  light = shading.Light(
-      position, ambient=1 - shaded + shaded * lighting.ambient,
-      diffuse=shaded * lighting.diffuse, textureless=textureless)
-  # Around gray, the mean of all colors.
-  color_range = schedules.piecewise(step, backgrounds.color_range)
-  background = 0.5 + color_range * (jax.random.uniform(keys[4], (3,)) - 0.5)
-  return View(camera, cameras.rays(camera, size, size), light,
-              background=background,
-              learned=1 - bernoulli(keys[5], backgrounds.random_prob))
+def show(
+    render: Callable, params: Any, camera: cameras.Camera, size: Any,
+    modes: Any, background: jax.Array | None = None, *,
+    modes_of_light: Any = views.SHADING_MODES) -> dict[str, jax.Array]:
+  """Previews; see Scene. Shading is deferred for all kinds of normals.
 
+  Args:
+    render: of a Scene.
+    params, camera, size, modes, background: see Scene.
+    modes_of_light: {mode: (ambient, diffuse, textureless)}.
 
-def _show(render, params, camera, size, modes, background=None):
-  """Previews; see Scene. Shading is deferred for all kinds of normals."""
+  Returns:
+    {mode: image [H, W, 3]}.
+
+  Raises:
+    UserError: a mode is unknown.
+  """
   rays = cameras.rays(camera, size, size)
   ambient_only = shading.Light(jnp.zeros(3), 1.0, 0.0, 0.0)
   learned = background is None
@@ -230,7 +171,7 @@ def _show(render, params, camera, size, modes, background=None):
   def image(mode):
     if mode == 'normal':
       return 0.5 * opacity * (normals + 1) + behind
-    ambient, diffuse, textureless = pick('mode', SHADING_MODES, mode)
+    ambient, diffuse, textureless = pick('mode', modes_of_light, mode)
     base = opacity if textureless else rendered.albedo
     return behind + base * shading.lambertian(
         jnp.ones_like(points), normals, points,
@@ -248,15 +189,23 @@ def _render(params, key, view, *, field, background, intersect,
   behind = view.learned * learned + (1 - view.learned) * view.background
   near, far, _ = intersect(view.rays)
   edges = sampling.stratified(key, near, far, sampling_config.samples)
+  shade = lambda *rays_and_edges: volume.in_chunks(
+      partial(_shade, field, view.light, normals), rays_and_edges,
+      sampling_config.chunk)
   if sampling_config.importance_samples:
-    edges = importance_edges(field, view.rays, edges, sampling_config)
-  pixels = volume.in_chunks(partial(_shade, field, view.light, normals),
-                            (view.rays, edges), sampling_config.chunk)
+    _, pixels = volume.coarse_to_fine(
+        partial(subsampled_weights, field, sampling_config.importance_stride,
+                sampling_config.chunk),
+        shade, view.rays, edges, partial(
+            importance_edges, count=sampling_config.importance_samples))
+  else:
+    pixels = shade(view.rays, edges)
   image = pixels['color'] + (1 - pixels['opacity'][..., None]) * behind
   return Render(image, pixels['opacity'], pixels['depth'], pixels['normals'],
                 pixels['albedo'],
                 {name: pixels[name] for name in (
-                    'orientation', 'depth_variance')}, pixels['color_only'])
+                    'orientation', 'depth_variance')}, pixels['color_only'],
+                background=behind)
 
 
 def _shade(field, light, normals_config, rays_and_edges):
@@ -316,31 +265,24 @@ def _pixels(ray_samples, **shaded):
           'depth_variance': losses.depth_variance(weights, edges), **shaded}
 
 
-def importance_edges(
-    field: volume.Field, rays: cameras.Rays, edges: jax.Array,
-    sampling_config: Sampling) -> jax.Array:
-  """Importance samples of a coarse pass that skips pixels.
+def subsampled_weights(
+    field: volume.Field, stride: int, chunk: int, rays: cameras.Rays,
+    edges: jax.Array) -> jax.Array:
+  """Weights [H, W, N] of a pass that evaluates one ray of each square.
 
-  The coarse pass is without gradient and along one ray of each square of
-  `importance_stride` pixels; the rays of a square use the largest weights at
-  its four corners, so that nothing at least that many pixels wide is lost
-  between them.
+  The rays of a square of `stride` pixels have the largest weights at its four
+  corners, so that nothing at least that many pixels wide is lost between them.
 
   Args:
     field: volume.Field.
+    stride: pixels between the rays that are evaluated.
+    chunk: rays at a time.
     rays: Rays [H, W].
-    edges: [H, W, samples + 1] of the coarse pass.
-    sampling_config: Sampling.
-
-  Returns:
-    Edges [H, W, importance_samples + 1].
+    edges: [H, W, N + 1].
   """
-  stride, chunk = sampling_config.importance_stride, sampling_config.chunk
-  weights_of = lambda rays_and_edges: volume.march(
-      field, *rays_and_edges).weights
   corners = jax.tree.map(lambda x: x[::stride, ::stride], (rays, edges))
-  weights = jax.lax.stop_gradient(
-      volume.in_chunks(weights_of, corners, chunk))
+  weights = volume.in_chunks(
+      lambda corner: volume.march(field, *corner).weights, corners, chunk)
   # From corners to squares, along one axis after the other: the maximum of a
   # corner and the next one, repeated for the pixels of the square.
   if stride > 1:
@@ -350,8 +292,20 @@ def importance_edges(
           jnp.arange(count) + 1, count - 1), axis)
       weights = jnp.repeat(jnp.maximum(weights, following), stride, axis)
     weights = weights[:edges.shape[0], :edges.shape[1]]
-  return sampling.importance(None, edges, sampling.blur_weights(weights),
-                             sampling_config.importance_samples + 1)
+  return weights
+
+
+def importance_edges(
+    edges: jax.Array, weights: jax.Array, count: int) -> jax.Array:
+  """Edges [..., count + 1] of `count` intervals where the weights are high.
+
+  Args:
+    edges: [..., N + 1] of the first pass.
+    weights: [..., N] of the first pass.
+    count: of intervals.
+  """
+  return sampling.importance(
+      None, edges, sampling.blur_weights(weights), count + 1)
 
 
 def sample_normals(

@@ -96,6 +96,7 @@ def make(config: Any, frame: Frame, view_size: int = 64) -> Scene:
       _render, field_of=_field_of(config), background=background,
       sampling_config=sampling_config, chunk=config.chunk,
       passes=_passes(config), coarse_image=bool(config.coarse.loss_weight))
+  query = jax.jit(make_query(config))
   return Scene(
       init=partial(_init, field=_field(config), background=background,
                    passes=_passes(config), frame=frame),
@@ -105,7 +106,8 @@ def make(config: Any, frame: Frame, view_size: int = 64) -> Scene:
       penalties=partial(_penalties, total_variation=config.total_variation),
       show=partial(_show, render, _field_of(config), epsilon=config.epsilon,
                    white=config.background != 'black'),
-      mesh=partial(_mesh, jax.jit(make_query(config))), bound=1.0)
+      mesh=partial(_mesh, query), bound=1.0,
+      color=lambda params, points: query(params, points)[1])
 
 
 def make_query(config: Any) -> Callable:
@@ -246,16 +248,19 @@ def _render_chunk(pass_fields, bounds, sampling_config, coarse_image,
   """
   rays, keys, behind = rays_keys_background
   # Where the coarse image is not used, XLA removes its colors.
+  first, second = (partial(volume.march, field) for field in pass_fields)
   coarse, fine = volume.coarse_to_fine(
-      pass_fields, rays, coarse_edges(rays, keys, bounds, sampling_config),
-      partial(fine_edges, keys, config=sampling_config))
-  first = volume.composite(coarse.weights, coarse.values, behind)
+      first, second, rays, coarse_edges(rays, keys, bounds, sampling_config),
+      lambda edges, samples: fine_edges(
+          keys, edges, samples.weights, config=sampling_config))
+  coarse_color = volume.composite(coarse.weights, coarse.values, behind)
+  passes = (coarse_color,) if coarse_image else ()
   color = volume.composite(fine.weights, fine.values)
   opacity = jnp.sum(fine.weights, axis=-1)
   image = color + (1 - opacity[..., None]) * behind
   return Render(
       image, opacity, volume.expected_depth(fine.weights, fine.edges), None,
-      color, {}, passes=(first,) if coarse_image else ())
+      color, {}, passes=passes)
 
 
 def coarse_edges(rays: cameras.Rays, keys: jax.Array | None,

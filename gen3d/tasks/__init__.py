@@ -1,13 +1,20 @@
 """Trainable tasks: one record, one module per task.
 
 The `make` of a task's module turns a config into a Task, which the engine's
-loop trains. A module whose finished runs can be shown also has `load`. Code
-for one device names the mapped axis 'devices'.
+loop trains. A module whose finished runs can be shown also has `load`, and its
+name is in FINISHED. Code for one device names the mapped axis 'devices'.
 """
 
 import importlib
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import (
+    Callable,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -28,6 +35,8 @@ TASKS = {
     'gan': 'gen3d.tasks.gan',
     'reconstruction': 'gen3d.tasks.reconstruction',
 }
+# Tasks that make an object or a scene: their modules have `load`.
+FINISHED = ('text_to_3d', 'reconstruction')
 
 # (state, key) -> ({name: number}, {name: uint8 image [H, W, 3]})
 Evaluate = Callable[
@@ -103,6 +112,22 @@ def module_of(config: ml_collections.ConfigDict) -> ModuleType:
   return importlib.import_module(pick('task', TASKS, str(config.get('task'))))
 
 
+def load_config(
+    workdir: str | os.PathLike, names: Sequence[str]
+) -> ml_collections.ConfigDict:
+  """Returns the config of a run of one of the tasks `names`.
+
+  Raises:
+    UserError: there is no such run, it is damaged, or it is of another task.
+  """
+  config = checkpoints.load_config(workdir)
+  task = config.get('task')
+  if task not in names:
+    raise UserError(f'The run in {workdir} is of the task {task!r}; give the '
+                    f'workdir of a {" or ".join(names)} run.')
+  return config
+
+
 def load_finished(
     workdir: str | os.PathLike, step: int | None = None) -> Any:
   """Returns the render.finished.Finished of a run.
@@ -116,10 +141,4 @@ def load_finished(
       that can be shown.
     FileNotFoundError: there is no such checkpoint.
   """
-  config = checkpoints.load_config(workdir)
-  module = module_of(config)
-  if not hasattr(module, 'load'):
-    raise UserError(
-        f'The run in {workdir} is of the task {config.task!r}, which makes no '
-        'object; give the --workdir of a text_to_3d or reconstruction run.')
-  return module.load(workdir, step)
+  return module_of(load_config(workdir, FINISHED)).load(workdir, step)

@@ -13,8 +13,8 @@ import itertools
 import operator
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 from gen3d import assets
+from gen3d.choices import pick
 from gen3d.data.shapes import attributes, captions
 from gen3d.data.shapes import render as shapes_render
 from gen3d.data.shapes import world as shapes_world
@@ -31,6 +32,7 @@ from gen3d.engine import state as states
 from gen3d.engine.release import save_release
 from gen3d.metrics import text as text_metrics
 from gen3d.models import clip, clip_pair
+from gen3d.ops import backgrounds
 from gen3d.tasks import Costs, Task
 
 # Fraction of textureless objects in training, larger than in the world: a
@@ -38,33 +40,77 @@ from gen3d.tasks import Costs, Task
 # from objects that are white. Then the fraction of their captions that may
 # name colors.
 TEXTURELESS_PROB, TEXTURELESS_COLOR_PROB = 0.2, 0.5
+# Blur of Dream Fields' backgrounds, whose paper has images of 224 pixels.
+_BLUR = {'blur_radius': 4, 'blur_max': 2.1}
+
+
+def _mixed_background(key: jax.Array, size: int) -> jax.Array:
+  """[size, size, 3], of the shapes world or of Dream Fields, equally often."""
+  key_kind, key_shapes, key_random = jax.random.split(key, 3)
+  return jnp.where(
+      jax.random.bernoulli(key_kind),
+      shapes_render.sample_background(key_shapes, size),
+      backgrounds.dream_fields(key_random, size, **_BLUR))
+
+
+BACKGROUNDS = {'shapes': shapes_render.sample_background,
+               'mixed': _mixed_background}
+
+
+class Augmentation(NamedTuple):
+  """Random changes of a training image; the defaults are the judge's.
+
+  Attributes:
+    zoom: range of the scale.
+    shift: largest shift along each axis, as a fraction of the side.
+    background: (key, size) -> [size, size, 3].
+  """
+  zoom: tuple = (0.75, 1.2)
+  shift: float = 0.1
+  background: Callable = shapes_render.sample_background
+
+
+JUDGE = Augmentation()
 
 
 def make(config: ml_collections.ConfigDict) -> Task:
-  """The Task of configs/clip.py's get_config."""
+  """The Task of configs/clip.py's get_config.
+
+  Raises:
+    UserError: the weights of `start_from` cannot be read.
+  """
+  if config.start_from:  # An error before the data are rendered.
+    assets.load(config.start_from, 'clip')
   model = clip.CLIP(clip_pair.pair_config(config))
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
+  augmentation = Augmentation(
+      tuple(config.augment.zoom), config.augment.shift,
+      pick('background', BACKGROUNDS, config.augment.background))
 
   def init(key: jax.Array) -> states.TrainState:
-    if config.start_from:
-      params, _ = assets.load(config.start_from)
-      return states.create(params, optimizer, ema=True)
     resolution = config.image.resolution
-    params = jax.jit(model.init)(
-        key, jnp.zeros((1, resolution, resolution, 3)),
-        jnp.zeros((1, assets.CAPTION_LENGTH), jnp.int32))
+    inputs = (jnp.zeros((1, resolution, resolution, 3)),
+              jnp.zeros((1, assets.CAPTION_LENGTH), jnp.int32))
+    if config.start_from:
+      params, _ = assets.load(config.start_from, 'clip')
+      assets.check_fits(config.start_from, params,
+                        jax.eval_shape(model.init, key, *inputs))
+    else:
+      params = jax.jit(model.init)(key, *inputs)
     return states.create(params, optimizer, ema=True)
 
   def finish(state: states.TrainState,
              workdir: str | os.PathLike) -> tuple[pathlib.Path, ...]:
     scalars, _ = evaluate(state, None, config=config)
-    return save_release(assets.CLIP, config, state, workdir,
-                        r_precision=scalars)
+    return save_release(assets.FOLDER / f'{config.asset}.safetensors', config,
+                        state, workdir, r_precision=scalars)
 
   return Task(
       init=init,
       step=functools.partial(train_step, model=model, optimizer=optimizer,
-                             ema_decay=config.ema_decay),
+                             ema_decay=config.ema_decay,
+                             augmentation=augmentation,
+                             adversary=config.adversary),
       batches=functools.partial(batches, config=config),
       evaluate=functools.partial(evaluate, config=config),
       finish=finish,
@@ -104,7 +150,9 @@ def batches(seed: int, first_step: int, *,
 def train_step(state: states.TrainState, batch: dict[str, Any],
                key: jax.Array, *, model: clip.CLIP,
                optimizer: optax.GradientTransformation,
-               ema_decay: float) -> tuple[states.TrainState, dict[str, Any]]:
+               ema_decay: float, augmentation: Augmentation = JUDGE,
+               adversary: float = 0.0
+               ) -> tuple[states.TrainState, dict[str, Any]]:
   """One update of both towers, on this device's examples of the batch.
 
   Args:
@@ -114,16 +162,19 @@ def train_step(state: states.TrainState, batch: dict[str, Any],
     model: the pair of towers.
     optimizer: of its parameters.
     ema_decay: of the moving average of the parameters.
+    augmentation: of the images.
+    adversary: radius of `perturb`; 0 for none.
 
   Returns:
     (state, metrics).
   """
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['index'])
   draw = functools.partial(
-      training_image, resolution=model.config.image.resolution)
+      training_image, resolution=model.config.image.resolution,
+      augmentation=augmentation)
   images = jax.vmap(draw)(keys, batch['views'], batch['textureless'])
 
-  def loss_fn(params):
+  def loss_fn(params, images):
     output: Any = model.apply(params, images, batch['tokens'])
     image, text, scale = output
     image, text = clip.normalize(image), clip.normalize(text)
@@ -144,16 +195,42 @@ def train_step(state: states.TrainState, batch: dict[str, Any],
         'accuracy/text_of_image': text_accuracy,
         'accuracy/image_of_text': image_accuracy, 'scale': scale}
 
+  if adversary:
+    slope = jax.grad(lambda x: loss_fn(state.params, x)[0])(images)
+    images = jax.vmap(functools.partial(perturb, radius=adversary))(
+        keys, images, slope)
   (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params)
+      state.params, images)
   grads = jax.lax.pmean(grads, 'devices')
   state = optim.apply_gradients(state, grads, optimizer, ema_decay)
   return state, {'loss/contrastive': loss, **metrics}
 
 
+def perturb(key: jax.Array, image: jax.Array, slope: jax.Array,
+            radius: float) -> jax.Array:
+  """An image moved to a larger loss, by a random part of `radius`.
+
+  One step of the fast gradient method (Goodfellow et al., 1412.6572) in the
+  Euclidean norm. The gradients of an encoder that is trained on such images
+  look like objects instead of like noise (Santurkar et al., 1906.09453), as
+  guidance needs.
+
+  Args:
+    key: PRNG key.
+    image: [H, W, 3].
+    slope: [H, W, 3], the loss's gradient.
+    radius: largest Euclidean length of the change, of values in [0, 1].
+  """
+  length = radius * jax.random.uniform(jax.random.fold_in(key, 1))
+  norm = jnp.sqrt(jnp.sum(slope**2) + 1e-20)
+  moved = image + length * slope / norm
+  return jax.lax.stop_gradient(jnp.clip(moved, 0.0, 1.0))
+
+
 def training_image(key: jax.Array, view: shapes_render.Views,
                    textureless: jax.Array | float,
-                   resolution: int) -> jax.Array:
+                   resolution: int,
+                   augmentation: Augmentation = JUDGE) -> jax.Array:
   """A lit and augmented image [R, R, 3] of one view.
 
   Light and background are sampled as in the shapes world. The augmentations
@@ -166,6 +243,7 @@ def training_image(key: jax.Array, view: shapes_render.Views,
     view: of one object.
     textureless: 1.0 for a white object, else 0.0.
     resolution: R.
+    augmentation: Augmentation.
   """
   (key_light, key_background, key_zoom, key_shift, key_mirror, key_blur,
    key_noise, key_exposure) = jax.random.split(key, 8)
@@ -179,15 +257,17 @@ def training_image(key: jax.Array, view: shapes_render.Views,
 
   # Geometry.
   image = jnp.where(jax.random.bernoulli(key_mirror), image[:, ::-1], image)
-  zoom = jax.random.uniform(key_zoom, minval=0.75, maxval=1.2)
-  shift = jax.random.uniform(key_shift, (2,), minval=-0.1, maxval=0.1)
+  low, high = augmentation.zoom
+  zoom = jax.random.uniform(key_zoom, minval=low, maxval=high)
+  shift = jax.random.uniform(key_shift, (2,), minval=-augmentation.shift,
+                             maxval=augmentation.shift)
   image = jax.image.scale_and_translate(
       image, (resolution, resolution, 4), (0, 1),
       jnp.stack([zoom, zoom]) * resolution / size,
       resolution * ((1 - zoom) / 2 + shift), 'linear')
 
   # Background, blur (half of the images have none), exposure, noise.
-  background = shapes_render.sample_background(key_background, resolution)
+  background = augmentation.background(key_background, resolution)
   image = image[..., :3] + (1 - image[..., 3:]) * background
   side = jax.random.uniform(key_blur, minval=-0.25, maxval=0.25)
   image = _blur(image, jnp.maximum(side, 0.0))

@@ -33,12 +33,18 @@ def make(config: Any) -> Task:
   """The Task of a config of configs/eg3d.py or configs/stylegan2.py.
 
   Raises:
-    UserError: the data cannot be read or do not fit the networks.
+    UserError: the data or the weights of `start_from` cannot be read, or the
+      data do not fit the networks.
   """
   check(config)
+  if config.start_from:  # An error before the data are read.
+    for file in (config.start_from, discriminator_path(config.start_from)):
+      assets.load(file, 'gan')
   source = _open_data(config)
   networks = gan_networks.build(config, source.labels.shape[1])
   schedule = gan_step.Schedule(**config.schedule)
+  # Lazy regularization lowers Adam's rates for a phase that comes on top; a
+  # generator without such a phase must keep them.
   if not networks.regularize:
     schedule = schedule._replace(g_reg_interval=0)
   optimizers = {
@@ -48,6 +54,7 @@ def make(config: Any) -> Task:
           config.discriminator_rate, schedule.d_reg_interval)}
 
   def init(key):
+    # As one program: otherwise each of its operations is compiled by itself.
     state = jax.jit(functools.partial(
         gan_step.create, networks=networks, optimizers=optimizers))(key)
     if not config.start_from:
@@ -60,6 +67,7 @@ def make(config: Any) -> Task:
       measure=_distance_fn(config, networks, source))
 
   def finish(state, workdir):
+    # Named as the assets that ship, for which they are candidates.
     scalars, _ = report(state, None)
     path = assets.FOLDER / f'{config.networks}_{config.name}.safetensors'
     return [
@@ -118,6 +126,7 @@ def check(config: Any) -> None:
 def _open_data(config) -> dataset.Images:
   """The training images, checked against the config."""
   source = opening.open_data(config.data)
+  # Each half of the real images needs a covariance, that is two images.
   if config.distance_count and len(source.names) < 4:
     raise UserError(f'{source.where} has {len(source.names)} images, too few '
                     'to measure distances by; set --config.distance_count=0.')
@@ -126,6 +135,7 @@ def _open_data(config) -> dataset.Images:
         f'{source.where} has images of {source.size} pixels, but the config '
         f'is for {config.resolution}; resize them, or change '
         '--config.resolution and the super-resolution.')
+  # Labels of no columns: networks and batches then have no labels either.
   if not config.get('conditional', True):
     source = source._replace(labels=source.labels[:, :0])
   return source
@@ -145,13 +155,10 @@ def start_from(state: TrainState, path: str | os.PathLike) -> TrainState:
     UserError: one of the files is missing, damaged or of other networks.
   """
   params = dict(state.params)
-  shapes_of = functools.partial(jax.tree.map, np.shape)
   for name, file in (('generator', path),
                      ('discriminator', discriminator_path(path))):
-    params[name], _ = assets.load(file)
-    if shapes_of(params[name]) != shapes_of(state.params[name]):
-      raise UserError(f'{file} is of another {name} than the config '
-                      'describes; start from one with the same `model`.')
+    params[name], _ = assets.load(file, 'gan')
+    assets.check_fits(file, params[name], state.params[name], name)
   # A copy: the step donates its state, and a buffer only once.
   return state.replace(params=params, ema=states.copy(params['generator']))
 
@@ -171,8 +178,11 @@ def batches(
       source, count, seed, first_step, mirror=config.data.mirror,
       rows=sharding.rows(count))
   for step, batch in enumerate(images, first_step):
+    # The last number separates this stream from those of dataset.batches.
     rng = np.random.default_rng((seed, step, 2))
+    # Of the whole batch on every process, which decodes only its own images.
     sampled = labels[rng.integers(len(labels), size=(count, 3))]
+    # Mirrored as often as the images, so that both have one distribution.
     if config.data.mirror and labels.shape[1]:
       flips = rng.random((count, 3, 1)) < 0.5
       sampled = np.where(flips, camera_labels.mirror_label(sampled), sampled)
@@ -231,6 +241,7 @@ def _sample_sheet_fn(config, networks, source):
   if camera is not None:
     return lambda variables, size: objects.sheet(
         inference.from_config(config, variables, camera, size), range(8))
+  # One label for all, so that the images differ by their latents only.
   sample = sampling.sampler(networks, 0)
   labels = source.labels[np.zeros(32, int)]
   return lambda variables, size: image_io.tile(

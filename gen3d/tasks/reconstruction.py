@@ -31,7 +31,7 @@ from gen3d.models import perceptual
 from gen3d.ops import cameras
 from gen3d.render import finished
 from gen3d.scenes import Scene, View, radiance
-from gen3d.tasks import Costs, Task
+from gen3d.tasks import Costs, Task, load_config
 
 MODES = ('color', 'depth', 'normal')  # of films
 RESULTS = 'test.json'
@@ -90,11 +90,7 @@ def load(workdir: str | os.PathLike, step: int | None = None
     UserError: there is no such run, it is damaged, or it is of another task.
     FileNotFoundError: there is no such checkpoint.
   """
-  config = checkpoints.load_config(workdir)
-  if config.get('task') != 'reconstruction':
-    raise UserError(
-        f'The run in {workdir} is of the task {config.get("task")!r}; give the '
-        '--workdir of a reconstruction.')
+  config = load_config(workdir, ['reconstruction'])
   params = _load_params(workdir, step)
   scene = radiance.make(config.scene, params['frame'])
   return _finished_scene(

@@ -8,6 +8,7 @@ the step, so that the result does not depend on the number of devices.
 
 import itertools
 import os
+import pathlib
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,18 +20,26 @@ import numpy as np
 import optax
 
 from gen3d.choices import UserError, pick
+from gen3d.data import untextured
 from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
-from gen3d.guidance import Guidance, prompts, score
+from gen3d.guidance import Guidance, clip, prompts, score
 from gen3d.io import images as image_io
+from gen3d.io import keyframes, surfaces
+from gen3d.ops import bake
+from gen3d.ops import mesh as mesh_ops
+from gen3d.ops.mesh import Mesh
 from gen3d.render import finished
-from gen3d.scenes import Scene, dreamfusion
-from gen3d.tasks import Costs, Task
+from gen3d.scenes import Scene, dream_fields, dreamfusion, texture
+from gen3d.scenes import mesh as mesh_scene
+from gen3d.tasks import Costs, Task, load_config, load_finished
 
 # (config.scene) -> Scene, and (config) -> Guidance, by name.
-SCENES = {'dreamfusion': dreamfusion.make}
+SCENES = {'dreamfusion': dreamfusion.make, 'dream_fields': dream_fields.make,
+          'mesh': mesh_scene.make, 'texture': texture.make}
 GUIDANCES = {'sds': partial(score.from_config, score.sds),
-             'csd': partial(score.from_config, score.csd)}
+             'csd': partial(score.from_config, score.csd),
+             'clip': clip.from_config}
 
 
 class Parts(NamedTuple):
@@ -43,17 +52,20 @@ class Parts(NamedTuple):
 
 def make(config: ml_collections.ConfigDict,
          guidance: Guidance | None = None) -> Task:
-  """The Task of configs/dreamfusion.py.
+  """The Task of a config whose `task` is 'text_to_3d'.
 
   Args:
     config: ConfigDict.
     guidance: Guidance; None for the one that the config names.
 
   Raises:
-    UserError: the prompt is empty or a name is unknown.
+    UserError: the prompt is empty, a name is unknown or an option of the export
+      is not possible.
   """
-  prompt = prompts.normalize(config.prompt)
-  scene = make_scene(config)
+  finished.export_options(config.export)  # raises before the training
+  scene = make_scene(config, **_start(config))
+  prompt = prompts.normalize(config.prompt) if scene.subjects == 1 else (
+      prompts.split(config.prompt, scene.subjects))
   guidance = guidance or pick(
       'guidance', GUIDANCES, config.guidance.name)(config)
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
@@ -67,20 +79,76 @@ def make(config: ml_collections.ConfigDict,
           _evaluate, path=finished.turntable(4, dict(config.orbit)),
           view=finished.make_renderer(scene, 96, ('color', 'normal'))),
       finish=lambda state, workdir: finished.export(
-          _finished(scene, state.params['scene'], config), workdir),
-      costs=lambda: Costs({
-          'views a step': config.views, 'rays a side': config.scene.size,
-          'samples a ray': (config.scene.samples,
-                            config.scene.importance.samples)}))
+          _finished(scene, _scene_params(state), config), workdir),
+      costs=lambda: Costs(_sizes(config)))
 
 
-def make_scene(config: ml_collections.ConfigDict) -> Scene:
+def make_scene(config: ml_collections.ConfigDict, **start: Any) -> Scene:
   """The Scene of a config: all that rendering and exporting need.
+
+  Args:
+    config: ConfigDict.
+    **start: arguments of the scene that only its `init` needs.
 
   Raises:
     UserError: a name is unknown.
   """
-  return pick('scene', SCENES, config.scene.name)(config.scene)
+  return pick('scene', SCENES, config.scene.name)(config.scene, **start)
+
+
+def starting_mesh(path: str | os.PathLike, scene: Any) -> Mesh:
+  """The textured mesh from which a mesh scene starts.
+
+  Args:
+    path: the workdir of a finished run, or a mesh file. A mesh file is scaled
+      into a ball.
+    scene: ConfigDict with texture.size, resolution, keep_share, inset, radius.
+
+  Raises:
+    UserError: there is no such run or file, it has no surface, or it is
+      damaged.
+  """
+  path, size = pathlib.Path(path), scene.texture.size
+  bake.check_size(size)
+  if path.is_dir():
+    run = load_finished(path)
+    mesh = finished.textured(
+        run, run.mesh(scene.resolution, scene.keep_share), size)
+    return mesh._replace(vertices=(
+        mesh.vertices - np.float32(scene.inset) * mesh.normals))
+  if not path.is_file():
+    raise UserError(
+        f'There is no run and no mesh file {path}; give '
+        '--config.scene.start_from the workdir of a finished run, a mesh file, '
+        "or '' for a sphere.")
+  mesh, = mesh_ops.normalize_to_ball(
+      [surfaces.load(path, uv_size=size)], scene.radius)
+  # White vertices do not change a texture.
+  if mesh.colors is None or (
+      mesh.texture is not None and np.all(mesh.colors == 1)):
+    return mesh._replace(colors=None)
+  return mesh._replace(
+      texture=bake.texture_of_colors(mesh, size), colors=None)
+
+
+def _start(config):
+  """What a config's scene starts from: {name of an argument: value}."""
+  if config.scene.name == 'texture':
+    return _texture_start(config.scene)
+  path = config.scene.get('start_from', '')
+  return {'start': starting_mesh(path, config.scene)} if path else {}
+
+
+def _texture_start(scene):
+  """The meshes of a texture's config, and its cameras if they are of a file."""
+  bake.check_size(scene.texture_size)
+  start: dict[str, Any] = {'objects': [
+      untextured.read(name, scene.up, scene.texture_size,
+                      scene.shapes_resolution)
+      for name in texture.names(scene.meshes)]}
+  if scene.view_distribution == texture.KEYFRAMES:
+    start['keyframes'] = keyframes.load(scene.keyframes, scene.up)
+  return start
 
 
 def load_run(workdir: str | os.PathLike, step: int | None = None
@@ -92,18 +160,17 @@ def load_run(workdir: str | os.PathLike, step: int | None = None
     step: of the checkpoint; None for the newest.
 
   Raises:
-    UserError: there is no such run or it is damaged.
+    UserError: there is no such run, it is damaged, or it is of another task.
     FileNotFoundError: there is no such checkpoint.
   """
-  config = checkpoints.load_config(workdir)
-  if config.get('task') != 'text_to_3d':
-    raise UserError(
-        f'The run in {workdir} is of the task {config.get("task")!r}; only '
-        "runs of 'text_to_3d' have an object to export.")
+  config = load_config(workdir, ['text_to_3d'])
   # Of the checkpoint only the scene is read: the guidance's teacher may not be
   # on this machine.
+  scene = make_scene(config)
   params = checkpoints.load_tree(workdir, 'params/scene', step)
-  return make_scene(config), jax.tree.map(jnp.asarray, params), config
+  if scene.running:
+    params = {**params, **checkpoints.load_tree(workdir, 'extra', step)}
+  return scene, jax.tree.map(jnp.asarray, params), config
 
 
 def load(workdir: str | os.PathLike,
@@ -121,45 +188,82 @@ def _finished(scene: Scene, params: Any,
       defaults=finished.export_options(config.export))
 
 
+def _sizes(config):
+  """The quantities of a scene's config that the cost of a step depends on."""
+  scene = config.scene
+  sizes = {'views a step': config.views, 'rays a side': scene.size}
+  if 'samples' in scene:
+    sizes['samples a ray'] = (
+        (scene.samples, scene.importance.samples) if 'importance' in scene
+        else scene.samples)
+  return sizes
+
+
+def _scene_params(state):
+  """The scene's trained parameters and its running values."""
+  params = state.params['scene']
+  return {**params, **state.extra} if state.extra else params
+
+
 def _init(key, *, parts, prompt, negative_prompt):
   """The TrainState at step 0; `frozen` is the guidance's."""
   key_scene, key_guidance = jax.random.split(key)
   frozen = parts.guidance.load(prompt, negative_prompt)
   params = {'scene': jax.jit(parts.scene.init)(key_scene),
             'guidance': parts.guidance.init(key_guidance, frozen)}
-  return states.create(params, parts.optimizer, frozen=frozen)
+  running = parts.scene.running
+  return states.create(params, parts.optimizer, frozen=frozen,
+                       extra=running.init if running else None)
 
 
 def _step(state, batch, key, *, parts):
   """One update from the views of one device; see tasks.Task."""
   def mean_loss(params):
-    losses, metrics = jax.vmap(
+    losses, aux = jax.vmap(
         lambda index: _view_loss(
-            params, state.frozen, key, index, state.step, parts=parts))(
+            params, state.replace(params=None), key, index, parts=parts))(
                 batch['view'])
-    return jnp.mean(losses), jax.tree.map(jnp.mean, metrics)
+    return jnp.mean(losses), jax.tree.map(lambda x: jnp.mean(x, axis=0), aux)
 
-  grads, metrics = jax.grad(mean_loss, has_aux=True)(state.params)
-  grads = jax.lax.pmean(grads, 'devices')
-  return optim.apply_gradients(state, grads, parts.optimizer), metrics
+  grads, (metrics, measured) = jax.grad(mean_loss, has_aux=True)(state.params)
+  grads, measured = jax.lax.pmean((grads, measured), 'devices')
+  if parts.scene.running:
+    state = state.replace(
+        extra=parts.scene.running.update(state.extra, measured))
+  state = optim.apply_gradients(state, grads, parts.optimizer)
+  return state.replace(params={
+      **state.params, 'scene': parts.scene.project(state.params['scene'])
+      }), metrics
 
 
-def _view_loss(params, frozen, key, index, step, *, parts):
-  """Loss and metrics of view `index` of a step."""
+def _view_loss(params, state, key, index, *, parts):
+  """Loss, metrics and what is measured of view `index` of a step.
+
+  Args:
+    params: of the scene and the guidance.
+    state: TrainState; all of it but the params.
+    key: of the step.
+    index: of the view.
+    parts: Parts.
+  """
   scene, guidance = parts.scene, parts.guidance
+  step, frozen = state.step, state.frozen
+  scene_params = _scene_params(state.replace(params=params))
   key_view, key_render, key_guidance = jax.random.split(
       jax.random.fold_in(key, index), 3)
   # Azimuths are stratified over the views of a step: less variance.
   part = (index / parts.views, (index + 1) / parts.views)
   view = scene.sample_view(key_view, step, part)
-  render = scene.render(params['scene'], key_render, view)
+  render = scene.render(scene_params, key_render, view)
+  # Guidances of a single prompt need not know of subjects.
+  subject = () if scene.subjects == 1 else (view.subject,)
   loss, metrics = guidance.loss(
       params['guidance'], frozen, key_guidance, render,
-      guidance.condition(frozen, view.camera), step)
-  penalties = scene.penalties(params['scene'], render, step)
+      guidance.condition(frozen, view.camera, *subject), step)
+  penalties = scene.penalties(scene_params, render, step)
   metrics |= {f'loss/{name}': value for name, value in penalties.items()}
   metrics['opacity'] = jnp.mean(render.opacity)
-  return loss + sum(penalties.values()), metrics
+  return loss + sum(penalties.values()), (metrics, render.measured)
 
 
 def _batches(seed: int, first_step: int, *, views: int
@@ -172,5 +276,5 @@ def _batches(seed: int, first_step: int, *, views: int
 def _evaluate(state, key, *, view, path):
   """A sheet of four sides, each in color and as normals."""
   del key
-  film = view(state.params['scene'], path)
+  film = view(_scene_params(state), path)
   return {}, {'preview': image_io.tile(film, 2)}

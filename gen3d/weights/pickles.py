@@ -78,14 +78,8 @@ class Module:
     return self.state.get('_modules', {}).get(name)
 
 
-class Networks(NamedTuple):
-  """The networks of a pickle; None where it has none."""
-  generator: Module  # G_ema, the average of the weights
-  discriminator: Module | None  # D
-
-
-def load(path: str | os.PathLike) -> Networks:
-  """Reads an official network pickle; runs nothing in it.
+def load(path: str | os.PathLike) -> Module:
+  """The averaged generator (G_ema) of an official pickle; runs nothing in it.
 
   Args:
     path: file whose name usually ends in .pkl.
@@ -109,9 +103,7 @@ def load(path: str | os.PathLike) -> Networks:
       content.get('G_ema'), Module):
     raise PickleError(f'{path} contains no network G_ema; give the pickle of a '
                       'StyleGAN2 or EG3D training.')
-  discriminator = content.get('D')
-  return Networks(content['G_ema'], discriminator
-                  if isinstance(discriminator, Module) else None)
+  return content['G_ema']
 
 
 def tensors(module: Module, prefix: str = '') -> dict[str, np.ndarray]:

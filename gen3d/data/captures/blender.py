@@ -15,6 +15,7 @@ from gen3d.data.captures import camera_models, folders, records
 from gen3d.data.captures.records import Capture, Frame
 from gen3d.ops.cameras import Z_UP
 
+# Values of nerfstudio's "camera_model" for pinholes, with distortion or not.
 _PINHOLES = ('OPENCV', 'PINHOLE', 'SIMPLE_PINHOLE', 'PERSPECTIVE')
 
 
@@ -94,6 +95,7 @@ def _image_file(folder: pathlib.Path, name: str) -> pathlib.Path:
     for spelling in (suffix, suffix.upper()):
       if (whole := file.with_name(file.name + spelling)).is_file():
         return whole
+  # NeRF's files leave it out for PNG; this name is in the error message.
   return file.with_name(f'{file.name}.png')
 
 

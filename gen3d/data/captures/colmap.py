@@ -54,14 +54,19 @@ def is_capture(path: pathlib.Path) -> bool:
 
 
 def read_capture(path: pathlib.Path, factor: float) -> Capture:
-  """Reads the capture in a folder; poses by records.normalize_poses.
+  """The capture of a sparse model, in the frame of records.normalize_poses.
+
+  Bounds are percentiles 0.1 and 99.9 of the distances from cameras to the 3-D
+  points that they see, since some points are wrong. A model without points has
+  no bounds.
 
   Args:
-    path: the folder.
-    factor: images are those of images_{factor} where there is such a folder.
+    path: folder with sparse/0, sparse or colmap/sparse/0, and images.
+    factor: of layouts.read.
 
   Raises:
-    UserError: a file is missing or damaged.
+    UserError: there is no sparse model, or one of its files is missing or
+      damaged.
   """
   folder = _model_folder(path)
   if folder is None:

@@ -38,6 +38,7 @@ def read_numbers(file: pathlib.Path, count: int = 16) -> np.ndarray:
   Raises:
     UserError: the file is missing, has other words or fewer numbers.
   """
+  # Later ones are not read: NSVF's intrinsics.txt has other values below.
   try:
     numbers = [float(word) for word in file.read_text().split()[:count]]
   except OSError as error:

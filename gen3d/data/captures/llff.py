@@ -22,14 +22,19 @@ def is_capture(path: pathlib.Path) -> bool:
 
 
 def read_capture(path: pathlib.Path, factor: float) -> Capture:
-  """Reads the capture in a folder; poses by records.normalize_poses.
+  """The capture that poses_bounds.npy describes, in a normalized frame.
+
+  Rows of the file belong to the images in the order of their names. Bounds are
+  the least and the greatest of all rows; see records.normalize_poses for the
+  frame.
 
   Args:
-    path: the folder.
-    factor: images are those of images_{factor} where there is such a folder.
+    path: folder with poses_bounds.npy and images.
+    factor: of layouts.read.
 
   Raises:
-    UserError: a file is missing or damaged.
+    UserError: a file is missing or damaged, there are not as many images as
+      rows, or a bound is not positive.
   """
   file = path / _FILE
   rows = _read_rows(file)
@@ -38,6 +43,7 @@ def read_capture(path: pathlib.Path, factor: float) -> Capture:
   if len(images) != len(rows):
     raise UserError(f'{file} has {len(rows)} poses, but {folder} has '
                     f'{len(images)} images.')
+  # One row per image: 15 numbers of the matrix, then the two bounds.
   poses, bounds = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
   if not (np.isfinite(bounds).all() and bounds.min() > 0):
     raise UserError(f'{file} has a bound that is not positive.')
@@ -48,6 +54,7 @@ def read_capture(path: pathlib.Path, factor: float) -> Capture:
   frames = []
   for i, image in enumerate(images):
     height, width, focal = poses[i, :, 4]
+    # The file has no principal point: it is the middle of the image.
     model = camera_models.from_pixels(
         width, height, focal, focal, width / 2, height / 2)
     frames.append(Frame(image.name, image, file, folders.split_of(i), c2w[i],

@@ -254,7 +254,7 @@ def _read_image(frame: Frame, factor: float) -> tuple[np.ndarray, np.ndarray]:
 def _check_visible(path, capture: Capture, camera: Camera, box, near, far
                    ) -> None:
   """Raises UserError where no ray meets the box between near and far."""
-  # A grid of 16 x 16 rays per camera is enough for a box of any use.
+  # 16 x 16 rays per camera find any box that is large enough to be useful.
   steps = (np.arange(16) + 0.5) / 16
   pixels = np.stack([*np.meshgrid(steps, steps), np.ones((16, 16))], -1)
   for c2w, k in zip(camera.c2w, camera.intrinsics):

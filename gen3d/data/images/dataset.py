@@ -162,8 +162,8 @@ def batches(images: Images, size: int, seed: int, first_step: int = 0, *,
     pixels = images.pixels(index)
     return pixels[:, ::-1] if flip else pixels
 
-  # Random numbers are of (seed, epoch) and (seed, step), so that a training
-  # resumes at any step with the same batches.
+  # Random numbers depend on (seed, epoch) and (seed, step) only, so that a
+  # training resumes at any step with the same batches.
   def start(step):
     """Labels of a batch and futures of its images."""
     indices = _indices(len(images.names), size, seed, step)

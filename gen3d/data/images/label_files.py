@@ -36,6 +36,7 @@ def read_camera(path: str | os.PathLike,
     raise UserError(f'The camera {path} cannot be read: {error}.') from error
   if isinstance(content, dict) and 'labels' in content:
     content = _label_of(path, content['labels'], image)
+  # Integers beyond the range of a float raise OverflowError.
   try:
     label = np.asarray(content, np.float32).ravel()
   except (TypeError, ValueError, OverflowError):
@@ -50,6 +51,8 @@ def read_camera(path: str | os.PathLike,
 
 def _label_of(path: pathlib.Path, labels: Any, image: str | os.PathLike) -> Any:
   """The label of an image in dataset.json's "labels"."""
+  # Names are relative to a data set whose folder is not known here, so that
+  # they are compared with the path from the end.
   own = pathlib.Path(os.path.abspath(image)).parts[::-1]
 
   def similarity(name):
@@ -61,6 +64,8 @@ def _label_of(path: pathlib.Path, labels: Any, image: str | os.PathLike) -> Any:
   candidates = [(similarity(name), name, label)
                 for name, label in camera_labels.parse_labels(
                     str(path), labels)]
+  # Of names with equally many parts in common, one that is wholly part of the
+  # path is better.
   best = max((rank for rank, *_ in candidates), default=(0, False))
   if not best[0]:
     raise UserError(f'{path} has no label for {os.path.basename(image)}; '

@@ -44,6 +44,7 @@ def world_of(data: Any) -> shapes_world.World:
     UserError: there is no such category.
   """
   chosen = tuple(data.path.removeprefix(WORLD).split(','))
+  # Here, since a world of unknown categories has no example to sample.
   for category in chosen:
     pick('category', dict.fromkeys(captions.CATEGORIES), category)
   return shapes_world.World(chosen, dict(data.camera))

@@ -15,6 +15,7 @@ from gen3d.data.shapes import captions
 from gen3d.data.shapes import world as shapes_world
 from gen3d.ops import cameras
 
+# Of the four attributes, those that are white in a textureless image.
 _IS_COLOR = np.array([False, True, True, False])
 
 
@@ -24,6 +25,7 @@ def parse(text: str) -> np.ndarray:
   Raises:
     captions.Unknown: the caption has no category of the shapes world.
   """
+  # A caption states one view, in the words of captions.caption.
   views = [i for i, word in enumerate(captions.VIEWS)
            if f'{word} view' in text]
   return _as_integers(captions.parse(text), views[0] if views else -1)

@@ -25,7 +25,9 @@ from gen3d.data.shapes.primitives import (
   tube,
 )
 
-Draw = Callable[[float, float], float]  # (low, high) -> a number between
+# (low, high) -> a number between. The order of calls is part of the data set:
+# each takes the next number of an example's generator.
+Draw = Callable[[float, float], float]
 Builder = Callable[[Draw, np.ndarray, np.ndarray], list[np.ndarray]]
 
 DARK, PALE, GLASS = (0.10, 0.10, 0.12), (0.93, 0.90, 0.82), (0.60, 0.82, 0.93)
@@ -78,6 +80,8 @@ def _car(draw, main, second):
   wheel = draw(.19, .23)
   top = .2 + 2 * h
   cabin = draw(.24, .3)
+  # Windows are boxes through the cabin: a wider, shorter one for the sides, and
+  # a narrower, longer one for front and back.
   return [
       box((0, .2 + h, 0), (w, h, length), main, .08),
       box((0, top + cabin - .08, -.12), (w * .82, cabin, length * .5), main,
@@ -122,6 +126,8 @@ def _airplane(draw, main, second):
 
 def _boat(draw, main, second):
   length, mast = draw(.7, .9), draw(1.0, 1.3)
+  # The hull widens upwards (a negative taper), and a cone is its bow. Sails are
+  # plates that lean in by nearly their half depth: triangles.
   return [
       prism((0, .14, -.06), (.3, .14, length * .8), main, corner=.22,
             taper=-.06, edge=.02),
@@ -168,6 +174,7 @@ def _umbrella(draw, main, second):
   r, h = draw(.7, .85), draw(1.1, 1.35)
   angles = np.arange(8) * np.pi / 4
   hook = draw(.1, .13)
+  # Two tapered disks stand for the dome of the canopy; ribs divide it in eight.
   return [
       cylinder((0, h + .14, 0), r * .62, .1, main, edge=.02, taper=r * .32),
       cylinder((0, h + .3, 0), r * .17, .09, main, edge=.02, taper=r * .16),
@@ -183,6 +190,7 @@ def _umbrella(draw, main, second):
 
 def _mug(draw, main, second):
   r, h = draw(.38, .48), draw(.42, .55)
+  # The stripe is a little wider than the wall, so that only it is visible.
   return [
       tube((0, h, 0), r, .045, h, main, edge=.02),
       cylinder((0, .06, 0), r * .97, .06, main),
@@ -197,6 +205,7 @@ def _mug(draw, main, second):
 def _apple(draw, main, second):
   r = draw(.48, .56)
   fat = draw(.9, 1.0)
+  # Five balls around the axis leave dimples at the stem and at the bottom.
   return [
       *[ball((.12 * np.sin(a), 0, .12 * np.cos(a)),
              (r, r * fat, r), main) for a in np.arange(5) * 2 * np.pi / 5],
@@ -207,6 +216,7 @@ def _apple(draw, main, second):
 
 def _ice_cream(draw, main, second):
   r, h = draw(.36, .42), draw(.8, 1.0)
+  # Six small balls cover the circle in which the scoop meets the cone.
   return [
       cone((0, h, 0), (0, 0, 0), r, second),
       torus((0, h, 0), r * .92, .06, second),
@@ -319,6 +329,8 @@ def _cactus(draw, main, second):
 def _mushroom(draw, main, second):
   r, h = draw(.5, .62), draw(.34, .44)
   y = 2 * h
+  # Azimuths, and distances from the axis as fractions of the cap's radius.
+  # Their heights are those of the ellipsoid.
   spots = [(0.1, .35), (1.3, .8), (2.5, .75), (3.8, .8), (5.0, .72)]
   lift = r * .62
   return [
@@ -388,6 +400,7 @@ def _fish(draw, main, second):
 def _house(draw, main, second):
   w, d, h = draw(.5, .62), draw(.48, .6), draw(.32, .42)
   roof = draw(.26, .36)
+  # The taper is nearly half the roof's width, so that it ends in a ridge.
   return [
       box((0, h, 0), (w, h, d), main, .01),
       prism((0, 2 * h + roof - .02, 0), (w * .5 + .08, roof, d + .12), second,

@@ -122,6 +122,7 @@ def view_word(azimuth: float, elevation: float) -> str:
 
 
 def _with_article(phrase, determiner):
+  # By the first letter, which is right for all words of the vocabulary.
   if determiner == 'a' and phrase[0] in 'aeiou':
     determiner = 'an'
   return f'{determiner} {phrase}'
@@ -262,6 +263,8 @@ def train_tokenizer(path: str | os.PathLike, seed: int = 0,
   model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token='<unk>'))
   model.normalizer = tokenizers.normalizers.Lowercase()
   model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  # All characters are tokens, so that unknown words are spelled out instead of
+  # becoming <unk>.
   model.train_from_iterator(
       (sample() for _ in range(count)), tokenizers.trainers.BpeTrainer(
           vocab_size=vocab_size, special_tokens=['<pad>', '<end>', '<unk>'],

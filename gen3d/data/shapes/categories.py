@@ -30,6 +30,7 @@ _CORNERS = np.stack(np.meshgrid(*[[-1, 1]] * 3), -1).reshape(-1, 3)
 
 def _extent(part):
   """Corners [8, 3] of the part's own box, in units of its builder."""
+  # An upper bound: a tapered or leaning part is as wide at one end only.
   outer = part[PART['half']] + part[PART['round']]
   outer[[0, 2]] += part[PART['wall']] + abs(part[PART['taper']])
   outer[2] += abs(part[PART['lean']])

@@ -1,9 +1,9 @@
 """The shapes world: a data set of captioned 3-D objects from any camera.
 
-It stands in for "a large collection of text-image pairs". Example i of a
-split is a pure function of (seed, split, i): object, camera, light,
-background, caption. Here are the examples and their stored views; render.py
-renders them.
+It replaces the large collections of text-image pairs that text-to-image models
+are trained on. Example i of a split is a pure function of (seed, split, i):
+object, camera, light, background, caption. This module samples the examples
+and stores their views; render.py renders them.
 """
 
 import functools

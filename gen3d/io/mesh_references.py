@@ -1,0 +1,98 @@
+"""Files that mesh files name: material libraries and textures.
+
+trimesh silently reads a mesh without what it does not find, so `check` looks
+before it. Names are taken literally, as trimesh takes them: without the options
+of map_Kd, percent-encoding or backslashes.
+"""
+
+import json
+import os
+import pathlib
+import re
+import struct
+from collections.abc import Iterator
+
+from gen3d.choices import UserError
+
+
+def check(path: str | os.PathLike) -> None:
+  """Raises UserError where a mesh file names a material or texture not there.
+
+  Only what colors a surface counts: the libraries and base color textures of
+  .obj, .gltf, .glb and .ply files. Damaged files pass; their reader says what
+  is wrong with them.
+
+  Args:
+    path: of the mesh file.
+
+  Raises:
+    UserError: names the missing file, the file that names it, and a remedy.
+  """
+  path = pathlib.Path(path)
+  named = {'.obj': _of_obj, '.gltf': _of_gltf, '.glb': _of_gltf,
+           '.ply': _of_ply}.get(path.suffix.lower())
+  try:
+    references = list(named(path)) if named else []
+  except (OSError, ValueError, LookupError, TypeError, AttributeError,
+          struct.error):
+    return
+  for kind, source, name in references:
+    if _find(source, name) is None:
+      raise UserError(
+          f'{source} names the {kind} {name}, which is missing; put it into '
+          f'{source.parent}, or remove that line to read the mesh without it.')
+
+
+def _of_obj(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
+  """Yields (kind, file that names it, name) of an .obj file's references."""
+  text = path.read_text(errors='replace')
+  used = set(_values(text, 'usemtl'))
+  for library in _values(text, 'mtllib'):
+    yield 'material file', path, library
+    file = _find(path, library)
+    if file is None:
+      return
+    # A material file is a sequence of materials.
+    for part in re.split(r'(?mi)^(?=[ \t]*newmtl\s)',
+                         file.read_text(errors='replace')):
+      if used.intersection(_values(part, 'newmtl')):
+        for texture in _values(part, 'map_Kd'):
+          yield 'texture', file, texture
+
+
+def _of_gltf(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
+  """As `_of_obj`, of a .gltf or .glb file."""
+  content = path.read_bytes()
+  if content[:4] == b'glTF':
+    size, = struct.unpack_from('<I', content, 12)
+    content = content[20:20 + size]
+  tree = json.loads(content)
+  for material in tree.get('materials', ()):
+    texture = material.get('pbrMetallicRoughness', {}).get('baseColorTexture')
+    if texture and 'source' in tree['textures'][texture['index']]:
+      image = tree['images'][tree['textures'][texture['index']]['source']]
+      if not image.get('uri', 'data:').startswith('data:'):
+        yield 'texture', path, image['uri']
+
+
+def _of_ply(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
+  """As `_of_obj`, of a .ply file."""
+  with path.open('rb') as file:
+    header = file.read(2 ** 14).partition(b'end_header')[0]
+  for name in _values(header.decode(errors='replace'), 'comment TextureFile'):
+    yield 'texture', path, name
+
+
+def _values(text: str, keyword: str) -> list[str]:
+  """What follows a keyword at the start of each line of a text."""
+  return re.findall(rf'(?mi)^[ \t]*{keyword}[ \t]+(.*\S)', text)
+
+
+def _find(source: pathlib.Path, name: str) -> pathlib.Path | None:
+  """The file that trimesh reads: within the folder, else by its last name."""
+  folder = source.parent.resolve()
+  for option in (name, name.lstrip('/'), pathlib.Path(name).name):
+    file = (folder / option).resolve()
+    if file.is_file() and file.is_relative_to(folder):
+      return file
+  return None

@@ -1,0 +1,149 @@
+"""Textures of surfaces from color functions, and vertex colors from textures.
+
+`bake` evaluates a color function where the centers of the texels lie on the
+surface. See ops/atlas.py for the vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.ndimage
+
+from gen3d.choices import UserError
+from gen3d.ops import atlas, textures
+from gen3d.ops import mesh as mesh_ops
+from gen3d.ops.mesh import Mesh
+
+SIZES = (16, 8192)  # texels per side: the smallest and the largest
+
+# points [CHUNK, 3] -> colors [CHUNK, 3] in [0, 1]; see ops.mesh.Query.
+Color = Callable[[np.ndarray], Any]
+
+
+def check_size(size: int) -> None:
+  """Raises UserError where a texture cannot have `size` texels per side."""
+  if size and not SIZES[0] <= size <= SIZES[1]:
+    raise UserError(
+        f'A texture cannot have {size} texels per side (--texture, or '
+        f'--config.export.texture); give {SIZES[0]} to {SIZES[1]}, or 0 for '
+        'vertex colors.')
+
+
+def bake(color: Color, mesh: Mesh, size: int) -> Mesh:
+  """Unwraps a mesh and bakes a color function into its texture.
+
+  Args:
+    color: of points within the object.
+    mesh: as ops.mesh.extract returns it.
+    size: texels per side.
+
+  Returns:
+    Mesh with uv, texture [size, size, 3] and normals, without vertex colors;
+    see atlas.unwrap.
+  """
+  unwrapped = atlas.unwrap(mesh._replace(colors=None), size)
+  return unwrapped._replace(texture=texture(color, unwrapped, size))
+
+
+def texture(color: Color, mesh: Mesh, size: int) -> np.ndarray:
+  """The texture uint8 [size, size, 3] of a color function on a surface.
+
+  The gutter has the colors of the nearest charts, so that neither bilinear
+  interpolation nor mipmaps mix charts with a background.
+
+  Args:
+    color: of points within the object.
+    mesh: with normals, and uv in [0, 1] without overlap.
+    size: texels per side.
+  """
+  found = atlas.texels(mesh.uv, mesh.faces, size)
+  corners = np.asarray(mesh.faces)[found.faces]
+  interpolate = lambda x: np.einsum(
+      'tk,tkc->tc', found.weights, np.asarray(x)[corners])
+  points = inner_points(
+      interpolate(mesh.vertices), interpolate(mesh.normals), mesh)
+  colors = mesh_ops.map_chunks(color, points.astype(np.float32))
+  return _fill(found, colors, size)
+
+
+def texture_of_colors(mesh: Mesh, size: int) -> np.ndarray:
+  """The texture uint8 [size, size, 3] of vertex colors; see `texture`.
+
+  Args:
+    mesh: with colors, and uv in [0, 1] without overlap. Its texture, if it has
+      one, is multiplied.
+    size: texels per side.
+  """
+  found = atlas.texels(mesh.uv, mesh.faces, size)
+  corners = np.asarray(mesh.faces)[found.faces]
+  interpolate = lambda x: np.einsum(
+      'tk,tkc->tc', found.weights, np.asarray(x)[corners])
+  colors = interpolate(mesh.colors)
+  if mesh.texture is not None:
+    colors = colors * np.asarray(textures.texture(
+        jnp.float32(mesh.texture) / 255, jnp.float32(interpolate(mesh.uv))))
+  return _fill(found, colors, size)
+
+
+def inner_points(points: np.ndarray, normals: np.ndarray,
+                 mesh: Mesh) -> np.ndarray:
+  """Points [N, 3] half a typical edge of a mesh below its surface.
+
+  A field's color is trained only where there is density. The edges of an
+  extracted mesh are about as long as the cells of its grid; see
+  ops.mesh.extract.
+
+  Args:
+    points: [N, 3] on the surface.
+    normals: [N, 3] there, of any length.
+    mesh: the surface.
+  """
+  a, b, c = np.asarray(mesh.vertices, np.float64)[np.asarray(mesh.faces).T]
+  edge = np.median(np.linalg.norm(
+      np.concatenate([b - a, c - b, a - c]), axis=-1))
+  length = np.linalg.norm(normals, axis=-1, keepdims=True)
+  return points - 0.5 * edge * normals / np.maximum(length, 1e-12)
+
+
+def dilate(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
+  """Gives the texels that are not `covered` [H, W] the nearest one's color."""
+  if not covered.any():
+    return image
+  nearest: Any = scipy.ndimage.distance_transform_edt(
+      ~covered, return_distances=False, return_indices=True)
+  return image[tuple(nearest)]
+
+
+def vertex_colors(mesh: Mesh) -> np.ndarray | None:
+  """Colors [V, 3] of the vertices: their own times the texture's, or None."""
+  if mesh.texture is None:
+    return mesh.colors
+  colors = np.asarray(textures.texture(
+      jnp.float32(mesh.texture) / 255, jnp.float32(mesh.uv)))
+  return colors if mesh.colors is None else colors * mesh.colors
+
+
+def without_texture(mesh: Mesh) -> Mesh:
+  """The mesh with vertex colors for its texture, and its seams merged.
+
+  At a seam the color is that of one of the vertices there, and normals are
+  left out, since a merged vertex may have several.
+  """
+  vertices, index = mesh_ops.weld(mesh.vertices)
+  colors = vertex_colors(mesh)
+  if colors is not None:
+    _, first = np.unique(index, return_index=True)
+    colors = colors[first]
+  return Mesh(vertices, index[np.asarray(mesh.faces)].astype(np.int32),
+              colors=colors)
+
+
+def _fill(found, colors, size):
+  """A texture with the colors [T, 3] of texels, and a gutter."""
+  image = np.zeros((size, size, 3), np.uint8)
+  image[found.rows, found.columns] = np.round(255 * np.clip(colors, 0, 1))
+  covered = np.zeros((size, size), bool)
+  covered[found.rows, found.columns] = True
+  return dilate(image, covered)
