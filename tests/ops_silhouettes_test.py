@@ -4,11 +4,12 @@ import itertools
 from functools import partial
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen3d.ops import raster, silhouettes
+from gen3d.ops import raster, silhouettes, textures
 
 rasterize = jax.jit(raster.rasterize, static_argnames=('size', 'layers'))
 antialias = jax.jit(silhouettes.antialias)
@@ -168,3 +169,21 @@ def test_edge_twins():
   with pytest.raises(TypeError, match='edge_twins'):
     jax.jit(lambda faces: coverage(np.zeros((6, 4), np.float32), faces, 4)
             )(faces)
+
+
+def test_programs_are_xla_operations_on_every_platform():
+  clip, faces = sphere(4, 6)
+  image = jnp.ones((8, 8, 3))
+
+  def loss(clip, image):
+    fragments = raster.rasterize(clip, faces, 16, layers=2)
+    uv = raster.interpolate(clip[:, :2], fragments, faces)
+    slopes = raster.pixel_derivatives(clip[:, :2], fragments, clip, faces)
+    colors = textures.texture(textures.build_mips(image), uv, slopes)
+    return jnp.sum(silhouettes.antialias(colors, fragments, clip, faces))
+
+  exported = jax.export.export(
+      jax.jit(jax.grad(loss, (0, 1))), platforms=('cpu', 'cuda', 'tpu'))(
+          jnp.asarray(clip), image)
+  assert 'while' in exported.mlir_module()
+  assert 'custom_call' not in exported.mlir_module()
