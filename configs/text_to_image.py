@@ -21,9 +21,27 @@ python -m gen3d.train --config=configs/text_to_image.py:light_field \
 and to continue the U-Net from there, with only loss_weights.v above zero and
 optimizer.lr_multipliers.light_field=0. The shipped weights were trained in such
 stages; the record has the settings of each under 'earlier'.
+
+The ControlNet for depth conditioning (gen3d/models/unet.py) has 1.3 M
+parameters and is trained beside the frozen shipped weights, from the root of
+the repository:
+
+python -m gen3d.train --config=configs/text_to_image.py:depth \
+  --workdir=/tmp/depth
 """
 
 import ml_collections
+
+_TINY = {
+    'views': 16, 'held_out': 8, 'batch': 4, 'steps': 2, 'grid': 2,
+    'log_every': 1, 'eval_every': 2, 'sampler_steps': 2,
+    'model': {
+        'size': 16, 'unet': {'channels': (16, 32), 'blocks': (1, 1),
+                             'attention': (False, True), 'time_width': 32},
+        't5': {'layers': 1, 'width': 16, 'heads': 2, 'head_dim': 8,
+               'ff_width': 32},
+        'light_field': {'width': 16, 'layers': 3, 'experts': 2}},
+    'optimizer': {'warmup': 1, 'cooldown': 1}}
 
 # Changes of each variant to `shapes`.
 VARIANTS = {
@@ -36,23 +54,30 @@ VARIANTS = {
         'optimizer': {'learning_rate': 5e-3, 'warmup': 50, 'cooldown': 650,
                       'lr_multipliers': {'t5': 0.0, 'unet': 0.0}},
         'progress': ('loss/prior_image',)},
-    'tiny': {
-        'views': 16, 'held_out': 8, 'batch': 4, 'steps': 2, 'grid': 2,
-        'log_every': 1, 'eval_every': 2, 'sampler_steps': 2,
-        'model': {
-            'size': 16, 'unet': {'channels': (16, 32), 'blocks': (1, 1),
-                                 'attention': (False, True),
-                                 'time_width': 32},
-            't5': {'layers': 1, 'width': 16, 'heads': 2, 'head_dim': 8,
-                   'ff_width': 32},
-            'light_field': {'width': 16, 'layers': 3, 'experts': 2}},
-        'optimizer': {'warmup': 1, 'cooldown': 1}}}
+    # A ControlNet of depth maps for the shipped weights, which are frozen, on
+    # views that they were not trained on.
+    'depth': {
+        'start_from': 'gen3d/assets/text_to_image_shapes.safetensors',
+        'trained_parts': ('control',), 'data_seed': 1, 'views': 16_000,
+        'steps': 6_000, 'model': {'control': {'blocks': (1, 2, 1)}},
+        'loss_weights': {'text_probe': 0.0, 'prior_image': 0.0},
+        'optimizer': {'warmup': 200, 'cooldown': 2000},
+        'progress': ('loss/v',)},
+    'tiny': _TINY,
+    'depth_tiny': {
+        **_TINY, 'trained_parts': ('control',),
+        'model': {**_TINY['model'], 'control': {'blocks': (1, 1)}},
+        'loss_weights': {'text_probe': 0.0, 'prior_image': 0.0},
+        'progress': ('loss/v',)}}
 
 
 def get_config(variant='shapes'):
   """The config of one of VARIANTS."""
   config = shapes()
   config.update(VARIANTS[variant])
+  if config.trained_parts:
+    # The multipliers are those of parts that are frozen.
+    config.optimizer.lr_multipliers = ml_collections.ConfigDict()
   return config
 
 
@@ -84,6 +109,7 @@ def shapes():
   # initialization of `start_parts`.
   config.start_from = ''
   config.start_parts = ('t5', 'unet', 'light_field')
+  config.trained_parts = ()  # of the parameters; () for all
   config.batch = 32
   config.steps = 10_000
   config.optimizer = {

@@ -5,14 +5,14 @@ python -m gen3d.evaluate --what=text_to_image --out=/tmp/samples
 python -m gen3d.evaluate --what=mean_prediction --out=/tmp/mean_prediction
 python -m gen3d.evaluate --what=text_to_3d --runs=runs --out=/tmp/table
 python -m gen3d.evaluate --what=textures --runs=runs --out=/tmp/textures
+python -m gen3d.evaluate --what=texture_truth --runs=runs --out=/tmp/truth
 python -m gen3d.evaluate --what=gan --network=shapes
 python -m gen3d.evaluate --what=r_precision --runs=runs
 python -m gen3d.evaluate --what=r_precision --runs=runs \
   --captions=coco_153.txt \
   --clip=openai/clip-vit-base-patch32,openai/clip-vit-large-patch14
 
-Results of a run are stored in its workdir and reused until the run is exported
-again; --force evaluates it anew.
+Results are stored in a run's workdir and reused until it is exported again.
 """
 
 from absl import flags
@@ -25,6 +25,7 @@ from gen3d.evaluation import (
   mean_prediction,
   r_precision,
   text_to_3d,
+  texture_truth,
   textures,
 )
 
@@ -39,6 +40,8 @@ _REPORTS = {
     'r_precision': lambda f: r_precision.report(
         f.runs, f.protocol, f.clip, f.captions, f.clip_weights, f.force),
     'textures': lambda f: textures.report(f.runs, f.out),
+    'texture_truth': lambda f: texture_truth.report(
+        f.runs, f.clip_weights, f.out),
     'gan': lambda f: gan.report(f.network),
 }
 
@@ -65,8 +68,7 @@ flags.DEFINE_string(
     'network', 'shapes', 'For gan: a 3-D GAN trained by gen3d, a .safetensors '
     'file or a bundled name.')
 flags.DEFINE_bool('force', False, 'Evaluate again where results are stored.')
-flags.DEFINE_string('out', '', 'Folder for images; none are written if '
-                    'empty.')
+flags.DEFINE_string('out', '', 'Folder for images; none without it.')
 
 
 def main() -> None:

@@ -5,12 +5,10 @@ python -m gen3d.invert --network=shapes --image=car.png --azimuth=30 \
 python -m gen3d.invert --network=ffhq512-128.pkl --image=face.png \
   --camera=dataset.json --views=-30,0,30 --space=w+ --out=/tmp/face
 
-Writes inversion.png (the image, its projection, after pivotal tuning, and
-other views), mesh.glb, mesh.ply and turntable.mp4 of the tuned object,
-latent.npz and the tuned generator. The camera is a JSON list of 25 numbers,
-EG3D's dataset.json, or two angles on the sphere of the training cameras. The
-perceptual loss uses the shipped CLIP pair, trained on the shapes world; for
-photographs give --perceptual the files that gen3d/models/perceptual.py names.
+Writes inversion.png (the image, its projection, the tuned object, its views),
+its meshes and film, latent.npz and the tuned generator. --camera is a list of
+25 numbers, or EG3D's dataset.json. The perceptual loss uses the shipped CLIP
+pair; for photographs use the files that gen3d/models/perceptual.py names.
 """
 
 import math
@@ -23,13 +21,12 @@ from gen3d.engine import cli
 from gen3d.gan import inference, inversion
 from gen3d.render import inversion as inversion_files
 
-_NETWORK = flags.DEFINE_string(
-    'network', '', 'A 3-D GAN: .safetensors, .pkl or a shipped name.')
+_NETWORK = flags.DEFINE_string('network', '', 'File, or a shipped name.')
 _IMAGE = flags.DEFINE_string('image', '', 'The image: a square.')
 _CAMERA = flags.DEFINE_string('camera', '', 'JSON file with its camera.')
 _AZIMUTH = flags.DEFINE_float('azimuth', None, 'Or its azimuth: degrees.')
 _ELEVATION = flags.DEFINE_float(
-    'elevation', None, "Degrees; the data's median if not given.", -90, 90)
+    'elevation', None, "Degrees; the data's median by default.", -90, 90)
 _SPACE = flags.DEFINE_enum(
     'space', 'w', ['w', 'w+'], 'One w for all layers, or one for each.')
 _STEPS = flags.DEFINE_integer('steps', 1000, 'Of the projection.', 1)

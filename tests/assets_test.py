@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,6 +60,16 @@ def test_config_of_version_1_has_present_names(tmp_path):
       'task': 'clip', 'sizes': (1, 2),
       'optimizer': {'lr_multipliers': {'encode': 2.0}}}
   assert json.loads(beside.read_text())['sha256'] == record['sha256']
+
+
+def test_weights_of_another_task_or_size_are_refused():
+  tree, _ = assets.load(assets.CLIP, 'clip')
+  with pytest.raises(UserError, match="clip_shapes.* the task 'clip'; .*'gan'"):
+    assets.load(assets.CLIP, 'gan')
+  assets.check_fits('w', tree, tree)
+  for other in ({'image': 0}, jax.tree.map(lambda x: x[None], tree)):
+    with pytest.raises(UserError, match='^w is of another pair than'):
+      assets.check_fits('w', tree, other, 'pair')
 
 
 def test_slash_in_a_name_is_refused(tmp_path):

@@ -12,7 +12,7 @@ import toy_config
 import toy_task
 
 from gen3d import tasks
-from gen3d.evaluation import speed
+from gen3d.evaluation import rasterizer, speed
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Fewer layers and one program: nearly all of the time is for compiling.
@@ -172,3 +172,33 @@ def test_a_difference_within_the_noise_has_no_rate():
   assert speed.format_seconds(0.25) == '0.25 s (4.00 /s)'
   assert speed.format_seconds(0.0) == '0 s (within the noise)'
   assert speed.format_seconds(-0.001) == '-0.001 s (within the noise)'
+
+
+def test_rasterizer_numbers_are_printed_and_written(
+    tmp_path, capsys, monkeypatch):
+  # Without the programs that take long to compile.
+  every = rasterizer.programs
+  assert len(every(rasterizer.bumpy_sphere(60), 16)) == 4
+  monkeypatch.setattr(rasterizer, 'programs', lambda *args: [
+      program for program in every(*args) if 'backward' not in program[0]])
+  out = tmp_path / 'numbers.json'
+  numbers = rasterizer.run(repeats=1, out=out, triangles=(60,), size=16)
+  assert json.loads(out.read_text()) == numbers
+  programs = [f'60 triangles, {what} forward' for what in ('faces', 'image')]
+  assert set(numbers) == {
+      'platform', 'image', 'peak memory in GB', *programs,
+      *(f'{name}, planned memory in GB' for name in programs)}
+  assert all(numbers[name] > 0 for name in programs)
+  printed = capsys.readouterr().out
+  assert all(f'{name}: ' in printed for name in programs)
+
+
+def test_sphere_of_the_rasterizer_has_the_triangles():
+  for count in rasterizer.TRIANGLES:
+    mesh = rasterizer.bumpy_sphere(count)
+    assert len(mesh.faces) == pytest.approx(count, rel=0.01)
+    radius = np.linalg.norm(mesh.vertices, axis=-1)
+    assert 0.84 < radius.min() < 0.9 and 1.1 < radius.max() < 1.16
+    # Faces are counter-clockwise from outside.
+    a, b, c = mesh.vertices[mesh.faces.T]
+    assert np.all(np.sum(np.cross(b - a, c - a) * a, -1) > -1e-9)

@@ -96,6 +96,13 @@ def save_unet(path, config, **saving):
   return model
 
 
+def save_control(path, config, **saving):
+  """A ControlNetModel of a config, saved in the folder `path`."""
+  model = jitter(diffusers().ControlNetModel(**config))
+  model.save_pretrained(path, **saving)
+  return model
+
+
 def save_autoencoder(path, **saving):
   """A small AutoencoderKL of three levels, saved in the folder `path`."""
   model = jitter(diffusers().AutoencoderKL(
@@ -180,17 +187,62 @@ def write_pipeline(path, unet, autoencoder, text_encoder):
       'vae': (vaes.Autoencoder(config['vae']), vaes.inputs(config['vae'])),
       'text_encoder': (clip.TextTower(config['text_encoder']),
                        clip.text_inputs(config['text_encoder']))}
-  from safetensors import numpy as safetensors
   for part, (network, inputs) in networks.items():
     params = random_params(network, inputs)
     sources = port.by_path(params)
     if part == 'text_encoder':
       params, sources = params['params'], clip.text_sources(config[part])
-    tensors = {name: np.ascontiguousarray(x, np.float16) for name, x in
-               port.to_torch(params, sources).items()}
-    (path / part).mkdir(exist_ok=True)
-    (path / part / 'config.json').write_text(json.dumps(configs[part]))
-    safetensors.save_file(tensors, path / part / 'model.safetensors')
+    _write_half(path / part, configs[part], port.to_torch(params, sources))
+
+
+def write_control(path, config):
+  """A ControlNet of random weights in half precision, without PyTorch.
+
+  Args:
+    path: folder.
+    config: of its config.json, what differs from the defaults.
+  """
+  from gen3d.models import controlnet
+  from gen3d.weights import hub, port
+  path = pathlib.Path(path)
+  config = {'_class_name': 'ControlNetModel', **config}
+  network = controlnet.read(hub.Folder(path, config, {}))
+  params = random_params(network, controlnet.network_inputs(network))
+  _write_half(path, config, port.to_torch(params, port.by_path(params)))
+
+
+def write_small_stable_diffusion(path):
+  """Teacher settings of a Stable Diffusion with a ControlNet, both random.
+
+  Args:
+    path: of the folder to write them into.
+  """
+  path = pathlib.Path(path)
+  encoder = {'block_out_channels': [32, 64], 'cross_attention_dim': 24,
+             'attention_head_dim': 4, 'layers_per_block': 1,
+             'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D']}
+  write_pipeline(
+      path / 'sd', encoder | {
+          'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D'],
+          'sample_size': 8},
+      {'block_out_channels': [32, 64], 'layers_per_block': 1,
+       'sample_size': 16},
+      {'hidden_size': 24, 'intermediate_size': 96, 'num_hidden_layers': 2,
+       'num_attention_heads': 3})
+  write_control(path / 'control', encoder | {
+      'conditioning_embedding_out_channels': [4, 8, 12]})
+  return {'name': 'stable_diffusion', 'path': str(path / 'sd'),
+          'control': str(path / 'control')}
+
+
+def _write_half(path, config, tensors):
+  """Writes config.json and tensors, in half precision, into a folder."""
+  from safetensors import numpy as safetensors
+  path.mkdir(exist_ok=True)
+  (path / 'config.json').write_text(json.dumps(config))
+  safetensors.save_file({name: np.ascontiguousarray(x, np.float16)
+                         for name, x in tensors.items()},
+                        path / 'model.safetensors')
 
 
 def write_tokenizer(path, pad):

@@ -139,3 +139,87 @@ def test_shipped_text_encoder_distinguishes_word_order():
 def test_unknown_words_are_warned_about(caplog):
   pixel_model.tokenize(['a red zebra, front view', ''])
   assert "'zebra'" in caplog.text
+
+
+@pytest.fixture(scope='module')
+def controlled():
+  """(model, params) of a tiny model with a ControlNet, far from zero."""
+  config = config_file.get_config('depth_tiny').model
+  model = pixel_model.build(config, assets.tokenizer().vocab_size)
+  rng = np.random.default_rng(0)
+  return model, jax.tree.map(
+      lambda x: rng.normal(0.05, 0.1, x.shape).astype(x.dtype),
+      jax.eval_shape(lambda key: model.init(key, assets.CAPTION_LENGTH),
+                     jax.random.key(0)))
+
+
+def test_depth_changes_the_prediction_and_a_map_of_zeros_does_not(controlled):
+  model, params = controlled
+  teacher = pixel_model.to_teacher(model, params)
+  without = pixel_model.to_teacher(model._replace(control=None), params)
+  assert teacher.depth_conditioned and not without.depth_conditioned
+  text = without.embed(['a red car', 'a red car'])
+  assert without.add_depth({}, text, None) is text
+  # A map of another size is resized.
+  maps = jnp.zeros((2, 32, 32, 1)).at[0, 8:20].set(0.7)
+  x_t = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+  predict = lambda teacher, text: jax.jit(teacher.denoise)(
+      params, x_t, jnp.array([.4, .4]), text)
+  plain = predict(without, text)
+  np.testing.assert_array_equal(predict(teacher, text), plain)
+  eps = predict(teacher, teacher.add_depth(params, text, maps))
+  assert jnp.abs(eps - plain)[0].max() > 1e-3
+  np.testing.assert_allclose(eps[1], plain[1], atol=1e-5)
+
+
+def test_samples_of_a_depth_map(controlled):
+  model, params = controlled
+  teacher = pixel_model.to_teacher(model, params)
+  draw = lambda maps: sampling.sample(
+      jax.random.key(1), teacher, ['a red car', 'a cyan mug'], depth=maps,
+      steps=2, batch=1)
+  none = draw(jnp.zeros((2, 16, 16, 1)))
+  np.testing.assert_array_equal(none, draw(None))
+  some = draw(jnp.zeros((2, 16, 16, 1)).at[1, :8].set(1.0))
+  np.testing.assert_array_equal(some[0], none[0])
+  assert not np.array_equal(some[1], none[1])
+
+
+def test_a_control_net_of_other_weights_is_refused(controlled, tmp_path):
+  model, params = controlled
+  config = {'model': config_file.get_config('depth_tiny').model.to_dict()}
+  base = {name: params[name] for name in params if name != 'control'}
+  path, _ = assets.save(tmp_path / 'base.safetensors', base, {
+      'config': {'model': {key: value for key, value in config['model'].items()
+                           if key != 'control'}}})
+  digest = assets.load(path)[1]['sha256']
+  for name, belongs_to in (('good', digest), ('bad', 'another')):
+    assets.save(tmp_path / f'{name}.safetensors',
+                {'control': params['control']},
+                {'config': config, 'base': belongs_to})
+  teacher = pixel_model.teacher(path, tmp_path / 'good.safetensors')
+  assert teacher.depth_conditioned
+  jax.tree.map(np.testing.assert_array_equal, teacher.load()['control'],
+               params['control'])
+  for name, words in (('bad', 'bad.safetensors .*other weights'),
+                      ('none', 'none.safetensors; train one')):
+    with pytest.raises(UserError, match=words):
+      pixel_model.teacher(path, tmp_path / f'{name}.safetensors')
+
+
+def test_control_net_of_the_shipped_weights_begins_as_their_copy():
+  config = config_file.get_config('depth').model
+  model = pixel_model.build(config, assets.tokenizer().vocab_size)
+  _, shipped, record = pixel_model.load()
+  assert set(record['config']['model']) == set(config) - {'control'}
+  fresh = jax.eval_shape(lambda key: model.init(key, assets.CAPTION_LENGTH),
+                         jax.random.key(0))['control']
+  size = sum(np.prod(x.shape) for x in jax.tree.leaves(fresh))
+  assert 2 * size < 3e6  # bytes of the file, in half precision
+  start = unet.copy_parameters(fresh, shipped['unet'])
+  same = lambda a, b: a.shape == b.shape
+  assert all(jax.tree.leaves(jax.tree.map(same, start, fresh)))
+  new = {name.split('_')[0] for name, layer in start['params'].items()
+         if any(isinstance(x, jax.ShapeDtypeStruct)
+                for x in jax.tree.leaves(layer))}
+  assert new == {'hint', 'residual'}

@@ -145,6 +145,64 @@ def test_stable_diffusion_teacher_equals_diffusers(
       theirs.alphas_cumprod[steps], rtol=1e-4)
 
 
+CONTROL = {key: value for key, value in UNET.items()
+           if key not in ('up_block_types', 'sample_size')} | {
+               'conditioning_embedding_out_channels': [4, 8, 12]}
+
+
+@pytest.mark.parity
+def test_depth_conditioned_teacher_equals_diffusers(
+    stable_diffusion, tmp_path):
+  import torch
+  path, peers = stable_diffusion
+  peer = folders.save_control(tmp_path / 'control', CONTROL)
+  teacher = pretrained.stable_diffusion(
+      path=str(path), control=str(tmp_path / 'control'))
+  weights = teacher.load()
+  rng = np.random.default_rng(1)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  x_t, states, steps = draw(2, 8, 8, 4), draw(2, 7, 24), np.array([20, 979])
+  maps = rng.random((2, 32, 32, 1), np.float32)
+  maps[1] = 0
+  text = teacher.add_depth(weights, {'states': states}, maps)
+  eps = jax.jit(teacher.denoise)(weights, x_t, (steps + 1) / 1000, text)
+  with torch.no_grad():
+    inputs = (folders.to_torch(x_t), torch.tensor(steps),
+              torch.tensor(states))
+    down, middle = peer(*inputs, folders.to_torch(maps.repeat(3, -1)),
+                        return_dict=False)
+    theirs = peers['unet'](*inputs, down_block_additional_residuals=down,
+                           mid_block_additional_residual=middle).sample
+    plain = peers['unet'](*inputs).sample
+  # A map of zeros is no condition.
+  theirs[1] = plain[1]
+  folders.assert_near(eps, folders.from_torch(theirs))
+  assert (theirs - plain)[0].abs().max() > 1e-2
+  folders.assert_near(jax.jit(teacher.denoise)(
+      weights, x_t, (steps + 1) / 1000, {'states': states}),
+      folders.from_torch(plain))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('changes, words', [
+    ({'cross_attention_dim': 32}, 'cross_attention_dim 32 .*24'),
+    ({'_class_name': 'T2IAdapter'}, "'T2IAdapter'"),
+    ({'addition_embed_type': 'text_time'}, 'addition_embed_type')])
+def test_a_control_net_of_another_family_raises(
+    stable_diffusion, tmp_path, changes, words):
+  (tmp_path / 'config.json').write_text(json.dumps(
+      CONTROL | {'_class_name': 'ControlNetModel'} | changes))
+  # Without weights: none are read before the config is checked.
+  (tmp_path / 'model.safetensors').write_bytes(
+      b'\x02\0\0\0\0\0\0\0{}')
+  with pytest.raises(ValueError, match=words):
+    pretrained.stable_diffusion(
+        path=str(stable_diffusion[0]), control=str(tmp_path))
+  with pytest.raises(ValueError, match='There is no folder'):
+    pretrained.stable_diffusion(
+        path=str(stable_diffusion[0]), control=str(tmp_path / 'none'))
+
+
 @pytest.mark.parity
 def test_deepfloyd_teacher_equals_diffusers(deepfloyd):
   import torch

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +87,29 @@ def test_damaged_checkpoint_is_named_with_the_previous_one(
   assert str(path) in str(error.value)
   assert 'go on from step 3' in str(error.value)
   assert checkpoints.load(tmp_path, make_state(), step=3).step == 3
+
+
+def test_only_the_first_array_that_cannot_be_read_is_reported(
+    tmp_path, monkeypatch):
+  reported = []
+  monkeypatch.setattr(sys, 'unraisablehook', reported.append)
+  save(tmp_path, 3)
+  checkpoints.load(tmp_path, make_state())
+  assert sys.unraisablehook == reported.append
+  for file in (tmp_path / 'checkpoints' / '3' / 'state' / 'd').iterdir():
+    file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+  with pytest.raises(UserError, match='3 is damaged'):
+    checkpoints.load(tmp_path, make_state())
+  with pytest.raises(UserError, match='3 is damaged .*metadata cannot be read'):
+    checkpoints.load_tree(tmp_path, 'params')
+  # As TensorStore calls it for an array that arrives after the error.
+  late = lambda error: sys.unraisablehook(types.SimpleNamespace(
+      exc_value=error))
+  reported.clear()
+  late(RuntimeError('Event loop is closed'))
+  assert not reported
+  late(RuntimeError('another'))
+  assert len(reported) == 1
 
 
 def test_sha256_of_a_checkpoint_is_verified(tmp_path):

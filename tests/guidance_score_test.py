@@ -1,15 +1,22 @@
 """Score distillation with a teacher whose score is known in closed form."""
 
 import functools
+import os
+import pathlib
 
+import checkpoint_folders as folders
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 import pytest
+from jax.interpreters import partial_eval
 
+from configs import dreamfusion, scene_tex, text_to_image
+from gen3d import assets
 from gen3d.choices import UserError
-from gen3d.diffusion import noise, teachers
+from gen3d.diffusion import noise, pixel_model, teachers
 from gen3d.guidance import prompts, score
 from gen3d.ops import cameras
 from gen3d.scenes import Render
@@ -306,3 +313,159 @@ def test_guidance_loss_is_that_of_the_rendered_image():
   expected, _ = score.distillation_loss(
       TEACHER, settings, WEIGHTS, key, image[None], text, 0, color_only[None])
   assert loss == expected != 0
+
+
+def _with_depth(denoise):
+  """TEACHER whose `denoise` gets the mean of the text's depth map."""
+  def with_map(weights, x_t, t, text):
+    bias = text['depth'].mean((1, 2, 3))[:, None, None, None]
+    return denoise(weights, x_t, t, text) + bias * (
+        text['states'][:, :1, :1, None])
+
+  return TEACHER._replace(
+      denoise=with_map, depth_conditioned=True,
+      add_depth=lambda weights, text, maps: text | {
+          'depth': maps * weights['scale']})
+
+
+@pytest.mark.parametrize('coefficients', [score.sds(3.0), score.csd(2.0)])
+def test_loss_with_a_depth_map_equals_that_by_hand(coefficients):
+  teacher = _with_depth(_denoise)
+  settings = _settings(coefficients, 0.5, weighting=UNIFORM)
+  guidance = score.make(teacher, settings)
+  frozen = guidance.load('a dog', 'blurry')
+  camera = cameras.orbit(20.0, 10.0, 1.6, 1.3)
+  text = guidance.condition(frozen, camera)
+  key = jax.random.key(2)
+  depth = jax.random.uniform(jax.random.key(3), SHAPE[:2], minval=1, maxval=2)
+  opacity = jnp.ones(SHAPE[:2]).at[0].set(0.0)
+
+  def loss(image, depth):
+    render = Render(image, opacity, depth, *(None,) * 3)
+    return guidance.loss({}, frozen, key, render, text, 0)[0]
+
+  image = _images(1)[0]
+  to_image, to_depth = jax.grad(loss, (0, 1))(image, depth)
+  # The map is inverted and stretched over the covered pixels.
+  z = cameras.axial_depth(camera, depth)[1:]
+  value = (50 + 205 * (z.max() - z) / (z.max() - z.min())) / 255
+  bias = (value.sum() + 4 * 10 / 255) / 16
+  # It is the same for both prompts; the gradient of g x is 2 g.
+  plain = score.make(TEACHER, settings)
+  without = jax.grad(lambda image: plain.loss(
+      {}, frozen, key, Render(image, *(None,) * 5),
+      plain.condition(frozen, camera), 0)[0])(image)
+  states = [x['states'][0, 0, 0] for x in (text.cond, text.null)]
+  added = bias * (coefficients.cond * states[0] + coefficients.null * states[1])
+  np.testing.assert_allclose(to_image, without + 2 * added, rtol=1e-4)
+  assert np.abs(added) > 1e-2
+  np.testing.assert_array_equal(to_depth, 0)
+
+
+def test_without_depth_conditioning_the_text_has_no_camera():
+  guidance = score.make(TEACHER, _settings(score.sds(3.0)))
+  text = guidance.condition(guidance.load('a dog', ''), cameras.orbit(
+      10.0, 10.0, 1.6, 1.3))
+  assert text.camera is None
+  assert score.add_depth(TEACHER, WEIGHTS, text, None) is text
+
+
+def _small_shapes_teacher(path):
+  """Teacher settings of a random shapes model with a ControlNet."""
+  config = text_to_image.get_config('depth_tiny').model.to_dict()
+  model = pixel_model.build(config, assets.tokenizer().vocab_size)
+  params = jax.tree.map(
+      lambda x: np.full(x.shape, 0.1, x.dtype), jax.eval_shape(
+          lambda key: model.init(key, assets.CAPTION_LENGTH),
+          jax.random.key(0)))
+  control = {'control': params.pop('control')}
+  base, _ = assets.save(
+      path / 'base.safetensors', params,
+      {'config': {'model': {**config, 'control': None}}})
+  digest = assets.load(base)[1]['sha256']
+  saved, _ = assets.save(path / 'control.safetensors', control,
+                         {'config': {'model': config}, 'base': digest})
+  return {'name': 'shapes', 'path': str(base), 'control': str(saved)}
+
+
+@pytest.mark.parametrize('settings', [
+    folders.write_small_stable_diffusion, _small_shapes_teacher])
+def test_every_teacher_takes_the_depth_of_a_render_by_its_config(
+    settings, tmp_path):
+  config = dreamfusion.get_config('tiny')
+  config.teacher = ml_collections.ConfigDict(settings(tmp_path))
+  frozen = score.from_config(score.sds, config).load('a red car', '')
+  assert 'control' in frozen.weights
+
+  def loss(image, frozen, camera, depth, opacity, guidance):
+    render = Render(image, opacity, depth, *(None,) * 3, color_only=image)
+    text = guidance.condition(frozen, camera)
+    assert text.camera is not None
+    return guidance.loss({}, frozen, jax.random.key(0), render, text, 0)[0]
+
+  # What the gradient depends on, without computing it.
+  image, depth = jnp.zeros((12, 12, 3)), jnp.ones((12, 12))
+  inputs = image, frozen, cameras.orbit(20.0, 10.0, 1.6, 1.3), depth, depth
+  are_depth = [x.shape == depth.shape for x in jax.tree.leaves(inputs)]
+  for combination in (score.sds, score.csd):
+    guidance = score.from_config(combination, config)
+    program = jax.make_jaxpr(jax.grad(functools.partial(
+        loss, guidance=guidance)))(*inputs).jaxpr
+    assert [x.aval.shape for x in program.outvars] == [image.shape]
+    _, used = partial_eval.dce_jaxpr(program, [True])
+    assert [use for use, is_depth in zip(used, are_depth, strict=True)
+            if is_depth] == [True, True]
+
+
+def test_each_subject_has_its_own_prompt_in_every_view():
+  guidance = score.make(TEACHER, _settings(score.sds(3.0)))
+  frozen = guidance.load(('a cat', 'a long blue table'), '')
+  for subject, prompt in enumerate(('a cat', 'a long blue table')):
+    for azimuth, view in ((0.0, 'front view'), (90.0, 'side view')):
+      text = guidance.condition(
+          frozen, cameras.orbit(azimuth, 0.0, 1.5, 1.0), jnp.int32(subject))
+      np.testing.assert_allclose(
+          text.cond['states'], len(f'{prompt}, {view}') / 100, rtol=1e-6)
+      np.testing.assert_allclose(text.null['states'], 0)
+
+
+def test_sds_has_scenetexs_gradient(monkeypatch):
+  path = pathlib.Path(os.environ.get('GEN3D_REFERENCE', ''), 'scenetex.npz')
+  if not path.is_file():
+    pytest.skip('set GEN3D_REFERENCE to the folder with scenetex.npz')
+  data = np.load(path)
+  latents, eps, noisy = (
+      np.moveaxis(data[f'vsd.{name}'], 1, -1)
+      for name in ('latents', 'noise', 'noisy'))
+  # The reference's toy mixes latents and noise in ratios of its own.
+  alpha, sigma = np.linalg.lstsq(
+      np.stack([latents.ravel(), eps.ravel()], -1), noisy.ravel())[0]
+  scale = float(data['vsd.guidance'])
+  schedule = noise.Schedule(lambda t: jnp.full_like(t, alpha),
+                            lambda t: jnp.full_like(t, sigma))
+  teacher = TEACHER._replace(
+      schedule=schedule, encode=lambda weights, images, key: images,
+      denoise=lambda weights, x_t, t, text: text['states'][
+          :, :1, :1, None] * jnp.tanh(x_t))
+  text = score.ViewText({'states': jnp.full((1, 1, 1), 0.1)},
+                        {'states': jnp.zeros((1, 1, 1))})
+  weight = float(data['vsd.w_at_t'])
+  settings = _settings(
+      score.sds(scale), weighting=lambda a, s: jnp.full_like(s, weight))
+  monkeypatch.setattr(score.jax.random, 'normal', lambda key, shape: eps)
+  gradient = jax.grad(lambda latents: score.distillation_loss(
+      teacher, settings, {}, jax.random.key(0), latents, text, 0)[0])(
+          jnp.asarray(latents))
+  # Its loss is a mean over the latents, ours a sum.
+  np.testing.assert_allclose(
+      gradient / eps.size, np.moveaxis(data['sds.dlatents'], 1, -1), atol=1e-7)
+
+
+def test_scenetexs_times_are_half_as_large_after_the_first_steps():
+  options = scene_tex.paper().guidance.options
+  times = [options.time_min, options.time_max]
+  for step, expected in ((0, (0.02, 0.98)), (4_999, (0.02, 0.98)),
+                         (5_000, (0.02, 0.5)), (29_999, (0.02, 0.5))):
+    np.testing.assert_allclose(
+        [score.schedules.piecewise(step, time) for time in times], expected,
+        rtol=1e-5)

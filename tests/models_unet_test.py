@@ -120,3 +120,37 @@ def test_masked_mean_equals_the_mean_of_unmasked_states():
   np.testing.assert_allclose(
       unet.masked_mean(states, mask)[0], (states[0, 0] + states[0, 2]) / 2)
   assert jnp.isfinite(unet.masked_mean(states, 0 * mask)).all()
+
+
+def test_a_fresh_control_net_is_a_copy_without_effect(network):
+  apply, params, _, inputs = network
+  shape = SHAPE._replace(blocks=(1, 1))
+  control = unet.ControlNet(shape, (1, 0))
+  key_map, key_init, key_noise = jax.random.split(jax.random.key(7), 3)
+  maps = jax.random.uniform(key_map, (2, 16, 16, 1)).at[1].set(0.0)
+  fresh = unet.copy_parameters(
+      jax.jit(control.init)(key_init, maps, *inputs), params)
+  np.testing.assert_array_equal(
+      fresh['params']['encode_0_0']['conv_in']['kernel'],
+      params['params']['encode_0_0']['conv_in']['kernel'])
+  assert 'decode_0_0' not in fresh['params']
+  residuals = jax.jit(control.apply)
+  plain = apply(params, *inputs)
+  call = jax.jit(unet.UNet(SHAPE).apply)
+  with_control = lambda r: call(params, *inputs, residuals=r)
+  # Of the input, of each block and downsampling, and of the middle.
+  zeros = residuals(fresh, maps, *inputs)
+  assert [r.shape[1:] for r in zeros] == [
+      (8, 8, 8), (8, 8, 8), (4, 4, 16), (4, 4, 16), (4, 4, 16)]
+  np.testing.assert_allclose(with_control(zeros), plain, atol=1e-5)
+
+  # A trained one has an effect, but none for a map of zeros.
+  leaves, tree = jax.tree.flatten(fresh)
+  trained = jax.tree.unflatten(tree, [
+      x + .2 * jax.random.normal(jax.random.fold_in(key_noise, i), x.shape)
+      for i, x in enumerate(leaves)])
+  out = with_control(residuals(trained, maps, *inputs))
+  assert jnp.abs(out - plain)[0].max() > 1e-2
+  np.testing.assert_allclose(out[1], plain[1], atol=1e-5)
+  other = with_control(residuals(trained, maps[:, ::-1], *inputs))
+  assert jnp.abs(other - out)[0].max() > 1e-3

@@ -107,3 +107,14 @@ def test_labels_come_back_as_cameras():
   camera = cameras.orbit(jnp.array([10., 200.]), 30., 2., 1.2)
   back = cameras.from_label(cameras.to_label(camera))
   jax.tree.map(np.testing.assert_array_equal, back, camera)
+
+
+def test_axial_depth_is_minus_z_in_the_cameras_frame():
+  camera = cameras.orbit(jnp.array([10., 200.]), 30., 2., 1.2)
+  distance = jax.random.uniform(jax.random.key(0), (2, 4, 6), minval=1.)
+  rays = cameras.rays(camera, 4, 6)
+  points = rays.origins + distance[..., None] * rays.directions
+  world = np.concatenate([points, np.ones((2, 4, 6, 1))], -1)
+  local = np.einsum('bij,bhwj->bhwi', np.linalg.inv(camera.c2w), world)
+  np.testing.assert_allclose(
+      cameras.axial_depth(camera, distance), -local[..., 2], rtol=1e-5)

@@ -120,6 +120,42 @@ def test_clip_preprocess_of_batches_and_its_gradient():
   assert float(jnp.abs(slope[0]).max()) == 0
 
 
+def test_depth_map_equals_a_loop():
+  rng = np.random.default_rng(0)
+  depth = rng.uniform(1, 3, (3, 5, 7)).astype(np.float32)
+  coverage = rng.random((3, 5, 7), np.float32)
+  coverage[1], depth[2] = 0.2, 2.0  # an empty view, and one of a single depth
+  expected = np.full((3, 5, 7, 1), 10 / 255)
+  for view in (0, 2):
+    inside = [depth[view, i, j] for i, j in np.ndindex(5, 7)
+              if coverage[view, i, j] > 0.5]
+    span = max(inside) - min(inside)
+    for i, j in np.ndindex(5, 7):
+      if coverage[view, i, j] > 0.5:
+        expected[view, i, j] = (50 + 205 * (
+            (max(inside) - depth[view, i, j]) / span if span else 1)) / 255
+  # What lies behind an empty pixel is not a number.
+  depth = np.where(coverage > 0.5, depth, np.inf)
+  got = images.depth_map(jnp.asarray(depth), jnp.asarray(coverage))
+  np.testing.assert_allclose(got, expected, atol=1e-6)
+  assert got.min() > 0
+  gradient = jax.grad(lambda depth: images.depth_map(depth, coverage).sum())(
+      jnp.where(coverage > 0.5, depth, 0.0))
+  assert np.all(np.isfinite(gradient))
+
+
+def test_depth_map_is_that_of_scenetex():
+  folder = pathlib.Path(os.environ.get('GEN3D_REFERENCE', ''))
+  file = folder / 'scenetex.npz'
+  if not file.is_file():
+    pytest.skip('set GEN3D_REFERENCE to the folder with scenetex.npz')
+  data = np.load(file)
+  depth = data['uv.zbuf'][..., 0]
+  got = images.depth_map(jnp.asarray(depth), jnp.asarray(depth > 0) * 1.0)
+  theirs = np.moveaxis(data['depth.controlnet'], 1, -1)
+  np.testing.assert_allclose(got.repeat(3, -1), theirs, atol=1e-6)
+
+
 def test_gaussian_blur_mirrors_at_the_edges(image):
   offset = np.arange(-2, 3)
   taps = np.exp(-0.5 * (offset / 1.3)**2)

@@ -259,7 +259,8 @@ def test_derivatives_in_the_image_equal_differences():
   height, width = 200, 300
   fragments = rasterize(clip, faces, (height, width))
   values = interpolate(uv, fragments, attribute_faces)
-  got = jax.jit(raster.pixel_derivatives)(uv, fragments, clip, faces, attribute_faces)
+  got = jax.jit(raster.pixel_derivatives)(
+      uv, fragments, clip, faces, attribute_faces)
   covered = np.asarray(fragments.faces) == 0
   for axis in (0, 1):
     step = [(0, 2), (2, 0)][axis]

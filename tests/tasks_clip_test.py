@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from configs import clip as clip_config
+from gen3d import assets
+from gen3d.choices import UserError
 from gen3d.engine import sharding
 from gen3d.metrics import text as text_metrics
 from gen3d.models import clip_pair
@@ -43,6 +45,22 @@ def after_a_step(task, state, batch, count):
       sharding.replicate(state, mesh), sharding.to_devices(batch, mesh),
       sharding.replicate(jax.random.key(1), mesh))
   return sharding.unreplicate(state), {k: float(v) for k, v in metrics.items()}
+
+
+def test_weights_to_start_from_are_those_of_the_config(config, first_state,
+                                                       tmp_path):
+  config = config.copy_and_resolve_references()
+  path, _ = assets.save(tmp_path / 'w.safetensors', first_state.params,
+                        {'config': config.to_dict()})
+  config.start_from = str(path)
+  state = clip_task.make(config).init(jax.random.key(1))
+  jax.tree.map(np.testing.assert_array_equal, state.params, first_state.params)
+  config.start_from = str(assets.CLIP)
+  with pytest.raises(UserError, match='clip_shapes.* is of another model'):
+    clip_task.make(config).init(jax.random.key(1))
+  config.start_from = str(assets.TEXT_TO_IMAGE)
+  with pytest.raises(UserError, match="of the task 'text_to_image'"):
+    clip_task.make(config)
 
 
 def test_step_does_not_depend_on_the_number_of_devices(task, first_state):

@@ -87,6 +87,16 @@ def test_start_parts_selects_the_initialized_parts(
     text_to_image.make(again).init(jax.random.key(9))
 
 
+def test_start_from_a_model_of_other_sizes_is_refused(config):
+  again = config.copy_and_resolve_references()
+  again.start_from = str(assets.TEXT_TO_IMAGE)
+  with pytest.raises(ValueError, match='shapes.* is of another model'):
+    text_to_image.make(again).init(jax.random.key(9))
+  again.start_from = str(assets.CLIP)
+  with pytest.raises(ValueError, match="of the task 'clip'"):
+    text_to_image.make(again)
+
+
 def test_prior_image_loss_is_least_at_the_mean_of_known_cameras():
   truth = jax.random.normal(jax.random.key(0), (4, 5, 12))
   known = jnp.array([1., 1, 0, 1])
@@ -243,3 +253,65 @@ def test_high_noise_oversampling_is_the_density_ratio():
   middle = (edges[1:] + edges[:-1]) / 2
   np.testing.assert_allclose(
       count[0] / count, 1 - 29 / 30 * middle, rtol=.03, atol=.02)
+
+
+def test_only_the_control_net_of_a_frozen_model_is_trained(
+    config, task, state, tmp_path):
+  path, _ = assets.save(
+      tmp_path / 'w.safetensors', {
+          part: x for part, x in state.params.items() if part != 'reader'},
+      {'config': config.to_dict()})
+  depth = config_file.get_config('depth_tiny')
+  depth.start_from = str(path)
+  task = text_to_image.make(depth)
+  first = task.init(jax.random.key(3))
+  assert set(first.params) == {'control'}
+  assert set(first.frozen) == {'t5', 'unet', 'light_field', 'reader'}
+  jax.tree.map(np.testing.assert_allclose, first.frozen['unet'],
+               state.params['unet'])
+  np.testing.assert_array_equal(
+      first.params['control']['params']['encode_1_0']['conv_in']['kernel'],
+      first.frozen['unet']['params']['encode_1_0']['conv_in']['kernel'])
+
+  one = lambda tree: jax.tree.map(lambda x: x[None], tree)
+  step = jax.pmap(task.step, 'devices')
+  # The output of the tiny frozen model ends in zeros.
+  frozen = jax.tree.map(lambda x: x + .02, first.frozen)
+  new, losses = step(one(first.replace(frozen=frozen)),
+                     one(next(task.batches(0, 0))), one(jax.random.key(1)))
+  assert losses.keys() == {'loss/v'}
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[0]), frozen,
+               new.frozen)
+  moved = jax.tree.map(lambda a, b: jnp.abs(a - b[0]).max(),
+                       first.params['control'], new.params['control'])
+  assert moved['params']['residual_0_0']['kernel'] > 0
+
+  files = task.finish(jax.tree.map(lambda x: x[0], new), tmp_path / 'run')
+  saved, record = assets.load(files[0])
+  assert files[0].name == assets.TEXT_TO_IMAGE_DEPTH.name
+  assert set(saved) == {'control'}
+  assert record['base'] == assets.load(path)[1]['sha256']
+  assert record['images_seen'] == depth.batch and 'earlier' not in record
+
+
+def test_an_unknown_trained_part_is_an_error(config):
+  wrong = config.copy_and_resolve_references()
+  wrong.trained_parts = ('control',)
+  with pytest.raises(ValueError, match="'control'.*'light_field'"):
+    text_to_image.make(wrong)
+
+
+def test_depth_maps_of_views_are_those_of_their_surface(config):
+  views, _ = text_to_image.shapes_world.load_views(0, 'train', 4, 16)
+  maps = np.asarray(text_to_image.depth_maps(views))
+  covered = views.coverage > 127
+  np.testing.assert_allclose(maps[..., 0][~covered], 10 / 255, rtol=1e-6)
+  for i in range(4):
+    inside = np.where(covered[i], maps[i, ..., 0], np.nan)
+    np.testing.assert_allclose(
+        [np.nanmin(inside), np.nanmax(inside)], [50 / 255, 1], rtol=1e-5)
+    # The nearest pixel is the brightest one.
+    z = cameras.axial_depth(
+        jax.tree.map(lambda x, i=i: x[i], views.camera),
+        jnp.float32(views.depth[i]))
+    assert np.nanargmax(inside) == np.argmin(np.where(covered[i], z, np.inf))

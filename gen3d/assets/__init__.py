@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -23,6 +24,7 @@ from gen3d.choices import UserError
 
 FOLDER = pathlib.Path(__file__).parent
 TEXT_TO_IMAGE = FOLDER / 'text_to_image_shapes.safetensors'
+TEXT_TO_IMAGE_DEPTH = FOLDER / 'text_to_image_shapes_depth.safetensors'
 CLIP = FOLDER / 'clip_shapes.safetensors'  # judges
 CLIP_GUIDE = FOLDER / 'clip_shapes_guide.safetensors'  # guides
 CAPTION_LENGTH = 24  # tokens, with the end token
@@ -61,11 +63,14 @@ def save(
   return path, beside
 
 
-def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+def load(path: str | os.PathLike, task: str | None = None
+         ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads the files that `save` wrote.
 
   Args:
     path: of the safetensors file.
+    task: that the weights must be of, by the config in their record; None for
+      any.
 
   Returns:
     (nested dict of NumPy arrays, with floating-point tensors as float32;
@@ -73,7 +78,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     the keys).
 
   Raises:
-    UserError: a file is missing or damaged.
+    UserError: a file is missing or damaged, or of another task.
   """
   path = pathlib.Path(path)
   beside = path.with_suffix('.json')
@@ -92,6 +97,10 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     raise UserError(
         f'The weights file {path} is truncated or damaged: its SHA-256 is not '
         f'the one in {beside.name}; get it again.')
+  found = record.get('config', {}).get('task')
+  if task not in (None, found):
+    raise UserError(f'The weights file {path} is of the task {found!r}; give '
+                    f'weights of the task {task!r}.')
   tree = {}
   for name, x in safetensors.numpy.load(content).items():
     *parents, last = name.split('/')
@@ -101,6 +110,25 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     floating = np.issubdtype(x.dtype, np.floating)
     node[last] = x.astype(np.float32) if floating else x
   return tree, record
+
+
+def check_fits(path: str | os.PathLike, tree: Any, like: Any,
+               name: str = 'model') -> None:
+  """Checks that weights are those of a network.
+
+  Args:
+    path: of their file, for the message.
+    tree: the weights.
+    like: weights of the network, as arrays or shapes.
+    name: of the network, for the message.
+
+  Raises:
+    UserError: they differ in structure or shapes.
+  """
+  shapes_of = functools.partial(jax.tree.map, np.shape)
+  if shapes_of(tree) != shapes_of(like):
+    raise UserError(f'{path} is of another {name} than the config describes; '
+                    'give one that was trained with the same sizes.')
 
 
 def _stored(x, dtype):

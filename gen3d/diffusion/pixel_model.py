@@ -6,6 +6,10 @@ the U-Net starts from a *prior image*, the light field's estimate of the mean
 image of (text, camera). At large noise levels that mean is the best
 prediction, and a U-Net, whose input is then almost only noise, learns it
 slowly. A camera label of zeros stands for an unknown camera.
+
+Depth conditioning: a ControlNet (models/unet.py), trained beside the frozen
+model and shipped in a file of its own, adds to the U-Net's features what
+follows from the depth map of the view. A map of zeros stands for no map.
 """
 
 import os
@@ -18,7 +22,7 @@ import numpy as np
 from absl import logging
 
 from gen3d import assets
-from gen3d.choices import check
+from gen3d.choices import UserError, check
 from gen3d.data.shapes import captions
 from gen3d.data.shapes import world as shapes_world
 from gen3d.diffusion import noise
@@ -28,6 +32,7 @@ from gen3d.diffusion.teachers import (
   Weights,
   unit_images,
   without_camera,
+  without_depth,
 )
 from gen3d.models import light_field, t5, unet
 from gen3d.ops import cameras
@@ -59,6 +64,7 @@ class PixelModel(NamedTuple):
     schedule: noise.Schedule.
     prediction: of the U-Net, a key of PREDICTIONS. A network narrower than its
       patches can represent an image but not noise.
+    control: unet.ControlNet of depth maps; None for a model without.
   """
   encoder: t5.T5Encoder
   unet: unet.UNet
@@ -66,6 +72,7 @@ class PixelModel(NamedTuple):
   size: int
   schedule: noise.Schedule
   prediction: str = 'v'
+  control: unet.ControlNet | None = None
 
   @property
   def patches(self) -> int:
@@ -73,7 +80,12 @@ class PixelModel(NamedTuple):
     return (self.size // self.unet.shape.patch) ** 2
 
   def init(self, key: jax.Array, length: int) -> Weights:
-    """Parameters {'t5', 'unet', 'light_field'}, captions of `length` tokens."""
+    """Parameters {'t5', 'unet', 'light_field', 'control'} of the parts.
+
+    Args:
+      key: PRNG key.
+      length: of the captions in tokens.
+    """
     key_t5, key_unet, key_field = jax.random.split(key, 3)
     tokens, mask = jnp.zeros((1, length), jnp.int32), jnp.ones((1, length))
     states = jnp.zeros((1, length, self.encoder.config.width))
@@ -87,6 +99,10 @@ class PixelModel(NamedTuple):
       rays = light_field.features(*_camera_rays(label, 1)[1:])
       params['light_field'] = self.light_field.init(
           key_field, rays, states[:, 0])
+    if self.control:
+      params['control'] = self.control.init(
+          jax.random.fold_in(key, 3), image[..., :1], image, jnp.zeros(1),
+          states, mask, ray_features(label, self.size), image)
     return params
 
   def embed(self, params: Weights, tokens: jax.Array,
@@ -119,6 +135,14 @@ class PixelModel(NamedTuple):
       text['prior_image'] = known * unet.depth_to_space(
           jax.lax.stop_gradient(patches), patch)
     return text
+
+  def add_depth(self, params: Weights, text: Text, maps: jax.Array) -> Text:
+    """Teacher.add_depth of this model; a map of zeros is none."""
+    del params
+    shape = (len(maps), self.size, self.size, 1)
+    if maps.shape != shape:
+      maps = jax.image.resize(maps, shape, 'bilinear', antialias=True)
+    return text | {'depth': maps}
 
   def prior_image(self, params: Weights, text: Text, labels: jax.Array,
                   patches: jax.Array | None = None) -> jax.Array:
@@ -161,9 +185,12 @@ class PixelModel(NamedTuple):
   def predict_v(self, params: Weights, x_t: jax.Array, t: jax.Array,
                 text: Text) -> jax.Array:
     """v [B, H, W, 3] of noisy images x_t at times t [B]."""
-    output: Any = self.unet.apply(
-        params['unet'], x_t, t, text['states'], text['mask'],
-        ray_features(text['camera'], self.size), text.get('prior_image'))
+    inputs = (x_t, t, text['states'], text['mask'],
+              ray_features(text['camera'], self.size), text.get('prior_image'))
+    residuals = None
+    if self.control and 'depth' in text:
+      residuals = self.control.apply(params['control'], text['depth'], *inputs)
+    output: Any = self.unet.apply(params['unet'], *inputs, residuals)
     return PREDICTIONS[self.prediction](self.schedule, x_t, output, t)
 
   def denoise(self, params: Weights, x_t: jax.Array, t: jax.Array,
@@ -211,7 +238,8 @@ def build(config: Mapping[str, Any], vocab: int) -> PixelModel:
   """PixelModel of a config with `size`, `unet` and `t5`.
 
   Configs of older weights have no `prediction`, which is then 'v', and no
-  `light_field`.
+  `light_field`. A config with `control`, the ControlNet's `blocks`, is of a
+  model with depth conditioning.
 
   Args:
     config: mapping, such as `model` of configs/text_to_image.py.
@@ -222,13 +250,14 @@ def build(config: Mapping[str, Any], vocab: int) -> PixelModel:
   """
   prediction = config.get('prediction', 'v')
   check('prediction', PREDICTIONS, prediction)
-  shape, field = unet.UNetShape(**config['unet']), config.get('light_field')
+  field, control = config.get('light_field'), config.get('control')
+  shape = unet.UNetShape(**config['unet'])._replace(prior_image=bool(field))
   return PixelModel(
-      t5.T5Encoder(t5.T5Config(vocab=vocab, **config['t5'])),
-      unet.UNet(shape._replace(prior_image=bool(field))),
+      t5.T5Encoder(t5.T5Config(vocab=vocab, **config['t5'])), unet.UNet(shape),
       light_field.LightField(light_field.LightFieldShape(**field),
                              3 * shape.patch ** 2) if field else None,
-      config['size'], noise.cosine_schedule(), prediction)
+      config['size'], noise.cosine_schedule(), prediction,
+      unet.ControlNet(shape, tuple(control['blocks'])) if control else None)
 
 
 def to_teacher(model: PixelModel, params: Weights) -> Teacher:
@@ -249,7 +278,9 @@ def to_teacher(model: PixelModel, params: Weights) -> Teacher:
       model.schedule, encode, unit_images, model.denoise, embed,
       (model.size, model.size, 3), 1.0,
       lambda: {name: params[name] for name in params if name != 't5'},
-      model.add_camera if conditioned else without_camera, conditioned)
+      model.add_camera if conditioned else without_camera, conditioned,
+      model.add_depth if model.control else without_depth,
+      bool(model.control))
 
 
 def tokenize(prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -268,17 +299,48 @@ def load(path: str | os.PathLike = assets.TEXT_TO_IMAGE
   """The shipped model, or that at `path`, as (PixelModel, params, record).
 
   Raises:
-    UserError: the file is missing or damaged.
+    UserError: the file is missing or damaged, or is not of such a model.
   """
-  params, record = assets.load(path)
+  params, record = assets.load(path, 'text_to_image')
   model = build(record['config']['model'], assets.tokenizer().vocab_size)
   return model, params, record
 
 
-def teacher(path: str | os.PathLike = assets.TEXT_TO_IMAGE) -> Teacher:
-  """The shipped model, or that at `path`, as a Teacher; errors of `load`."""
-  model, params, _ = load(path)
+def teacher(path: str | os.PathLike = assets.TEXT_TO_IMAGE,
+            control: str | os.PathLike = '') -> Teacher:
+  """The shipped model, or that at `path`, as a Teacher.
+
+  Args:
+    path: of the weights.
+    control: weights of a ControlNet for depth conditioning: 'depth' for the
+      shipped ones, a path for others, '' for none.
+
+  Raises:
+    UserError: a file is missing or damaged, or the ControlNet was trained for
+      other weights.
+  """
+  model, params, record = load(path)
+  if control:
+    model, params = _with_control(
+        model, params, record['sha256'],
+        assets.TEXT_TO_IMAGE_DEPTH if control == 'depth' else control)
   return to_teacher(model, params)
+
+
+def _with_control(model, params, digest, path):
+  """A model and its parameters with the ControlNet at `path`."""
+  if not os.path.isfile(path):
+    raise UserError(
+        f'There is no ControlNet {path}; train one by --config=configs/'
+        'text_to_image.py:depth and give its .safetensors file as the '
+        "teacher's control.")
+  control, record = assets.load(path)
+  if record.get('base') != digest:
+    raise UserError(
+        f'The ControlNet {path} was trained for other weights of the teacher; '
+        "give those as the teacher's path, or no control.")
+  built = build(record['config']['model'], assets.tokenizer().vocab_size)
+  return model._replace(control=built.control), params | control
 
 
 def around(prompts: Sequence[str], count: int, elevation: float = 20.0

@@ -5,7 +5,8 @@ the hub. Stable Diffusion denoises the latents of an autoencoder, so that the
 gradient of an image passes through the encoder; IF denoises 64 x 64 pixels.
 The configs in a folder are checked when a teacher is made; tensors are read
 when they are needed: first those of the text encoder, by `embed`, which frees
-them afterwards, then the rest, by `load`.
+them afterwards, then the rest, by `load`. Stable Diffusion may have a
+ControlNet for depth conditioning, from a folder of its own.
 
 Embeddings are cached on disk, one file per text, named by a hash of the text
 encoder's weights and of the tokens: a second run of a prompt needs no text
@@ -34,8 +35,9 @@ from gen3d.diffusion.teachers import (
   Text,
   Weights,
   unit_images,
+  without_depth,
 )
-from gen3d.models import autoencoder, clip, t5
+from gen3d.models import autoencoder, clip, controlnet, t5
 from gen3d.models import deepfloyd as deepfloyd_unet
 from gen3d.models import stable_diffusion as sd_unet
 from gen3d.weights import hub
@@ -73,7 +75,8 @@ class TextEncoder(NamedTuple):
 
 def stable_diffusion(*, path: str = '', revision: str = '', variant: str = '',
                      dtype: str = '', prediction: str = '',
-                     remat: bool = False, flash: bool = False) -> Teacher:
+                     remat: bool = False, flash: bool = False,
+                     control: str = '') -> Teacher:
   """The Teacher of a Stable Diffusion in a folder or on the hub.
 
   Args:
@@ -84,15 +87,20 @@ def stable_diffusion(*, path: str = '', revision: str = '', variant: str = '',
     prediction: see `stable_diffusion_teacher`.
     remat: less memory for the gradient through the autoencoder, more time.
     flash: cuDNN's attention; NVIDIA GPUs and bfloat16 only.
+    control: folder or hub id of a ControlNet for depth conditioning; '' for
+      none.
 
   Raises:
     UserError: the path is missing or does not hold such a pipeline.
   """
   settings = _settings(dtype, prediction, flash)
+  # The smaller of the two first, which may be on the hub as well.
+  of_control = hub.locate(control, variant=variant).path if control else None
   folder = _locate('stable_diffusion', path, STABLE_DIFFUSION, revision,
                    variant)
   return stable_diffusion_teacher(
-      folder, variant=variant, remat=remat, cache=disk_cached, **settings)
+      folder, variant=variant, remat=remat, cache=disk_cached,
+      control=of_control, **settings)
 
 
 def deepfloyd(*, path: str = '', revision: str = '', variant: str = '',
@@ -173,7 +181,7 @@ def _read_states(file):
 def stable_diffusion_teacher(
     path: pathlib.Path, *, dtype: Any = jnp.float32, variant: str = '',
     prediction: str = '', remat: bool = False, flash: bool = False,
-    cache: Cache = uncached) -> Teacher:
+    control: pathlib.Path | None = None, cache: Cache = uncached) -> Teacher:
   """The Teacher of a Stable Diffusion 1.x or 2.x.
 
   Args:
@@ -184,6 +192,7 @@ def stable_diffusion_teacher(
       folder's scheduler, and 'epsilon' where it has none.
     remat: recomputes the autoencoder's blocks for the gradient: less memory.
     flash: see models.stable_diffusion.UNet.
+    control: folder of a ControlNet for depth maps, or None.
     cache: of the embeddings.
 
   Raises:
@@ -198,6 +207,11 @@ def stable_diffusion_teacher(
     raise UserError(
         f'{path} has an autoencoder of {vae.config.latent} channels and a '
         f'U-Net of {size.in_channels}; they are not of one model.')
+  control_net = None
+  if control:
+    control_net = controlnet.read(hub.read(control, variant), dtype,
+                                  flash=flash)
+    controlnet.check_fits(control_net, size, control)
   folder, encoder_path = read('text_encoder'), path / 'text_encoder'
   text_size = clip.text_config(folder)
   _check_width(path, text_size.width, size.states)
@@ -208,13 +222,17 @@ def stable_diffusion_teacher(
       lambda: clip.load_text(encoder_path, dtype, variant)[1], folder)
 
   def load():
-    return {
+    weights = {
         'unet': sd_unet.load_unet(path / 'unet', dtype, variant)[1],
         'vae': autoencoder.load(path / 'vae', dtype, variant)[1]}
+    if control:
+      weights['control'] = controlnet.load(control, dtype, variant)[1]
+    return weights
 
   return network_teacher(
       unet, vae, *noise_schedule(path, 'scaled_linear', prediction),
-      functools.partial(_embed, encoder, jnp.dtype(dtype).name, cache), load)
+      functools.partial(_embed, encoder, jnp.dtype(dtype).name, cache), load,
+      control_net)
 
 
 def deepfloyd_teacher(
@@ -248,7 +266,8 @@ def deepfloyd_teacher(
 def network_teacher(
     unet: sd_unet.UNet, vae: autoencoder.Autoencoder | None,
     schedule: noise.Schedule, prediction: str, embed: Embed,
-    load: Callable[[], Weights]) -> Teacher:
+    load: Callable[[], Weights],
+    control: controlnet.ControlNet | None = None) -> Teacher:
   """The Teacher of a U-Net on latents or, where `vae` is None, on pixels.
 
   Args:
@@ -257,7 +276,8 @@ def network_teacher(
     schedule: noise.Schedule.
     prediction: a key of PREDICTIONS.
     embed: see Teacher; its text is {'states' [N, L, D]}.
-    load: () -> {'unet', 'vae'}, the latter where there is one.
+    load: () -> {'unet', 'vae', 'control'}, the latter two where there is one.
+    control: ControlNet of depth maps, or None.
   """
   side, channels = unet.config.side, unet.config.in_channels
   to_eps = PREDICTIONS[prediction]
@@ -278,15 +298,35 @@ def network_teacher(
       x = vae.apply(weights['vae'], x, method='decode')
     return unit_images(None, x)
 
+  def add_depth(weights, text, maps):
+    del weights
+    assert control is not None
+    pixels = side * control.factor
+    maps = jax.image.resize(maps, (len(maps), pixels, pixels, 1), 'bilinear')
+    return text | {'depth': maps}
+
   def denoise(weights, x_t, t, text):
-    output = unet.apply(
-        weights['unet'], x_t, noise.to_step(t), text['states'])
+    inputs = x_t, noise.to_step(t), text['states']
+    added: dict[str, Any] = {}
+    if control and 'depth' in text:
+      added['residuals'] = _residuals(
+          control, weights['control'], text['depth'], inputs)
+    output = unet.apply(weights['unet'], *inputs, **added)
     # Further channels predict the variance.
     return to_eps(schedule, x_t, output[..., :channels], t)
 
   return Teacher(
       schedule, encode, decode, denoise, embed,
-      (side, side, channels), None if vae else 1.0, load)
+      (side, side, channels), None if vae else 1.0, load,
+      add_depth=add_depth if control else without_depth,
+      depth_conditioned=bool(control))
+
+
+def _residuals(control, weights, maps, inputs):
+  """The ControlNet's residuals; zero where a map [H, W, 1] is zero."""
+  known = jnp.any(maps != 0, axis=(1, 2, 3))[:, None, None, None]
+  image = jnp.repeat(maps, controlnet.CHANNELS, axis=-1)
+  return [known * h for h in control.apply(weights, image, *inputs)]
 
 
 def noise_schedule(path: pathlib.Path, default: str, prediction: str

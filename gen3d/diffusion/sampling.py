@@ -13,7 +13,8 @@ from gen3d.engine import sharding
 
 
 def sample(key: jax.Array, teacher: Teacher, prompts: Sequence[str], *,
-           labels: np.ndarray | jax.Array | None = None, negative: str = '',
+           labels: np.ndarray | jax.Array | None = None,
+           depth: np.ndarray | jax.Array | None = None, negative: str = '',
            scale: float = 3.0, steps: int = 40, eta: float = 0.0,
            batch: int = 16) -> np.ndarray:
   """Images uint8 [N, H, W, 3] of N prompts.
@@ -23,6 +24,8 @@ def sample(key: jax.Array, teacher: Teacher, prompts: Sequence[str], *,
     teacher: Teacher.
     prompts: N strings.
     labels: [N, 25] of the cameras, for a teacher with camera conditioning.
+    depth: maps [N, H, W, 1] of ops.images.depth_map, for a teacher with depth
+      conditioning.
     negative: prompt in place of the empty one in classifier-free guidance.
     scale: guidance scale, 1 for none.
     steps: of the sampler.
@@ -36,20 +39,23 @@ def sample(key: jax.Array, teacher: Teacher, prompts: Sequence[str], *,
   if labels is not None:
     text = jax.jit(teacher.add_camera)(weights, text, jnp.asarray(labels))
   draw = _sampler(teacher.schedule, teacher.denoise, teacher.decode,
-                  (batch, *teacher.latent), teacher.bound, steps)
+                  teacher.add_depth, (batch, *teacher.latent), teacher.bound,
+                  steps)
   return draw((key, weights, null, scale, eta),
-              (np.arange(len(prompts)), text))
+              (np.arange(len(prompts)), text, depth))
 
 
 # The cache holds the compiled program of a few models: repeated calls with the
 # same teacher and sizes compile once.
 @functools.lru_cache(maxsize=4)
-def _sampler(schedule, denoise, decode, shape, bound, steps):
-  """((key, weights, null, scale, eta), (indices, texts)) -> images."""
+def _sampler(schedule, denoise, decode, add_depth, shape, bound, steps):
+  """((key, weights, null, scale, eta), (indices, texts, maps)) -> images."""
   def draw(shared, rows):
     key, weights, null, scale, eta = shared
-    index, text = rows
+    index, text, depth = rows
     null = jax.tree.map(lambda n, a: jnp.broadcast_to(n, a.shape), null, text)
+    if depth is not None:
+      text, null = (add_depth(weights, x, depth) for x in (text, null))
     predict = samplers.guided(denoise, weights, text, null, scale)
     x = samplers.sample(jax.random.fold_in(key, index[0]), predict, schedule,
                         shape, steps, eta, bound)

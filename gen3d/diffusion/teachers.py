@@ -20,11 +20,18 @@ Encode = Callable[[Weights, jax.Array, jax.Array | None], jax.Array]
 Decode = Callable[[Weights, jax.Array], jax.Array]
 Embed = Callable[[list[str]], Text]
 AddCamera = Callable[[Weights, Text, jax.Array], Text]
+AddDepth = Callable[[Weights, Text, jax.Array], Text]
 
 
 def without_camera(weights: Weights, text: Text, labels: jax.Array) -> Text:
   """Teacher.add_camera of a model without camera conditioning."""
   del weights, labels
+  return text
+
+
+def without_depth(weights: Weights, text: Text, maps: jax.Array) -> Text:
+  """Teacher.add_depth of a model without depth conditioning."""
+  del weights, maps
   return text
 
 
@@ -46,6 +53,11 @@ class Teacher(NamedTuple):
     add_camera: (weights, text, labels [N, 25] of ops.cameras.to_label) ->
       text with camera conditioning; the text itself for a model without.
     camera_conditioned: whether the model has camera conditioning.
+    add_depth: (weights, text, maps [N, H, W, 1] of ops.images.depth_map, of
+      any size) -> text with depth conditioning; the text itself for a model
+      without. `denoise` of a text without a map, or with one of zeros, is that
+      of the model without depth conditioning.
+    depth_conditioned: whether the model has depth conditioning.
   """
   schedule: noise.Schedule
   encode: Encode
@@ -57,6 +69,8 @@ class Teacher(NamedTuple):
   load: Callable[[], Weights]
   add_camera: AddCamera = without_camera
   camera_conditioned: bool = False
+  add_depth: AddDepth = without_depth
+  depth_conditioned: bool = False
 
 
 def unit_images(weights: Weights, x: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,7 +101,12 @@ class Checkpoints:
   def _restore(self, step: int, **item: Any) -> Any:
     """Reads one item of a checkpoint: {name: arguments of Orbax}."""
     name, = item
-    return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_ignore_late_arrays, hook)
+    result = self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+    # Not after an error, since arrays arrive until the process ends.
+    sys.unraisablehook = hook
+    return result
 
   def wait(self) -> None:
     """Returns when the save in progress, if any, is on disk."""
@@ -220,6 +226,8 @@ def _read(folder: pathlib.Path, keys: list[str]) -> dict[str, Any]:
   logging.set_verbosity(logging.ERROR)  # It warns about optional metadata.
   try:
     saved: Any = checkpointer.metadata(folder).item_metadata
+    if saved is None:
+      raise ValueError('its metadata cannot be read')
     saved = saved.tree
     node: Any = saved
     for key in keys:
@@ -236,6 +244,16 @@ def _read(folder: pathlib.Path, keys: list[str]) -> dict[str, Any]:
   finally:
     logging.set_verbosity(verbosity)
     checkpointer.close()
+
+
+def _ignore_late_arrays(hook, unraisable):
+  """A sys.unraisablehook for reading a checkpoint; the others go to `hook`.
+
+  Orbax ends its event loop at the first array that cannot be read. TensorStore
+  then has no caller for each of the other arrays, and would print a traceback.
+  """
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    hook(unraisable)
 
 
 def _steps(path):

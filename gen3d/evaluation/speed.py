@@ -98,15 +98,32 @@ def run(config: Any, *, repeats: int, plan_only: bool = False,
   Raises:
     UserError: the config is invalid, or `out` cannot be written to.
   """
+  def numbers():
+    task = tasks.module_of(config).make(config)
+    return {'task': config.task, **measure(
+        task, name=config.task, seed=config.seed, steps=config.steps,
+        repeats=repeats, plan_only=plan_only, report=print_measurement)}
+
+  return written(numbers, out)
+
+
+def written(measured: Callable[[], dict[str, Any]],
+            out: str | os.PathLike | None) -> dict[str, Any]:
+  """Calls `measured` for {name: number} and writes it to a .json file.
+
+  Args:
+    measured: does the work.
+    out: the file, or None.
+
+  Raises:
+    UserError: `out` cannot be written to; before the work.
+  """
   if out and pathlib.Path(out).is_dir():
     raise UserError(f'--out={out} is a folder; name a .json file, in it or '
                     'elsewhere.')
   # Opened before the work, so that an unwritable file fails early.
   with files.atomic_write(out) if out else contextlib.nullcontext() as file:
-    task = tasks.module_of(config).make(config)
-    numbers = {'task': config.task, **measure(
-        task, name=config.task, seed=config.seed, steps=config.steps,
-        repeats=repeats, plan_only=plan_only, report=print_measurement)}
+    numbers = measured()
     if file:
       file.write_text(json.dumps(numbers, indent=2) + '\n')
   return numbers

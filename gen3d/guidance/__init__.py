@@ -24,15 +24,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gen3d.ops.cameras import Camera
-
 Frozen = Any  # pytree of arrays: weights and embeddings that are not trained
 Params = Any  # pytree of arrays
 Text = Any    # pytree of arrays
 Metrics = dict[str, jax.Array]
-Load = Callable[[str, str], Frozen]
+Load = Callable[[str | tuple[str, ...], str], Frozen]
 Init = Callable[[jax.Array, Frozen], Params]
-Condition = Callable[[Frozen, Camera], Text]
+# (frozen, camera), or (frozen, camera, subject) -> text
+Condition = Callable[..., Text]
 Loss = Callable[..., tuple[jax.Array, Metrics]]
 
 
@@ -42,10 +41,12 @@ class Guidance(NamedTuple):
   Attributes:
     load: (prompt, negative prompt) -> frozen, a pytree of the weights and
       embeddings that the other functions need. The only function that reads
-      files.
+      files. The prompt is a tuple of strings where a scene has several
+      subjects.
     init: (key, frozen) -> params that are trained with the scene; {} for
       SDS and CSD.
-    condition: (frozen, camera) -> text, a pytree for the view of one camera.
+    condition: (frozen, camera) -> text, a pytree for the view of one camera;
+      (frozen, camera, subject) where `load` got several prompts.
     loss: (params, frozen, key, render, text, step) -> (loss, metrics) of one
       view, a scenes.Render without leading axis. Only the gradient of the loss
       has a meaning, its value need not have one.

@@ -27,6 +27,20 @@ def normalize(prompt: str) -> str:
   return prompt
 
 
+def split(prompt: str, count: int) -> tuple[str, ...]:
+  """The `count` prompts that a ';' separates, each as by `normalize`.
+
+  Raises:
+    UserError: one is empty, or there are not `count`.
+  """
+  parts = tuple(map(normalize, prompt.split(';')))
+  if len(parts) != count:
+    raise UserError(
+        f'There are {len(parts)} prompts for {count} meshes; give one for each '
+        "mesh, for example by --config.prompt='a red chair; a blue table'.")
+  return parts
+
+
 def with_views(prompt: str) -> list[str]:
   """The prompts of the four VIEWS; errors of `normalize`."""
   prompt = normalize(prompt)

@@ -20,6 +20,7 @@ from gen3d.diffusion import loading, noise
 from gen3d.diffusion.teachers import Teacher, Text, Weights
 from gen3d.guidance import Guidance, Metrics, prompts
 from gen3d.ops import cameras, schedules
+from gen3d.ops import images as image_ops
 from gen3d.ops.cameras import Camera
 
 Scalar = float | tuple  # a number or a schedule, see ops.schedules.piecewise
@@ -78,7 +79,8 @@ class Settings(NamedTuple):
 
 class Frozen(NamedTuple):
   """Guidance's `frozen` of score distillation."""
-  prompts: Any  # Text with leading axis 5: prompts.VIEWS, negative prompt
+  # Text with leading axis 4 N + 1: prompts.VIEWS of N prompts, negative prompt.
+  prompts: Any
   weights: Any  # of the teacher
 
 
@@ -86,6 +88,9 @@ class ViewText(NamedTuple):
   """Embeddings for B views, pytrees with leading axis B."""
   cond: Any  # the view-dependent prompt, with the camera
   null: Any  # the negative prompt
+  # ops.cameras.Camera [B] of the views, for `add_depth`; None where it is done
+  # or the teacher has no depth conditioning.
+  camera: Any = None
 
 
 def from_config(combination: Callable[[Scalar], Coefficients],
@@ -119,11 +124,14 @@ def make(teacher: Teacher, settings: Settings,
   def load(prompt, negative_prompt):
     # First the embeddings, whose text encoder is freed before `load` reads the
     # rest of the teacher.
-    embeddings = teacher.embed([*prompts.with_views(prompt), negative_prompt])
+    several = (prompt,) if isinstance(prompt, str) else prompt
+    texts = [text for one in several for text in prompts.with_views(one)]
+    embeddings = teacher.embed([*texts, negative_prompt])
     return Frozen(embeddings, teacher.load())
 
   def loss(params, frozen, key, render, text, step):
     del params
+    text = add_depth(teacher, frozen.weights, text, render)
     color_only = render.color_only
     return distillation_loss(
         teacher, settings, frozen.weights, key, render.image[None], text, step,
@@ -135,16 +143,42 @@ def make(teacher: Teacher, settings: Settings,
 
 
 def _condition(teacher: Teacher, nearest_view: NearestView, frozen: Frozen,
-               camera: Camera) -> ViewText:
-  """ViewText of one camera, B = 1."""
+               camera: Camera, subject: jax.Array | int = 0) -> ViewText:
+  """ViewText of one camera, B = 1, with the prompt of index `subject`."""
   azimuth, elevation, _ = cameras.angles(camera.c2w[:3, 3])
-  row = nearest_view(azimuth, elevation)
+  row = len(prompts.VIEWS) * subject + nearest_view(azimuth, elevation)
   cond = jax.tree.map(lambda x: x[row][None], frozen.prompts)
   null = jax.tree.map(lambda x: x[-1:], frozen.prompts)
   label = cameras.to_label(camera)[None]
   # The negative prompt stays without a camera, as in the teacher's training,
   # where captions are dropped together with cameras.
-  return ViewText(teacher.add_camera(frozen.weights, cond, label), null)
+  view = jax.tree.map(lambda x: x[None], camera)
+  return ViewText(teacher.add_camera(frozen.weights, cond, label), null,
+                  view if teacher.depth_conditioned else None)
+
+
+def add_depth(teacher: Teacher, weights: Weights, text: ViewText,
+              render: Any) -> ViewText:
+  """The text of a view with depth conditioning by its render's depth map.
+
+  The prompt and the negative prompt get the same map, as with a ControlNet:
+  their difference is then that of the words. The map has no gradient. The text
+  is returned as it is where the teacher has no depth conditioning.
+
+  Args:
+    teacher: Teacher.
+    weights: of the teacher.
+    text: ViewText of one view, B = 1, with its camera.
+    render: scenes.Render, or any record with `depth` [H, W], the distance
+      along the rays, and `opacity` [H, W].
+  """
+  if not teacher.depth_conditioned:
+    return text
+  depth, opacity = jax.lax.stop_gradient((render.depth, render.opacity))
+  maps = image_ops.depth_map(
+      cameras.axial_depth(text.camera, depth[None]), opacity[None])
+  return ViewText(*(teacher.add_depth(weights, prompt, maps)
+                    for prompt in (text.cond, text.null)))
 
 
 def distillation_loss(

@@ -54,6 +54,22 @@ def load(path: str | os.PathLike, up: str = 'y', *, manifold: bool = False,
   return _with_uv(surface, path, uv_size) if uv_size else surface
 
 
+def load_parts(path: str | os.PathLike, up: str = 'y', *,
+               uv_size: int) -> tuple[Mesh, ...]:
+  """Reads a mesh file as one surface for each of its materials and nodes.
+
+  Arguments, messages and errors are those of `load`, except that a part's uv
+  may overlap only those of other parts.
+  """
+  parts = meshes.load(path, up)
+  name = (lambda index: f'{path}, part {index + 1},') if len(parts) > 1 else (
+      lambda index: path)
+  return tuple(
+      _with_uv(_without_degenerate_faces(part, name(index)), name(index),
+               uv_size)
+      for index, part in enumerate(parts))
+
+
 def count_branching_edges(mesh: Mesh) -> int:
   """Number of edges of more than two faces, seams ignored."""
   _, index = mesh_ops.weld(mesh.vertices)

@@ -76,9 +76,9 @@ def load(path: str | os.PathLike = assets.CLIP) -> ClipPair:
   """The encoders of an asset, by default of the one that ships.
 
   Raises:
-    UserError: the asset is missing or damaged.
+    UserError: the asset is missing or damaged, or is not of a CLIP pair.
   """
-  params, record = assets.load(path)
+  params, record = assets.load(path, 'clip')
   return make(params, pair_config(record['config']))
 
 

@@ -8,7 +8,7 @@ Vocabulary. B images or latents of H x W x C, L text states of D channels. Each
 *level* has half the resolution of the level before.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -76,8 +76,8 @@ class Layers(NamedTuple):
       residual block; otherwise it is added before the norm.
     attention: (config, heads, dtype, flash, name) -> module of (x, states,
       mask).
-    down: (residual block, channels, dtype, name) -> function of (x, time)
-      that halves the resolution.
+    down: (residual block, channels, dtype, name) -> function of x that halves
+      the resolution.
     up: the same that doubles it.
     text: (config, states, dtype) -> (states for the attention, addition to
       the time embedding or None).
@@ -113,7 +113,8 @@ class UNet(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, t: jax.Array, states: jax.Array,
-               mask: jax.Array | None = None) -> jax.Array:
+               mask: jax.Array | None = None,
+               residuals: Sequence[jax.Array] | None = None) -> jax.Array:
     """Prediction at the steps t in [0, 1000) of the noise schedule.
 
     Args:
@@ -122,89 +123,122 @@ class UNet(nn.Module):
       states: [B, L, D].
       mask: [B, L], 0 where the attention ignores a state; None uses all, as
         in the training of these networks.
+      residuals: outputs of a ControlNet, which are added to those of the
+        encoder; None for none.
 
     Raises:
       UserError: the shape of the image or the text is that of another network.
     """
     config, layers = self.config, self.layers
-    self._check(x, states)
-    lift = nn.remat if self.remat else lambda module: module
-    attention = lift(layers.attention)
-    x, states = x.astype(self.dtype), states.astype(self.dtype)
-    time = self._embed_time(t)
-    states, pooled = layers.text(config, states, self.dtype)
-    time = time if pooled is None else time + pooled
-
-    def residual(channels: int, name: str,
-                 resample: Resample | None = None) -> nn.Module:
-      return lift(ResidualBlock)(
-          channels, config.groups, config.epsilon, layers.activation,
-          layers.scale_shift, resample, self.dtype, name=name)
-
-    def block(h: jax.Array, level: int, name: str, i: int) -> jax.Array:
-      h = residual(config.channels[level], f'{name}.resnets.{i}')(h, time)
-      if config.attention[level]:
-        h = attention(config, config.heads[level], self.dtype, self.flash,
-                      name=f'{name}.attentions.{i}')(h, states, mask)
-      return h
-
-    # Encoder.
-    h = conv(config.channels[0], self.dtype, 'conv_in')(x)
-    skips = [h]
-    last = len(config.channels) - 1
-    for level, channels in enumerate(config.channels):
-      name = f'down_blocks.{level}'
-      for i in range(config.blocks[level]):
-        h = block(h, level, name, i)
-        skips.append(h)
-      if level < last:
-        h = layers.down(residual, channels, self.dtype,
-                       f'{name}.downsamplers.0')(h, time)
-        skips.append(h)
-
-    # Coarsest level.
-    h = residual(config.channels[-1], 'mid_block.resnets.0')(h, time)
-    h = attention(config, config.heads[-1], self.dtype, self.flash,
-                  name='mid_block.attentions.0')(h, states, mask)
-    h = residual(config.channels[-1], 'mid_block.resnets.1')(h, time)
+    check_inputs(config, x, states)
+    residual, block, encode = make_blocks(self, t, states, mask)
+    h = conv(config.channels[0], self.dtype, 'conv_in')(x.astype(self.dtype))
+    *skips, h = encode(h)
+    if residuals is not None:
+      *skips, h = (a + b for a, b in zip((*skips, h), residuals, strict=True))
 
     # Decoder.
+    last = len(config.channels) - 1
     for k, level in enumerate(reversed(range(last + 1))):
       name = f'up_blocks.{k}'
       for i in range(config.blocks[level] + 1):
         h = block(jnp.concatenate([h, skips.pop()], -1), level, name, i)
       if level:
         h = layers.up(residual, config.channels[level], self.dtype,
-                     f'{name}.upsamplers.0')(h, time)
+                      f'{name}.upsamplers.0')(h)
     h = layers.activation(group_norm(
         config.groups, config.epsilon, self.dtype, 'conv_norm_out')(h))
     return conv(config.out_channels, self.dtype, 'conv_out')(h).astype(
         jnp.float32)
 
-  def _check(self, x: jax.Array, states: jax.Array) -> None:
-    config = self.config
-    side = 2 ** (len(config.channels) - 1)
-    if (x.shape[-1] != config.in_channels or x.shape[1] % side
-        or x.shape[2] % side):
-      raise UserError(
-          f'The U-Net takes [B, H, W, {config.in_channels}] with H and W '
-          f'divisible by {side}, not {list(x.shape)}; resize the image.')
-    width = config.text_width or config.states
-    if states.shape[-1] != width:
-      raise UserError(
-          f'The U-Net takes text states of {width} channels, not '
-          f'{states.shape[-1]}; use the text encoder of the same checkpoint.')
 
-  def _embed_time(self, t: jax.Array) -> jax.Array:
-    """Embedding [B, 4 * channels] of the steps t [B]."""
-    width = 4 * self.config.channels[0]
-    # time_features expects times in [0, 1].
-    time = time_features(jnp.asarray(t, jnp.float32) / 1000,
-                         self.config.channels[0]).astype(self.dtype)
-    time = nn.Dense(width, dtype=self.dtype,
-                    name='time_embedding.linear_1')(time)
-    return nn.Dense(width, dtype=self.dtype, name='time_embedding.linear_2')(
-        self.layers.activation(time))
+def make_blocks(network: Any, t: jax.Array, states: jax.Array,
+                mask: jax.Array | None) -> tuple[Callable, Callable, Callable]:
+  """The functions that a UNet and a ControlNet have in common.
+
+  Their submodules belong to the module whose __call__ calls this function.
+
+  Args:
+    network: UNet or ControlNet.
+    t, states, mask: see UNet.
+
+  Returns:
+    (residual: (channels, name, resample) -> function of h, a residual block;
+    block: (h, level, name, index) -> h, with attention where the level has it;
+    encode: first features -> list of the outputs of each layer of the encoder,
+    and last of the coarsest level's middle).
+  """
+  config, layers, dtype = network.config, network.layers, network.dtype
+  lift = nn.remat if network.remat else lambda module: module
+  attention_module = lift(layers.attention)
+  states = states.astype(dtype)
+  time = _embed_time(config, layers, dtype, t)
+  states, pooled = layers.text(config, states, dtype)
+  time = time if pooled is None else time + pooled
+
+  def residual(channels: int, name: str,
+               resample: Resample | None = None) -> Callable:
+    module = lift(ResidualBlock)(
+        channels, config.groups, config.epsilon, layers.activation,
+        layers.scale_shift, resample, dtype, name=name)
+    return lambda h: module(h, time)
+
+  def attention(h: jax.Array, level: int, name: str) -> jax.Array:
+    return attention_module(config, config.heads[level], dtype, network.flash,
+                            name=name)(h, states, mask)
+
+  def block(h: jax.Array, level: int, name: str, i: int) -> jax.Array:
+    h = residual(config.channels[level], f'{name}.resnets.{i}')(h)
+    if config.attention[level]:
+      h = attention(h, level, f'{name}.attentions.{i}')
+    return h
+
+  def encode(h: jax.Array) -> list[jax.Array]:
+    outputs = [h]
+    last = len(config.channels) - 1
+    for level, channels in enumerate(config.channels):
+      name = f'down_blocks.{level}'
+      for i in range(config.blocks[level]):
+        h = block(h, level, name, i)
+        outputs.append(h)
+      if level < last:
+        h = layers.down(residual, channels, dtype, f'{name}.downsamplers.0')(h)
+        outputs.append(h)
+    h = residual(config.channels[-1], 'mid_block.resnets.0')(h)
+    h = attention(h, last, 'mid_block.attentions.0')
+    return [*outputs, residual(config.channels[-1], 'mid_block.resnets.1')(h)]
+
+  return residual, block, encode
+
+
+def check_inputs(config: UNetConfig, x: jax.Array, states: jax.Array) -> None:
+  """Checks the shapes of the inputs of a network.
+
+  Raises:
+    UserError: they are those of another network.
+  """
+  side = 2 ** (len(config.channels) - 1)
+  if (x.shape[-1] != config.in_channels or x.shape[1] % side
+      or x.shape[2] % side):
+    raise UserError(
+        f'The U-Net takes [B, H, W, {config.in_channels}] with H and W '
+        f'divisible by {side}, not {list(x.shape)}; resize the image.')
+  width = config.text_width or config.states
+  if states.shape[-1] != width:
+    raise UserError(
+        f'The U-Net takes text states of {width} channels, not '
+        f'{states.shape[-1]}; use the text encoder of the same checkpoint.')
+
+
+def _embed_time(config, layers, dtype, t):
+  """Embedding [B, 4 * channels] of the steps t [B]."""
+  width = 4 * config.channels[0]
+  # time_features expects times in [0, 1].
+  time = time_features(jnp.asarray(t, jnp.float32) / 1000,
+                       config.channels[0]).astype(dtype)
+  time = nn.Dense(width, dtype=dtype, name='time_embedding.linear_1')(time)
+  return nn.Dense(width, dtype=dtype, name='time_embedding.linear_2')(
+      layers.activation(time))
 
 
 class ResidualBlock(nn.Module):
@@ -331,6 +365,26 @@ def shared_config(folder: hub.Folder, attention_mark: str,
     UserError: the config is for another network.
   """
   hub.expect_class(folder, ('UNet2DConditionModel',), reader)
+  # In both families the decoder mirrors the encoder.
+  down = folder.config.get('down_block_types') or ()
+  up = [name.replace('Down', 'Up') for name in reversed(down)]
+  return encoder_config(
+      folder, attention_mark, down_types, reader,
+      {'up_block_types': (up,), 'conv_out_kernel': (3,),
+       'resnet_out_scale_factor': (1.0,)})
+
+
+def encoder_config(
+    folder: hub.Folder, attention_mark: str, down_types: Sequence[str],
+    reader: str, supported: Mapping[str, Sequence[Any]]) -> UNetConfig:
+  """The hyperparameters of an encoder; of a U-Net or a ControlNet.
+
+  Args:
+    folder, attention_mark, down_types, reader: see `shared_config`.
+    supported: values of further keys, see hub.expect.
+
+  Returns and raises the same as `shared_config`.
+  """
   config, file = folder.config, folder.path / 'config.json'
   down = config.get('down_block_types') or ()
   unknown = sorted(set(down) - set(down_types))
@@ -339,17 +393,13 @@ def shared_config(folder: hub.Folder, attention_mark: str,
         f'{file} has blocks {unknown or "of no type"}; {reader} supports '
         f'{list(down_types)}. Stable Diffusion is read by stable_diffusion, '
         'DeepFloyd IF by deepfloyd.')
-  # In both families the decoder mirrors the encoder.
-  up = [name.replace('Down', 'Up') for name in reversed(down)]
-  middle = f'UNetMidBlock2D{attention_mark}'
   hub.expect(folder, {
-      'up_block_types': (up,), 'mid_block_type': (middle,),
+      **supported, 'mid_block_type': (f'UNetMidBlock2D{attention_mark}',),
       'time_embedding_type': ('positional',), 'flip_sin_to_cos': (True,),
       'freq_shift': (0,), 'downsample_padding': (1,), 'conv_in_kernel': (3,),
-      'conv_out_kernel': (3,), 'mid_block_scale_factor': (1,),
-      'resnet_out_scale_factor': (1.0,), 'attention_type': ('default',),
+      'mid_block_scale_factor': (1,), 'attention_type': ('default',),
       'upcast_attention': (False, True, None)}
-                    | dict.fromkeys(_UNUSED, (None, False)))
+             | dict.fromkeys(_UNUSED, (None, False)))
   channels = tuple(config.get('block_out_channels', ()))
   if len(channels) != len(down):
     raise UserError(f'{file} has {len(down)} block types for '

@@ -28,6 +28,9 @@ from gen3d.models.conditional_unet import (
 )
 from gen3d.weights import hub
 
+# Types of the levels of an encoder.
+DOWN_TYPES = ('CrossAttnDownBlock2D', 'DownBlock2D')
+
 
 class Transformer(nn.Module):
   """Self-attention, cross-attention to the text and MLP, plus x."""
@@ -64,9 +67,9 @@ def no_pooling(config: UNetConfig, states: jax.Array,
 LAYERS = Layers(
     activation=nn.silu, scale_shift=False, attention=Transformer,
     down=lambda residual, channels, dtype, name: (
-        lambda x, time: conv(channels, dtype, f'{name}.conv', stride=2)(x)),
+        lambda x: conv(channels, dtype, f'{name}.conv', stride=2)(x)),
     up=lambda residual, channels, dtype, name: (
-        lambda x, time: conv(channels, dtype, f'{name}.conv')(upsample(x))),
+        lambda x: conv(channels, dtype, f'{name}.conv')(upsample(x))),
     text=no_pooling)
 
 
@@ -99,9 +102,20 @@ def unet_config(folder: hub.Folder) -> UNetConfig:
   Raises:
     UserError: the config is for another network.
   """
-  config = shared_config(
-      folder, 'CrossAttn', ('CrossAttnDownBlock2D', 'DownBlock2D'),
-      'stable_diffusion')
+  return with_transformers(folder, shared_config(
+      folder, 'CrossAttn', DOWN_TYPES, 'stable_diffusion'))
+
+
+def with_transformers(folder: hub.Folder, config: UNetConfig) -> UNetConfig:
+  """The hyperparameters with those of the transformers and the text.
+
+  Args:
+    folder: of a U-Net or a ControlNet.
+    config: of conditional_unet.encoder_config.
+
+  Raises:
+    UserError: the config is for another network.
+  """
   hub.expect(folder, {
       'act_fn': ('silu', 'swish'), 'resnet_time_scale_shift': ('default',),
       'addition_embed_type': (None,), 'encoder_hid_dim': (None,),

@@ -9,7 +9,8 @@ cross-attention at once: keys and values of the text are concatenated to those
 of the pixels.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -139,53 +140,24 @@ class UNet(nn.Module):
   be divisible by patch * 2^(levels - 1). With shape.rays there are also ray
   features [B, H, W, R], with shape.prior_image an image [B, H, W,
   out_channels]; zeros (an unknown camera) have no effect.
+
+  `residuals` are the outputs of a ControlNet, added to the encoder's outputs
+  where the decoder reads them; None for none.
   """
   shape: UNetShape
 
   @nn.compact
   def __call__(self, x: jax.Array, t: jax.Array, states: jax.Array,
                mask: jax.Array, rays: jax.Array | None = None,
-               prior_image: jax.Array | None = None) -> jax.Array:
+               prior_image: jax.Array | None = None,
+               residuals: Sequence[jax.Array] | None = None) -> jax.Array:
     s = self.shape
-    # Time and text embedding, shared by all blocks.
-    time = nn.Dense(s.time_width, name='time_in')(
-        time_features(t, s.time_width))
-    time = nn.Dense(s.time_width, name='time_out')(nn.silu(time))
-    time += nn.Dense(s.time_width, name='pooled')(
-        nn.LayerNorm(name='pooled_norm')(masked_mean(states, mask)))
-    sides = [s.patch * 2 ** level for level in range(len(s.channels))]
-    rays_of = [nn.avg_pool(rays, (side, side), (side, side))
-               if s.rays else None for side in sides]
-
-    def block(h, level, name):
-      h = ResidualBlock(s.channels[level], name=name)(
-          h, time, rays_of[level])
-      if s.attention[level]:
-        h = Attention(s.head_dim, name=f'{name}_attention')(h, states, mask)
-      return h
-
-    h = nn.Conv(s.channels[0], (3, 3), name='input')(
-        space_to_depth(x, s.patch))
-    # The parameters of the prior image are named 'sketch' and 'sketch_share'
-    # in the shipped weights.
-    prior = None
-    if s.prior_image:
-      if prior_image is None:
-        raise ValueError('The U-Net needs a prior image.')
-      prior = space_to_depth(prior_image, s.patch)
-      h += nn.Conv(s.channels[0], (3, 3), use_bias=False, name='sketch',
-                   kernel_init=nn.initializers.zeros)(prior)
-    # Encoder.
-    skips = [h]
-    for level, blocks in enumerate(s.blocks):
-      if level:
-        h = nn.Conv(s.channels[level], (3, 3), strides=(2, 2),
-                    name=f'down_{level}')(h)
-        skips.append(h)
-      for i in range(blocks):
-        h = block(h, level, f'encode_{level}_{i}')
-        skips.append(h)
-    h = block(h, len(s.channels) - 1, 'middle')
+    time, block = _time_and_block(s, t, states, mask, rays)
+    h, prior = _input(s, x, prior_image)
+    skips = _encode(s, block, h)
+    h = block(skips[-1], len(s.channels) - 1, 'middle')
+    if residuals is not None:
+      *skips, h = (a + b for a, b in zip((*skips, h), residuals, strict=True))
     # Decoder.
     for level in reversed(range(len(s.channels))):
       for i in range(s.blocks[level] + 1):
@@ -205,3 +177,116 @@ class UNet(nn.Module):
                         name='sketch_share')(nn.silu(time))
       h += weight[:, None, None] * prior
     return depth_to_space(h, s.patch)
+
+
+class ControlNet(nn.Module):
+  """Residuals of a UNet from a map of each view (ControlNet, 2302.05543).
+
+  Its encoder begins as a copy of the UNet's (`copy_parameters`) and takes the
+  map beside the UNet's inputs. The layers of its outputs begin at zero and
+  have no bias; a map of zeros stands for no condition and has no effect.
+
+  Attributes:
+    shape: of the UNet.
+    blocks: residual blocks of each level, at most those of the UNet's encoder.
+  """
+  shape: UNetShape
+  blocks: tuple[int, ...]
+
+  @nn.compact
+  def __call__(self, control: jax.Array, x: jax.Array, t: jax.Array,
+               states: jax.Array, mask: jax.Array,
+               rays: jax.Array | None = None,
+               prior_image: jax.Array | None = None) -> list[jax.Array]:
+    """One residual for each output of the UNet's encoder and its middle.
+
+    Args:
+      control: [B, H, W, K], the map.
+      x, t, states, mask, rays, prior_image: the inputs of the UNet.
+
+    Returns:
+      List of [B, h, w, C].
+    """
+    s = self.shape
+    _, block = _time_and_block(s, t, states, mask, rays)
+    h, _ = _input(s, x, prior_image)
+    hint = nn.Conv(s.channels[0], (3, 3), name='hint_in')(
+        space_to_depth(control, s.patch))
+    h += nn.Conv(s.channels[0], (3, 3), name='hint_out')(nn.silu(hint))
+    encoded = _encode(s._replace(blocks=self.blocks), block, h)
+
+    # The UNet's outputs, and where there are more of them than here, the last
+    # one of the level again.
+    known = jnp.any(control != 0, axis=(1, 2, 3))[:, None, None, None]
+    outputs, taken = [], 0
+    last = len(s.channels) - 1
+    for level, blocks in enumerate(s.blocks):
+      ours = encoded[taken:taken + self.blocks[level] + 1]
+      taken += len(ours)
+      extra = blocks - self.blocks[level] + (level == last)
+      for i, h in enumerate([*ours, *ours[-1:] * extra]):
+        outputs.append(known * nn.Dense(
+            h.shape[-1], use_bias=False, kernel_init=nn.initializers.zeros,
+            name=f'residual_{level}_{i}')(h))
+    return outputs
+
+
+def copy_parameters(control: Any, unet: Any) -> Any:
+  """Parameters of a ControlNet, with a UNet's layers where it has the same."""
+  return {'params': control['params'] | {
+      name: layer for name, layer in unet['params'].items()
+      if name in control['params']}}
+
+
+# The parts of the UNet that a ControlNet has as well. Submodules belong to the
+# module whose __call__ calls these functions.
+
+
+def _time_and_block(s, t, states, mask, rays):
+  """(embedding [B, T] of time and text, function of a block)."""
+  time = nn.Dense(s.time_width, name='time_in')(
+      time_features(t, s.time_width))
+  time = nn.Dense(s.time_width, name='time_out')(nn.silu(time))
+  time += nn.Dense(s.time_width, name='pooled')(
+      nn.LayerNorm(name='pooled_norm')(masked_mean(states, mask)))
+  sides = [s.patch * 2 ** level for level in range(len(s.channels))]
+  rays_of = [nn.avg_pool(rays, (side, side), (side, side))
+             if s.rays else None for side in sides]
+
+  def block(h, level, name):
+    h = ResidualBlock(s.channels[level], name=name)(
+        h, time, rays_of[level])
+    if s.attention[level]:
+      h = Attention(s.head_dim, name=f'{name}_attention')(h, states, mask)
+    return h
+
+  return time, block
+
+
+def _input(s, x, prior_image):
+  """(first features, prior image by patches or None)."""
+  h = nn.Conv(s.channels[0], (3, 3), name='input')(space_to_depth(x, s.patch))
+  # The parameters of the prior image are named 'sketch' and 'sketch_share'
+  # in the shipped weights.
+  prior = None
+  if s.prior_image:
+    if prior_image is None:
+      raise ValueError('The U-Net needs a prior image.')
+    prior = space_to_depth(prior_image, s.patch)
+    h += nn.Conv(s.channels[0], (3, 3), use_bias=False, name='sketch',
+                 kernel_init=nn.initializers.zeros)(prior)
+  return h, prior
+
+
+def _encode(s, block, h):
+  """The outputs of the encoder: h, then of each layer, finest level first."""
+  outputs = [h]
+  for level, blocks in enumerate(s.blocks):
+    if level:
+      h = nn.Conv(s.channels[level], (3, 3), strides=(2, 2),
+                  name=f'down_{level}')(h)
+      outputs.append(h)
+    for i in range(blocks):
+      h = block(h, level, f'encode_{level}_{i}')
+      outputs.append(h)
+  return outputs

@@ -132,6 +132,18 @@ def rays(camera: Camera, height: int, width: int) -> Rays:
   return rays_through(every, jnp.stack([x, y], axis=-1), height)
 
 
+def axial_depth(camera: Camera, distance: jax.Array) -> jax.Array:
+  """Depth [..., H, W] along the viewing axis of distances along the rays.
+
+  Args:
+    camera: Camera [...].
+    distance: [..., H, W] from the camera to the points of its pixels.
+  """
+  directions = rays(camera, *distance.shape[-2:]).directions
+  forward = -camera.c2w[..., None, None, :3, 2]
+  return distance * jnp.sum(directions * forward, axis=-1)
+
+
 def nearest_to_origin(origins: jax.Array, directions: jax.Array) -> jax.Array:
   """The point [..., 3] of each line that is nearest to the world's origin.
 

@@ -218,6 +218,26 @@ def voxels(grid: jax.Array, points: jax.Array) -> jax.Array:
   return features.reshape(*points.shape[:-1], grid.shape[-1])
 
 
+def bilinear(grid: jax.Array, starts: jax.Array,
+             fractions: jax.Array) -> jax.Array:
+  """Features [N, C] in cells of a grid [H, W, C].
+
+  Args:
+    grid: its points are the corners of the cells.
+    starts: int [N, 2], (row, column) of a cell's first corner, which is not on
+      the last row or column.
+    fractions: [N, 2], the place within the cell, in [0, 1].
+  """
+  weights = [
+      math.prod(fractions[:, axis] if offset else 1 - fractions[:, axis]
+                for axis, offset in enumerate(offsets))
+      for offsets in _corner_offsets(2)]
+  # One grid of one layer: the first and the last index are zero.
+  cells = jnp.pad(starts, ((0, 0), (1, 1)))
+  return _interpolate(grid[None, :, :, None], cells[:, None],
+                      jnp.stack(weights, axis=-1)[:, None])
+
+
 def contract(gaussian: Gaussian) -> Gaussian:
   """Gaussians of all space contracted into the ball of radius 2.
 

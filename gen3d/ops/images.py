@@ -166,6 +166,33 @@ def resize(x: jax.Array, size: int, antialias: bool = True) -> jax.Array:
   return jax.image.resize(x, shape, 'linear', antialias=antialias)
 
 
+def depth_map(
+    depth: jax.Array, coverage: jax.Array, far: float = 50 / 255,
+    empty: float = 10 / 255
+) -> jax.Array:
+  """The map [..., H, W, 1] of a view that conditions a model on depth.
+
+  Inverted and stretched over each view: 1 at the nearest covered pixel, `far`
+  at the farthest, linear between, `empty` elsewhere (SceneTex, 2311.17261). So
+  a map of zeros, which stands for no condition, is never that of a view.
+
+  Args:
+    depth: [..., H, W] along the camera's axis (cameras.axial_depth).
+    coverage: [..., H, W] of the pixel, in [0, 1]; covered is above one half.
+    far, empty: values of the map.
+  """
+  covered = coverage > 0.5
+  least, most = (
+      extreme(depth, axis=(-2, -1), keepdims=True, where=covered, initial=limit)
+      for extreme, limit in ((jnp.min, jnp.inf), (jnp.max, -jnp.inf)))
+  # A view of one depth, or of nothing, has no span.
+  span = jnp.where(most > least, most - least, 1.0)
+  nearness = (jnp.where(covered, most, 1.0)
+              - jnp.where(covered, depth, 1.0)) / span
+  nearness = jnp.where(most > least, nearness, 1.0)
+  return jnp.where(covered, far + (1 - far) * nearness, empty)[..., None]
+
+
 def clip_preprocess(images: jax.typing.ArrayLike, size: int) -> jax.Array:
   """Shortest side to `size` by antialiased bicubic resizing, center square.
 

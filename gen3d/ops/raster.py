@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d.ops import cameras
+
 WINDOW = 8  # side of the blocks of pixels that faces are tested on
 PAIRS = 2**14  # faces times windows tested at a time: bounds the memory
 _NONE = np.int32(2**31 - 1)  # the face of an empty pixel while rasterizing
@@ -47,9 +49,10 @@ def rasterize(clip_positions: jax.Array, faces: jax.Array | np.ndarray,
   barycentric coordinates and depth have, to the positions. Faces with
   positions that are not finite are invisible.
 
-  Besides the arguments and the result, memory is needed for 150 bytes per face
-  and view and for PAIRS windows of WINDOW^2 pixels (30 MB), whatever the number
-  and the size of the faces.
+  Memory beside the arguments and the result: 300 bytes per face and view, 120
+  bytes per pixel and view with the gradient, and PAIRS windows of WINDOW^2
+  pixels (10 MB), wherever the faces are and however large. All windows of all
+  faces together must be fewer than 2^31.
 
   Args:
     clip_positions: [..., V, 4], a batch of views.
@@ -68,7 +71,8 @@ def rasterize(clip_positions: jax.Array, faces: jax.Array | np.ndarray,
   height, width = (size, size) if isinstance(size, int) else size
   faces = jnp.asarray(faces, jnp.int32)
   leading = clip_positions.shape[:-2]
-  views = clip_positions.reshape(-1, *clip_positions.shape[-2:])
+  views = jnp.asarray(clip_positions, jnp.float32).reshape(
+      -1, *clip_positions.shape[-2:])
   visible = _visible(height, width, layers)(
       jax.lax.stop_gradient(views), faces)
   visible = visible.reshape(layers, *leading, height, width)
@@ -77,6 +81,25 @@ def rasterize(clip_positions: jax.Array, faces: jax.Array | np.ndarray,
   corners = _corner_rows(clip_positions, faces, visible)
   return Fragments(visible, *_coordinates(
       corners, visible < 0, *_centers(height, width), perspective))
+
+
+def to_clip(camera: cameras.Camera, points: jax.Array, near: float,
+            far: float) -> jax.Array:
+  """Clip positions [..., V, 4] of points, by OpenGL's projection.
+
+  Args:
+    camera: [...], a batch of views.
+    points: [V, 3] or [..., V, 3], world.
+    near, far: distances of the planes along the viewing axis.
+  """
+  offset = points - camera.c2w[..., None, :3, 3]
+  local = jnp.sum(camera.c2w[..., None, :3, :3] * offset[..., :, None], -2)
+  right, up, depth = local[..., 0], local[..., 1], -local[..., 2]
+  k = camera.intrinsics[..., None, :, :]
+  x = k[..., 0, 0] * right - k[..., 0, 1] * up + k[..., 0, 2] * depth
+  y = -k[..., 1, 1] * up + k[..., 1, 2] * depth
+  z = ((far + near) * depth - 2 * far * near) / (far - near)
+  return jnp.stack([2 * x - depth, depth - 2 * y, z, depth], axis=-1)
 
 
 def interpolate(attributes: jax.Array, fragments: Fragments,
@@ -91,8 +114,10 @@ def interpolate(attributes: jax.Array, fragments: Fragments,
       `rasterize`, or of the same order with indices of their own.
   """
   rows = _corner_rows(attributes, faces, fragments.faces)
-  weights = fragments.barycentrics
-  return sum(weights[..., i, None] * rows[..., i, :] for i in range(3))
+  # Not one sum over an axis of three, which is slow on a CPU.
+  a, b, c = (fragments.barycentrics[..., i, None] * rows[..., i, :]
+             for i in range(3))
+  return a + b + c
 
 
 def pixel_derivatives(attributes: jax.Array, fragments: Fragments,
@@ -320,10 +345,13 @@ def _nearest(windows, before, shape, size, count):
     count: faces per view.
   """
   total = windows.ends[-1]
+  # Not more than there can be, for small images.
+  pairs = min(PAIRS, len(windows.ends) * int(np.prod(
+      [-(-side // WINDOW) for side in size])))
 
   def step(state):
     number, depth, face = state
-    pair = number * PAIRS + jnp.arange(PAIRS)
+    pair = number * pairs + jnp.arange(pairs)
     index = jnp.minimum(
         jnp.searchsorted(windows.ends, pair, side='right'),
         len(windows.ends) - 1)
@@ -338,7 +366,7 @@ def _nearest(windows, before, shape, size, count):
     return number + 1, nearer, face
 
   _, depth, face = jax.lax.while_loop(
-      lambda state: state[0] * PAIRS < total, step,
+      lambda state: state[0] * pairs < total, step,
       (0, jnp.full(shape, jnp.inf), jnp.full(shape, _NONE)))
   return depth, face
 

@@ -192,19 +192,22 @@ def _crossing(segments, start, end):
 
 
 def _chunks(mask, initial, add):
-  """Folds add(state, index [PAIRS], valid [PAIRS]) over the places of a mask.
+  """Folds add(state, index [K], valid [K]) over the places of a mask.
+
+  K is PAIRS, or the number of all places if that is less.
   """
   ends = jnp.cumsum(mask.ravel())
+  count = min(PAIRS, mask.size)
 
   def step(state):
     number, value = state
-    place = number * PAIRS + jnp.arange(PAIRS)
+    place = number * count + jnp.arange(count)
     index = jnp.searchsorted(ends, place, side='right')
     valid = place < ends[-1]
     return number + 1, add(value, jnp.where(valid, index, 0), valid)
 
   return jax.lax.while_loop(
-      lambda state: state[0] * PAIRS < ends[-1], step, (0, initial))[1]
+      lambda state: state[0] * count < ends[-1], step, (0, initial))[1]
 
 
 def _find(pairs, points, onward):

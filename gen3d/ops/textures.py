@@ -6,14 +6,13 @@ its center. Level l of a pyramid is the texture halved l times.
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def texture(image: jax.Array | Sequence[jax.Array], uv: jax.Array,
+def texture(image: jax.Array | list[jax.Array], uv: jax.Array,
             derivatives: jax.Array | None = None, *, wrap: str = 'wrap'
             ) -> jax.Array:
   """Colors [..., C] of a texture at uv, with gradients to all arguments.
@@ -34,13 +33,16 @@ def texture(image: jax.Array | Sequence[jax.Array], uv: jax.Array,
   """
   if wrap not in ('wrap', 'clamp'):
     raise ValueError(f"wrap is 'wrap' or 'clamp', not {wrap!r}.")
-  pyramid = list(image) if isinstance(image, (list, tuple)) else [image]
+  pyramid: list[jax.Array] = (
+      list(image) if isinstance(image, list) else [image])
   if len(pyramid) == 1:
     corners = _corners(uv, jnp.zeros(uv.shape[:-1], jnp.int32), pyramid, wrap)
   elif derivatives is None:
     raise ValueError('A pyramid of mipmaps needs the derivatives of uv.')
   else:
-    level = mip_level(derivatives, pyramid[0].shape[:2], len(pyramid))
+    # Otherwise XLA would compute the level again for each of the texels.
+    uv, level = jax.lax.optimization_barrier((
+        uv, mip_level(derivatives, pyramid[0].shape[:2], len(pyramid))))
     lower = jnp.minimum(jnp.floor(level).astype(jnp.int32), len(pyramid) - 2)
     share = level - lower
     corners = [
@@ -105,7 +107,7 @@ def _corners(uv, level, pyramid, wrap):
           for i, weight_i in rows for j, weight_j in columns]
 
 
-def mip_level(derivatives: jax.Array, size: tuple[int, int],
+def mip_level(derivatives: jax.Array, size: tuple[int, ...],
               levels: int) -> jax.Array:
   """The level [...] in [0, levels - 1] of pixels' footprints.
 

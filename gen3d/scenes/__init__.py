@@ -23,6 +23,8 @@ class View(NamedTuple):
   light: Any       # ops.shading.Light; None for scenes with their own light
   background: Any  # [3] or [H, W, 3] behind the object, finite; see `learned`
   learned: Any     # [] 1.0: the scene's own background, 0.0: `background`
+  # [] int: which subject of the scene is shown, alone; None for all.
+  subject: Any = None
 
 
 class Render(NamedTuple):
@@ -98,6 +100,8 @@ class Scene(NamedTuple):
       `keep_share` of the largest one's volume are kept.
     bound: half-width of the cube around the origin that holds the object.
     project: params -> params within their range, after each step.
+    subjects: number of parts with a prompt each. Where there are several, a
+      view shows one of them alone, whose index is `view.subject`.
     color: (params, points [N, 3]) -> colors [N, 3] in [0, 1], from all sides
       and without shading, from which the mesh's texture is baked. None where
       the mesh has its final colors. Call it with ops.mesh.CHUNK points, for
@@ -112,5 +116,6 @@ class Scene(NamedTuple):
   mesh: ExtractMesh
   bound: float
   project: Callable[[Params], Params] = _unchanged
+  subjects: int = 1
   color: Color | None = None
   running: Running | None = None

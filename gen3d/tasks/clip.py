@@ -74,7 +74,13 @@ JUDGE = Augmentation()
 
 
 def make(config: ml_collections.ConfigDict) -> Task:
-  """The Task of configs/clip.py's get_config."""
+  """The Task of configs/clip.py's get_config.
+
+  Raises:
+    UserError: the weights of `start_from` cannot be read.
+  """
+  if config.start_from:  # An error before the data are rendered.
+    assets.load(config.start_from, 'clip')
   model = clip.CLIP(clip_pair.pair_config(config))
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
   augmentation = Augmentation(
@@ -82,13 +88,15 @@ def make(config: ml_collections.ConfigDict) -> Task:
       pick('background', BACKGROUNDS, config.augment.background))
 
   def init(key: jax.Array) -> states.TrainState:
-    if config.start_from:
-      params, _ = assets.load(config.start_from)
-      return states.create(params, optimizer, ema=True)
     resolution = config.image.resolution
-    params = jax.jit(model.init)(
-        key, jnp.zeros((1, resolution, resolution, 3)),
-        jnp.zeros((1, assets.CAPTION_LENGTH), jnp.int32))
+    inputs = (jnp.zeros((1, resolution, resolution, 3)),
+              jnp.zeros((1, assets.CAPTION_LENGTH), jnp.int32))
+    if config.start_from:
+      params, _ = assets.load(config.start_from, 'clip')
+      assets.check_fits(config.start_from, params,
+                        jax.eval_shape(model.init, key, *inputs))
+    else:
+      params = jax.jit(model.init)(key, *inputs)
     return states.create(params, optimizer, ema=True)
 
   def finish(state: states.TrainState,

@@ -33,9 +33,13 @@ def make(config: Any) -> Task:
   """The Task of a config of configs/eg3d.py or configs/stylegan2.py.
 
   Raises:
-    UserError: the data cannot be read or do not fit the networks.
+    UserError: the data or the weights of `start_from` cannot be read, or the
+      data do not fit the networks.
   """
   check(config)
+  if config.start_from:  # An error before the data are read.
+    for file in (config.start_from, discriminator_path(config.start_from)):
+      assets.load(file, 'gan')
   source = _open_data(config)
   networks = gan_networks.build(config, source.labels.shape[1])
   schedule = gan_step.Schedule(**config.schedule)
@@ -151,13 +155,10 @@ def start_from(state: TrainState, path: str | os.PathLike) -> TrainState:
     UserError: one of the files is missing, damaged or of other networks.
   """
   params = dict(state.params)
-  shapes_of = functools.partial(jax.tree.map, np.shape)
   for name, file in (('generator', path),
                      ('discriminator', discriminator_path(path))):
-    params[name], _ = assets.load(file)
-    if shapes_of(params[name]) != shapes_of(state.params[name]):
-      raise UserError(f'{file} is of another {name} than the config '
-                      'describes; start from one with the same `model`.')
+    params[name], _ = assets.load(file, 'gan')
+    assets.check_fits(file, params[name], state.params[name], name)
   # A copy: the step donates its state, and a buffer only once.
   return state.replace(params=params, ema=states.copy(params['generator']))
 

@@ -20,22 +20,23 @@ import numpy as np
 import optax
 
 from gen3d.choices import UserError, pick
+from gen3d.data import untextured
 from gen3d.engine import checkpoints, optim
 from gen3d.engine import state as states
 from gen3d.guidance import Guidance, clip, prompts, score
 from gen3d.io import images as image_io
-from gen3d.io import surfaces
+from gen3d.io import keyframes, surfaces
 from gen3d.ops import bake
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
 from gen3d.render import finished
-from gen3d.scenes import Scene, dream_fields, dreamfusion
+from gen3d.scenes import Scene, dream_fields, dreamfusion, texture
 from gen3d.scenes import mesh as mesh_scene
 from gen3d.tasks import Costs, Task, load_config, load_finished
 
 # (config.scene) -> Scene, and (config) -> Guidance, by name.
 SCENES = {'dreamfusion': dreamfusion.make, 'dream_fields': dream_fields.make,
-          'mesh': mesh_scene.make}
+          'mesh': mesh_scene.make, 'texture': texture.make}
 GUIDANCES = {'sds': partial(score.from_config, score.sds),
              'csd': partial(score.from_config, score.csd),
              'clip': clip.from_config}
@@ -62,8 +63,9 @@ def make(config: ml_collections.ConfigDict,
       is not possible.
   """
   finished.export_options(config.export)  # raises before the training
-  prompt = prompts.normalize(config.prompt)
   scene = make_scene(config, **_start(config))
+  prompt = prompts.normalize(config.prompt) if scene.subjects == 1 else (
+      prompts.split(config.prompt, scene.subjects))
   guidance = guidance or pick(
       'guidance', GUIDANCES, config.guidance.name)(config)
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
@@ -130,9 +132,23 @@ def starting_mesh(path: str | os.PathLike, scene: Any) -> Mesh:
 
 
 def _start(config):
-  """{'start': Mesh} of a config that names one, else {}."""
+  """What a config's scene starts from: {name of an argument: value}."""
+  if config.scene.name == 'texture':
+    return _texture_start(config.scene)
   path = config.scene.get('start_from', '')
   return {'start': starting_mesh(path, config.scene)} if path else {}
+
+
+def _texture_start(scene):
+  """The meshes of a texture's config, and its cameras if they are of a file."""
+  bake.check_size(scene.texture_size)
+  start: dict[str, Any] = {'objects': [
+      untextured.read(name, scene.up, scene.texture_size,
+                      scene.shapes_resolution)
+      for name in texture.names(scene.meshes)]}
+  if scene.view_distribution == texture.KEYFRAMES:
+    start['keyframes'] = keyframes.load(scene.keyframes, scene.up)
+  return start
 
 
 def load_run(workdir: str | os.PathLike, step: int | None = None
@@ -239,9 +255,11 @@ def _view_loss(params, state, key, index, *, parts):
   part = (index / parts.views, (index + 1) / parts.views)
   view = scene.sample_view(key_view, step, part)
   render = scene.render(scene_params, key_render, view)
+  # Guidances of a single prompt need not know of subjects.
+  subject = () if scene.subjects == 1 else (view.subject,)
   loss, metrics = guidance.loss(
       params['guidance'], frozen, key_guidance, render,
-      guidance.condition(frozen, view.camera), step)
+      guidance.condition(frozen, view.camera, *subject), step)
   penalties = scene.penalties(scene_params, render, step)
   metrics |= {f'loss/{name}': value for name, value in penalties.items()}
   metrics['opacity'] = jnp.mean(render.opacity)

@@ -13,6 +13,10 @@ camera). A U-Net, whose input is then almost only noise, learns it slowly; a
 light field, whose inputs are the text and rays alone, learns it quickly. It is
 trained by `prior_image_loss` and its output, the prior image, is an input of
 the U-Net.
+
+A ControlNet for depth conditioning (config.model.control) is trained alone,
+with the other parts frozen: `trained_parts` are the parameters of the state,
+the rest is `state.frozen`.
 """
 
 import functools
@@ -42,6 +46,7 @@ from gen3d.engine.state import TrainState
 from gen3d.io import images as image_io
 from gen3d.models import unet
 from gen3d.ops import cameras
+from gen3d.ops import images as image_ops
 from gen3d.tasks import Costs, Task
 
 # Name in the parameters (and in checkpoints) of the matrices that
@@ -60,6 +65,7 @@ class Parts(NamedTuple):
     loss_weights: of 'v' (`v_loss`), 'text_probe' (`text_probe_loss`) and
       'prior_image' (`prior_image_loss`); a loss of weight zero is not computed.
     prior_patches: patches of each image in the prior image's loss.
+    trained: names of the parts that are trained; () for all.
   """
   model: PixelModel
   optimizer: optax.GradientTransformation
@@ -68,32 +74,40 @@ class Parts(NamedTuple):
   high_noise_oversampling: float
   loss_weights: Mapping[str, float]
   prior_patches: int
+  trained: tuple[str, ...] = ()
 
 
 def make(config: ml_collections.ConfigDict) -> Task:
   """The Task of configs/text_to_image.py.
 
   Raises:
-    UserError: the prediction is unknown.
+    UserError: the prediction or a trained part is unknown, or the weights of
+      `start_from` cannot be read.
   """
+  if config.start_from:  # An error before the data are rendered.
+    assets.load(config.start_from, 'text_to_image')
   model = build_model(config)
+  for part in config.trained_parts:
+    check('part (trained_parts)', parts_of(model), part)
   parts = Parts(
       model, optim.make_optimizer(config.optimizer, config.steps),
       config.ema_decay, config.max_snr_weight, config.high_noise_oversampling,
-      dict(config.loss_weights), config.prior_patches)
-
-  def finish(state, workdir):
-    ema = {part: x for part, x in state.ema.items() if part != PROBE}
-    return save_release(
-        assets.TEXT_TO_IMAGE, config, state.replace(ema=ema), workdir)
+      dict(config.loss_weights), config.prior_patches,
+      tuple(config.trained_parts))
 
   return Task(
       init=functools.partial(_init, config=config, parts=parts),
       step=functools.partial(train_step, parts=parts),
       batches=functools.partial(batches, config=config),
       evaluate=functools.partial(evaluate, config=config, model=model),
-      finish=finish,
+      finish=functools.partial(_finish, config=config),
       costs=lambda: Costs({'image': config.model.size, 'batch': config.batch}))
+
+
+def parts_of(model: PixelModel) -> tuple[str, ...]:
+  """Names of the parts of a model's parameters, the probe included."""
+  return ('t5', 'unet', PROBE, *(
+      name for name in ('light_field', 'control') if getattr(model, name)))
 
 
 def build_model(config: ml_collections.ConfigDict) -> PixelModel:
@@ -106,23 +120,48 @@ def _init(key, *, config, parts):
   model = parts.model
   params = jax.jit(lambda key: model.init(key, assets.CAPTION_LENGTH))(key)
   if config.start_from:
-    earlier, _ = assets.load(config.start_from)
+    earlier, _ = assets.load(config.start_from, 'text_to_image')
     for part in config.start_parts:
       check(f'part of {config.start_from} (start_parts)', earlier, part)
     params = _with(params, {part: earlier[part]
-                            for part in config.start_parts})
+                            for part in config.start_parts}, config.start_from)
   width = model.encoder.config.width
   params[PROBE] = {
       'category': jnp.zeros((width, len(captions.CATEGORIES) + 1)),
       'main': jnp.zeros((width, len(captions.COLORS) + 1)),
       'second': jnp.zeros((width, len(captions.COLORS) + 1))}
-  return states.create(params, parts.optimizer, ema=True)
+  if model.control:
+    params['control'] = unet.copy_parameters(params['control'], params['unet'])
+  trained = parts.trained or parts_of(model)
+  frozen = {part: x for part, x in params.items() if part not in trained}
+  return states.create({part: params[part] for part in trained},
+                       parts.optimizer, ema=True, frozen=frozen or None)
 
 
-def _with(params, earlier):
+def _finish(state, workdir, *, config):
+  """Writes the averaged weights of the trained parts; see tasks.Task."""
+  ema = {part: x for part, x in state.ema.items() if part != PROBE}
+  if not config.trained_parts:
+    return save_release(
+        assets.TEXT_TO_IMAGE, config, state.replace(ema=ema), workdir)
+  # The weights of these parts only, and the SHA-256 of those that they belong
+  # to, whose own training is not a part of this record.
+  base = assets.load(config.start_from)[1] if config.start_from else {}
+  alone = config.copy_and_resolve_references()
+  alone.start_from = ''
+  return save_release(assets.TEXT_TO_IMAGE_DEPTH, alone,
+                      state.replace(ema=ema), workdir,
+                      base=base.get('sha256', ''))
+
+
+def _with(params, earlier, file):
   """Parameters, replaced by those of an earlier model where it has them."""
-  flat = traverse_util.flatten_dict
-  return traverse_util.unflatten_dict({**flat(params), **flat(earlier)})
+  ours, theirs = map(traverse_util.flatten_dict, (params, earlier))
+  # The file may lack parameters that models have only since it was written.
+  common = ours.keys() & theirs.keys()
+  assets.check_fits(file, {name: theirs[name] for name in common},
+                    {name: ours[name] for name in common})
+  return traverse_util.unflatten_dict({**ours, **theirs})
 
 
 def batches(seed: int, first_step: int, *,
@@ -163,8 +202,11 @@ def train_step(state: TrainState, batch: Mapping[str, Any], key: jax.Array, *,
   x, on_gray, eps, patches = _examples(key, batch, parts)
   labels = cameras.to_label(batch['views'].camera)
 
-  def loss_fn(params):
+  def loss_fn(trained):
+    params = {**(state.frozen or {}), **trained}
     text = model.embed(params, batch['tokens'], batch['mask'])
+    if model.control:
+      text = model.add_depth(params, text, depth_maps(batch['views']))
     given = jnp.where(batch['camera_known'][:, None], labels, 0)
     compute = {
         'v': lambda: v_loss(
@@ -183,6 +225,13 @@ def train_step(state: TrainState, batch: Mapping[str, Any], key: jax.Array, *,
   grads, losses = jax.lax.pmean((grads, losses), 'devices')
   return optim.apply_gradients(
       state, grads, parts.optimizer, parts.ema_decay), losses
+
+
+def depth_maps(views: shapes_render.Views) -> jax.Array:
+  """Maps [B, H, W, 1] of ops.images.depth_map, of Views [B, H, W, ...]."""
+  depth = cameras.axial_depth(
+      views.camera, jnp.asarray(views.depth, jnp.float32))
+  return image_ops.depth_map(depth, views.coverage / 255.0)
 
 
 def _examples(key, batch, parts):
@@ -290,20 +339,31 @@ def evaluate(state: TrainState, key: jax.Array, *,
   rng = np.random.default_rng(config.data_seed)
   tokens, mask = assets.tokenizer().encode(
       [captions.caption(rng, spec, word) for spec, word in zip(specs, words)])
+  params = {**(state.frozen or {}), **state.ema}
   losses: dict[str, jax.Array] = _held_out_losses(
-      state.ema, views, tokens, mask, model=model)
-  prompts = list(pixel_model.PROMPTS[:config.grid])
-  images = sampling.sample(
-      key, pixel_model.to_teacher(model, state.ema), prompts,
-      scale=config.guidance_scale, steps=config.sampler_steps)
+      params, views, tokens, mask, model=model)
   scalars = {name: float(loss) for name, loss in losses.items()}
+  sample = functools.partial(
+      sampling.sample, key, pixel_model.to_teacher(model, params),
+      scale=config.guidance_scale, steps=config.sampler_steps)
+  if not model.control:
+    prompts = list(pixel_model.PROMPTS[:config.grid])
+    return scalars, {'samples': image_io.tile(
+        sample(prompts), columns=8, labels=prompts)}
+  # Each depth map of a held-out view, and above it the sample of the view.
+  some = jax.tree.map(operator.itemgetter(slice(config.grid)), views)
+  prompts = [f'{captions.plain(spec)}, {word} view'
+             for spec, word in zip(specs[:config.grid], words)]
+  maps = np.asarray(depth_maps(some))
+  images = sample(prompts, labels=cameras.to_label(some.camera), depth=maps)
   return scalars, {'samples': image_io.tile(
-      images, columns=8, labels=prompts)}
+      np.concatenate([images, np.uint8(255 * maps).repeat(3, -1)], axis=1),
+      columns=8, labels=prompts)}
 
 
 @functools.partial(jax.jit, static_argnames='model')
 def _held_out_losses(params, views, tokens, mask, *, model):
-  """Mean losses by name, without and with the camera."""
+  """Mean losses by name, without and with the camera and the depth map."""
   count = len(tokens)
   keys = jax.random.split(jax.random.key(0), count)
   draw = lambda *background: 2 * jax.vmap(
@@ -321,6 +381,9 @@ def _held_out_losses(params, views, tokens, mask, *, model):
       jax.lax.map(example_loss, (x, eps, t, text), batch_size=16))
   losses = {'held_out/v': mean(text),
             'held_out/v_with_camera': mean(with_camera)}
+  if model.control:
+    losses['held_out/v_with_depth'] = mean(
+        model.add_depth(params, with_camera, depth_maps(views)))
   if model.light_field:
     losses['held_out/prior_image'] = jnp.mean(
         (with_camera['prior_image'] - on_gray) ** 2)
