@@ -125,6 +125,18 @@ def test_gradients_are_finite_and_reach_everything():
     assert np.all(np.isfinite(leaf)) and np.abs(leaf).max() > 0
 
 
+def test_an_outset_enlarges_the_images_of_training_only():
+  params, view = _params([1.0, 1.0, 1.0, 1.0]), _view()
+  area = jnp.sum(_render()(params, None, view).opacity)
+  scene = mesh_scene.make(_config(outset=0.5))
+  larger = jnp.sum(jax.jit(scene.render)(params, None, view).opacity)
+  radius = np.sqrt(area / np.pi)
+  np.testing.assert_allclose(np.sqrt(larger / np.pi), radius + 0.5, atol=0.1)
+  np.testing.assert_array_equal(
+      scene.mesh(params, 0, 1.0).vertices, _scene().mesh(
+          params, 0, 1.0).vertices)
+
+
 def test_color_only_has_no_gradient_through_silhouettes():
   # Ambient light does not depend on normals, and one color not on uv.
   params, view = _params([0.5, 0.5, 0.5, 1.0]), _view()

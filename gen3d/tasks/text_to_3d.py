@@ -114,8 +114,9 @@ def starting_mesh(path: str | os.PathLike, scene: Any) -> Mesh:
     run = load_finished(path)
     mesh = finished.textured(
         run, run.mesh(scene.resolution, scene.keep_share), size)
-    return mesh._replace(vertices=(
-        mesh.vertices - np.float32(scene.inset) * mesh.normals))
+    # A mesh that was optimized is where its outset has it.
+    inset = np.float32(0.0 if run.color is None else scene.inset)
+    return mesh._replace(vertices=mesh.vertices - inset * mesh.normals)
   if not path.is_file():
     raise UserError(
         f'There is no run and no mesh file {path}; give '
