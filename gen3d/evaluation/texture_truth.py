@@ -195,5 +195,7 @@ def table(rows: list[Agreement]) -> str:
       f'| prompt | named parts within {TOLERANCE} | all parts | mean error | '
       'R-precision |', '|---|---|---|---|---|']
   lines += [line(row.prompt, row[1:]) for row in rows]
-  means = np.nanmean(np.array([row[1:] for row in rows]), axis=0)
+  columns = np.array([row[1:] for row in rows]).T
+  known = [column[~np.isnan(column)] for column in columns]
+  means = [x.mean() if len(x) else np.nan for x in known]
   return '\n'.join([*lines, line(f'**mean of {len(rows)}**', means)])
