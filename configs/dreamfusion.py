@@ -27,8 +27,9 @@ A schedule is ((step, value), ...), linear in between, or a single number.
 import ml_collections
 
 # The settings of each teacher; '' is its default. A path is a file of weights
-# (default: the shipped ones), of published models a folder or a hub id.
-_SHAPES_TEACHER = {'name': 'shapes', 'path': ''}
+# (default: the shipped ones), of published models a folder or a hub id. The
+# same holds for `control`, a ControlNet for depth conditioning; '' is none.
+_SHAPES_TEACHER = {'name': 'shapes', 'path': '', 'control': ''}
 _DEEPFLOYD_TEACHER = {
     'name': 'deepfloyd', 'path': '', 'revision': '',
     'variant': '',     # of the weights: 'fp16'
@@ -36,7 +37,7 @@ _DEEPFLOYD_TEACHER = {
     'prediction': '',  # of the U-Net; the checkpoint's
     'flash': False}    # cuDNN's attention: faster; NVIDIA and bfloat16 only
 _STABLE_DIFFUSION_TEACHER = {
-    **_DEEPFLOYD_TEACHER, 'name': 'stable_diffusion',
+    **_DEEPFLOYD_TEACHER, 'name': 'stable_diffusion', 'control': '',
     'remat': False}    # recompute the encoder: less memory, more time
 
 

@@ -195,7 +195,7 @@ def test_predictions_are_combined_by_their_coefficients(
   predictions = score.ViewText(
       *(jax.random.normal(key, (3, *SHAPE)) for key in keys))
   teacher = TEACHER._replace(denoise=lambda w, x_t, t, text: text)
-  eps_c, eps_u = predictions
+  eps_c, eps_u, _ = predictions
   assert combination(4.0).noise == noise_weight
   combined, cond = score.combine_predictions(
       teacher, WEIGHTS, eps_c, jnp.zeros(3), predictions, combination(4.0), 0)
@@ -381,10 +381,12 @@ def _small_shapes_teacher(path):
   control = {'control': params.pop('control')}
   base, _ = assets.save(
       path / 'base.safetensors', params,
-      {'config': {'model': {**config, 'control': None}}})
+      {'config': {'task': 'text_to_image',
+                  'model': {**config, 'control': None}}})
   digest = assets.load(base)[1]['sha256']
   saved, _ = assets.save(path / 'control.safetensors', control,
-                         {'config': {'model': config}, 'base': digest})
+                         {'config': {'task': 'text_to_image', 'model': config},
+                          'base': digest})
   return {'name': 'shapes', 'path': str(base), 'control': str(saved)}
 
 
