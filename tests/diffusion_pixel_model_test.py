@@ -187,11 +187,13 @@ def test_samples_of_a_depth_map(controlled):
 
 def test_a_control_net_of_other_weights_is_refused(controlled, tmp_path):
   model, params = controlled
-  config = {'model': config_file.get_config('depth_tiny').model.to_dict()}
+  config = {'task': 'text_to_image',
+            'model': config_file.get_config('depth_tiny').model.to_dict()}
   base = {name: params[name] for name in params if name != 'control'}
   path, _ = assets.save(tmp_path / 'base.safetensors', base, {
-      'config': {'model': {key: value for key, value in config['model'].items()
-                           if key != 'control'}}})
+      'config': config | {'model': {
+          key: value for key, value in config['model'].items()
+          if key != 'control'}}})
   digest = assets.load(path)[1]['sha256']
   for name, belongs_to in (('good', digest), ('bad', 'another')):
     assets.save(tmp_path / f'{name}.safetensors',

@@ -16,7 +16,8 @@ import inspect, json, sys
 from absl import flags
 from gen3d import evaluate
 from gen3d.evaluation import (
-  clip, gan, mean_prediction, r_precision, text_to_3d, textures)
+  clip, gan, mean_prediction, r_precision, text_to_3d, texture_truth,
+  textures)
 
 def record(module, name):
   signature = inspect.signature(getattr(module, name))
@@ -25,7 +26,8 @@ def record(module, name):
 
 record(clip, 'report_real_images')
 record(clip, 'report_samples')
-for module in (gan, mean_prediction, r_precision, text_to_3d, textures):
+for module in (gan, mean_prediction, r_precision, text_to_3d, texture_truth,
+               textures):
   record(module, 'report')
 flags.FLAGS(sys.argv)
 for what in evaluate._REPORTS:
@@ -55,6 +57,7 @@ def test_reports_get_the_flags_that_they_are_documented_with():
           'runs': 'RUNS', 'protocol': 'dream_fields', 'clips': ['A', 'B'],
           'captions': 'CAPTIONS', 'clip_weights': 'PAIR', 'force': True},
       'textures': {'runs': 'RUNS', 'out': 'OUT'},
+      'texture_truth': {'runs': 'RUNS', 'clip_weights': 'PAIR', 'out': 'OUT'},
       'gan': {'path': 'NETWORK'}}
 
 

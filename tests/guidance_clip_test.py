@@ -32,7 +32,7 @@ def weights(tmp_path_factory):
   params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(
       jax.random.key(x.size), x.shape), params)
   path = tmp_path_factory.mktemp('clip') / 'pair.safetensors'
-  assets.save(path, params, {'config': CONFIG})
+  assets.save(path, params, {'config': {'task': 'clip', **CONFIG}})
   return path
 
 
