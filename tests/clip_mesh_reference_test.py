@@ -3,9 +3,6 @@
 The data are in the folder $GEN3D_REFERENCE, clipmesh.npz.
 """
 
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +15,8 @@ from gen3d.scenes import mesh, views
 
 
 @pytest.fixture(scope='module')
-def data():
-  folder = pathlib.Path(os.environ.get('GEN3D_REFERENCE', ''))
-  if not (folder / 'clipmesh.npz').is_file():
-    pytest.skip('set GEN3D_REFERENCE to the folder with clipmesh.npz')
-  return np.load(folder / 'clipmesh.npz')
+def data(reference_data):
+  return reference_data('clipmesh')
 
 
 def _channels_last(x):

@@ -88,6 +88,18 @@ def tiny_pixel_model():
 
 
 @pytest.fixture(scope='session')
+def reference_data():
+  """name -> the arrays of $GEN3D_REFERENCE/NAME.npz; skips without them."""
+  def load(name):
+    path = pathlib.Path(os.environ.get('GEN3D_REFERENCE', ''), f'{name}.npz')
+    if not path.is_file():
+      pytest.skip(f'set GEN3D_REFERENCE to the folder with {path.name}')
+    return np.load(path)
+
+  return load
+
+
+@pytest.fixture(scope='session')
 def on_eight_devices(with_devices):
   """(module, name) -> finished process that called a test's function."""
   return lambda module, name: subprocess.run(

@@ -1,8 +1,5 @@
 """Augmentations before an image encoder, against loops and Dream Fields."""
 
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +8,6 @@ import pytest
 from gen3d.choices import UserError
 from gen3d.guidance import augmentations
 from gen3d.scenes import Render
-
-REFERENCE = os.environ.get('GEN3D_REFERENCE', '')
 
 
 def black(key, size):
@@ -30,11 +25,8 @@ def render():
                 *(None,) * 4, background=behind), color
 
 
-def test_crop_and_composites_are_those_of_dream_fields():
-  path = pathlib.Path(REFERENCE) / 'dreamfields.npz'
-  if not REFERENCE or not path.is_file():
-    pytest.skip('GEN3D_REFERENCE is not set')
-  reference = np.load(path)
+def test_crop_and_composites_are_those_of_dream_fields(reference_data):
+  reference = reference_data('dreamfields')
   column, row, crop, size = (
       int(x) for x in reference['aug.crop_ix_iy_n_nclip'])
   layers = np.concatenate([reference['aug.z'], reference['aug.acc']], -1)

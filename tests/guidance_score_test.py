@@ -1,8 +1,6 @@
 """Score distillation with a teacher whose score is known in closed form."""
 
 import functools
-import os
-import pathlib
 
 import checkpoint_folders as folders
 import jax
@@ -431,11 +429,8 @@ def test_each_subject_has_its_own_prompt_in_every_view():
       np.testing.assert_allclose(text.null['states'], 0)
 
 
-def test_sds_has_scenetexs_gradient(monkeypatch):
-  path = pathlib.Path(os.environ.get('GEN3D_REFERENCE', ''), 'scenetex.npz')
-  if not path.is_file():
-    pytest.skip('set GEN3D_REFERENCE to the folder with scenetex.npz')
-  data = np.load(path)
+def test_sds_has_scenetexs_gradient(reference_data, monkeypatch):
+  data = reference_data('scenetex')
   latents, eps, noisy = (
       np.moveaxis(data[f'vsd.{name}'], 1, -1)
       for name in ('latents', 'noise', 'noisy'))

@@ -1,8 +1,5 @@
 """SceneTex's texture field: parity of its parts, attention by blocks."""
 
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +10,8 @@ from gen3d.ops import multires
 
 
 @pytest.fixture(scope='module')
-def reference():
-  path = pathlib.Path(os.environ.get('GEN3D_REFERENCE', ''), 'scenetex.npz')
-  if not path.is_file():
-    pytest.skip('set GEN3D_REFERENCE to the folder with scenetex.npz')
-  return np.load(path)
+def reference(reference_data):
+  return reference_data('scenetex')
 
 
 def _dense(reference, name):

@@ -1,8 +1,5 @@
 """Random backgrounds: parity with Dream Fields, and their statistics."""
 
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +7,10 @@ import pytest
 
 from gen3d.ops import backgrounds
 
-REFERENCE = os.environ.get('GEN3D_REFERENCE', '')
-
 
 @pytest.fixture
-def reference():
-  path = pathlib.Path(REFERENCE) / 'dreamfields.npz'
-  if not REFERENCE or not path.is_file():
-    pytest.skip('GEN3D_REFERENCE is not set')
-  return np.load(path)
+def reference(reference_data):
+  return reference_data('dreamfields')
 
 
 def test_texture_of_a_spectrum(reference):

@@ -1,8 +1,5 @@
 """Sets of cameras: parity with SceneTex's, positions and directions."""
 
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +9,8 @@ from gen3d.ops import camera_sets, cameras
 
 
 @pytest.fixture(scope='module')
-def reference():
-  path = pathlib.Path(os.environ.get('GEN3D_REFERENCE', ''), 'scenetex.npz')
-  if not path.is_file():
-    pytest.skip('set GEN3D_REFERENCE to the folder with scenetex.npz')
-  return np.load(path)
+def reference(reference_data):
+  return reference_data('scenetex')
 
 
 def _to_c2w(rotations, translations):

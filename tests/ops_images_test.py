@@ -1,8 +1,5 @@
 """Resampling, blur and resizing against loops and PIL."""
 
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,12 +141,8 @@ def test_depth_map_equals_a_loop():
   assert np.all(np.isfinite(gradient))
 
 
-def test_depth_map_is_that_of_scenetex():
-  folder = pathlib.Path(os.environ.get('GEN3D_REFERENCE', ''))
-  file = folder / 'scenetex.npz'
-  if not file.is_file():
-    pytest.skip('set GEN3D_REFERENCE to the folder with scenetex.npz')
-  data = np.load(file)
+def test_depth_map_is_that_of_scenetex(reference_data):
+  data = reference_data('scenetex')
   depth = data['uv.zbuf'][..., 0]
   got = images.depth_map(jnp.asarray(depth), jnp.asarray(depth > 0) * 1.0)
   theirs = np.moveaxis(data['depth.controlnet'], 1, -1)
@@ -167,11 +160,8 @@ def test_gaussian_blur_mirrors_at_the_edges(image):
       images.gaussian_blur(jnp.array(image), 0.0, 2), image, atol=1e-6)
 
 
-def test_resizing_and_blur_of_clip_mesh():
-  path = pathlib.Path(os.environ.get('GEN3D_REFERENCE', '')) / 'clipmesh.npz'
-  if not os.environ.get('GEN3D_REFERENCE') or not path.is_file():
-    pytest.skip('GEN3D_REFERENCE is not set')
-  reference = np.load(path)
+def test_resizing_and_blur_of_clip_mesh(reference_data):
+  reference = reference_data('clipmesh')
   last = lambda key: np.moveaxis(reference[key][0], 0, -1)
   for key in reference.files:
     kind, _, name = key.partition('.')

@@ -1,7 +1,5 @@
 """The rasterizer against slow ones in NumPy, PyTorch3D and differences."""
 
-import os
-import pathlib
 from functools import partial
 
 import jax
@@ -275,14 +273,6 @@ def test_derivatives_in_the_image_equal_differences():
   assert not np.any(got[~covered])
 
 
-@pytest.fixture(scope='module')
-def reference():
-  folder = pathlib.Path(os.environ.get('GEN3D_REFERENCE', ''))
-  if not (folder / 'scenetex.npz').is_file():
-    pytest.skip('set GEN3D_REFERENCE to the folder with scenetex.npz')
-  return lambda name: np.load(folder / f'{name}.npz')
-
-
 def pytorch3d_clip(view, scale, near=0.1, far=100.0):
   """Clip positions of points in PyTorch3D's view axes (x to the left)."""
   z = view[..., 2]
@@ -291,8 +281,8 @@ def pytorch3d_clip(view, scale, near=0.1, far=100.0):
       ((far + near) * z - 2 * far * near) / (far - near), z], -1), jnp.float32)
 
 
-def test_depth_maps_of_lifted_gan_equal_pytorch3d(reference):
-  data = reference('lifted_tiny')
+def test_depth_maps_of_lifted_gan_equal_pytorch3d(reference_data):
+  data = reference_data('lifted_tiny')
   size = data['render.verts'].shape[1]
   vertices = data['render.verts'].reshape(2, -1, 3)
   index = np.arange(size**2).reshape(size, size)
@@ -327,8 +317,8 @@ def test_depth_maps_of_lifted_gan_equal_pytorch3d(reference):
           row[inner], data['render.bary_row_mid'][inner], atol=1e-4)
 
 
-def test_uv_map_of_scenetex_equals_pytorch3d(reference):
-  data = reference('scenetex')
+def test_uv_map_of_scenetex_equals_pytorch3d(reference_data):
+  data = reference_data('scenetex')
   view = data['uv.verts'] @ data['uv.R'][0] + data['uv.T']
   faces, face = data['uv.faces'], data['uv.pix_to_face'][0, ..., 0]
   clip = pytorch3d_clip(view, 1 / np.tan(np.pi / 6))

@@ -1,8 +1,5 @@
 """Texture lookup against scipy and known footprints."""
 
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,11 +102,8 @@ def test_wrong_arguments():
     textures.texture([image, image[::2, ::2]], uv)
 
 
-def test_texture_of_scenetex_equals_pytorch3d():
-  path = pathlib.Path(os.environ.get('GEN3D_REFERENCE', '')) / 'scenetex.npz'
-  if not path.is_file():
-    pytest.skip('set GEN3D_REFERENCE to the folder with scenetex.npz')
-  data = np.load(path)
+def test_texture_of_scenetex_equals_pytorch3d(reference_data):
+  data = reference_data('scenetex')
   image, uv = data['uv.texture'][0], data['uv.coords'][0]
   # There (0, 0) and (1, 1) are the centers of the texels in the corners.
   sides = np.array([image.shape[1], image.shape[0]])

@@ -1,8 +1,5 @@
 """Dream Fields' scene: parity with its code, loops, and running values."""
 
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,15 +20,10 @@ RED = Guidance(
     loss=lambda params, frozen, key, render, text, step: (
         jnp.mean((render.image - text)**2), {}))
 
-REFERENCE = os.environ.get('GEN3D_REFERENCE', '')
-
 
 @pytest.fixture(scope='module')
-def reference():
-  path = pathlib.Path(REFERENCE) / 'dreamfields.npz'
-  if not REFERENCE or not path.is_file():
-    pytest.skip('GEN3D_REFERENCE is not set')
-  return np.load(path)
+def reference(reference_data):
+  return reference_data('dreamfields')
 
 
 def reference_rays(reference, keep):

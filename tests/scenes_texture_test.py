@@ -1,8 +1,5 @@
 """The texture scene: parity of its views, baking, objects alone, errors."""
 
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +14,8 @@ from gen3d.scenes import View, texture
 
 
 @pytest.fixture(scope='module')
-def reference():
-  path = pathlib.Path(os.environ.get('GEN3D_REFERENCE', ''), 'scenetex.npz')
-  if not path.is_file():
-    pytest.skip('set GEN3D_REFERENCE to the folder with scenetex.npz')
-  return np.load(path)
+def reference(reference_data):
+  return reference_data('scenetex')
 
 
 def _cube(center, side):
