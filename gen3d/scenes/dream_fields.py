@@ -57,9 +57,7 @@ def make(config: Any) -> Scene:
 
   def sample_view(key, step, part=(0.0, 1.0)):
     del step
-    low, high = camera.azimuth
-    azimuth = tuple(low + (high - low) * share for share in part)
-    drawn = cameras.sample(key, **camera._replace(azimuth=azimuth)._asdict())
+    drawn = views.sample_camera(key, camera, part)
     return View(drawn, cameras.rays(drawn, config.size, config.size), None,
                 background=jnp.zeros(3), learned=jnp.float32(0.0))
 
@@ -268,10 +266,8 @@ def _fourier_mlp(settings):
 
 
 def _triplane(settings):
-  bias = settings.pop('density_bias')
-  return fields.TriPlane(density_bias=partial(
-      pick('density bias', fields.DENSITY_BIASES, bias['name']),
-      **{k: v for k, v in bias.items() if k != 'name'}), **settings)
+  bias = dreamfusion.density_bias(settings.pop('density_bias'))
+  return fields.TriPlane(density_bias=bias, **settings)
 
 
 # settings of a config -> Module, by name.

@@ -9,7 +9,7 @@ the cost of a step: 'analytic' and 'finite' at every sample, as in the paper;
 which shading is deferred. That is about five times faster.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -126,11 +126,19 @@ def make_query(config: Any) -> Callable:
 
 def _field(config):
   """The field of a config, a Module."""
-  bias = partial(
-      pick('density bias', fields.DENSITY_BIASES, config.density_bias.name),
-      **_without_name(config.density_bias))
   return pick('field', FIELDS, config.field.name)(
-      density_bias=bias, **_without_name(config.field))
+      density_bias=density_bias(config.density_bias),
+      **_without_name(config.field))
+
+
+def density_bias(settings: Mapping[str, Any]) -> Callable:
+  """The function points [..., 3] -> [...] of settings with its `name`.
+
+  Raises:
+    UserError: the name is unknown.
+  """
+  return partial(pick('density bias', fields.DENSITY_BIASES, settings['name']),
+                 **_without_name(settings))
 
 
 def _mesh(query, bound, params, resolution, keep_share):

@@ -127,6 +127,20 @@ def of_config(config: Any) -> SampleView:
               config.view_distribution)(config)
 
 
+def sample_camera(key: jax.Array, ranges: CameraRange, part: tuple
+                  ) -> cameras.Camera:
+  """A random camera of a part of the azimuths.
+
+  Args:
+    key: of the random numbers.
+    ranges: CameraRange.
+    part: see scenes.Scene.sample_view.
+  """
+  low, high = ranges.azimuth
+  azimuth = (low + (high - low) * part[0], low + (high - low) * part[1])
+  return cameras.sample(key, **ranges._replace(azimuth=azimuth)._asdict())
+
+
 def dreamfusion(key: jax.Array, step: Any, part: tuple = (0.0, 1.0), *,
                 cameras_config: CameraRange, lighting: Lighting,
                 random_backgrounds: Backgrounds, size: int) -> View:
@@ -141,10 +155,7 @@ def dreamfusion(key: jax.Array, step: Any, part: tuple = (0.0, 1.0), *,
   """
   # The number and order of keys are part of the random stream.
   keys = jax.random.split(key, 7)
-  low, high = cameras_config.azimuth
-  azimuth = (low + (high - low) * part[0], low + (high - low) * part[1])
-  camera = cameras.sample(
-      keys[0], **cameras_config._replace(azimuth=azimuth)._asdict())
+  camera = sample_camera(keys[0], cameras_config, part)
   position = shading.sample_position(
       keys[1], camera.c2w[:3, 3], distance_range=lighting.distance_range)
   bernoulli = lambda key, p: jax.random.bernoulli(key, p).astype(jnp.float32)
@@ -170,7 +181,7 @@ def clip_mesh(key: jax.Array, step: Any, part: tuple = (0.0, 1.0), *,
 
   Args:
     key, step: see scenes.Scene.sample_view.
-    part: tells which view of a step this is; azimuths are not stratified.
+    part: where in the step this view is; azimuths are not stratified.
     ranges: ClipMeshCameras.
     lighting: ClipMeshLight.
     size: pixels per side.
