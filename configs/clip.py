@@ -44,7 +44,7 @@ VARIANTS = {
 
 
 def get_config(variant='shapes'):
-  """The config of one of VARIANTS; 'shapes' has the judge's weights."""
+  """The config of one of VARIANTS; 'shapes' is the pair that evaluates."""
   config = ml_collections.ConfigDict()
   config.task = 'clip'
   config.asset = 'clip_shapes'  # name of the weights that a run writes

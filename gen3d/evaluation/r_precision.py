@@ -37,7 +37,7 @@ from gen3d.tasks import text_to_3d
 from gen3d.weights import hub
 
 REPORT = 'r_precision.json'
-# Headings of the shipped pairs; what guides does not judge: in parentheses.
+# Headings of the shipped pairs; what guides cannot evaluate: in parentheses.
 BUNDLED = {assets.CLIP.stem: 'shapes pair',
            assets.CLIP_GUIDE.stem: '(shapes guide)'}
 NAMES = {clip.B32: 'CLIP B/32', clip.B16: 'CLIP B/16', clip.L14: 'CLIP L/14'}

@@ -208,7 +208,7 @@ def _save_textured_obj(path: pathlib.Path, exported: trimesh.Trimesh,
 def _complete(tree: dict[str, Any]) -> None:
   """Completes the JSON of a .glb in place.
 
-  Renames the color attribute, says what each buffer is for, and sets a matte
+  Renames the color attribute, names the use of each buffer, and sets a matte
   material: glTF's default is metallic, which renderers without an environment
   map show black.
   """

@@ -21,7 +21,7 @@ def load(path: str | os.PathLike, up: str = 'y', *, manifold: bool = False,
   """Reads a mesh file as one surface.
 
   Parts of the file are concatenated; of several textured parts the textures
-  become vertex colors. Faces without area are removed. What is changed is said
+  become vertex colors. Faces without area are removed. Changes are printed
   on stderr, in one sentence each.
 
   Args:

@@ -36,7 +36,7 @@ def antialias(image: jax.Array, fragments: raster.Fragments,
   of, crosses the segment between the centers of a pair, the pixel that contains
   the crossing gets the other one's color in proportion to its part beyond the
   silhouette. Pairs along rows meet the edges that are at least as steep as 45
-  degrees, pairs along columns the others. Where nvdiffrast looks at the edges
+  degrees, pairs along columns the others. Where nvdiffrast tests the edges
   of the inner pixel's face only, this follows the surface to its silhouette:
   faces there are seen at a grazing angle and often cover no center.
 
@@ -131,7 +131,7 @@ def _onward(clip, faces, twins):
   The number of the twin; _SILHOUETTE; _END at faces that reach behind the
   camera, which have no silhouette in the image.
   """
-  # The sign of a determinant tells the side, also of what is behind the camera.
+  # The sign of a determinant gives the side, also of what is behind the camera.
   position = jax.lax.stop_gradient(clip)[..., np.array([0, 1, 3])]
   corners = position[:, faces]
   across = position[:, faces.ravel()[jnp.maximum(twins, 0)]]

@@ -306,8 +306,8 @@ def _show(params, camera, size, modes, background_color=None, *, background,
 def _behind(params, view, background):
   """The background [H, W, 3] or [3] of a view.
 
-  A scene without a learned background has that of the view, whatever
-  `learned` says.
+  A scene without a learned background has that of the view, whatever the
+  value of `learned`.
   """
   if background is None:
     return view.background

@@ -58,7 +58,7 @@ BACKGROUNDS = {'shapes': shapes_render.sample_background,
 
 
 class Augmentation(NamedTuple):
-  """Random changes of a training image; the defaults are the judge's.
+  """Random changes of a training image; the defaults are those of `shapes`.
 
   Attributes:
     zoom: range of the scale.
