@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen3d.models import nvidia, stylegan2
+from gen3d.models import nvidia, stylegan2, stylegan2_layers
 from gen3d.weights import port
 
 BINOMIAL = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
@@ -32,7 +32,7 @@ def test_modulated_conv_equals_a_kernel_for_every_example(up, demodulate):
   x = rng.normal(size=(2, 4, 4, 3)).astype(np.float32)
   weight = rng.normal(size=(3, 3, 3, 5)).astype(np.float32)
   style = rng.normal(size=(2, 3)).astype(np.float32)
-  actual = stylegan2.modulated_conv(
+  actual = stylegan2_layers.modulated_conv(
       jnp.array(x), jnp.array(weight), jnp.array(style), up=up,
       demodulate=demodulate)
   for i in range(2):
@@ -57,7 +57,8 @@ def test_modulated_conv_equals_a_kernel_for_every_example(up, demodulate):
 def test_conv_with_stride_2_filters_first(kernel):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(1, 8, 8, 2)).astype(np.float32)
-  conv = stylegan2.Conv(3, kernel, down=True, act='linear', use_bias=False)
+  conv = stylegan2_layers.Conv(
+      3, kernel, down=True, act='linear', use_bias=False)
   variables = conv.init(jax.random.key(0), x)
   weight = variables['params']['weight'] / np.sqrt(2 * kernel ** 2)
   smooth = np.stack([correlate(x[0][..., [c]], BINOMIAL[..., None, None],
@@ -71,20 +72,20 @@ def test_conv_with_stride_2_filters_first(kernel):
 def test_gain_applies_to_the_clamp_too():
   x = jnp.array([-100., -1., 1., 100.])
   np.testing.assert_allclose(
-      stylegan2.activate(x, 'lrelu', .5, clamp=2.),
+      stylegan2_layers.activate(x, 'lrelu', .5, clamp=2.),
       [-1., -.1 * 2 ** .5, .5 * 2 ** .5, 1.], rtol=1e-6)
 
 
 def test_minibatch_standard_deviation_of_strided_groups():
   x = np.random.default_rng(0).normal(size=(6, 2, 2, 3)).astype(np.float32)
-  actual = stylegan2.minibatch_deviation(jnp.array(x), 3)
+  actual = stylegan2_layers.minibatch_deviation(jnp.array(x), 3)
   for i in range(6):
     group = x[[i % 2, i % 2 + 2, i % 2 + 4]]
     expected = np.sqrt(group.var(axis=0) + 1e-8).mean()
     np.testing.assert_allclose(actual[i, ..., 3], expected, rtol=1e-5)
   np.testing.assert_array_equal(actual[..., :3], x)
   with pytest.raises(ValueError, match='5 images on a device'):
-    stylegan2.minibatch_deviation(jnp.array(x[:5]), 4)
+    stylegan2_layers.minibatch_deviation(jnp.array(x[:5]), 4)
 
 
 def test_truncation_of_the_first_layers_towards_w_avg():
@@ -181,7 +182,7 @@ def test_blocks_compute_in_half_precision_throughout():
     variables = block.init(jax.random.key(0), *inputs)
     outputs, layers = block.apply(
         variables, *inputs, capture_intermediates=lambda m, _: isinstance(
-            m, (stylegan2.Conv, stylegan2.SynthesisLayer)))
+            m, (stylegan2_layers.Conv, stylegan2.SynthesisLayer)))
     layers = jax.tree.leaves(layers)
     assert len(layers) > 1 and all(x.dtype == jnp.bfloat16 for x in layers)
     assert jax.tree.leaves(outputs)[0].dtype == jnp.bfloat16
@@ -216,5 +217,5 @@ def test_official_names_round_trip():
 
 def test_resolution_must_be_a_power_of_two():
   with pytest.raises(ValueError, match='resolution 48 is not a power of two'):
-    stylegan2.resolutions(48)
-  assert stylegan2.resolutions(16) == (4, 8, 16)
+    stylegan2_layers.resolutions(48)
+  assert stylegan2_layers.resolutions(16) == (4, 8, 16)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from gen3d.choices import UserError
-from gen3d.models import fields, stylegan2
+from gen3d.models import fields, stylegan2, stylegan2_layers
 from gen3d.ops import cameras, encodings, images, sampling, volume
 
 # Applied to the mean of neighboring samples' raw densities.
@@ -239,7 +239,7 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
     # 'net.0' and 'net.2' are the official names.
-    dense = lambda width, name: stylegan2.Dense(
+    dense = lambda width, name: stylegan2_layers.Dense(
         width, lr_mul=self.lr_mul, name=name)
     # As rows between the layers, too: a rendering and its gradient take 6 %
     # more time on a CPU where there are more axes.
