@@ -71,7 +71,7 @@ def with_devices():
   """count -> the environment of a process that has `count` devices."""
   flags = re.sub(rf'{_DEVICES}=\d+', '', os.environ['XLA_FLAGS'])
   return lambda count: {
-      **os.environ, 'PYTHONPATH': str(_ROOT),
+      **os.environ, 'PYTHONPATH': f'{_ROOT}{os.pathsep}{_ROOT / "tests"}',
       'XLA_FLAGS': f'{flags} {_DEVICES}={count}'}
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import task_steps
 
 from configs import dreamfusion as field_configs
 from configs import refine as configs
@@ -42,40 +43,28 @@ def _config(**scene):
   return config
 
 
-def _start(config, devices):
-  """(task, its mesh of devices, state)."""
-  task = text_to_3d.make(config, _painting())
-  mesh = jax.make_mesh(
-      (devices,), ('devices',), devices=jax.devices()[:devices])
-  return task, mesh, sharding.replicate(task.init(jax.random.key(0)), mesh)
-
-
-def _steps(task, step, mesh, state, count):
-  """(state, metrics) after `count` steps."""
-  for _, batch in zip(range(count), task.batches(0, 0)):
-    state, metrics = step(state, sharding.to_devices(batch, mesh),
-                          sharding.replicate(jax.random.key(1), mesh))
-  return state, jax.device_get(metrics)
-
-
 @functools.cache
 def _compiled():
   """The config of most tests, and its compiled step."""
   config = _config()
-  task, mesh, _ = _start(config, 1)
-  return config, task, sharding.pmap(task.step, mesh), mesh
+  return config, *_step(config, 1)
+
+
+def _step(config, devices):
+  """(task, its compiled step, mesh of devices)."""
+  task, mesh = text_to_3d.make(config, _painting()), task_steps.devices(devices)
+  return task, sharding.pmap(task.step, mesh), mesh
 
 
 def print_four_steps_on_eight_devices():
   """For a process of its own: what `_four_steps` returns, as JSON."""
-  task, mesh, _ = _start(_config(), 8)
-  print(json.dumps(_four_steps(task, sharding.pmap(task.step, mesh), mesh)))
+  print(json.dumps(_four_steps(*_step(_config(), 8))))
 
 
 def _four_steps(task, step, mesh):
   """{name: list of numbers}: the parameters and metrics after four steps."""
-  state = sharding.replicate(task.init(jax.random.key(0)), mesh)
-  state, metrics = _steps(task, step, mesh, state, 4)
+  state, metrics = task_steps.run(
+      task, step, mesh, task_steps.start(task, mesh), 4)
   scene = jax.device_get(sharding.unreplicate(state).params['scene'])
   return {name: np.ravel(x).tolist() for name, x in {
       **scene, **sharding.unreplicate(metrics)}.items()}
@@ -97,9 +86,9 @@ def test_eight_devices_equal_one(on_eight_devices):
 
 def test_a_sphere_turns_green_and_its_run_can_be_loaded(tmp_path):
   config, task, step, mesh = _compiled()
-  state = sharding.replicate(task.init(jax.random.key(0)), mesh)
+  state, metrics = task_steps.run(
+      task, step, mesh, task_steps.start(task, mesh), 30)
   saving = checkpoints.Checkpoints(tmp_path)
-  state, metrics = _steps(task, step, mesh, state, 30)
   assert {'loss/laplacian', 'loss/normal_consistency'} <= set(metrics)
   saving.save(state)
   saving.close()
@@ -123,18 +112,7 @@ def test_a_sphere_turns_green_and_its_run_can_be_loaded(tmp_path):
 
 def test_a_resumed_training_is_bit_identical(tmp_path):
   _, task, step, mesh = _compiled()
-  fresh = lambda: sharding.replicate(task.init(jax.random.key(0)), mesh)
-  state, _ = _steps(task, step, mesh, fresh(), 2)
-  saving = checkpoints.Checkpoints(tmp_path)
-  saving.save(state)
-  saving.wait()
-  state, _ = _steps(task, step, mesh, state, 2)
-  resumed, _ = _steps(task, step, mesh, saving.restore(fresh(), mesh, 2), 2)
-  saving.close()
-  for a, b in zip(jax.tree.leaves(jax.device_get(state.replace(frozen=None))),
-                  jax.tree.leaves(jax.device_get(
-                      resumed.replace(frozen=None))), strict=True):
-    np.testing.assert_array_equal(a, b)
+  task_steps.assert_resumption_is_exact(task, step, mesh, tmp_path)
 
 
 def test_a_finished_field_becomes_a_textured_mesh(tmp_path):

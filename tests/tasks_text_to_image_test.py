@@ -227,6 +227,12 @@ def test_release_record_contains_the_earlier_stages(
     assert 'earlier' not in record['earlier'][-1]
     again.start_from = str(path)
 
+  path, _ = assets.save(tmp_path / 'bare.safetensors', state.params, {})
+  again.start_from = str(path)
+  path, _ = release.save_release(
+      assets.TEXT_TO_IMAGE, again, later, tmp_path / 'stage3')
+  assert assets.load(path)[1]['images_seen'] == 5 * config.batch
+
 
 def test_max_snr_weight_bounds_density_times_weight():
   schedule = noise.cosine_schedule()

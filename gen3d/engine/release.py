@@ -43,12 +43,13 @@ def _merge_history(record, start_from):
   """Returns the record of a training that began with another one's weights.
 
   Images and hours are those of all trainings together; the records of the
-  earlier ones are listed under 'earlier', oldest first.
+  earlier ones are listed under 'earlier', oldest first. A record that was made
+  otherwise may lack images and hours, which then count as 0.
   """
   _, before = assets.load(start_from)
   earlier = before.pop('earlier', [])
   config = {**record['config'], 'start_from': before['sha256']}
-  return {**record, 'config': config,
-          'images_seen': record['images_seen'] + before['images_seen'],
-          'hours': round(record['hours'] + before['hours'], 2),
-          'earlier': [*earlier, before]}
+  total = {name: record[name] + before.get(name, 0)
+           for name in ('images_seen', 'hours')}
+  return {**record, 'config': config, 'images_seen': total['images_seen'],
+          'hours': round(total['hours'], 2), 'earlier': [*earlier, before]}

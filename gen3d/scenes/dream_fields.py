@@ -76,6 +76,7 @@ def make(config: Any) -> Scene:
                         weights=dict(config.penalties)),
       show=partial(dreamfusion.show, render, modes_of_light=SHADING_MODES),
       mesh=partial(_mesh, query, bound), bound=bound,
+      color=lambda params, points: query(params, points + params['origin'])[1],
       running=Running({'origin': jnp.zeros(3)}, partial(
           track_origin, decay=config.origin_decay)))
 
