@@ -23,6 +23,8 @@ import math
 
 import ml_collections
 
+from configs import dreamfusion
+
 
 def get_config(variant='shapes'):
   """The config of one of VARIANTS."""
@@ -31,11 +33,7 @@ def get_config(variant='shapes'):
 
 def sweep():
   """Eight of the prompts of configs/dreamfusion.py."""
-  return [{'prompt': prompt} for prompt in (
-      'a red chair', 'a blue car', 'a yellow duck',
-      'a green tree with brown trunk', 'a red mushroom with white stem',
-      'a white house with red roof', 'an orange cat',
-      'a blue table with white legs')]
+  return [{'prompt': prompt} for prompt in dreamfusion.EIGHT.values()]
 
 
 def paper(steps=5000):

@@ -19,6 +19,8 @@ A schedule is ((step, value), ...), linear in between, or a single number.
 
 import ml_collections
 
+from configs import dreamfusion
+
 
 def get_config(variant='shapes'):
   """The config of one of VARIANTS."""
@@ -26,12 +28,8 @@ def get_config(variant='shapes'):
 
 
 def sweep():
-  """Eight of the prompts of configs/dreamfusion.py, two of them unseen."""
-  return [{'prompt': prompt} for prompt in (
-      'a red chair', 'a blue car', 'a red apple with green leaf',
-      'a white snowman with black hat', 'a red rocket with blue fins',
-      'a red mushroom with white stem', 'a green tree with brown trunk',
-      'a yellow duck')]
+  """Eight of the prompts of configs/dreamfusion.py."""
+  return [{'prompt': prompt} for prompt in dreamfusion.EIGHT.values()]
 
 
 def paper():

@@ -46,20 +46,26 @@ def get_config(variant='shapes'):
   return VARIANTS[variant]()
 
 
+# Of the shapes world; the last 8 with an unseen pair of category and color.
+PROMPTS = (
+    'a red chair', 'a blue table with white legs',
+    'a purple sofa with yellow cushions', 'a blue car',
+    'a white airplane with red wings', 'a brown boat with white sail',
+    'a red rocket with blue fins', 'a green umbrella', 'a cyan mug',
+    'a red apple with green leaf', 'a pink cake with white icing',
+    'a white snowman with black hat', 'an orange cat', 'an orange fish',
+    'a gray castle with red towers', 'a red mushroom with white stem',
+    'a green tree with brown trunk', 'a yellow duck',
+    'a green cactus with brown pot', 'a red truck',
+    'a white house with red roof', 'a black lamp', 'a yellow robot',
+    'a brown rabbit')
+# The prompts of the other configs' tables, by their index above.
+EIGHT = {index: PROMPTS[index] for index in (0, 1, 3, 12, 15, 16, 17, 20)}
+
+
 def sweep():
-  """Prompts of the shapes world, the last 8 with unseen (category, color)."""
-  return [{'prompt': prompt} for prompt in (
-      'a red chair', 'a blue table with white legs',
-      'a purple sofa with yellow cushions', 'a blue car',
-      'a white airplane with red wings', 'a brown boat with white sail',
-      'a red rocket with blue fins', 'a green umbrella', 'a cyan mug',
-      'a red apple with green leaf', 'a pink cake with white icing',
-      'a white snowman with black hat', 'an orange cat', 'an orange fish',
-      'a gray castle with red towers', 'a red mushroom with white stem',
-      'a green tree with brown trunk', 'a yellow duck',
-      'a green cactus with brown pot', 'a red truck',
-      'a white house with red roof', 'a black lamp', 'a yellow robot',
-      'a brown rabbit')]
+  """Every prompt of PROMPTS."""
+  return [{'prompt': prompt} for prompt in PROMPTS]
 
 
 def paper():

@@ -27,6 +27,13 @@ def get_config(variant='shapes'):
   return VARIANTS[variant]()
 
 
+def sweep():
+  """Eight runs of the sweep of configs/dreamfusion.py in runs/table."""
+  return [{'prompt': prompt, 'scene.start_from':
+           f'runs/table/{index:03d}_prompt={prompt.replace(" ", "-")}'}
+          for index, prompt in dreamfusion.EIGHT.items()]
+
+
 def shapes(steps=100):
   """A run of the shapes world, on a CPU."""
   config = dreamfusion.shapes(steps)

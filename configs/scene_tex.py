@@ -27,6 +27,8 @@ to +z, unless scene.turn says by how many degrees it is turned towards +x.
 
 import ml_collections
 
+from configs import dreamfusion
+
 _SUFFIX = (', best quality, high quality, extremely detailed, good geometry, '
            'high-res photo')
 
@@ -34,6 +36,12 @@ _SUFFIX = (', best quality, high quality, extremely detailed, good geometry, '
 def get_config(variant='shapes'):
   """The config of one of VARIANTS."""
   return VARIANTS[variant]()
+
+
+def sweep():
+  """Eight of the prompts of configs/dreamfusion.py on shapes-world meshes."""
+  return [{'prompt': prompt, 'scene.meshes': f'shapes:{prompt.split()[2]}'}
+          for prompt in dreamfusion.EIGHT.values()]
 
 
 def paper():

@@ -120,3 +120,14 @@ def test_sizes_that_are_not_possible_are_refused(size):
     bake.check_size(size)
   for possible in (0, 16, 8192):
     bake.check_size(possible)
+
+
+def test_unseen_points_get_the_nearest_color_of_their_group():
+  colors = np.eye(5)[:, :3]
+  points = np.array([[0.0, 0, 0], [1, 0, 0], [0.9, 0, 0], [0.1, 0, 0],
+                     [0.8, 0, 0]])
+  seen = np.array([True, True, False, False, False])
+  groups = np.array([0, 0, 0, 0, 1])
+  filled = bake.fill_unseen(colors, points, seen, groups)
+  # The last one's group has no seen point.
+  np.testing.assert_array_equal(filled, colors[[0, 1, 1, 0, 4]])

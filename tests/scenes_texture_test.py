@@ -105,6 +105,27 @@ def test_the_baked_texture_is_the_rendered_one():
   assert np.asarray(shown)[alpha[..., 0] == 1].std(0).max() > 0.05
 
 
+def test_a_face_that_no_camera_sees_gets_the_colors_nearest_to_it():
+  # Cameras above the cube: its lower face, the third of six, is not seen.
+  above = cameras.orbit([0.0, 90.0, 180.0, 270.0], 40.0, 8.0, 1.3)
+  above = above._replace(c2w=above.c2w.at[:, :3, 3].add(
+      jnp.array([3.0, 0.0, 0.0])))
+  config = _config(texture_size=96, view_distribution='keyframes')
+  scene, params = _scene(config, CUBES[:1], above)
+  np.testing.assert_array_equal(
+      params['surface']['seen'], np.arange(12) // 2 != 2)
+  surface = {name: np.asarray(x) for name, x in params['surface'].items()}
+  # The sides of the cube, each in a third of the texture, are numbered.
+  number = lambda uv, *_: np.tile(
+      ((3 * uv[:, :1]).astype(int) + 3 * (3 * uv[:, 1:]).astype(int)) / 5,
+      (1, 3))
+  lower = np.s_[96 - 28:96 - 4, 2 * 32 + 4:2 * 32 + 28]
+  sides = lambda image: np.unique(np.round(image[lower] / 255 * 5)).tolist()
+  assert sides(texture.bake_texture(number, surface, 96)) == [0, 1, 4, 5]
+  surface['seen'] = np.ones(12, bool)
+  assert sides(texture.bake_texture(number, surface, 96)) == [2]
+
+
 def test_an_object_alone_is_in_the_middle_and_has_its_own_gradient():
   scene, params = _scene(_config(each=True, meshes='a.obj,b.obj'))
   assert scene.subjects == 2

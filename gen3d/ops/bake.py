@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
+import scipy.spatial
 
 from gen3d.choices import UserError
 from gen3d.ops import atlas, textures
@@ -105,6 +106,29 @@ def inner_points(points: np.ndarray, normals: np.ndarray,
       np.concatenate([b - a, c - b, a - c]), axis=-1))
   length = np.linalg.norm(normals, axis=-1, keepdims=True)
   return points - 0.5 * edge * normals / np.maximum(length, 1e-12)
+
+
+def fill_unseen(colors: np.ndarray, points: np.ndarray, seen: np.ndarray,
+                groups: np.ndarray) -> np.ndarray:
+  """Colors [N, 3], with those of unseen points replaced.
+
+  Each gets the color of the nearest seen point of its group. A group without
+  seen points keeps its colors.
+
+  Args:
+    colors: [N, 3].
+    points: [N, 3].
+    seen: bool [N].
+    groups: int [N].
+  """
+  filled = colors.copy()
+  for group in np.unique(groups[~seen]):
+    known, unknown = (np.flatnonzero((groups == group) & which)
+                      for which in (seen, ~seen))
+    if len(known):
+      _, nearest = scipy.spatial.cKDTree(points[known]).query(points[unknown])
+      filled[unknown] = colors[known[nearest]]
+  return filled
 
 
 def dilate(image: np.ndarray, covered: np.ndarray) -> np.ndarray:

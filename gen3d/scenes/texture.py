@@ -42,6 +42,7 @@ ACTIVATIONS = {
     # SceneTex's, whose output is in [-1, 1]: no gradient beyond.
     'clip': lambda x: jnp.clip(x / 2 + 0.5, 0.0, 1.0)}
 AMBIENT = shading.Light(np.zeros(3, np.float32), 1.0, 0.0, 0.0)
+SURVEY = 64  # views of each subject, from which the faces that are seen follow
 KEYFRAMES = 'keyframes'  # the view distribution of a file of cameras
 # config.camera -> ops.cameras.Camera [N], by the name in a config.
 CAMERA_SETS = {'sphere': lambda config: camera_sets.sphere(**config),
@@ -80,9 +81,14 @@ def make(config: Any, objects: Objects | None = None,
   render = partial(_render, color=color, near=config.near, far=config.far,
                    samples=config.supersampling)
   point = jnp.zeros((1, 2))  # for the shapes of the parameters
-  surface = None if objects is None else make_surface(
-      objects, cameras_of() if cameras_of else None,
-      anchors=config.anchors, turns=config.turn, far=config.far)
+  surface = None
+  if objects is not None:
+    surface = make_surface(
+        objects, cameras_of() if cameras_of else None,
+        anchors=config.anchors, turns=config.turn, far=config.far)
+    surface['seen'] = seen_faces(
+        surface, sample_view=sample_view, near=config.near, far=config.far,
+        size=config.supersampling * config.size, count=SURVEY * subjects)
   return Scene(
       init=lambda key: {'field': field.init(
           key, point, jnp.zeros(1, int), point[None])},
@@ -266,16 +272,8 @@ def visible(surface: dict[str, jax.Array], view: View, size: tuple[int, int],
     (instances int [H, W], -1 where nothing is seen, points [H, W, 3], normals
     [H, W, 3] towards the camera, uv [H, W, 2]).
   """
-  alone = view.subject is not None
-  vertices, normals = (surface['own_' + name if alone else name]
-                       for name in ('vertices', 'normals'))
-  clip = cameras.clip_positions(view.camera, vertices, near, far)
-  if alone:
-    # The rasterizer leaves out faces that are not finite.
-    own = surface['subjects'] == view.subject
-    clip = jnp.where(own[:, None], clip, jnp.nan)
+  vertices, normals, fragments = _rasterize(surface, view, size, near, far)
   faces = surface['faces']
-  fragments = raster.rasterize(clip, faces, size)
   points, normals, uv = jnp.split(raster.interpolate(
       jnp.concatenate([vertices, normals, surface['uv']], axis=-1),
       fragments, faces), (3, 6), axis=-1)
@@ -287,6 +285,43 @@ def visible(surface: dict[str, jax.Array], view: View, size: tuple[int, int],
       unit(view.camera.c2w[:3, 3] - points))
   instances = jnp.where(fragments.faces >= 0, surface['instances'][seen], -1)
   return instances, points, cameras.normalize(normals), uv
+
+
+def _rasterize(surface, view, size, near, far):
+  """(vertices, normals [V, 3] in the view's frame, raster.Fragments)."""
+  alone = view.subject is not None
+  vertices, normals = (surface['own_' + name if alone else name]
+                       for name in ('vertices', 'normals'))
+  clip = cameras.clip_positions(view.camera, vertices, near, far)
+  if alone:
+    # The rasterizer leaves out faces that are not finite.
+    own = surface['subjects'] == view.subject
+    clip = jnp.where(own[:, None], clip, jnp.nan)
+  return vertices, normals, raster.rasterize(clip, surface['faces'], size)
+
+
+def seen_faces(surface: dict[str, jax.Array], *, sample_view: Callable,
+               near: float, far: float, size: int, count: int) -> np.ndarray:
+  """Which faces [F] at least one of `count` training views shows, bool.
+
+  Args:
+    surface: see `make_surface`.
+    sample_view: see scenes.Scene.
+    near, far: range of depths.
+    size: pixels per side of a view.
+    count: of views, distributed over the range of views.
+  """
+  def add(seen, index):
+    view = sample_view(jax.random.key(index), 0,
+                       (index / count, (index + 1) / count))
+    _, _, fragments = _rasterize(surface, view, (size, size), near, far)
+    # A negative index would be of the last face; this one is dropped.
+    face = jnp.where(fragments.faces < 0, len(seen), fragments.faces)
+    return seen.at[face].set(True, mode='drop'), None
+
+  start = jnp.zeros(len(surface['faces']), bool)
+  return np.asarray(jax.jit(lambda: jax.lax.scan(
+      add, start, jnp.arange(count))[0])())
 
 
 def _show(render, params, camera, size, modes, background=None):
@@ -321,9 +356,12 @@ def bake_texture(color: Callable, surface: dict[str, np.ndarray],
                  size: int) -> np.ndarray:
   """The texture uint8 [size, size, 3] of a field.
 
+  Faces that no camera sees, such as the underside of a car, were not trained.
+  They get the colors of the nearest points of the same instance that were.
+
   Args:
     color: (uv [N, 2], instances [N], anchors [I, A, 2]) -> [N, 3] in [0, 1].
-    surface: see `make_surface`.
+    surface: see `make_surface`, with 'seen' [F], see `seen_faces`.
     size: texels per side.
   """
   found = atlas.texels(surface['uv'], surface['faces'], size)
@@ -337,6 +375,10 @@ def bake_texture(color: Callable, surface: dict[str, np.ndarray],
     if own.any():
       colors[own] = mesh_ops.map_chunks(
           of_points, uv[own].astype(np.float32))
+  points = np.einsum('tk,tkc->tc', found.weights, surface['vertices'][
+      surface['faces'][found.faces]])
+  colors = bake.fill_unseen(
+      colors, points, surface['seen'][found.faces], instances)
   image = np.zeros((size, size, 3), np.uint8)
   covered = np.zeros((size, size), bool)
   image[found.rows, found.columns] = np.round(255 * np.clip(colors, 0, 1))
