@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
 from PIL import Image
 
@@ -51,6 +50,9 @@ class Report:
     self._scalars = pathlib.Path(workdir) / 'scalars.jsonl'
     _drop_after(self._scalars, step)
     self._file = self._scalars.open('a', encoding='utf-8')
+    # Here, because it imports PyTorch where that is installed, which takes
+    # longer than all other imports of a command.
+    import tensorboardX
     self._board = tensorboardX.SummaryWriter(
         str(pathlib.Path(workdir) / 'tensorboard'), purge_step=step + 1)
     self._line = _ProgressLine(step, steps, tuple(shown), throughput)
