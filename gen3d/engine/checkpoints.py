@@ -53,8 +53,13 @@ class Checkpoints:
 
   def save(self, state: TrainState) -> None:
     """Begins to save a TrainState, without state.frozen."""
+    tree = to_save(state)
+    if jax.process_count() == 1:
+      # Of the arrays on several devices, Orbax would take a slice from each,
+      # by a program for every shape.
+      tree = sharding.unreplicate(tree)
     # A copy, because the next step reuses the state's own buffers.
-    tree = copy(to_save(state))
+    tree = copy(tree)
     leaves = _digests(tree)
     meta = {'sha256': _total(leaves), 'leaves': leaves}
     step = int(sharding.unreplicate(state.step))
