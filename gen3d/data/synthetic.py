@@ -6,7 +6,6 @@ that just frame it. `write_blender` writes the layout of NeRF's Blender scenes:
 transforms_{train,val,test}.json and RGBA images.
 """
 
-import functools
 import json
 import os
 import pathlib
@@ -66,9 +65,11 @@ def surface_from_caption(text: str,
       query, np.outer([-bound, bound], np.ones(3)), resolution)
   vertices, faces = mesh_ops.isosurface(density, 1.0, origin, spacing)
   points = jnp.asarray(vertices, jnp.float32)
-  normals = jax.jit(functools.partial(shapes_render.normals, parts))(points)
+  normals, colors = jax.jit(lambda points: (
+      shapes_render.normals(parts, points),
+      primitives.color(parts, points)))(points)
   return Mesh(vertices, faces, np.asarray(normals, np.float64),
-              np.asarray(primitives.color(parts, points), np.float64)),
+              np.asarray(colors, np.float64)),
 
 
 def render_views(text: str, split: str, count: int,

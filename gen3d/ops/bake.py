@@ -7,6 +7,7 @@ surface. See ops/atlas.py for the vocabulary.
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
@@ -83,7 +84,7 @@ def texture_of_colors(mesh: Mesh, size: int) -> np.ndarray:
       'tk,tkc->tc', found.weights, np.asarray(x)[corners])
   colors = interpolate(mesh.colors)
   if mesh.texture is not None:
-    colors = colors * np.asarray(textures.texture(
+    colors = colors * np.asarray(jax.jit(textures.texture)(
         jnp.float32(mesh.texture) / 255, jnp.float32(interpolate(mesh.uv))))
   return _fill(found, colors, size)
 
@@ -144,7 +145,7 @@ def vertex_colors(mesh: Mesh) -> np.ndarray | None:
   """Colors [V, 3] of the vertices: their own times the texture's, or None."""
   if mesh.texture is None:
     return mesh.colors
-  colors = np.asarray(textures.texture(
+  colors = np.asarray(jax.jit(textures.texture)(
       jnp.float32(mesh.texture) / 255, jnp.float32(mesh.uv)))
   return colors if mesh.colors is None else colors * mesh.colors
 

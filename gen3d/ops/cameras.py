@@ -58,6 +58,7 @@ def spherical(azimuth: Any, elevation: Any, distance: jax.Array) -> jax.Array:
       jnp.cos(elevation) * jnp.cos(azimuth)], axis=-1)
 
 
+@jax.jit
 def angles(position: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Inverse of `spherical`: azimuth in (-180, 180], elevation, distance."""
   x, y, z = position[..., 0], position[..., 1], position[..., 2]
@@ -103,6 +104,7 @@ def pinhole(focal: Any) -> jax.Array:
       jnp.stack([zero, zero, one], -1)], -2)
 
 
+@jax.jit  # otherwise each of its operations is compiled by itself
 def orbit(azimuth: Any, elevation: Any, distance: Any, focal: Any,
           target: Any = (0.0, 0.0, 0.0)) -> Camera:
   """Cameras on a sphere that face its center; scalars or batches [...].
@@ -176,6 +178,7 @@ def rays_through(camera: Camera, points: jax.Array, height: int) -> Rays:
   return Rays(origins, directions / length, radii)
 
 
+@jax.jit
 def to_label(camera: Camera) -> jax.Array:
   """EG3D's labels [..., 25] of Cameras: OpenCV axes, then intrinsics."""
   c2w = jnp.asarray(camera.c2w) * OPENCV
