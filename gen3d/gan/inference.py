@@ -256,8 +256,8 @@ def map_latent(trained: Trained, z: jax.Array, psi: float = 1.0,
     psi: truncation, 1 for none.
     cutoff: number of layers that are truncated; None for all.
   """
-  return trained.generator.map(
-      trained.variables, z[None], None, psi, cutoff)[0]
+  return _compiled_mapping(trained.generator)(
+      trained.variables, z, psi, cutoff)
 
 
 def map_seed(trained: Trained, seed: int, psi: float = 1.0,
@@ -356,6 +356,13 @@ def make_baker(
   return lambda ws, surface: bake.bake(
       functools.partial(generator.color, trained.variables,
                         synthesize(trained.variables, ws)), surface, size)
+
+
+@functools.lru_cache(8)
+def _compiled_mapping(generator):
+  """A compiled (variables, z [Z], psi, cutoff) -> ws [L, D]."""
+  return jax.jit(lambda variables, z, psi, cutoff: generator.map(
+      variables, z[None], None, psi, cutoff)[0], static_argnums=3)
 
 
 def _compiled_synthesis(generator):
