@@ -1,6 +1,7 @@
 """The adversarial step with the smallest networks."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -127,28 +128,36 @@ def test_one_program_with_lax_cond_equals_one_program_per_phase(run):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), *ends)
 
 
-def compare_devices():
-  """One device and eight with the same images (in a subprocess)."""
-  networks, ends = gan_networks.eg3d(EG3D, RESOLUTION, 25), []
-  for devices in (1, 8):
-    run = Run(networks, jax.make_mesh(
-        (devices,), ('devices',), devices=jax.devices()[:devices]))
-    state, metrics = run.step(run.start(), make_batch(8), 1)
-    losses = {name: x for name, x in metrics.items() if 'loss/' in name}
-    ends.append((losses, np.concatenate([
-        np.ravel(x) for x in jax.tree.leaves(fetch(state).params)])))
-  (one, weights), (eight, weights_of_eight) = ends
-  assert len(one) == 4 and all(one.values())
-  for name, loss in one.items():
+def first_step(run):
+  """(losses, all weights) after the first step with eight images."""
+  state, metrics = run.step(run.start(), make_batch(8), 1)
+  losses = {name: x for name, x in metrics.items() if 'loss/' in name}
+  return losses, np.concatenate([
+      np.ravel(x) for x in jax.tree.leaves(fetch(state).params)])
+
+
+def print_first_step_on_eight_devices():
+  """For a process of its own: `first_step` as JSON."""
+  run = Run(gan_networks.eg3d(EG3D, RESOLUTION, 25), sharding.device_mesh())
+  assert run.mesh.size == 8
+  losses, weights = first_step(run)
+  print(json.dumps([losses, weights.tolist()]))
+
+
+@pytest.mark.parametrize('run', ['eg3d'], indirect=True)
+def test_step_does_not_depend_on_the_number_of_devices(run, on_eight_devices):
+  # That two devices follow the formulas is in gan_step_by_hand_test.py.
+  assert run.mesh.size == 2
+  done = on_eight_devices('gan_step_test', 'print_first_step_on_eight_devices')
+  assert done.returncode == 0, done.stderr[-2000:]
+  (two, weights), (eight, weights_of_eight) = first_step(run), json.loads(
+      done.stdout)
+  assert len(two) == 4 and all(two.values())
+  for name, loss in two.items():
     np.testing.assert_allclose(eight[name], loss, rtol=1e-3, err_msg=name)
   # Adam's first step has the size of the learning rate for any gradient; where
   # a gradient is only rounding, its sign is arbitrary.
-  assert np.mean(np.abs(weights_of_eight - weights) > 1e-4) < 1e-3
-
-
-def test_step_does_not_depend_on_the_number_of_devices(on_eight_devices):
-  done = on_eight_devices('gan_step_test', 'compare_devices')
-  assert done.returncode == 0, done.stderr[-2000:]
+  assert np.mean(np.abs(np.array(weights_of_eight) - weights) > 1e-4) < 1e-3
 
 
 def test_moving_average_follows_the_generator(run):
