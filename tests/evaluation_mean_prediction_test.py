@@ -81,7 +81,14 @@ def test_relative_error_of_uniform_gray_is_one():
 
 @pytest.mark.optimized
 def test_bundled_model_predicts_means_better_than_gray():
-  prompts, means, predictions = mean_prediction.compare(num_samples=2)
+  # Of one sample each, whose noise is most of the error: with 16 it is 0.11.
+  prompts, means, predictions = mean_prediction.compare(num_samples=1)
   assert len(prompts) == len(captions.CATEGORIES)
   assert means.shape == predictions.shape == (len(prompts), 4, 64, 64, 3)
-  assert mean_prediction.relative_errors(means, predictions).mean() < 0.5
+  error = mean_prediction.relative_errors(means, predictions).mean()
+  assert error < 0.65
+  # It is larger for other cameras, and above that of gray, which is 1, for
+  # other categories.
+  other = lambda axis: mean_prediction.relative_errors(
+      means, np.roll(predictions, 1, axis)).mean()
+  assert other(1) > error + 0.15 and other(0) > 1.1
