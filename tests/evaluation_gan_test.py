@@ -82,7 +82,6 @@ def test_distances_are_measured_on_every_kind_of_features(
       'Frechet distance to real images, corner features: untrained ')
 
 
-@pytest.mark.optimized
 def test_a_cube_is_far_from_cars(trained, tmp_path, monkeypatch):
   monkeypatch.setenv('GEN3D_CACHE', str(tmp_path))
   lines = gan_evaluation.report(trained, count=2, num_true=20).splitlines()
@@ -97,7 +96,6 @@ def test_a_cube_is_far_from_cars(trained, tmp_path, monkeypatch):
   assert lines[4].startswith('held out: the shipped CLIP classifies 100 %')
 
 
-@pytest.mark.optimized
 def test_the_shipped_cars_are_classified_as_cars_from_all_sides(
     tmp_path, monkeypatch):
   monkeypatch.setenv('GEN3D_CACHE', str(tmp_path))
