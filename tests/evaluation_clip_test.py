@@ -83,7 +83,6 @@ def test_report_of_samples_has_a_line_and_a_sheet_for_each_split(
   assert (tmp_path / 'seen.png').exists() and (tmp_path / 'unseen.png').exists()
 
 
-@pytest.mark.optimized
 def test_bundled_pair_reaches_its_r_precision_on_real_images():
   rates = clip_evaluation.real_r_precision(
       clip_pair.load(assets.CLIP), count=96)
