@@ -182,7 +182,7 @@ def export(finished: Finished, workdir: str | os.PathLike,
   video.save(workdir / 'turntable.mp4', film, options.fps)
   views = np.arange(_SHEET_VIEWS) * len(film) // _SHEET_VIEWS
   positions = np.asarray(path.c2w)[views, :3, 3]
-  azimuths = np.round(cameras.angles(positions)[0]) % 360
+  azimuths = np.round(np.asarray(cameras.angles(positions)[0])) % 360
   image_io.save(workdir / 'preview.png', image_io.tile(
       film[views][:, :, :size], _SHEET_COLUMNS,
       [f'{a:z.0f} degrees' for a in azimuths]))
