@@ -1,7 +1,6 @@
 """R-precision of the bundled CLIP pair on the shapes world."""
 
 import numpy as np
-import pytest
 
 from gen3d import assets
 from gen3d.data.shapes import attributes, captions

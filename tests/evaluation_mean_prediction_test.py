@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from gen3d.data.shapes import captions, categories
 from gen3d.data.shapes import render as shapes_render
@@ -79,7 +78,6 @@ def test_relative_error_of_uniform_gray_is_one():
   np.testing.assert_allclose(mean_prediction.relative_errors(means, half), 0.25)
 
 
-@pytest.mark.optimized
 def test_bundled_model_predicts_means_better_than_gray():
   # Of one sample each, whose noise is most of the error: with 16 it is 0.11.
   prompts, means, predictions = mean_prediction.compare(num_samples=1)
