@@ -59,7 +59,7 @@ VARIANTS = {
     'depth': {
         'start_from': 'gen3d/assets/text_to_image_shapes.safetensors',
         'trained_parts': ('control',), 'data_seed': 1, 'views': 16_000,
-        'steps': 6_000, 'model': {'control': {'blocks': (1, 2, 1)}},
+        'steps': 4_000, 'model': {'control': {'blocks': (1, 2, 1)}},
         'loss_weights': {'text_probe': 0.0, 'prior_image': 0.0},
         'optimizer': {'warmup': 200, 'cooldown': 2000},
         'progress': ('loss/v',)},

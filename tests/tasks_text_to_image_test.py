@@ -12,7 +12,7 @@ from configs import text_to_image as config_file
 from gen3d import assets
 from gen3d.data.shapes import captions
 from gen3d.data.shapes import render as shapes_render
-from gen3d.diffusion import noise
+from gen3d.diffusion import noise, pixel_model
 from gen3d.engine import release
 from gen3d.models import unet
 from gen3d.ops import cameras
@@ -298,6 +298,29 @@ def test_only_the_control_net_of_a_frozen_model_is_trained(
   assert set(saved) == {'control'}
   assert record['base'] == assets.load(path)[1]['sha256']
   assert record['images_seen'] == depth.batch and 'earlier' not in record
+
+
+def test_the_shipped_control_net_lowers_the_error_by_the_right_map_only():
+  teacher = pixel_model.teacher(control='depth')
+  weights = teacher.load()
+  views, specs = text_to_image.shapes_world.load_views(0, 'seen', 8, 64)
+  keys = jax.random.split(jax.random.key(0), 2 * 8).reshape(2, 8)
+  images = jax.jit(jax.vmap(lambda key, view: shapes_render.sample_image(
+      key, view, 0.0)))(keys[0], views)
+  eps = jax.vmap(lambda key: jax.random.normal(key, (64, 64, 3)))(keys[1])
+  t = jnp.full(8, 0.7)
+  x_t = noise.diffuse(teacher.schedule, 2 * images - 1, eps, t)
+  # With the camera, from which the silhouette of a known shape follows.
+  text = jax.jit(teacher.add_camera)(
+      weights, teacher.embed([captions.plain(spec) for spec in specs]),
+      cameras.to_label(views.camera))
+  maps = text_to_image.depth_maps(views)
+  denoise = jax.jit(teacher.denoise)
+  error = lambda maps: float(jnp.mean((denoise(
+      weights, x_t, t, teacher.add_depth(weights, text, maps)) - eps) ** 2))
+  right, none = error(maps), error(jnp.zeros_like(maps))
+  other = error(jnp.roll(maps, 1, axis=0))
+  assert right < 0.9 * none and other > 1.2 * none
 
 
 def test_an_unknown_trained_part_is_an_error(config):
