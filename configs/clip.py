@@ -6,9 +6,9 @@ Goal: R-precision of 95 % or more on images of 512 held-out objects, among 64
 distractors. gen3d/assets/clip_shapes.json records the training of the bundled
 weights: R-precision, steps and time.
 
-A second pair guides scenes (guidance/clip.py), which the first one evaluates. It
-is trained in two stages, the second one with adversarial images, without which
-a scene finds images that only the guide retrieves:
+A second pair guides scenes (guidance/clip.py), which the first one evaluates.
+It is trained in two stages, the second one with adversarial images, without
+which a scene finds images that only the guide retrieves:
 
 python -m gen3d.train --config=configs/clip.py:guide --workdir=/tmp/guide
 python -m gen3d.train --config=configs/clip.py:guide_robust \

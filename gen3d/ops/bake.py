@@ -127,7 +127,7 @@ def fill_unseen(colors: np.ndarray, points: np.ndarray, seen: np.ndarray,
     known, unknown = (np.flatnonzero((groups == group) & which)
                       for which in (seen, ~seen))
     if len(known):
-      _, nearest = scipy.spatial.cKDTree(points[known]).query(points[unknown])
+      _, nearest = scipy.spatial.KDTree(points[known]).query(points[unknown])
       filled[unknown] = colors[known[nearest]]
   return filled
 

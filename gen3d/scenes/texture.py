@@ -300,7 +300,7 @@ def _rasterize(surface, view, size, near, far):
   return vertices, normals, raster.rasterize(clip, surface['faces'], size)
 
 
-def seen_faces(surface: dict[str, jax.Array], *, sample_view: Callable,
+def seen_faces(surface: dict[str, Any], *, sample_view: Callable,
                near: float, far: float, size: int, count: int) -> np.ndarray:
   """Which faces [F] at least one of `count` training views shows, bool.
 
@@ -311,17 +311,20 @@ def seen_faces(surface: dict[str, jax.Array], *, sample_view: Callable,
     size: pixels per side of a view.
     count: of views, distributed over the range of views.
   """
-  def add(seen, index):
-    view = sample_view(jax.random.key(index), 0,
-                       (index / count, (index + 1) / count))
-    _, _, fragments = _rasterize(surface, view, (size, size), near, far)
-    # A negative index would be of the last face; this one is dropped.
-    face = jnp.where(fragments.faces < 0, len(seen), fragments.faces)
-    return seen.at[face].set(True, mode='drop'), None
+  @jax.jit
+  def survey(surface):
+    def add(seen, index):
+      view = sample_view(jax.random.key(index), 0,
+                         (index / count, (index + 1) / count))
+      _, _, fragments = _rasterize(surface, view, (size, size), near, far)
+      # A negative index would be of the last face; this one is dropped.
+      face = jnp.where(fragments.faces < 0, len(seen), fragments.faces)
+      return seen.at[face].set(True, mode='drop'), None
 
-  start = jnp.zeros(len(surface['faces']), bool)
-  return np.asarray(jax.jit(lambda: jax.lax.scan(
-      add, start, jnp.arange(count))[0])())
+    start = jnp.zeros(len(surface['faces']), bool)
+    return jax.lax.scan(add, start, jnp.arange(count))[0]
+
+  return np.asarray(survey(surface))
 
 
 def _show(render, params, camera, size, modes, background=None):
