@@ -364,7 +364,8 @@ def bake_texture(color: Callable, surface: dict[str, np.ndarray],
 
   Args:
     color: (uv [N, 2], instances [N], anchors [I, A, 2]) -> [N, 3] in [0, 1].
-    surface: see `make_surface`, with 'seen' [F], see `seen_faces`.
+    surface: see `make_surface`. With 'seen' [F], see `seen_faces`; in runs
+      that were trained before there was such an array all faces count as seen.
     size: texels per side.
   """
   found = atlas.texels(surface['uv'], surface['faces'], size)
@@ -380,8 +381,8 @@ def bake_texture(color: Callable, surface: dict[str, np.ndarray],
           of_points, uv[own].astype(np.float32))
   points = np.einsum('tk,tkc->tc', found.weights, surface['vertices'][
       surface['faces'][found.faces]])
-  colors = bake.fill_unseen(
-      colors, points, surface['seen'][found.faces], instances)
+  seen = surface.get('seen', np.ones(len(surface['faces']), bool))
+  colors = bake.fill_unseen(colors, points, seen[found.faces], instances)
   image = np.zeros((size, size, 3), np.uint8)
   covered = np.zeros((size, size), bool)
   image[found.rows, found.columns] = np.round(255 * np.clip(colors, 0, 1))
