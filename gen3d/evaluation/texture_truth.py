@@ -27,7 +27,7 @@ from gen3d.io import images as image_io
 from gen3d.io import meshes
 from gen3d.metrics import text as text_metrics
 from gen3d.models import clip_pair
-from gen3d.ops import merge, shading, textures
+from gen3d.ops import bake, merge, shading
 from gen3d.ops.mesh import Mesh
 from gen3d.scenes import View, texture, views
 from gen3d.tasks import text_to_3d
@@ -152,8 +152,7 @@ def color_agreement(mesh: Mesh, prompt: str) -> tuple[float, float, float]:
     prompt: names the object and its colors.
   """
   points, uv = sample_surface(mesh, POINTS)
-  colors = np.asarray(textures.texture(
-      jnp.asarray(mesh.texture, jnp.float32) / 255, jnp.asarray(uv)))
+  colors = bake.texture_colors(mesh.texture, uv)
   spec = captions.parse(prompt)
   # Colors that the prompt leaves open do not count as named.
   parts = categories.build(

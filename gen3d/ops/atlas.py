@@ -109,6 +109,13 @@ def texels(uv: np.ndarray, faces: np.ndarray, size: int) -> Texels:
   return Texels(*map(np.concatenate, zip(*found)))
 
 
+def interpolate(found: Texels, faces: np.ndarray,
+                values: np.ndarray) -> np.ndarray:
+  """Values [T, C] at the centers of texels, of values [V, C] of vertices."""
+  corners = np.asarray(faces)[found.faces]
+  return np.einsum('tk,tkc->tc', found.weights, np.asarray(values)[corners])
+
+
 def overlap(uv: np.ndarray, faces: np.ndarray, size: int) -> float:
   """Fraction of the covered texels that more than one face covers.
 

@@ -5,6 +5,7 @@ surface. See ops/atlas.py for the vocabulary.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -61,13 +62,11 @@ def texture(color: Color, mesh: Mesh, size: int) -> np.ndarray:
     size: texels per side.
   """
   found = atlas.texels(mesh.uv, mesh.faces, size)
-  corners = np.asarray(mesh.faces)[found.faces]
-  interpolate = lambda x: np.einsum(
-      'tk,tkc->tc', found.weights, np.asarray(x)[corners])
+  interpolate = partial(atlas.interpolate, found, mesh.faces)
   points = inner_points(
       interpolate(mesh.vertices), interpolate(mesh.normals), mesh)
   colors = mesh_ops.map_chunks(color, points.astype(np.float32))
-  return _fill(found, colors, size)
+  return fill(found, colors, size)
 
 
 def texture_of_colors(mesh: Mesh, size: int) -> np.ndarray:
@@ -79,14 +78,11 @@ def texture_of_colors(mesh: Mesh, size: int) -> np.ndarray:
     size: texels per side.
   """
   found = atlas.texels(mesh.uv, mesh.faces, size)
-  corners = np.asarray(mesh.faces)[found.faces]
-  interpolate = lambda x: np.einsum(
-      'tk,tkc->tc', found.weights, np.asarray(x)[corners])
+  interpolate = partial(atlas.interpolate, found, mesh.faces)
   colors = interpolate(mesh.colors)
   if mesh.texture is not None:
-    colors = colors * np.asarray(jax.jit(textures.texture)(
-        jnp.float32(mesh.texture) / 255, jnp.float32(interpolate(mesh.uv))))
-  return _fill(found, colors, size)
+    colors = colors * texture_colors(mesh.texture, interpolate(mesh.uv))
+  return fill(found, colors, size)
 
 
 def inner_points(points: np.ndarray, normals: np.ndarray,
@@ -107,6 +103,21 @@ def inner_points(points: np.ndarray, normals: np.ndarray,
       np.concatenate([b - a, c - b, a - c]), axis=-1))
   length = np.linalg.norm(normals, axis=-1, keepdims=True)
   return points - 0.5 * edge * normals / np.maximum(length, 1e-12)
+
+
+def fill(found: atlas.Texels, colors: np.ndarray, size: int) -> np.ndarray:
+  """A texture uint8 [size, size, 3] of the colors of texels, with a gutter.
+
+  Args:
+    found: T texels.
+    colors: [T, 3], those beyond [0, 1] are clipped.
+    size: texels per side.
+  """
+  image = np.zeros((size, size, 3), np.uint8)
+  image[found.rows, found.columns] = np.round(255 * np.clip(colors, 0, 1))
+  covered = np.zeros((size, size), bool)
+  covered[found.rows, found.columns] = True
+  return dilate(image, covered)
 
 
 def fill_unseen(colors: np.ndarray, points: np.ndarray, seen: np.ndarray,
@@ -141,12 +152,17 @@ def dilate(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
   return image[tuple(nearest)]
 
 
+def texture_colors(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
+  """Colors [N, 3] in [0, 1] of a texture uint8 [S, S, 3] at uv [N, 2]."""
+  return np.asarray(jax.jit(textures.texture)(
+      jnp.float32(texture) / 255, jnp.float32(uv)))
+
+
 def vertex_colors(mesh: Mesh) -> np.ndarray | None:
   """Colors [V, 3] of the vertices: their own times the texture's, or None."""
   if mesh.texture is None:
     return mesh.colors
-  colors = np.asarray(jax.jit(textures.texture)(
-      jnp.float32(mesh.texture) / 255, jnp.float32(mesh.uv)))
+  colors = texture_colors(mesh.texture, mesh.uv)
   return colors if mesh.colors is None else colors * mesh.colors
 
 
@@ -163,12 +179,3 @@ def without_texture(mesh: Mesh) -> Mesh:
     colors = colors[first]
   return Mesh(vertices, index[np.asarray(mesh.faces)].astype(np.int32),
               colors=colors)
-
-
-def _fill(found, colors, size):
-  """A texture with the colors [T, 3] of texels, and a gutter."""
-  image = np.zeros((size, size, 3), np.uint8)
-  image[found.rows, found.columns] = np.round(255 * np.clip(colors, 0, 1))
-  covered = np.zeros((size, size), bool)
-  covered[found.rows, found.columns] = True
-  return dilate(image, covered)

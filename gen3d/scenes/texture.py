@@ -379,15 +379,10 @@ def bake_texture(color: Callable, surface: dict[str, np.ndarray],
     if own.any():
       colors[own] = mesh_ops.map_chunks(
           of_points, uv[own].astype(np.float32))
-  points = np.einsum('tk,tkc->tc', found.weights, surface['vertices'][
-      surface['faces'][found.faces]])
+  points = atlas.interpolate(found, surface['faces'], surface['vertices'])
   seen = surface.get('seen', np.ones(len(surface['faces']), bool))
   colors = bake.fill_unseen(colors, points, seen[found.faces], instances)
-  image = np.zeros((size, size, 3), np.uint8)
-  covered = np.zeros((size, size), bool)
-  image[found.rows, found.columns] = np.round(255 * np.clip(colors, 0, 1))
-  covered[found.rows, found.columns] = True
-  return bake.dilate(image, covered)
+  return bake.fill(found, colors, size)
 
 
 def _of_instance(color, anchors, uv):
