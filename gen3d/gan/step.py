@@ -168,13 +168,9 @@ def augment_examples(
     x: fakes or reals.
     p: probability of each kind of augmentation.
   """
-  draws = _draws(key, index, p, x['image'].shape[1])
+  size = x['image'].shape[1]
+  draws = jax.vmap(lambda key: augment.draw(key, p, size))(keys_of(key, index))
   return {name: augment.apply(batch, draws) for name, batch in x.items()}
-
-
-def _draws(key, index, p, size):
-  """augment.Draws [N] of the examples `index` [N]."""
-  return jax.vmap(lambda key: augment.draw(key, p, size))(keys_of(key, index))
 
 
 def ada_update(
@@ -293,19 +289,15 @@ def _context(state, batch, key, static, networks, optimizers, schedule):
   # real is.
   reals = {name: x if name == 'image' else blur(x)
            for name, x in reals.items()}
-  if schedule.ada_target:
-    # At once for the four augmentations of a step, since random numbers take
-    # long to compile. Keys 0 to 2 are those of the latents.
-    draws = jax.vmap(lambda number: _draws(
-        jax.random.fold_in(key, number), batch['index'],
-        state.extra['ada']['p'], batch['image'].shape[1]))(jnp.arange(3, 7))
+  p = state.extra['ada']['p']
 
   def blur_and_augment(x, number):
     x = {**x, 'image': blur(x['image'])}
     if not schedule.ada_target:
       return x
-    own = jax.tree.map(lambda draw: draw[number], draws)
-    return {name: augment.apply(batch, own) for name, batch in x.items()}
+    # Keys 0 to 2 are those of the latents.
+    return augment_examples(
+        jax.random.fold_in(key, 3 + number), batch['index'], x, p)
 
   return StepContext(
       networks=networks, optimizers=optimizers, schedule=schedule,
