@@ -7,6 +7,11 @@ python -m gen3d.evaluate --what=text_to_3d --runs=runs --out=/tmp/table
 python -m gen3d.evaluate --what=textures --runs=runs --out=/tmp/textures
 python -m gen3d.evaluate --what=texture_truth --runs=runs --out=/tmp/truth
 python -m gen3d.evaluate --what=gan --network=shapes
+python -m gen3d.evaluate --what=fid --network=ffhq512-128.pkl \
+  --data=FFHQ_512.zip --inception=pt_inception-2015-12-05-6726825d.pth
+python -m gen3d.evaluate --what=faces --network=ffhq512-128.pkl \
+  --data=FFHQ_512.zip --arcface=model_ir_se50.pth --deep3d=epoch_20.pth \
+  --face_model=BFM
 python -m gen3d.evaluate --what=r_precision --runs=runs
 python -m gen3d.evaluate --what=r_precision --runs=runs \
   --captions=coco_153.txt \
@@ -21,6 +26,8 @@ from gen3d import assets
 from gen3d.engine import cli
 from gen3d.evaluation import (
   clip,
+  faces,
+  fid,
   gan,
   mean_prediction,
   r_precision,
@@ -43,6 +50,13 @@ _REPORTS = {
     'texture_truth': lambda f: texture_truth.report(
         f.runs, f.clip_weights, f.out),
     'gan': lambda f: gan.report(f.network),
+    'fid': lambda f: fid.report(
+        f.network, f.data, f.inception, f.resize, fid.Protocol(
+            f.samples or fid.SAMPLES, f.divisor, f.independent_cameras,
+            f.kid_subset, f.seed)),
+    'faces': lambda f: faces.report(
+        f.network, f.data, f.arcface, f.deep3d, f.face_model,
+        f.samples or faces.SAMPLES, f.seed),
 }
 
 _WHAT = flags.DEFINE_enum(
@@ -65,8 +79,36 @@ flags.DEFINE_enum(
     'protocol', 'dreamfusion', ['dreamfusion', 'dream_fields'],
     'Views for r_precision: eight azimuths at elevation 30, or one at 45.')
 flags.DEFINE_string(
-    'network', 'shapes', 'For gan: a 3-D GAN trained by gen3d, a .safetensors '
-    'file or a bundled name.')
+    'network', 'shapes', 'For gan, fid and faces: a 3-D GAN, a bundled name or '
+    'a .safetensors file that gen3d trained; for the last two also an official '
+    '.pkl.')
+flags.DEFINE_string(
+    'data', '', 'For fid and faces: folder, zip or tfds:NAME of the real '
+    'images and their cameras; without it fid takes the training data, and '
+    'faces the cameras of the generator.')
+flags.DEFINE_integer(
+    'samples', 0, 'Generated images for fid (0: 50,000) or faces (0: 1,024).',
+    0)
+flags.DEFINE_integer('seed', 0, 'Of the samples for fid and faces.', 0)
+flags.DEFINE_string(
+    'inception', '', 'For fid: pt_inception-2015-12-05-6726825d.pth.')
+flags.DEFINE_string(
+    'resize', 'tf', 'For fid: how images get 299 pixels a side, tf (as EG3D) '
+    'or pytorch_fid.')
+flags.DEFINE_string(
+    'divisor', fid.FULL.divisor, 'For fid: of the covariance of n images, n '
+    '(as EG3D) or n-1 (pytorch-fid).')
+flags.DEFINE_bool(
+    'independent_cameras', False, 'For fid: FID_3D, the camera that conditions '
+    'the generator is another one than that of the image.')
+flags.DEFINE_integer(
+    'kid_subset', fid.FULL.kid_size, 'For fid: images in a subset of KID.', 2)
+flags.DEFINE_string(
+    'arcface', '', 'For faces: model_ir_se50.pth or an iresnet backbone.pth.')
+flags.DEFINE_string(
+    'deep3d', '', 'For faces: epoch_20.pth of Deep3DFaceRecon.')
+flags.DEFINE_string(
+    'face_model', '', 'For faces: folder BFM of Deep3DFaceRecon.')
 flags.DEFINE_bool('force', False, 'Evaluate again where results are stored.')
 flags.DEFINE_string('out', '', 'Folder for images; none without it.')
 

@@ -16,8 +16,8 @@ import inspect, json, sys
 from absl import flags
 from gen3d import evaluate
 from gen3d.evaluation import (
-  clip, gan, mean_prediction, r_precision, text_to_3d, texture_truth,
-  textures)
+  clip, faces, fid, gan, mean_prediction, r_precision, text_to_3d,
+  texture_truth, textures)
 
 def record(module, name):
   signature = inspect.signature(getattr(module, name))
@@ -26,8 +26,8 @@ def record(module, name):
 
 record(clip, 'report_real_images')
 record(clip, 'report_samples')
-for module in (gan, mean_prediction, r_precision, text_to_3d, texture_truth,
-               textures):
+for module in (faces, fid, gan, mean_prediction, r_precision, text_to_3d,
+               texture_truth, textures):
   record(module, 'report')
 flags.FLAGS(sys.argv)
 for what in evaluate._REPORTS:
@@ -42,7 +42,10 @@ def test_reports_get_the_flags_that_they_are_documented_with():
       [sys.executable, '-c', RECORD, '--runs=RUNS', '--count=9',
        '--guidance_scale=2.5', '--weights=WEIGHTS', '--clip_weights=PAIR',
        '--clip=A,B', '--captions=CAPTIONS', '--protocol=dream_fields',
-       '--network=NETWORK', '--force', '--out=OUT'],
+       '--network=NETWORK', '--force', '--out=OUT', '--data=DATA',
+       '--inception=INCEPTION', '--resize=pytorch_fid', '--divisor=n-1',
+       '--independent_cameras', '--kid_subset=50', '--seed=3',
+       '--arcface=ARCFACE', '--deep3d=DEEP3D', '--face_model=BFM'],
       cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   lines = (line.split(' ', 1) for line in done.stdout.splitlines())
@@ -58,7 +61,13 @@ def test_reports_get_the_flags_that_they_are_documented_with():
           'captions': 'CAPTIONS', 'clip_weights': 'PAIR', 'force': True},
       'textures': {'runs': 'RUNS', 'out': 'OUT'},
       'texture_truth': {'runs': 'RUNS', 'clip_weights': 'PAIR', 'out': 'OUT'},
-      'gan': {'path': 'NETWORK'}}
+      'gan': {'path': 'NETWORK'},
+      'fid': {'network': 'NETWORK', 'data': 'DATA', 'weights': 'INCEPTION',
+              'resize': 'pytorch_fid',
+              'protocol': [50_000, 'n-1', True, 50, 3]},
+      'faces': {'network': 'NETWORK', 'data': 'DATA',
+                'arcface_path': 'ARCFACE', 'deep3d_path': 'DEEP3D',
+                'model_path': 'BFM', 'samples': 1024, 'seed': 3}}
 
 
 @pytest.mark.parametrize('flag, words', [

@@ -25,16 +25,19 @@ from gen3d.weights import pickles
 StorageReader = Callable[[np.dtype, str, int], np.ndarray | None]
 
 
-def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read(path: str | os.PathLike,
+         section: str | None = None) -> dict[str, np.ndarray]:
   """The tensors of a file, {name: NumPy array}.
 
   Args:
     path: file ending in .safetensors, .npz, .pth, .pt or .bin; the last three
       contain a state_dict.
+    section: key of the state_dict in a checkpoint that contains more, such as
+      the state of an optimizer; None where the file is a state_dict.
 
   Raises:
-    UserError: there is no such file, its ending is another, it is damaged, or
-      it contains or refers to anything else than tensors.
+    UserError: there is no such file or section, its ending is another, it is
+      damaged, or it contains or refers to anything else than tensors.
   """
   path = pathlib.Path(path)
   if path.suffix.lower() not in _READERS:
@@ -44,13 +47,22 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     raise UserError(f'There is no file {path}; give the path of the weights '
                     'that you downloaded.')
   try:
-    tensors = _READERS[path.suffix.lower()](path)
+    tensors: Any = _READERS[path.suffix.lower()](path)
   except pickles.PickleError as error:
     raise pickles.PickleError(f'{path}: {error}') from None
   except (*pickles.DAMAGE, safetensors.SafetensorError, zipfile.BadZipFile,
           OSError, RuntimeError) as error:
     raise UserError(f'{path} cannot be read as {path.suffix}, it is cut off '
                     f'or damaged ({error}); get it again.') from error
+  if section is not None:
+    if not isinstance(tensors, dict) or section not in tensors:
+      raise UserError(f'{path} has no section {section!r}; give the checkpoint '
+                      'as it was published.')
+    tensors = tensors[section]
+  if isinstance(tensors, dict):
+    # Parameters that old files pickle by class are Modules, others arrays.
+    tensors = {name: x.state if isinstance(x, pickles.Module) else x
+               for name, x in tensors.items()}
   if not isinstance(tensors, dict) or not all(
       isinstance(name, str) and isinstance(tensor, np.ndarray)
       for name, tensor in tensors.items()):
@@ -64,16 +76,11 @@ def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     return dict(stored)
 
 
-def _torch(path: pathlib.Path) -> dict[str, Any] | None:
+def _torch(path: pathlib.Path) -> Any:
   with path.open('rb') as file:
     # zipfile.is_zipfile reads the end of a file, and a zip that is cut off
     # should be reported as one.
-    tensors = (_zipped if file.read(2) == b'PK' else _legacy)(file)
-  if not isinstance(tensors, dict):
-    return None
-  # Parameters that old files pickle by class are Modules, others arrays.
-  return {name: tensor.state if isinstance(tensor, pickles.Module) else tensor
-          for name, tensor in tensors.items()}
+    return (_zipped if file.read(2) == b'PK' else _legacy)(file)
 
 
 def _zipped(file: BinaryIO) -> Any:
