@@ -90,26 +90,6 @@ class _IRBlock(nn.Module):
     return y + frozen.BatchNorm(name='shortcut_layer.1')(x)
 
 
-class _IResNetBlock(nn.Module):
-  """Norm, convolution, norm, PReLU, convolution, norm, plus a shortcut."""
-  width: int
-  stride: int
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[N, H, W, C] -> [N, H / stride, W / stride, width]."""
-    y = frozen.BatchNorm(name='bn1')(x)
-    y = frozen.Conv(self.width, (3, 3), padding=1, name='conv1')(y)
-    y = frozen.PReLU(name='prelu')(frozen.BatchNorm(name='bn2')(y))
-    y = frozen.Conv(self.width, (3, 3), self.stride, 1, name='conv2')(y)
-    y = frozen.BatchNorm(name='bn3')(y)
-    if self.stride == 1:
-      return y + x
-    x = frozen.Conv(self.width, (1, 1), self.stride, 0,
-                    name='downsample.0')(x)
-    return y + frozen.BatchNorm(name='downsample.1')(x)
-
-
 class Network(nn.Module):
   """A network up to the embedding, which has any length."""
   spec: Spec
@@ -130,7 +110,8 @@ class Network(nn.Module):
       for i in range(count):
         stride = 2 if i == 0 else 1
         block = (
-            _IResNetBlock(width, stride, name=f'layer{stage + 1}.{i}')
+            frozen.ResidualBlock(
+                width, stride, 1, name=f'layer{stage + 1}.{i}')
             if iresnet else
             _IRBlock(width, stride, squeeze, name=f'body.{number}'))
         x = block(x)

@@ -43,3 +43,28 @@ class PReLU(nn.Module):
     slope = self.param('weight', nn.initializers.constant(0.25),
                        (x.shape[-1],))
     return jnp.where(x < 0, slope * x, x)
+
+
+class ResidualBlock(nn.Module):
+  """Norm, convolution, norm, PReLU, convolution, norm, plus a shortcut.
+
+  Attributes:
+    width: channels of the result.
+    stride: of the second convolution.
+    first: number in the name of the first of the three norms, 'bn0' or 'bn1'.
+  """
+  width: int
+  stride: int
+  first: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[N, H, W, C] -> [N, H / stride, W / stride, width]."""
+    norms = [BatchNorm(name=f'bn{self.first + i}') for i in range(3)]
+    y = Conv(self.width, (3, 3), padding=1, name='conv1')(norms[0](x))
+    y = PReLU(name='prelu')(norms[1](y))
+    y = norms[2](Conv(self.width, (3, 3), self.stride, 1, name='conv2')(y))
+    if self.stride > 1 or x.shape[-1] != self.width:
+      x = Conv(self.width, (1, 1), self.stride, 0, name='downsample.0')(x)
+      x = BatchNorm(name='downsample.1')(x)
+    return x + y

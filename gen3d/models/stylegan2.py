@@ -145,6 +145,8 @@ class Synthesis(nn.Module):
     channel_base, channel_max: of `channels`.
     num_half_res: number of the highest resolutions computed in bfloat16.
     clamp: of all activations; 256 in official networks with half precision.
+    widths: channels of each block, from 4 x 4 on, where they do not follow
+      from channel_base and channel_max.
   """
   resolution: int
   image_channels: int = 3
@@ -152,16 +154,20 @@ class Synthesis(nn.Module):
   channel_max: int = 512
   num_half_res: int = 0
   clamp: Any = None
+  widths: tuple[int, ...] = ()
 
   @nn.compact
   def __call__(self, ws: jax.Array, noise: Noise = 'random') -> jax.Array:
     x: Any = None
     image: Any = None
     sizes = layers.resolutions(self.resolution)
+    widths = self.widths or tuple(
+        layers.channels(size, self.channel_base, self.channel_max)
+        for size in sizes)
     for i, size in enumerate(sizes):
       block = SynthesisBlock(
-          layers.channels(size, self.channel_base, self.channel_max),
-          self.image_channels, constant=4 if i == 0 else 0, clamp=self.clamp,
+          widths[i], self.image_channels, constant=4 if i == 0 else 0,
+          clamp=self.clamp,
           dtype=layers.precision(i, len(sizes), self.num_half_res),
           name=f'b{size}')
       # The w of a block's ToRGB is also that of the next block's conv0.
