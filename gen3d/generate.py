@@ -21,7 +21,8 @@ from gen3d.gan import inference
 from gen3d.render import objects
 
 _NETWORK = flags.DEFINE_string(
-    'network', '', 'A 3-D GAN: .safetensors, .pkl or a shipped name.')
+    'network', '', 'A 3-D GAN: .safetensors, .pkl, .pt, .pth or a shipped '
+    'name.')
 _SEEDS = flags.DEFINE_string('seeds', '0-7', 'Objects, such as 0-7,12.')
 _TRUNCATION = flags.DEFINE_float(
     'truncation', 1.0, 'Psi: 1 is none, less is closer to the mean object.')

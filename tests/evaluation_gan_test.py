@@ -35,13 +35,14 @@ def test_each_shape_is_compared_with_its_nearest():
 
   nearest = gan_evaluation.nearest_shapes(
       [ball(0.58), ball(0.61), ball(0.95)], filled, surface)
-  assert indices == [1, 1, 3] and nearest.count == 3 and nearest.distinct == 2
+  assert indices == [1, 1, 3] and nearest.distinct == 2
+  assert len(nearest.ious) == 3
   # Of balls around one center: the ratio of the volumes.
   expected = np.mean([(.58 / .6) ** 3, (.6 / .61) ** 3, (.9 / .95) ** 3])
-  np.testing.assert_allclose(nearest.iou, expected, atol=.04)
-  assert nearest.f_score > .95
+  np.testing.assert_allclose(np.mean(nearest.ious), expected, atol=.04)
+  assert np.mean(nearest.f_scores) > .95
   far = gan_evaluation.nearest_shapes([ball(0.3, -0.6)], filled, surface)
-  assert far.iou < .3 and far.f_score < .6
+  assert np.mean(far.ious) < .3 and np.mean(far.f_scores) < .6
 
 
 @pytest.fixture(scope='module')

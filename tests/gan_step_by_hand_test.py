@@ -15,13 +15,15 @@ import pytest
 
 from gen3d.engine import sharding
 from gen3d.gan import networks as gan_networks
+from gen3d.gan import schedule as gan_schedule
 from gen3d.gan import step as gan_step
 
 SIZE, COUNT, STEPS = 8, 4, 6
-SCHEDULE = gan_step.Schedule(
+SCHEDULE = gan_schedule.Schedule(
     r1_gamma=0.3, d_reg_interval=3, g_reg_interval=2, pose_swap_prob=0.5,
     pose_swap_fade_images=10, blur_init_sigma=1.0, blur_fade_images=14,
     ema_images=9, ema_ramp=0.6)
+SGD_RATE = 0.01
 RATES = {'generator': 0.02, 'discriminator': 0.03}
 RNG = np.random.default_rng(0)
 PATTERN, WEIGHTS, RAW_WEIGHTS = RNG.normal(
@@ -185,7 +187,7 @@ def test_every_phase_follows_the_formulas():
     state, metrics = advance(
         state, sharding.to_devices(batch_of(step), mesh),
         sharding.replicate(key, mesh),
-        gan_step.Static(SIZE, gan_step.due_phases(step, SCHEDULE)))
+        gan_schedule.Static(SIZE, gan_schedule.due_phases(step, SCHEDULE)))
     expected.append(reference.step(step, jax.random.fold_in(key, step)))
     trained = sharding.unreplicate(state)
     np.testing.assert_allclose(
@@ -204,8 +206,94 @@ def test_every_phase_follows_the_formulas():
   assert last == pytest.approx({**last, 'swap': 0.5, 'sigma': 0.0})
 
 
+def amounts_of(key, step, batch):
+  """Amounts of the pattern in the fakes of generator and discriminator."""
+  return [1 + np.asarray(gan_step.sample_latents(
+      jax.random.fold_in(jax.random.fold_in(key, step), phase),
+      jax.tree.map(jnp.asarray, batch), phase, 0.0, 0.0, 2).z[:, 0], float)
+          for phase in (0, 2)]
+
+
+def one_step(ours, schedule, step):
+  """(batch, key, parameters a and b, metrics) after one step by SGD."""
+  optimizers = {name: optax.sgd(SGD_RATE) for name in RATES}
+  mesh, key = sharding.device_mesh(COUNT), jax.random.key(7)
+  state = gan_step.create(jax.random.key(0), ours, optimizers)
+  state = sharding.replicate(state.replace(step=jnp.int32(step)), mesh)
+  batch = batch_of(0)
+  state, metrics = sharding.pmap(functools.partial(
+      gan_step.step, networks=ours, optimizers=optimizers, schedule=schedule),
+      mesh)(state, sharding.to_devices(batch, mesh),
+            sharding.replicate(key, mesh),
+            gan_schedule.Static(SIZE, frozenset()))
+  params = sharding.unreplicate(state).params
+  return batch, key, [params['generator']['params']['a'],
+                      params['discriminator']['params']['b']], metrics
+
+
+def test_joint_r1_top_k_and_the_networks_of_a_step():
+  """pi-GAN's step: half of the fakes; R1 and a loss on fakes in one update."""
+  base, step, gamma = networks(), 69, .3
+  ours = base._replace(at=lambda step: base._replace(
+      discriminate_fakes=lambda variables, fakes, latents: (
+          base.discriminate(variables, fakes, latents.label),
+          step / 100 * variables['params']['b'] ** 2)))
+  batch, key, trained, metrics = one_step(ours, gan_schedule.Schedule(
+      r1_gamma=gamma, d_reg_interval=0, g_reg_interval=0, joint_r1=True,
+      top_k_interval=1, top_k_floor=.1), step)
+
+  amounts = amounts_of(key, step, batch)
+  a, b, pattern = 1.5, .5, np.sum((WEIGHTS + RAW_WEIGHTS) * PATTERN)
+  logits = a * b * amounts[0] * pattern
+  # .99^69 is a little less than a half: two of the four.
+  kept = np.argsort(logits)[2:]
+  np.testing.assert_allclose(
+      metrics['loss/generator'], np.mean(np.log1p(np.exp(-logits[kept]))),
+      rtol=1e-5)
+  a += SGD_RATE * np.mean(
+      sigmoid(-logits[kept]) * b * amounts[0][kept] * pattern)
+  real = np.sum((WEIGHTS + RAW_WEIGHTS) * (batch['image'] / 127.5 - 1),
+                axis=(1, 2, 3))
+  fake = a * amounts[1] * pattern
+  power = np.sum(WEIGHTS ** 2) + np.sum(RAW_WEIGHTS ** 2)
+  np.testing.assert_allclose(metrics['loss/r1'], b ** 2 * power, rtol=1e-5)
+  b -= SGD_RATE * (np.mean(sigmoid(b * fake) * fake)
+               - np.mean(sigmoid(-b * real) * real)
+               + gamma * b * power + 2 * step / 100 * b)
+  np.testing.assert_allclose(trained, [a, b], rtol=1e-5)
+
+
+def test_relativistic_losses_with_r1_and_r2():
+  """R3GAN's step: each fake beside a real image, both gradients penalized."""
+  images = 12
+  step = images // COUNT
+  batch, key, trained, metrics = one_step(networks(), gan_schedule.Schedule(
+      r1_gamma=.4, r1_gamma_final=.1, r1_gamma_fade_images=3 * images,
+      d_reg_interval=0, g_reg_interval=0, joint_r1=True, r2=True,
+      relativistic=True), step)
+
+  amounts = amounts_of(key, step, batch)
+  a, b, pattern = 1.5, .5, np.sum((WEIGHTS + RAW_WEIGHTS) * PATTERN)
+  real = np.sum((WEIGHTS + RAW_WEIGHTS) * (batch['image'] / 127.5 - 1),
+                axis=(1, 2, 3))
+  difference = b * (a * amounts[0] * pattern - real)
+  np.testing.assert_allclose(
+      metrics['loss/generator'], np.mean(np.log1p(np.exp(-difference))),
+      rtol=1e-5)
+  a += SGD_RATE * np.mean(sigmoid(-difference) * b * amounts[0] * pattern)
+  difference = real - a * amounts[1] * pattern
+  # The gradient at fakes is that at reals: the discriminator is linear.
+  power = 2 * (np.sum(WEIGHTS ** 2) + np.sum(RAW_WEIGHTS ** 2))
+  np.testing.assert_allclose(metrics['loss/r1'], b ** 2 * power, rtol=1e-5)
+  # A third of the half period: cos(60 degrees).
+  gamma = .1 + .75 * (.4 - .1)
+  b += SGD_RATE * (np.mean(sigmoid(-b * difference) * difference)
+               - gamma * b * power)
+  np.testing.assert_allclose(trained, [a, b], rtol=1e-5)
+
+
 def test_phases_are_due_at_multiples_of_their_intervals():
-  due = lambda step, **options: gan_step.due_phases(
+  due = lambda step, **options: gan_schedule.due_phases(
       step, SCHEDULE._replace(d_reg_interval=6, g_reg_interval=4, **options))
   assert [set(due(step)) for step in (0, 1, 4, 6, 12)] == [
       {'regularize', 'r1'}, set(), {'regularize'}, {'r1'},
@@ -217,13 +305,14 @@ def test_phases_are_due_at_multiples_of_their_intervals():
 def test_one_program_serves_all_phases_except_on_the_cpu(
     monkeypatch, backend, phases):
   monkeypatch.setattr(jax, 'default_backend', lambda: backend)
-  assert gan_step.static_of(3, SCHEDULE, 8) == gan_step.Static(8, phases)
+  static = gan_schedule.static_of(3, SCHEDULE, 8)
+  assert static == gan_schedule.Static(8, phases)
 
 
 @pytest.mark.parametrize('phases', [frozenset(), None])
 def test_phases_with_interval_zero_never_run(phases):
   schedule = SCHEDULE._replace(d_reg_interval=0, g_reg_interval=0)
-  assert gan_step.due_phases(0, schedule) == frozenset()
+  assert gan_schedule.due_phases(0, schedule) == frozenset()
   ours, mesh = networks(), sharding.device_mesh(COUNT)
   optimizers = {name: optax.sgd(0.0) for name in RATES}
   state = sharding.replicate(gan_step.create(
@@ -232,6 +321,6 @@ def test_phases_with_interval_zero_never_run(phases):
       gan_step.step, networks=ours, optimizers=optimizers, schedule=schedule),
       mesh)(state, sharding.to_devices(batch_of(0), mesh),
             sharding.replicate(jax.random.key(0), mesh),
-            gan_step.Static(SIZE, phases))
+            gan_schedule.Static(SIZE, phases))
   assert float(sharding.unreplicate(state).extra['pl_mean']) == 0
   assert metrics['loss/r1'] == metrics['loss/regularizer'] == 0

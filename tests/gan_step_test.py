@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 from gen3d.engine import checkpoints, sharding
+from gen3d.gan import ada as gan_ada
+from gen3d.gan import build as gan_build
+from gen3d.gan import eg3d as gan_eg3d
 from gen3d.gan import networks as gan_networks
+from gen3d.gan import schedule as gan_schedule
 from gen3d.gan import step as gan_step
 from gen3d.ops import cameras, images
 
@@ -28,7 +32,7 @@ EG3D = ml_collections.ConfigDict({
 STYLEGAN2 = ml_collections.ConfigDict({
     'z_dim': 6, 'synthesis': SMALL, 'mapping': {'width': 8, 'layers': 1},
     'discriminator': DISCRIMINATOR, 'path_weight': 2.0, 'path_shrink': 2})
-SCHEDULE = gan_step.Schedule(
+SCHEDULE = gan_schedule.Schedule(
     r1_gamma=1.0, d_reg_interval=2, g_reg_interval=2, pose_swap_prob=0.5,
     pose_swap_fade_images=8, blur_init_sigma=10.0, blur_fade_images=8,
     ema_images=8, ema_ramp=0.05, style_mixing_prob=0.5,
@@ -76,7 +80,7 @@ class Run:
     state, metrics = self._step(
         state, sharding.to_devices(batch, self.mesh),
         sharding.replicate(jax.random.key(seed), self.mesh),
-        gan_step.Static(4, phases))
+        gan_schedule.Static(4, phases))
     return state, {name: float(np.ravel(value)[0])
                    for name, value in metrics.items()}
 
@@ -88,7 +92,7 @@ def fetch(state):
 @pytest.fixture(scope='module', params=['eg3d', 'stylegan2'])
 def run(request):
   config = {'eg3d': EG3D, 'stylegan2': STYLEGAN2}[request.param]
-  return Run(gan_networks.BUILDERS[request.param](config, RESOLUTION, 25),
+  return Run(gan_build.NETWORKS[request.param](config, RESOLUTION, 25),
              sharding.device_mesh(len(make_batch()['index'])))
 
 
@@ -120,7 +124,7 @@ def test_one_program_with_lax_cond_equals_one_program_per_phase(run):
   for separate in (True, False):
     state = run.start()
     for step in range(2):
-      phases = gan_step.due_phases(step, SCHEDULE) if separate else None
+      phases = gan_schedule.due_phases(step, SCHEDULE) if separate else None
       state, metrics = run.step(state, make_batch(step=step), step, phases)
       assert (metrics['loss/r1'] > 0) == (step == 0)
     state = fetch(state)
@@ -138,7 +142,7 @@ def first_step(run):
 
 def print_first_step_on_eight_devices():
   """For a process of its own: `first_step` as JSON."""
-  run = Run(gan_networks.eg3d(EG3D, RESOLUTION, 25), sharding.device_mesh())
+  run = Run(gan_eg3d.networks(EG3D, RESOLUTION, 25), sharding.device_mesh())
   assert run.mesh.size == 8
   losses, weights = first_step(run)
   print(json.dumps([losses, weights.tolist()]))
@@ -219,18 +223,38 @@ def test_style_mixing_has_its_probability_and_a_uniform_cutoff():
   np.testing.assert_array_equal(unmixed, mapping(latents.z, None))
 
 
+def test_views_of_an_object_share_its_latent_and_its_planes():
+  networks = gan_eg3d.networks(EG3D, RESOLUTION, 25)
+  batch = jax.tree.map(jnp.asarray, make_batch(4))
+  latents = gan_step.sample_latents(
+      jax.random.key(0), batch, 0, 0.5, 0.0, networks.z_dim, views=2)
+  assert len(latents.z) == len(latents.mapping_camera) == 2
+  assert len(latents.label) == 4
+  twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0),
+                       (latents.z, latents.mapping_camera))
+  variables = gan_build.new_generator(networks, jax.random.key(1))
+  generate = jax.jit(lambda latents: networks.generate(variables, latents, 4))
+  shared, w = generate(latents)
+  each, w_each = generate(
+      latents._replace(z=twice[0], mapping_camera=twice[1]))
+  np.testing.assert_allclose(w, w_each[::2], atol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+               shared, each)
+  assert np.abs(shared['image'][0] - shared['image'][1]).max() > 1e-3
+
+
 def test_ada_probability_by_hand():
   ada, strengths = {'p': 0.1, 'signs': 0.0}, []
   # The means of each two steps are .7, .6 -, .5, .9 and 0 three times.
   for step, sign in enumerate((.9, .5, .59, .59, 1., 0., .8, 1.,
                                0., 0., 0., 0., 0., 0.)):
-    ada = gan_step.ada_update(
+    ada = gan_ada.update(
         ada, sign, step, target=.6, interval=2, change=.08)
     strengths.append(float(ada['p']))
   np.testing.assert_allclose(strengths, [
       .1, .18, .18, .1, .1, .02, .02, .1, .1, .02, .02, 0, 0, 0], atol=1e-6)
   ada = {'p': 0.99, 'signs': 0.0}
-  ada = gan_step.ada_update(ada, 1., 0, target=.6, interval=1, change=.08)
+  ada = gan_ada.update(ada, 1., 0, target=.6, interval=1, change=.08)
   assert ada['p'] == 1
 
 
@@ -244,7 +268,7 @@ def test_image_and_raw_image_have_the_same_augmentation():
         np.tensordot(frequency, coordinates, 1) + phase), 0, -1) / 4
   x = jnp.tile(jnp.float32(x), (16, 1, 1, 1))
   raw = images.resize(x, 16)
-  augmented = jax.jit(gan_step.augment_examples)
+  augmented = jax.jit(gan_ada.augment_examples)
   batch = augmented(
       jax.random.key(0), jnp.arange(16), {'image': x, 'image_raw': raw}, 1.0)
   change = float(np.abs(batch['image'] - x).mean())
@@ -280,4 +304,4 @@ def test_training_resumed_from_a_checkpoint_is_bit_identical(run, tmp_path):
 def test_images_that_do_not_fit_the_networks(change, message):
   arguments = {'resolution': RESOLUTION, 'label_width': 25, **change}
   with pytest.raises(ValueError, match=message):
-    gan_networks.eg3d(EG3D, **arguments)
+    gan_eg3d.networks(EG3D, **arguments)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs import eg3d as config_file
-from gen3d.gan import networks as gan_networks
+from gen3d.gan import build as gan_build
 from gen3d.models import eg3d, nvidia, stylegan2
 from gen3d.ops import cameras
 from gen3d.weights import port
@@ -257,7 +257,7 @@ def ported(golden, letter, like):
 
 
 def test_official_networks_have_the_names_that_we_write(reference):
-  networks = gan_networks.build(config_file.get_config('ffhq512'))
+  networks = gan_build.networks(config_file.get_config('ffhq512'))
   like = jax.eval_shape(networks.init, jax.random.key(0))
   for letter, name in (('G', 'generator'), ('D', 'discriminator')):
     zeros = jax.tree.map(lambda x: np.zeros(x.shape), like[name])

@@ -13,10 +13,10 @@ from configs import eg3d as config_file
 from configs import stylegan2 as stylegan2_file
 from gen3d.data.images import camera_labels
 from gen3d.data.images import open as opening
+from gen3d.gan import build as gan_build
 from gen3d.gan import cameras as gan_cameras
 from gen3d.gan import costs, sampling
-from gen3d.gan import networks as gan_networks
-from gen3d.gan.step import Static
+from gen3d.gan.schedule import Static
 from gen3d.metrics import distribution, features
 from gen3d.ops import cameras
 from gen3d.tasks import gan
@@ -88,6 +88,9 @@ def test_render_size_grows_in_buckets(images_seen, size):
      'd_reg_interval is -1; it must be at least 0'),
     ({'schedule.ada_interval': 0}, 'ada_interval is 0'),
     ({'render_bucket': 0}, 'render_bucket is 0'),
+    ({'schedule.views_per_latent': 3}, 'must be a multiple of'),
+    ({'schedule.views_per_latent': 2, 'networks': 'stylegan2'},
+     'only EG3D renders'),
     ({'render_size': (0, 32)}, 'write pairs'),
     ({'render_size': ((0, 2),)}, r'at least render_bucket \(4\)'),
     ({'render_size': ((9, 8), (0, 8))}, 'images seen must rise')])
@@ -95,6 +98,72 @@ def test_refused_numbers(config, change, sentence):
   config = config.copy_and_resolve_references()
   with config.ignore_type():
     config.update_from_flattened_dict(change)
+  with pytest.raises(ValueError, match=sentence):
+    gan.make(config)
+
+
+@pytest.fixture(scope='module')
+def staged(config):
+  config = config.copy_and_resolve_references()
+  config.stages = ((0, 8, 4, 1e-3, 2e-3), (3, 16, 2, 1e-4, 2e-4))
+  config.optimizer = 'adam'
+  return config
+
+
+def test_stages_set_resolution_batch_and_learning_rates(staged, source):
+  task = gan.make(staged)
+  assert [task.static(step).render_size for step in (0, 2, 3, 9)] == [
+      8, 8, 16, 16]
+  assert task.execution.batch_sizes == (4, 2)
+  stream = list(itertools.islice(
+      gan.batches(0, 0, config=staged, source=source), 5))
+  assert [len(batch['index']) for batch in stream] == [4, 4, 4, 2, 2]
+  for first in (2, 4):  # Before and after the change.
+    resumed = next(gan.batches(0, first, config=staged, source=source))
+    jax.tree.map(np.testing.assert_array_equal, resumed, stream[first])
+
+
+@pytest.mark.parametrize('name, update', [
+    # PyTorch's rules for the gradients 3 and -1.
+    ('adam', [-1, (.9 * .1 * 9 + .1 * 1) / (1 - .9 ** 2)]),
+    ('rmsprop', [-1, .99 * .01 * 9 + .01 * 1])])
+def test_optimizers_follow_the_stages(staged, name, update):
+  staged = staged.copy_and_resolve_references()
+  staged.optimizer, staged.stages = name, (
+      (0, 8, 4, 1e-3, 0.0), (1, 8, 4, 1e-1, 0.0))
+  optimizer = gan.optimizer(staged, 'generator_rate', 0)
+  params = {'x': np.float32(0)}
+  state = optimizer.init(params)
+  _, state = optimizer.update({'x': np.float32(3)}, state, params)
+  second, _ = optimizer.update({'x': np.float32(-1)}, state, params)
+  gradient, square = update
+  np.testing.assert_allclose(
+      second['x'], -.1 * gradient / (np.sqrt(square) + 1e-8), rtol=1e-5)
+
+
+def test_clip_norm_bounds_the_gradient_of_both_networks(staged):
+  staged = staged.copy_and_resolve_references()
+  staged.clip_norm, staged.optimizer = 1.0, 'rmsprop'
+  staged.stages = ((0, 8, 4, 1.0, 1.0),)
+  optimizer = gan.optimizer(staged, 'discriminator_rate', 0)
+  params = {'x': np.zeros(2, np.float32)}
+  state = optimizer.init(params)
+  _, state = optimizer.update(
+      {'x': np.array([3, 4], np.float32)}, state, params)
+  nu = next(x for x in jax.tree.leaves(state) if np.shape(x) == (2,))
+  np.testing.assert_allclose(nu, .01 * np.array([.36, .64]), rtol=1e-5)
+
+
+@pytest.mark.parametrize('stages, sentence', [
+    (((0, 8, 4),), 'give tuples of start, pixels, batch'),
+    ((), 'give tuples'),
+    (((1, 8, 4, .1, .1),), 'the first must be 0'),
+    (((0, 8, 4, .1, .1), (0, 16, 4, .1, .1)), 'others must rise'),
+    (((0, 8, 4, .1, .1), (2, 16, 4, .1, .1)), 'optimizer=adam or rmsprop'),
+    (((0, 8, 0, .1, .1),), 'must be at least 1')])
+def test_refused_stages(config, stages, sentence):
+  config = config.copy_and_resolve_references()
+  config.stages = stages
   with pytest.raises(ValueError, match=sentence):
     gan.make(config)
 
@@ -177,8 +246,8 @@ def test_stylegan2_needs_no_cameras(source):
 
 
 def test_frechet_distance_of_an_untrained_generator(config, source):
-  networks = gan_networks.build(config)
-  variables = gan_networks.new_generator(networks, jax.random.key(0))
+  networks = gan_build.networks(config)
+  variables = gan_build.new_generator(networks, jax.random.key(0))
   measure = sampling.distance_fn(
       networks, source, config.distance_count,
       functools.partial(distribution.distance_to_real, features.shapes_clip))
@@ -190,8 +259,8 @@ def test_frechet_distance_of_an_untrained_generator(config, source):
 
 
 def test_samples_do_not_depend_on_their_number(config, source):
-  networks = gan_networks.build(config)
-  variables = gan_networks.new_generator(networks, jax.random.key(0))
+  networks = gan_build.networks(config)
+  variables = gan_build.new_generator(networks, jax.random.key(0))
   sample = sampling.sampler(networks, config.render_size[-1][1], batch=2)
   labels = source.labels[:5]
   five = sample(variables, labels)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from configs import eg3d as config_file
+from gen3d.gan import build as gan_build
 from gen3d.gan import inference, projector
-from gen3d.gan import networks as gan_networks
 
 CAMERA = {'elevation': 20.0, 'distance': 1.7, 'focal': 1.35}
 # Pixels, and their means over squares: cheap to compile.
@@ -19,8 +19,8 @@ def config():
 
 
 def trained():
-  variables = gan_networks.new_generator(
-      gan_networks.build(config()), jax.random.key(0))
+  variables = gan_build.new_generator(
+      gan_build.networks(config()), jax.random.key(0))
   return inference.from_config(config(), variables, CAMERA, 8)
 
 

@@ -117,9 +117,7 @@ def make_batches(
     first = next(batches)
   finally:
     notice.cancel()
-  mesh = sharding.device_mesh(np.shape(jax.tree.leaves(first)[0])[0],
-                              task.execution.min_per_device)
-  sharding.check_divides(first, mesh, task.execution)
+  mesh = sharding.mesh_for(first, task.execution)
   return mesh, prefetch(itertools.chain([first], batches), mesh)
 
 

@@ -7,6 +7,7 @@ several.
 """
 
 import functools
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -39,10 +40,13 @@ class Execution(NamedTuple):
     min_per_device: examples that a device needs, for terms that mix the
       examples of one device.
     min_per_device_key: config key that the error message names as the reason.
+    batch_sizes: of all stages of a training whose batches grow or shrink; ()
+      where all batches have the size of the first one.
   """
   minimize_memory: bool = False
   min_per_device: int = 1
   min_per_device_key: str = ''
+  batch_sizes: tuple[int, ...] = ()
 
 
 _DEFAULTS = Execution()
@@ -68,6 +72,22 @@ def device_mesh(
     devices = devices[:max(
         n for n in range(1, len(devices) + 1) if n == 1 or divides(n))]
   return mesh_of(devices)
+
+
+def mesh_for(batch: Any, execution: Execution = _DEFAULTS) -> Mesh:
+  """Returns the `device_mesh` on which a training divides its batches.
+
+  Args:
+    batch: the first one, a pytree of arrays [n, ...].
+    execution: of the task.
+
+  Raises:
+    UserError: as `check_divides`.
+  """
+  sizes = np.shape(jax.tree.leaves(batch)[0])[:1] + execution.batch_sizes
+  mesh = device_mesh(math.gcd(*sizes), execution.min_per_device)
+  check_divides(batch, mesh, execution)
+  return mesh
 
 
 def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
@@ -295,16 +315,18 @@ def check_divides(
     UserError: the batch cannot be divided, or a device would get fewer than
       execution.min_per_device examples.
   """
-  for x in jax.tree.leaves(batch):
-    if np.ndim(x) == 0 or np.shape(x)[0] % mesh.size:
-      size = f'of {np.shape(x)[0]}' if np.ndim(x) else 'without leading axis'
+  sizes = {np.shape(x)[0] if np.ndim(x) else None
+           for x in jax.tree.leaves(batch)}
+  for size in sizes | set(execution.batch_sizes):
+    if size is None or size % mesh.size:
+      of = 'without leading axis' if size is None else f'of {size}'
       raise UserError(
-          f'A batch {size} cannot be divided over {mesh.size} devices; choose '
+          f'A batch {of} cannot be divided over {mesh.size} devices; choose '
           f'a batch that is a multiple of {mesh.size}, or fewer devices.')
-    if np.shape(x)[0] // mesh.size < execution.min_per_device:
+    if size // mesh.size < execution.min_per_device:
       key = execution.min_per_device_key
       raise UserError(
-          f'A batch of {np.shape(x)[0]} on {mesh.size} devices leaves fewer '
+          f'A batch of {size} on {mesh.size} devices leaves fewer '
           f'than the {execution.min_per_device} examples on each that are used '
           f'together{f" ({key})" if key else ""}; choose a larger batch, fewer '
           f'devices, or a smaller group{f" by --config.{key}" if key else ""}.')

@@ -123,7 +123,7 @@ def open_both(network: str | os.PathLike, data: str
   if data:
     trained, source = inference.load(network), dataset.open_images(data)
     dataset.check(source)
-  elif inference.find(network).suffix == '.pkl':
+  elif inference.find(network).suffix != '.safetensors':
     raise UserError(f'{network} is an official network, whose training data '
                     'are not known; give them by --data.')
   else:

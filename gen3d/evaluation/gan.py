@@ -19,8 +19,8 @@ from gen3d.data.images import open as opening
 from gen3d.data.shapes import captions, primitives
 from gen3d.data.shapes import world as shapes_world
 from gen3d.evaluation import text_to_3d as text_to_3d_evaluation
+from gen3d.gan import build as gan_build
 from gen3d.gan import inference, sampling
-from gen3d.gan import networks as gan_networks
 from gen3d.metrics import distribution
 from gen3d.metrics import shape as shape_metrics
 from gen3d.metrics.features import Features, shapes_clip
@@ -37,11 +37,10 @@ class Shape(NamedTuple):
 
 
 class NearestShapes(NamedTuple):
-  """Similarity of N shapes to the nearest of M others, means over the N."""
-  count: int      # N
-  iou: float      # with the nearest, which is that of the largest IoU
-  f_score: float  # with the same; text_to_3d_evaluation.THRESHOLD
-  distinct: int   # how many of the M are the nearest of some shape
+  """Similarity of each of N shapes to the nearest of M others."""
+  ious: np.ndarray      # [N] with the nearest, that of the largest IoU
+  f_scores: np.ndarray  # [N] with the same; text_to_3d_evaluation.THRESHOLD
+  distinct: int         # how many of the M are the nearest of some shape
 
 
 class Distances(NamedTuple):
@@ -79,7 +78,8 @@ def report(path: str | os.PathLike, count: int = 64, num_true: int = 1000,
   if not opening.is_world(config.data):
     return '\n'.join(lines)
   lines += [
-      f'{x.count} shapes, {name}: IoU {x.iou:.2f}, F-score {x.f_score:.2f} '
+      f'{len(x.ious)} shapes, {name}: IoU {np.mean(x.ious):.2f}, F-score '
+      f'{np.mean(x.f_scores):.2f} '
       f'with the nearest of {num_true} true shapes, {x.distinct} different '
       'ones' for name, x in geometry(path, count, num_true).items()]
   lines += [
@@ -103,13 +103,13 @@ def distances(
   """
   trained, config = inference.load_with_config(path)
   source, count = opening.open_data(config.data), config.distance_count
-  networks = gan_networks.build(config, source.labels.shape[1])
+  networks = gan_build.networks(config, source.labels.shape[1])
   # The images and the order of training's own reports.
   rows = np.random.default_rng(0).permutation(len(source.names))[:2 * count]
   real = np.stack([source.pixels(int(i)) for i in rows])
   sample = sampling.sampler(networks, trained.size)
   generate = lambda variables: sample(variables, source.labels[rows[:count]])
-  untrained = generate(gan_networks.new_generator(
+  untrained = generate(gan_build.new_generator(
       networks, jax.random.key(config.seed)))
   generated = generate(trained.variables)
   half = len(real) // 2
@@ -232,8 +232,7 @@ def nearest_shapes(
         shape.surface, surface(nearest), text_to_3d_evaluation.THRESHOLD),
         nearest))
   iou, f_score, nearest = zip(*scores, strict=True)
-  return NearestShapes(len(scores), float(np.mean(iou)),
-                       float(np.mean(f_score)), len(set(nearest)))
+  return NearestShapes(np.array(iou), np.array(f_score), len(set(nearest)))
 
 
 def _shape_of(mesh: Any, bound: float, cells: np.ndarray) -> Shape:

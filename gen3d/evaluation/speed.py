@@ -133,8 +133,8 @@ def measure(task: tasks.Task, *, name: str, seed: int, steps: int,
             repeats: int, plan_only: bool, report: Report) -> dict[str, Any]:
   """Measures a task's training step.
 
-  The step is timed as it is at the end of training, on the first batch: with
-  the static argument of the last step or, where the steps of a training differ,
+  The step is timed as it is at the end of training, with the batch and the
+  static argument of the last step or, where the steps of a training differ,
   with those that Costs.phases passes to `seconds_of`.
 
   Args:
@@ -149,10 +149,9 @@ def measure(task: tasks.Task, *, name: str, seed: int, steps: int,
   Returns:
     {name: number}.
   """
-  costs, batch = task.costs(), next(task.batches(seed, 0))
-  mesh = sharding.device_mesh(
-      len(jax.tree.leaves(batch)[0]), task.execution.min_per_device)
-  sharding.check_divides(batch, mesh, task.execution)
+  # Of the last step, where the batch grows or shrinks in a training.
+  costs, batch = task.costs(), next(task.batches(seed, steps - 1))
+  mesh = sharding.mesh_for(batch, task.execution)
   numbers = {'devices': mesh.size, 'platform': jax.devices()[0].platform,
              **costs.sizes}
   print_sizes(name, numbers, costs.sizes)

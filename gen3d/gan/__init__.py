@@ -3,7 +3,7 @@
 Every user of a trained generator (sheets, films, meshes, inversion,
 evaluation, previews) goes through the record Generator3D. A new kind of
 generator needs a builder of this record, such as gan/eg3d.py, and an entry in
-gan/inference.py's BUILDERS.
+gan/build.py.
 """
 
 from collections.abc import Callable
@@ -89,6 +89,10 @@ class Generator3D(NamedTuple):
     background: 'white' or 'black', behind the object.
     noise_buffers: variables -> {path: [H, H]} of the buffers that `synthesize`
       reads at noise='const'.
+    absolute_pose: whether objects are in the world of the training's cameras.
+      Generators that learned from pictures without cameras have a world of
+      their own, whose orientation is arbitrary.
+    solid: whether the mesh encloses a volume; a depth map's does not.
   """
   map: Map
   synthesize: Synthesize
@@ -102,3 +106,20 @@ class Generator3D(NamedTuple):
   image_size: Callable[[int], int]
   background: str
   noise_buffers: Callable[[Any], dict[str, jax.Array]] = noise_buffers
+  absolute_pose: bool = True
+  solid: bool = True
+
+
+class Official(NamedTuple):
+  """A generator of an official checkpoint.
+
+  Attributes:
+    build: (front camera, key -> camera) -> Generator3D.
+    variables: of the generator, the average where the file has one.
+    size: rays a side of a rendering.
+    camera: typical camera, see gan/inference.py.
+  """
+  build: Callable[[Camera, Callable[[jax.Array], Camera]], Generator3D]
+  variables: Any
+  size: int
+  camera: dict[str, Any]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from gen3d.gan.networks import GANNetworks
-from gen3d.gan.step import Schedule, Static
+from gen3d.gan.schedule import Schedule, Static
 
 _NAMES = {'regularize': 'regularization', 'r1': 'R1'}
 

@@ -1,7 +1,7 @@
-"""EG3D's networks (2112.07945) as a Generator3D, ours and the official ones.
+"""EG3D (2112.07945): networks for the adversarial step, and a Generator3D.
 
-The representation is the tri-planes [N, R, R, 3, F]. This is the only module
-outside the training that uses the methods of models.eg3d.Generator.
+The representation of an object is the tri-planes [N, R, R, 3, F]. No other
+module uses the methods of models.eg3d.Generator.
 """
 
 import functools
@@ -12,16 +12,188 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen3d.gan import Generated, Generator3D, noise_buffers
-from gen3d.gan import networks as gan_networks
-from gen3d.models import eg3d, nvidia
-from gen3d.ops import cameras, mesh
+from gen3d.choices import UserError
+from gen3d.gan import Generated, Generator3D, noise_buffers, regularizers
+from gen3d.gan.networks import (
+    GANNetworks,
+    Latents,
+    apply_module,
+    keys_of,
+    mix_styles,
+    update_w_avg,
+)
+from gen3d.models import eg3d, nvidia, stylegan2
+from gen3d.ops import cameras, images, mesh
+
+# 1 - w_avg_beta of the official code: the rate of the running mean of w.
+_W_AVG_RATE = 0.002
 
 # Of the official visualizer: faces from a narrow range of yaw through a long
 # lens, cars (the networks with a white background) from all around.
 _FACES = {'focal': 4.2647, 'yaw_range': 20.0}
 _CARS = {'focal': 1.7074, 'yaw_range': None}
 _RADIUS = 2.7  # of the camera's sphere, where the pickle has none
+
+
+def networks(config: Any, resolution: int, label_width: int) -> GANNetworks:
+  """EG3D's generator and dual discriminator.
+
+  Args:
+    config: ConfigDict with `z_dim`, `synthesis`, `mapping`, `rendering`,
+      `super_resolution`, `features`, `pose_conditioning`, `discriminator`,
+      `density_weight`, `super_resolution_clamp` (0: none) and
+      `super_resolution_half`.
+    resolution: of the images.
+    label_width: 25; EG3D needs cameras.
+
+  Raises:
+    UserError: the images have no cameras, or the super-resolution does not
+      make images of this resolution.
+  """
+  generator = module(config)
+  _check(generator, resolution, label_width)
+  discriminator = stylegan2.Discriminator(
+      resolution, labeled=True, **config.discriminator)
+  rendering = generator.rendering
+  apply = functools.partial(apply_module, generator)
+
+  def planes_of(variables, latents):
+    # Keys of the synthesis noise, and of samples along rays or in the volume.
+    key_noise, key_rest = jax.random.split(latents.key)
+    ws = mix_styles(functools.partial(apply, variables, method='map'), latents)
+    first = latents.index[::len(latents.label) // len(ws)]
+    planes = apply(variables, ws, first, method='planes', key=key_noise)
+    return ws, planes, first, key_rest
+
+  def generate(variables, latents, render_size):
+    ws, planes, _, key = planes_of(variables, latents)
+    # Views of one object share its planes.
+    each_view = lambda x: jnp.repeat(x, len(latents.label) // len(ws), axis=0)
+    # A key for each example, so that its ray samples do not depend on the rest
+    # of the batch; without the axis of size 1.
+    jitter_of = lambda key: eg3d.ray_jitter(
+        key, 1, render_size, rendering)
+    jitter = jax.tree.map(
+        lambda x: x[:, 0], jax.vmap(jitter_of)(keys_of(key, latents.index)))
+    generated = apply(variables, each_view(planes), each_view(ws),
+                      latents.label, render_size, jitter, method='render')
+    fakes = {'image': generated.image, 'image_raw': generated.image_raw}
+    # The first layer is never mixed: its w is that of z, for the running mean.
+    return fakes, ws[:, 0]
+
+  def regularize(variables, latents, pl_mean):
+    _, planes, first, key = planes_of(variables, latents)
+    variation = regularizers.density_variation(
+        lambda points: apply(variables, planes, points, method='query')[0],
+        keys_of(key, first))
+    return config.density_weight * variation, pl_mean
+
+  def discriminate(variables, x, label) -> Any:
+    return discriminator.apply(
+        variables, eg3d.dual_image(x['image'], x['image_raw']), label)
+
+  return GANNetworks(
+      init=functools.partial(
+          _init, generator, discriminator, config.z_dim, resolution),
+      generate=generate,
+      # Dual discrimination: the raw image of a real one is itself, reduced.
+      prepare_reals=lambda x, render_size: {
+          'image': x, 'image_raw': images.resize(x, render_size)},
+      discriminate=discriminate,
+      regularize=regularize if config.density_weight else None,
+      update_w_avg=functools.partial(
+          update_w_avg, ('backbone', 'mapping'), _W_AVG_RATE),
+      z_dim=config.z_dim, is_3d=True,
+      samples_per_ray=(rendering.samples_coarse, rendering.samples_fine),
+      parts=functools.partial(
+          _parts, generator, generate, discriminate, config.z_dim))
+
+
+def _init(generator, discriminator, z_dim, resolution, key):
+  """GANNetworks.init of EG3D."""
+  keys = jax.random.split(key)
+  z, label = jnp.zeros((1, z_dim)), jnp.zeros((1, 25))
+  # The parameters do not depend on the resolution of rendering: 4 is cheap.
+  jitter = eg3d.ray_jitter(None, 1, 4, generator.rendering)
+  return {'generator': generator.init(keys[0], z, label, label, 4, jitter),
+          'discriminator': discriminator.init(
+              keys[1], jnp.zeros((1, resolution, resolution, 6)), label)}
+
+
+def _check(generator, resolution, label_width):
+  """Raises UserError where EG3D's generator does not fit the images."""
+  if label_width != 25:
+    raise UserError('EG3D learns from images with cameras, and these have '
+                    'none; give a dataset.json with labels of 25 numbers.')
+  super_resolution = generator.super_resolution
+  generated = super_resolution.size * 2 ** sum(super_resolution.up)
+  if generated != resolution:
+    raise UserError(
+        f'The super-resolution makes images of {generated} pixels, but the '
+        f'data have {resolution}; change model.super_resolution.')
+
+
+def module(config: Any) -> eg3d.Generator:
+  """The eg3d.Generator of a config's `model`."""
+  return eg3d.Generator(
+      dict(config.synthesis), dict(config.mapping),
+      eg3d.RenderingConfig(**config.rendering),
+      eg3d.SuperResolutionConfig(**config.super_resolution),
+      config.features, config.pose_conditioning,
+      super_resolution_clamp=config.super_resolution_clamp or None,
+      super_resolution_half=config.super_resolution_half)
+
+
+def _parts(
+    generator, generate, discriminate, z_dim, params, batch_size, render_size
+) -> dict[str, Callable]:
+  """{name: function without arguments}: parts of EG3D's step, compiled.
+
+  Args:
+    generator: eg3d.Generator.
+    generate, discriminate: of GANNetworks.
+    z_dim: of the latents.
+    params: of a TrainState, on one device.
+    batch_size, render_size: sizes of the inputs.
+  """
+  rendering = generator.rendering
+  # Any camera from which the whole object is seen: costs do not depend on it.
+  distance = (1.5 * rendering.box_warp if rendering.ray_start == 'auto'
+              else (rendering.ray_start + rendering.ray_end) / 2)
+  label = jnp.tile(cameras.to_label(
+      cameras.orbit(20.0, 10.0, distance, 1.35)), (batch_size, 1))
+  latents = Latents(
+      jax.random.key(1), jnp.arange(batch_size),
+      jnp.ones((batch_size, z_dim)), label, label)
+  jitter = eg3d.ray_jitter(
+      jax.random.key(2), batch_size, render_size, rendering)
+  resolution = generator.synthesis_config['resolution']
+  planes = jnp.zeros(
+      (batch_size, resolution, resolution, 3, generator.features))
+
+  def generate_images(variables, latents):
+    return generate(variables, latents, render_size)[0]
+
+  def render(variables, planes, jitter):
+    return generator.apply(variables, planes, label, render_size, jitter,
+                           method='features_at')[0]
+
+  def render_gradient(variables, planes, jitter):
+    return jax.grad(lambda planes: jnp.sum(
+        render(variables, planes, jitter) ** 2))(planes)
+
+  fakes = jax.tree.map(lambda x: jnp.zeros(x.shape), jax.eval_shape(
+      generate_images, params['generator'], latents))
+  parts = {
+      'generator forward': (generate_images, params['generator'], latents),
+      'rendering forward': (render, params['generator'], planes, jitter),
+      'rendering forward and backward': (
+          render_gradient, params['generator'], planes, jitter),
+      'discriminator forward': (
+          discriminate, params['discriminator'], fakes, label)}
+  # The inputs are arguments: XLA would fold a function of constants.
+  return {name: functools.partial(jax.jit(part), *arguments)
+          for name, (part, *arguments) in parts.items()}
 
 
 def make(
@@ -51,12 +223,11 @@ def make(
       noise_buffers=_backbone_noise)
 
 
-def from_config(
+def generator(
     config: Any, front: cameras.Camera,
     sample_camera: Callable[[jax.Array], cameras.Camera]) -> Generator3D:
   """`make` of the ConfigDict `model` of a config such as configs/eg3d.py."""
-  return make(gan_networks.eg3d_generator(config), config.z_dim, front,
-              sample_camera)
+  return make(module(config), config.z_dim, front, sample_camera)
 
 
 def official_camera(loaded: nvidia.Loaded) -> dict:

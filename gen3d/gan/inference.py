@@ -27,12 +27,10 @@ import numpy as np
 from gen3d import assets
 from gen3d.choices import UserError
 from gen3d.engine import sharding
-from gen3d.gan import Generated, Generator3D, eg3d
+from gen3d.gan import Generated, Generator3D, build, eg3d, giraffe, pigan
 from gen3d.models import nvidia
 from gen3d.ops import bake, cameras, mesh
 
-# Kinds of networks (config.networks) that generate 3-D objects.
-BUILDERS = {'eg3d': eg3d.from_config}
 DISCRIMINATOR = '_discriminator'  # ends the file name of its weights
 PANELS = ('image', 'image_raw', 'depth')
 _MAX_SEEDS = 100_000
@@ -59,15 +57,16 @@ def load(path: str | os.PathLike) -> Trained:
 
   Args:
     path: a name such as 'shapes' for what ships with the package, or a file:
-      .safetensors of gen3d or an official .pkl.
+      .safetensors of gen3d or an official one: EG3D's .pkl, GIRAFFE's .pt or
+      pi-GAN's .pth.
 
   Raises:
     UserError: there is no such network, the file is damaged, or it generates
       images instead of 3-D objects.
   """
   path = find(path)
-  if path.suffix == '.pkl':
-    return _load_official(path)
+  if path.suffix in _OFFICIAL:
+    return _OFFICIAL[path.suffix](path)
   variables, record = assets.load(path)
   if 'official' in record:
     return _load_tuned_official(path, record['official'])
@@ -82,18 +81,21 @@ def find(name: str | os.PathLike) -> pathlib.Path:
   """
   path = pathlib.Path(name)
   if path.is_file():
-    if path.suffix not in ('.pkl', '.safetensors'):
-      raise UserError(f'{path} is no network; give a .pkl or a .safetensors.')
+    if path.suffix not in ('.safetensors', *_OFFICIAL):
+      raise UserError(f'{path} is no network; give a .safetensors, or an '
+                      f'official {", ".join(_OFFICIAL)}.')
     return path
   shipped = {}
-  for kind in BUILDERS:
+  for kind in build.GENERATORS:
     for file in assets.FOLDER.glob(f'{kind}_*.safetensors'):
       if not file.stem.endswith(DISCRIMINATOR):
-        shipped[file.stem.removeprefix(f'{kind}_')] = file
+        # EG3D's are the default kind: 'cats' stands for 'eg3d_cats'.
+        shipped[file.stem.removeprefix('eg3d_')] = file
   if str(name) not in shipped:
     raise UserError(
         f'No network {str(name)!r} ships with gen3d, only {sorted(shipped)}, '
-        'and there is no such file; give a .pkl or a .safetensors.')
+        'and there is no such file; give a .safetensors, or an official '
+        f'{", ".join(_OFFICIAL)}.')
   return shipped[str(name)]
 
 
@@ -105,7 +107,7 @@ def load_with_config(
     UserError: the file is damaged, or is no generator of objects of gen3d.
   """
   path = find(path)
-  if path.suffix == '.pkl':
+  if path.suffix in _OFFICIAL:
     raise UserError(f'{path} is an official network, whose training data are '
                     'not known; give a .safetensors that gen3d has trained.')
   return _from_record(path, *assets.load(path))
@@ -116,12 +118,12 @@ def from_config(
   """The Trained of a config of tasks/gan.py.
 
   Args:
-    config: ConfigDict whose `networks` is a key of BUILDERS.
+    config: ConfigDict whose `networks` is a key of build.GENERATORS.
     variables: of the generator.
     camera: typical camera.
     size: rays a side.
   """
-  generator = BUILDERS[config.networks](
+  generator = build.GENERATORS[config.networks](
       config.model, *_front_and_sampler(camera))
   return Trained(generator, variables, size, camera)
 
@@ -152,6 +154,9 @@ def record_of(name: str | os.PathLike) -> dict[str, Any]:
   path = find(name)
   if path.suffix == '.pkl':
     return {'model': str(path), 'official': digest_of(path)}
+  if path.suffix in _OFFICIAL:
+    raise UserError(f'{path} cannot be tuned; give a .safetensors, or an '
+                    'official .pkl.')
   _, record = assets.load(path)
   model = {'model': record.get('model', path.stem)}
   if 'official' in record:  # Tuned before.
@@ -389,16 +394,25 @@ def _from_record(path, variables, record):
   if networks is None or 'camera' not in record:
     raise UserError(f'{path} is no generator that gen3d has trained; its '
                     'record has no networks or no camera.')
-  if networks not in BUILDERS:
+  if networks not in build.GENERATORS:
     raise UserError(_NOT_3D.format(path))
   config = ml_collections.ConfigDict(record['config'])
-  # The resolution at the end of training.
+  return from_config(
+      config, variables, record['camera'], _final_size(config)), config
+
+
+def _final_size(config):
+  """Rays a side of a rendering at the end of training."""
+  if 'stages' in config:
+    return int(config.stages[-1][1])
+  if 'render_size' not in config:
+    return int(config.resolution)
   size = int(config.render_size[-1][1])
-  size -= size % config.render_bucket
-  return from_config(config, variables, record['camera'], size), config
+  return size - size % config.render_bucket
 
 
 def _load_official(path):
+  """An official pickle of EG3D."""
   loaded = nvidia.load(path)
   if loaded.orbit is None:
     raise UserError(_NOT_3D.format(path))
@@ -420,3 +434,20 @@ def _load_tuned_official(path, digest):
                     'that is there; put that back.')
   trained = _load_official(pickled)
   return trained._replace(variables=nvidia.restore(path, trained.variables))
+
+
+def _from_official(load):
+  """A function path -> Trained, from one path -> gan.Official."""
+  def load_trained(path):
+    official = load(path)
+    generator = official.build(*_front_and_sampler(official.camera))
+    return Trained(generator, official.variables, official.size,
+                   official.camera)
+
+  return load_trained
+
+
+# Loaders of official checkpoints by the endings of their names.
+_OFFICIAL = {'.pkl': _load_official,
+             '.pt': _from_official(giraffe.load_official),
+             '.pth': _from_official(pigan.load_official)}

@@ -15,7 +15,8 @@ def r1_penalty(
 
   Args:
     discriminate: reals -> logits [N].
-    reals: pytree of images [N, H, W, C]; its squares are added up.
+    reals: pytree of images [N, H, W, C]; its squares are added up. For R2
+      (the same paper, eq. 10) the fakes.
   """
   # The gradient of the sum of logits has each example's own in its row, where
   # logits do not depend on other examples.

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from gen3d.engine.state import TrainState
-from gen3d.gan import regularizers
+from gen3d.gan import ada, regularizers
 from gen3d.gan.networks import (
     GANNetworks,
     ImageDict,
@@ -30,57 +30,11 @@ from gen3d.gan.networks import (
     Variables,
     keys_of,
 )
-from gen3d.ops import augment, images
+from gen3d.gan.schedule import Schedule, Static, fade, gamma
+from gen3d.ops import images
 
 Metrics = dict[str, Any]
 Optimizers = dict[str, optax.GradientTransformation]
-
-
-class Schedule(NamedTuple):
-  """Weights and schedules of the losses; images are counted over all devices.
-
-  Attributes:
-    r1_gamma: weight gamma of the R1 penalty, of which half is applied.
-    d_reg_interval, g_reg_interval: steps from one R1, or regularization of the
-      generator, to the next. The losses are multiplied by it. 0: never.
-    pose_swap_prob: final probability that the mapping network gets the camera
-      of another image (EG3D's generator pose conditioning). It falls linearly
-      from 1 over the first `pose_swap_fade_images`.
-    blur_init_sigma: initial blur of the discriminator's inputs, in pixels. It
-      fades linearly over the first `blur_fade_images`.
-    ema_images: half-life of the generator's moving average; at most `ema_ramp`
-      times the images seen so far, unless that is 0.
-    style_mixing_prob: probability that the later layers get another latent.
-    ada_target: mean sign of the discriminator's logits on reals to which the
-      augmentation of its inputs is adapted (2006.06676). 0: no augmentation.
-    ada_interval, ada_images: steps between two changes of the probability of
-      augmentation, and images after which it may have gone from 0 to 1.
-  """
-  r1_gamma: float
-  d_reg_interval: int = 16
-  g_reg_interval: int = 4
-  pose_swap_prob: float = 0.0
-  pose_swap_fade_images: int = 0
-  blur_init_sigma: float = 0.0
-  blur_fade_images: int = 0
-  ema_images: int = 10_000
-  ema_ramp: float = 0.0
-  style_mixing_prob: float = 0.0
-  ada_target: float = 0.0
-  ada_interval: int = 4
-  ada_images: int = 500_000
-
-
-class Static(NamedTuple):
-  """Static arguments of the compiled step.
-
-  Attributes:
-    render_size: resolution of the neural rendering; 0 where there is none.
-    phases: which of 'regularize' and 'r1' this step has. None: the program
-      contains both and chooses by the number of the step.
-  """
-  render_size: int = 0
-  phases: frozenset[str] | None = None
 
 
 class StepContext(NamedTuple):
@@ -90,6 +44,7 @@ class StepContext(NamedTuple):
     blur_and_augment: (fakes or reals, number) -> the discriminator's input;
       each use within a step has a number of its own, for its random keys.
     latents: one Latents for each phase that generates images.
+    gamma: [], weight of the gradient penalty, of which half is applied.
     label: [N, L], of the reals.
   """
   networks: GANNetworks
@@ -102,6 +57,7 @@ class StepContext(NamedTuple):
   blur_and_augment: Callable[[ImageDict, int], ImageDict]
   latents: tuple[Latents, ...]
   reals: ImageDict
+  gamma: Any
   label: Any
 
 
@@ -127,23 +83,6 @@ def create(
              'ada': {'p': jnp.zeros(()), 'signs': jnp.zeros(())}})
 
 
-def due_phases(step: int, schedule: Schedule) -> frozenset[str]:
-  """The names of the phases of a step that not every step has."""
-  intervals = {'regularize': schedule.g_reg_interval,
-               'r1': schedule.d_reg_interval}
-  return frozenset(name for name, interval in intervals.items()
-                   if interval and step % interval == 0)
-
-
-def static_of(step: int, schedule: Schedule, render_size: int) -> Static:
-  """The Static of a step on the present backend."""
-  # Within lax.cond, XLA's convolutions on the CPU are thirty times slower, so
-  # each combination of phases is a program of its own there. Elsewhere one
-  # program serves all, and there is less to compile.
-  on_cpu = jax.default_backend() == 'cpu'
-  return Static(render_size, due_phases(step, schedule) if on_cpu else None)
-
-
 def lazy_adam(
     learning_rate: float, interval: int, b2: float = 0.99, eps: float = 1e-8
 ) -> optax.GradientTransformation:
@@ -157,51 +96,10 @@ def lazy_adam(
   return optax.adam(learning_rate * ratio, b1=0.0, b2=b2 ** ratio, eps=eps)
 
 
-def augment_examples(
-    key: jax.Array, index: jax.Array, x: ImageDict, p: jax.Array | float
-) -> ImageDict:
-  """Fakes or reals, augmented; 'image' and 'image_raw' in the same way.
-
-  Args:
-    key: of the whole batch.
-    index: [N], of the examples.
-    x: fakes or reals.
-    p: probability of each kind of augmentation.
-  """
-  size = x['image'].shape[1]
-  draws = jax.vmap(lambda key: augment.draw(key, p, size))(keys_of(key, index))
-  return {name: augment.apply(batch, draws) for name, batch in x.items()}
-
-
-def ada_update(
-    ada: dict[str, Any], sign: jax.Array, step: jax.Array, *, target: float,
-    interval: int, change: float
-) -> dict[str, jax.Array]:
-  """The state of adaptive augmentation after a step (2006.06676, section 3.2).
-
-  A mean sign above the target, over the last `interval` steps, is a sign of
-  overfitting; the discriminator's inputs are then augmented more often.
-
-  Args:
-    ada: {'p': probability, 'signs': sum of signs since p was last changed}.
-    sign: mean sign of the discriminator's logits on reals in this step.
-    step: number of the step, from 0.
-    target: of the mean sign.
-    interval: steps between two changes.
-    change: of p, which stays in [0, 1].
-  """
-  signs = ada['signs'] + sign
-  changed = jnp.clip(
-      ada['p'] + change * jnp.sign(signs / interval - target), 0, 1)
-  due = (step + 1) % interval == 0
-  return {'p': jnp.where(due, changed, ada['p']),
-          'signs': jnp.where(due, 0.0, signs)}
-
-
 def sample_latents(
     key: jax.Array, batch: dict[str, jax.Array], phase: int,
-    swap_prob: jax.Array | float, mixing_prob: float, z_dim: int
-) -> Latents:
+    swap_prob: jax.Array | float, mixing_prob: float, z_dim: int,
+    views: int = 1) -> Latents:
   """The Latents of one phase, with random numbers by the examples' indices.
 
   Args:
@@ -211,9 +109,11 @@ def sample_latents(
     swap_prob: probability that the mapping network gets another one of them.
     mixing_prob: probability of style mixing.
     z_dim: Z.
+    views: examples of each object, of which this device has all.
   """
   key_latent, key_image = jax.random.split(key)
-  keys = keys_of(key_latent, batch['index'])
+  # An object has the key of its first example.
+  keys = keys_of(key_latent, batch['index'][::views])
   z = jax.vmap(lambda k: jax.random.normal(k, (z_dim,)))(keys)
   # EG3D's generator pose conditioning: the mapping network sometimes gets the
   # camera of another image, so that shapes do not depend on the view.
@@ -222,7 +122,8 @@ def sample_latents(
   labels = batch['sampled_cameras']
   label = labels[:, phase]
   another = labels[:, (phase + 1) % labels.shape[1]]
-  mapping_camera = jnp.where((uniform < swap_prob)[:, None], another, label)
+  mapping_camera = jnp.where(
+      (uniform < swap_prob)[:, None], another[::views], label[::views])
   latents = Latents(key_image, batch['index'], z, mapping_camera, label)
   if not mixing_prob:
     return latents
@@ -270,17 +171,20 @@ def step(
 
 def _context(state, batch, key, static, networks, optimizers, schedule):
   """The StepContext of a step; see `step` for the arguments."""
+  if networks.at:
+    networks = networks.at(state.step)
   images_per_step = len(batch['index']) * jax.lax.axis_size('devices')
   images_seen = state.step * images_per_step
-  sigma = schedule.blur_init_sigma * _fade(
+  sigma = schedule.blur_init_sigma * fade(
       images_seen, schedule.blur_fade_images)
   blur = lambda x: images.blur(x, sigma, schedule.blur_init_sigma)
-  swap_prob = schedule.pose_swap_prob + (1 - schedule.pose_swap_prob) * _fade(
+  swap_prob = schedule.pose_swap_prob + (1 - schedule.pose_swap_prob) * fade(
       images_seen, schedule.pose_swap_fade_images)
   # The generator, its regularization and the discriminator each have latents.
   latents = tuple(
       sample_latents(jax.random.fold_in(key, phase), batch, phase, swap_prob,
-                     schedule.style_mixing_prob, networks.z_dim)
+                     schedule.style_mixing_prob, networks.z_dim,
+                     schedule.views_per_latent)
       for phase in range(3))
   # Pixels to [-1, 1].
   reals = networks.prepare_reals(
@@ -296,14 +200,15 @@ def _context(state, batch, key, static, networks, optimizers, schedule):
     if not schedule.ada_target:
       return x
     # Keys 0 to 2 are those of the latents.
-    return augment_examples(
+    return ada.augment_examples(
         jax.random.fold_in(key, 3 + number), batch['index'], x, p)
 
   return StepContext(
       networks=networks, optimizers=optimizers, schedule=schedule,
       static=static, step=state.step, images_seen=images_seen,
       images_per_step=images_per_step, blur_and_augment=blur_and_augment,
-      latents=latents, reals=reals, label=batch['label'])
+      latents=latents, reals=reals, gamma=gamma(schedule, images_seen),
+      label=batch['label'])
 
 
 def _generator_phase(state, ctx):
@@ -313,12 +218,40 @@ def _generator_phase(state, ctx):
   def loss(variables):
     fakes, _ = ctx.networks.generate(
         variables, latents, ctx.static.render_size)
-    logits = ctx.networks.discriminate(
-        discriminator, ctx.blur_and_augment(fakes, 0), latents.label)
-    return jnp.mean(nn.softplus(-logits)), {}
+    logits, extra = _discriminate_fakes(
+        ctx, discriminator, ctx.blur_and_augment(fakes, 0), latents)
+    if ctx.schedule.relativistic:
+      logits -= ctx.networks.discriminate(
+          discriminator, ctx.blur_and_augment(ctx.reals, 2), ctx.label)
+    value = _mean_of_top(nn.softplus(-logits), logits, ctx)
+    return value + extra, value
 
-  state, value, _ = _update(state, ctx, 'generator', loss)
+  state, _, value = _update(state, ctx, 'generator', loss)
   return state, {'loss/generator': value}
+
+
+def _discriminate_fakes(ctx, variables, fakes, latents):
+  """(logits [N], the discriminator's own loss on fakes)."""
+  if ctx.networks.discriminate_fakes:
+    return ctx.networks.discriminate_fakes(variables, fakes, latents)
+  return ctx.networks.discriminate(variables, fakes, latents.label), 0.0
+
+
+def _mean_of_top(losses, logits, ctx):
+  """Mean of the losses [N] of the fakes with the largest logits."""
+  interval = ctx.schedule.top_k_interval
+  if not interval:
+    return jnp.mean(losses)
+  fraction = jnp.maximum(
+      0.99 ** (ctx.step / interval), ctx.schedule.top_k_floor)
+  # Ranked over the whole batch, so that the choice does not depend on how it
+  # is divided over the devices.
+  everywhere = jax.lax.all_gather(logits, 'devices', tiled=True)
+  rank = jnp.sum(everywhere[None, :] > logits[:, None], axis=1)
+  count = jnp.ceil(fraction * len(everywhere))
+  # The mean over the devices of this is the sum over all kept, by `count`.
+  devices = len(everywhere) / len(logits)
+  return jnp.sum(jnp.where(rank < count, losses, 0.0)) * devices / count
 
 
 def _regularizer_phase(state, ctx):
@@ -352,31 +285,58 @@ def _discriminator_phase(state, ctx):
   reals = ctx.blur_and_augment(ctx.reals, 2)
 
   def loss(variables):
-    fake = ctx.networks.discriminate(variables, fakes, ctx.latents[2].label)
+    fake, extra = _discriminate_fakes(ctx, variables, fakes, ctx.latents[2])
     real = ctx.networks.discriminate(variables, reals, ctx.label)
-    value = jnp.mean(nn.softplus(fake)) + jnp.mean(nn.softplus(-real))
-    return value, {'logits/fake': jnp.mean(fake), 'logits/real': jnp.mean(real),
-                   'logits/real_sign': jnp.mean(jnp.sign(real))}
+    value = (jnp.mean(nn.softplus(fake - real)) if ctx.schedule.relativistic
+             else jnp.mean(nn.softplus(fake)) + jnp.mean(nn.softplus(-real)))
+    metrics = {'loss/discriminator': value, 'logits/fake': jnp.mean(fake),
+               'logits/real': jnp.mean(real),
+               'logits/real_sign': jnp.mean(jnp.sign(real))}
+    if ctx.schedule.joint_r1:
+      penalty = _gradient_penalty(ctx, variables, lambda x: x, reals, fakes)
+      extra += 0.5 * ctx.gamma * penalty
+      metrics['loss/r1'] = penalty
+    return value + extra, metrics
 
-  state, value, logits = _update(state, ctx, 'discriminator', loss)
+  state, _, metrics = _update(state, ctx, 'discriminator', loss)
   generator = ctx.networks.update_w_avg(state.params['generator'], w)
   state = state.replace(params={**state.params, 'generator': generator})
-  return state, {'loss/discriminator': value, **logits}
+  return state, metrics
+
+
+def _gradient_penalty(ctx, variables, transform, reals, fakes):
+  """R1, and R2 where it is due, through a `transform` of the images."""
+  penalty = regularizers.r1_penalty(
+      lambda x: ctx.networks.discriminate(variables, transform(x), ctx.label),
+      reals)
+  if not ctx.schedule.r2:
+    return penalty
+  return penalty + regularizers.r1_penalty(
+      lambda x: ctx.networks.discriminate(
+          variables, transform(x), ctx.latents[2].label), fakes)
 
 
 def _r1_phase(state, ctx):
-  """R1 penalty on the discriminator, if due."""
+  """The gradient penalty as an update of its own, if due."""
+  if ctx.schedule.joint_r1:
+    return state, {}
   interval = ctx.schedule.d_reg_interval
 
-  def loss(variables):
-    # Through the augmentation: the gradient is with respect to the reals
-    # before it, as in the official code.
-    penalty = regularizers.r1_penalty(
-        lambda x: ctx.networks.discriminate(
-            variables, ctx.blur_and_augment(x, 3), ctx.label), ctx.reals)
-    return 0.5 * ctx.schedule.r1_gamma * interval * penalty, penalty
-
   def phase(state):
+    fakes = None
+    if ctx.schedule.r2:
+      fakes, _ = ctx.networks.generate(
+          state.params['generator'], ctx.latents[2], ctx.static.render_size)
+      fakes = jax.lax.stop_gradient(fakes)
+
+    def loss(variables):
+      # Through the augmentation: the gradient is with respect to the images
+      # before it, as in the official code.
+      penalty = _gradient_penalty(
+          ctx, variables, lambda x: ctx.blur_and_augment(x, 3), ctx.reals,
+          fakes)
+      return 0.5 * ctx.gamma * interval * penalty, penalty
+
     state, _, penalty = _update(state, ctx, 'discriminator', loss)
     return state, penalty
 
@@ -389,12 +349,12 @@ def _update_ada(state, ctx, sign):
   schedule = ctx.schedule
   if not schedule.ada_target:
     return state, {}
-  ada = ada_update(
+  updated = ada.update(
       state.extra['ada'], jax.lax.pmean(sign, 'devices'), ctx.step,
       target=schedule.ada_target, interval=schedule.ada_interval,
       change=ctx.images_per_step * schedule.ada_interval / schedule.ada_images)
-  return (state.replace(extra={**state.extra, 'ada': ada}),
-          {'augment/probability': ada['p']})
+  return (state.replace(extra={**state.extra, 'ada': updated}),
+          {'augment/probability': updated['p']})
 
 
 def _update_ema(state, ctx):
@@ -409,11 +369,6 @@ def _update_ema(state, ctx):
   average = jax.tree.map(lambda old, new: new + decay * (old - new),
                          state.ema['params'], generator['params'])
   return state.replace(ema={**generator, 'params': average})
-
-
-def _fade(images_seen, fade_images):
-  """Falls from 1 to 0 over `fade_images`; 0 where that is 0."""
-  return jnp.maximum(0, 1 - images_seen / fade_images) if fade_images else 0.0
 
 
 def _update(

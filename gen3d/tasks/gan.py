@@ -1,32 +1,68 @@
-"""Training of a GAN on images: EG3D with their cameras, or StyleGAN2.
+"""Training of a GAN on images: EG3D, with their cameras, and others.
 
-The training step is in gan/step.py, the networks are in gan/networks.py.
+The training step is in gan/step.py; gan/build.py selects the networks.
+
+Where a config has `stages`, a tuple of Stage, the resolution of the images,
+the batch and the learning rates depend on the step (pi-GAN's curricula).
+Elsewhere `render_size` is the resolution of the neural rendering by the number
+of images seen.
 """
 
 import functools
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gen3d import assets
-from gen3d.choices import UserError
+from gen3d.choices import UserError, pick
 from gen3d.data.images import camera_labels, dataset
 from gen3d.data.images import open as opening
 from gen3d.engine import sharding
 from gen3d.engine import state as states
 from gen3d.engine.release import save_release
 from gen3d.engine.state import TrainState
+from gen3d.gan import build as gan_build
 from gen3d.gan import cameras, costs, inference, sampling
-from gen3d.gan import networks as gan_networks
+from gen3d.gan import schedule as gan_schedule
 from gen3d.gan import step as gan_step
 from gen3d.io import images as image_io
 from gen3d.metrics import distribution, features
 from gen3d.render import objects
 from gen3d.tasks import Costs, Task
+
+
+class Stage(NamedTuple):
+  """One stage of a curriculum.
+
+  Attributes:
+    start: number of its first step.
+    pixels: a side of the images that are generated and discriminated.
+    batch: examples of a step.
+    generator_rate, discriminator_rate: learning rates.
+  """
+  start: int
+  pixels: int
+  batch: int
+  generator_rate: float
+  discriminator_rate: float
+
+
+# (learning rate: number or schedule, steps from one lazy regularization to the
+# next) -> optimizer
+OPTIMIZERS: dict[str, Callable[
+    [Any, int], optax.GradientTransformation]] = {
+        'lazy_adam': gan_step.lazy_adam,
+        'adam': lambda rate, _: optax.adam(rate, b1=0.0, b2=0.9),
+        # PyTorch's RMSprop: the epsilon is outside the root.
+        'rmsprop': lambda rate, _: optax.rmsprop(
+            rate, decay=0.99, eps=1e-8, eps_in_sqrt=False)}
 
 
 def make(config: Any) -> Task:
@@ -41,17 +77,17 @@ def make(config: Any) -> Task:
     for file in (config.start_from, discriminator_path(config.start_from)):
       assets.load(file, 'gan')
   source = _open_data(config)
-  networks = gan_networks.build(config, source.labels.shape[1])
-  schedule = gan_step.Schedule(**config.schedule)
+  networks = gan_build.networks(config, source.labels.shape[1])
+  schedule = gan_schedule.Schedule(**config.schedule)
   # Lazy regularization lowers Adam's rates for a phase that comes on top; a
   # generator without such a phase must keep them.
   if not networks.regularize:
     schedule = schedule._replace(g_reg_interval=0)
   optimizers = {
-      'generator': gan_step.lazy_adam(
-          config.generator_rate, schedule.g_reg_interval),
-      'discriminator': gan_step.lazy_adam(
-          config.discriminator_rate, schedule.d_reg_interval)}
+      'generator': optimizer(
+          config, 'generator_rate', schedule.g_reg_interval),
+      'discriminator': optimizer(
+          config, 'discriminator_rate', schedule.d_reg_interval)}
 
   def init(key):
     # As one program: otherwise each of its operations is compiled by itself.
@@ -72,7 +108,7 @@ def make(config: Any) -> Task:
     path = assets.FOLDER / f'{config.networks}_{config.name}.safetensors'
     return [
         *save_release(path, config, state, workdir, evaluation=scalars,
-                      camera=cameras.median_camera(source.labels)),
+                      camera=typical_camera(config, source)),
         *save_release(discriminator_path(path), config, state, workdir,
                       weights=state.params['discriminator'])]
 
@@ -83,14 +119,18 @@ def make(config: Any) -> Task:
       batches=functools.partial(batches, config=config, source=source),
       evaluate=report,
       finish=finish,
-      static=lambda step: gan_step.static_of(
+      static=lambda step: gan_schedule.static_of(
           step, schedule, render_size_at(config, step)),
       execution=sharding.Execution(
           minimize_memory=True,
           # The minibatch standard deviation is over the images of a device.
-          min_per_device=min(config.model.discriminator.mbstd_group,
-                             config.batch),
-          min_per_device_key='model.discriminator.mbstd_group'),
+          min_per_device=max(
+              min(config.model.discriminator.get('mbstd_group', 1),
+                  config.batch), schedule.views_per_latent),
+          min_per_device_key='model.discriminator.mbstd_group',
+          batch_sizes=tuple(
+              stage.batch for stage in _stages(config)
+          ) if 'stages' in config else ()),
       costs=functools.partial(_costs, config, networks, schedule))
 
 
@@ -107,6 +147,15 @@ def check(config: Any) -> None:
     if value < least:
       raise UserError(f'--config.{name} is {value}; it must be at least '
                       f'{least}.')
+  views = schedule.get('views_per_latent', 1)
+  if views != 1 and config.networks != 'eg3d':
+    raise UserError(f'--config.schedule.views_per_latent is {views}, but only '
+                    'EG3D renders several views of an object in a step.')
+  if views < 1 or config.batch % views:
+    raise UserError(f'--config.batch is {config.batch}, which must be a '
+                    f'multiple of schedule.views_per_latent ({views}).')
+  if 'stages' in config:
+    _check_stages(config)
   if 'render_size' not in config:
     return
   pairs = config.render_size
@@ -121,6 +170,60 @@ def check(config: Any) -> None:
     raise UserError(
         f'--config.render_size is {pairs}; images seen must rise, and rays a '
         f'side be at least render_bucket ({config.render_bucket}).')
+
+
+def _check_stages(config):
+  """Raises UserError where a config's `stages` are no curriculum."""
+  width = len(Stage._fields)
+  if not config.stages or any(len(stage) != width for stage in config.stages):
+    raise UserError(f'--config.stages is {config.stages}; give tuples of '
+                    f'{", ".join(Stage._fields)}.')
+  stages = _stages(config)
+  starts = [stage.start for stage in stages]
+  if starts[0] != 0 or starts != sorted(set(starts)):
+    raise UserError(f'--config.stages start at the steps {starts}; the first '
+                    'must be 0 and the others must rise.')
+  # Its number of updates is not that of the steps, by which rates change.
+  if len(stages) > 1 and config.get('optimizer', 'lazy_adam') == 'lazy_adam':
+    raise UserError('--config.stages need --config.optimizer=adam or rmsprop, '
+                    'with one update in a step.')
+  if min(min(stage.pixels, stage.batch) for stage in stages) < 1:
+    raise UserError(f'--config.stages is {config.stages}; pixels and batch '
+                    'must be at least 1.')
+
+
+def _stages(config) -> list[Stage]:
+  """The curriculum of a config; one stage where it has none."""
+  if 'stages' in config:
+    return [Stage(*stage) for stage in config.stages]
+  return [Stage(0, config.resolution, config.batch, config.generator_rate,
+                config.discriminator_rate)]
+
+
+def optimizer(
+    config: Any, rate: str, interval: int) -> optax.GradientTransformation:
+  """The optimizer of one network.
+
+  Args:
+    config: ConfigDict; `optimizer` is a key of OPTIMIZERS, and `clip_norm`
+      the largest norm of the gradient, if any.
+    rate: field of Stage, the network's learning rate.
+    interval: steps from one lazy regularization to the next; 0 for none.
+
+  Raises:
+    UserError: there is no such optimizer.
+  """
+  stages = _stages(config)
+  starts = jnp.array([stage.start for stage in stages])
+  rates = [getattr(stage, rate) for stage in stages]
+  make_optimizer = pick('optimizer', OPTIMIZERS,
+                        config.get('optimizer', 'lazy_adam'))
+  chosen = make_optimizer(
+      rates[0] if len(rates) == 1 else lambda count: jnp.array(rates)[
+          jnp.searchsorted(starts, count, side='right') - 1], interval)
+  if not config.get('clip_norm'):
+    return chosen
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), chosen)
 
 
 def _open_data(config) -> dataset.Images:
@@ -173,7 +276,19 @@ def batches(
     seed: int, first_step: int, *, config: Any, source: dataset.Images
 ) -> Iterator[dict[str, np.ndarray]]:
   """Training batches for gan_step.step; see tasks.Task."""
-  labels, count = source.labels, config.batch
+  stages = _stages(config)
+  ends = [stage.start for stage in stages[1:]] + [None]
+  for stage, end in zip(stages, ends, strict=True):
+    start = max(first_step, stage.start)
+    if end is None or start < end:
+      yield from itertools.islice(
+          _stage_batches(seed, start, stage.batch, config, source),
+          None if end is None else end - start)
+
+
+def _stage_batches(seed, first_step, count, config, source):
+  """Batches of `count` examples, from step `first_step` without end."""
+  labels = source.labels
   images = dataset.batches(
       source, count, seed, first_step, mirror=config.data.mirror,
       rows=sharding.rows(count))
@@ -190,7 +305,13 @@ def batches(
 
 
 def render_size_at(config: Any, step: int) -> int:
-  """The resolution of neural rendering at a step; 0 where there is none."""
+  """The resolution of neural rendering at a step; 0 where there is none.
+
+  In a curriculum, that of the images.
+  """
+  if 'stages' in config:
+    return [stage for stage in _stages(config)
+            if stage.start <= step][-1].pixels
   if 'render_size' not in config:
     return 0
   return render_size(
@@ -232,12 +353,21 @@ def evaluate(
           {'samples_coarse': sheet_of(state.ema, size)})
 
 
+def typical_camera(
+    config: Any, source: dataset.Images) -> dict[str, Any] | None:
+  """The camera of a generator's pictures: of the data, else of its prior."""
+  camera = cameras.median_camera(source.labels)
+  if camera is None and config.networks in gan_build.CAMERAS:
+    return gan_build.CAMERAS[config.networks](config.model)
+  return camera
+
+
 def _sample_sheet_fn(config, networks, source):
   """(variables, render_size) -> a sheet uint8 [H, W, 3] of samples.
 
   Objects from several sides in 3-D, one image each in 2-D.
   """
-  camera = cameras.median_camera(source.labels) if networks.is_3d else None
+  camera = typical_camera(config, source) if networks.is_3d else None
   if camera is not None:
     return lambda variables, size: objects.sheet(
         inference.from_config(config, variables, camera, size), range(8))
@@ -259,10 +389,12 @@ def _distance_fn(config, networks, source) -> sampling.Measure:
 def _costs(config, networks, schedule) -> Costs:
   """The Costs of a step at the last resolution of `render_size`."""
   # Most of a training has that resolution.
-  size = 0
-  if 'render_size' in config:
+  last, size = _stages(config)[-1], 0
+  if 'stages' in config:
+    size = last.pixels
+  elif 'render_size' in config:
     size = render_size(0, config.render_size[-1:], config.render_bucket)
-  sizes = {'image': config.resolution, 'batch': config.batch}
+  sizes = {'image': last.pixels, 'batch': last.batch}
   if networks.samples_per_ray:
     sizes |= {'rays a side': size, 'samples a ray': networks.samples_per_ray}
   parts = None
