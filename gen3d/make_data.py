@@ -5,6 +5,7 @@ python -m gen3d.make_data --mesh=duck.obj --out=/tmp/duck --views=100 \
 python -m gen3d.make_data --caption='a red car with blue wheels' --out=/tmp/car
 python -m gen3d.make_data --capture=/data/garden --out=/tmp/garden
 python -m gen3d.make_data --images=FFHQ_512.zip --out=/tmp/faces
+python -m gen3d.make_data --unposed=/data/cats --out=/tmp/cats
 python -m gen3d.make_data --shapes --split=train --count=1000 --out=/tmp/shapes
 python -m gen3d.make_data --shapes --config=configs/eg3d.py --split=seen \
   --count=8 --out=/tmp/cars
@@ -13,10 +14,12 @@ python -m gen3d.make_data --shapes --config=configs/eg3d.py --split=seen \
 the object in a ball of radius 1, cameras at a distance of 4, map.png with the
 cameras and the box of reconstruction, test.png with the test images.
 --capture and --images write only a map of the cameras of existing data;
---images checks every image and label first. --shapes writes images, labels in
-EG3D's format and captions, and with the --config of a GAN images as in its
-training; those of the splits seen and unseen are not in it. --sheet writes one
-image of all categories, --tokenizer the tokenizer of captions.
+--images checks every image and label first. --unposed estimates the cameras of
+pictures of the shapes world by the shipped network, of faces by --deep3d,
+epoch_20.pth of Deep3DFaceRecon. --shapes writes images,
+labels in EG3D's format and captions, and with the --config of a GAN images as
+in its training; those of the splits seen and unseen are not in it. --sheet
+writes one image of all categories, --tokenizer the tokenizer of captions.
 """
 
 from absl import flags
@@ -26,11 +29,13 @@ from gen3d.choices import UserError
 from gen3d.data import exporting
 from gen3d.data.shapes import world as shapes_world
 from gen3d.engine import cli
+from gen3d.tasks import view_estimation
 
 flags.DEFINE_string('mesh', '', 'Mesh file to render.')
 flags.DEFINE_string('caption', '', 'Object of the shapes world to render.')
 flags.DEFINE_string('capture', '', 'Capture to draw a map of.')
 flags.DEFINE_string('images', '', "Images in EG3D's format to draw a map of.")
+flags.DEFINE_string('unposed', '', 'Pictures whose cameras are estimated.')
 flags.DEFINE_bool('shapes', False, 'Write a slice of the shapes world.')
 flags.DEFINE_bool('sheet', False, 'Write one image of all categories.')
 flags.DEFINE_bool('tokenizer', False, 'Train the tokenizer of captions.')
@@ -52,10 +57,13 @@ _SPLIT = flags.DEFINE_enum(
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the shapes world.')
 _FIRST = flags.DEFINE_integer('first', 0, 'First example of --shapes.', 0)
 _COUNT = flags.DEFINE_integer('count', 100, 'Examples of --shapes.', 1)
+_DEEP3D = flags.DEFINE_string(
+    'deep3d', '', 'For --unposed pictures of faces: epoch_20.pth of '
+    'Deep3DFaceRecon.')
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Of a GAN on the shapes world, for --shapes.')
-_SOURCES = ('mesh', 'caption', 'capture', 'images', 'shapes', 'sheet',
-            'tokenizer')
+_SOURCES = ('mesh', 'caption', 'capture', 'images', 'unposed', 'shapes',
+            'sheet', 'tokenizer')
 
 
 def main() -> None:
@@ -64,7 +72,12 @@ def main() -> None:
            if flags.FLAGS[name].value}
   if len(given) != 1:
     raise UserError('Give one of --mesh, --caption, --capture, --images, '
-                    '--shapes, --sheet and --tokenizer; see --help.')
+                    '--unposed, --shapes, --sheet and --tokenizer; see --help.')
+  if 'unposed' in given:
+    pictures, out = str(given['unposed']), str(_OUT.value)
+    print(view_estimation.label_faces(pictures, out, _DEEP3D.value)
+          if _DEEP3D.value else view_estimation.label_pictures(pictures, out))
+    return
   print(exporting.write(
       _OUT.value, given, size=_SIZE.value,
       scene={'up': _UP.value, 'train': _VIEWS.value, 'test': _TEST_VIEWS.value,

@@ -280,6 +280,30 @@ def test_the_depth_map_is_no_mirror_image(folders):
   np.testing.assert_allclose(depth[56, 56], 10, atol=0.01)
 
 
+def test_eg3d_camera_of_a_face_in_front_and_of_one_that_is_turned():
+  zeros = lambda width: np.zeros((2, width), np.float32)
+  angles, translation = zeros(3), zeros(3)
+  angles[1, 1] = np.deg2rad(30)
+  x = deep3d.Coefficients(
+      zeros(80), zeros(64), zeros(80), angles, zeros(27), translation)
+  camera = face_model.camera_of(x)
+  # In front of the head, at the distance 10 * 0.27, less the offset of the
+  # origin; the length is that of EG3D's sphere.
+  expected = np.array([0, .006, 2.7 + .161])
+  np.testing.assert_allclose(
+      camera.c2w[0, :3, 3], 2.7 * expected / np.linalg.norm(expected),
+      atol=1e-6)
+  np.testing.assert_allclose(camera.c2w[0, :3, :3], np.eye(3), atol=1e-6)
+  np.testing.assert_allclose(camera.intrinsics[:, 0, 0], 4.2647, rtol=1e-4)
+  # A head that turns left is seen from its right: the camera's axis still goes
+  # through the head, which is at the offset.
+  turned = camera.c2w[1]
+  np.testing.assert_allclose(np.linalg.norm(turned[:3, 3]), 2.7, rtol=1e-6)
+  position = 2.7 * turned[:3, 2] + np.array([0, .006, .161])
+  np.testing.assert_allclose(
+      turned[:3, 3], 2.7 * position / np.linalg.norm(position), atol=1e-5)
+
+
 def test_wrong_face_models_are_user_errors(folders, tmp_path):
   with pytest.raises(ValueError, match='has neither BFM_model_front.mat'):
     face_model.load(tmp_path)

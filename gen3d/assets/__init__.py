@@ -27,6 +27,7 @@ TEXT_TO_IMAGE = FOLDER / 'text_to_image_shapes.safetensors'
 TEXT_TO_IMAGE_DEPTH = FOLDER / 'text_to_image_shapes_depth.safetensors'
 CLIP = FOLDER / 'clip_shapes.safetensors'  # judges
 CLIP_GUIDE = FOLDER / 'clip_shapes_guide.safetensors'  # guides
+VIEW_ESTIMATOR = FOLDER / 'view_estimator_shapes.safetensors'
 CAPTION_LENGTH = 24  # tokens, with the end token
 
 

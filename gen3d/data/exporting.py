@@ -3,8 +3,8 @@
 `write_scene` writes photographs of a mesh or of an object of the shapes world
 in Blender's layout, `write_map` a map of the cameras of existing data,
 `write_shapes` a slice of the shapes world in EG3D's format,
-`write_contact_sheet` one object of every category, and `write_tokenizer` the
-tokenizer of captions.
+`write_contact_sheet` one object of every category, `write_tokenizer` the
+tokenizer of captions, and `write_labeled` pictures with estimated cameras.
 """
 
 import json
@@ -191,6 +191,32 @@ def _training_images(config: Any, seed: int, split: str, first: int,
     spec = shapes_world.example(seed, split, i, world).object.spec
     yield (i, source.pixels(i) / 255.0, captions.plain(spec), spec,
            source.labels[i])
+
+
+def write_labeled(out: str | os.PathLike, source: dataset.Images,
+                  labels: np.ndarray) -> pathlib.Path:
+  """Writes pictures with other cameras, in EG3D's format.
+
+  Args:
+    out: a new folder.
+    source: the pictures; they are written as PNG files.
+    labels: [N, 25].
+
+  Returns:
+    The path of dataset.json.
+
+  Raises:
+    UserError: the folder is not empty or cannot be written.
+  """
+  out, listing = new_folder(out), []
+  for i, label in enumerate(labels):
+    name = f'{i:08d}.png'
+    image_io.save(out / name, source.pixels(i))
+    listing.append([name, [float(x) for x in label]])
+  # Last, so that a folder with dataset.json is complete.
+  files.write_bytes(out / 'dataset.json', json.dumps(
+      {'labels': listing}).encode())
+  return out / 'dataset.json'
 
 
 def write_contact_sheet(out: str | os.PathLike, seed: int = 0,

@@ -31,6 +31,10 @@ from gen3d.ops import cameras, raster
 DISTANCE = 10.0  # of the camera from the origin of the model
 FOCAL = 1015 / deep3d.SIDE  # in image heights
 _NEAR, _FAR = 5.0, 15.0
+# EG3D's world in the units of the model, its origin on the head's axes, and
+# the sphere and focal length (in image heights) of its cameras.
+_EG3D_SCALE, _EG3D_OFFSET = 0.27, (0.0, 0.006, 0.161)
+_EG3D_RADIUS, _EG3D_FOCAL = 2.7, 2985.29 / 700
 _READY = 'BFM_model_front.mat'
 # Of the 68 landmarks, those of the eyes' corners, the nose and the mouth's
 # corners: the eyes are the means of two.
@@ -166,6 +170,29 @@ def rotation(angles: jax.Array | np.ndarray) -> jax.Array:
 def camera_to_world(angles: jax.Array | np.ndarray) -> jax.Array:
   """Rotations [..., 3, 3] of cameras (OpenGL) in the axes of the head."""
   return jnp.swapaxes(rotation(angles), -1, -2)
+
+
+def camera_of(x: deep3d.Coefficients) -> cameras.Camera:
+  """Cameras [N] of images of faces in EG3D's frame, as its labels have them.
+
+  The camera's place relative to the head, in units of EG3D's world, whose
+  origin is a little off the head's; then moved to the sphere of radius 2.7
+  (2112.07945, supplement, and the code of its data set).
+
+  Args:
+    x: Coefficients of N faces, from the middle of the images (faces.CENTRAL).
+  """
+  rotations = camera_to_world(x.angles)
+  from_head = jnp.einsum(
+      'nij,nj->ni', rotations, jnp.array([0, 0, DISTANCE]) - x.translation,
+      precision='highest')
+  position = _EG3D_RADIUS * cameras.normalize(
+      _EG3D_SCALE * from_head + jnp.array(_EG3D_OFFSET))
+  c2w = jnp.concatenate([rotations, position[..., None]], axis=-1)
+  last = jnp.broadcast_to(jnp.array([0.0, 0.0, 0.0, 1.0]), (len(c2w), 1, 4))
+  return cameras.Camera(
+      jnp.concatenate([c2w, last], axis=1),
+      cameras.pinhole(jnp.full(len(c2w), _EG3D_FOCAL)))
 
 
 def vertices(model: FaceModel, x: deep3d.Coefficients) -> jax.Array:

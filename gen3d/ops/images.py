@@ -137,6 +137,21 @@ def gaussian_blur(
   return x
 
 
+def blur3(image: jax.Array, side: jax.Array | float) -> jax.Array:
+  """[H, W, C] convolved with (side, 1 - 2 side, side) along both axes.
+
+  Edges are repeated.
+  """
+  for axis in (0, 1):
+    pad = [(1, 1) if a == axis else (0, 0) for a in range(3)]
+    padded = jnp.pad(image, pad, 'edge')
+    n = image.shape[axis]
+    before = jax.lax.slice_in_dim(padded, 0, n, axis=axis)
+    after = jax.lax.slice_in_dim(padded, 2, n + 2, axis=axis)
+    image = (1 - 2 * side) * image + side * (before + after)
+  return image
+
+
 def reflected_blur(x: jax.Array, sigma: float, radius: int) -> jax.Array:
   """Gaussian blur of [..., H, W, C] whose edges mirror the image.
 

@@ -33,7 +33,9 @@ TASKS = {
     'text_to_3d': 'gen3d.tasks.text_to_3d',
     'clip': 'gen3d.tasks.clip',
     'gan': 'gen3d.tasks.gan',
+    'lifting': 'gen3d.tasks.lifting',
     'reconstruction': 'gen3d.tasks.reconstruction',
+    'view_estimation': 'gen3d.tasks.view_estimation',
 }
 # Tasks that make an object or a scene: their modules have `load`.
 FINISHED = ('text_to_3d', 'reconstruction')

@@ -33,6 +33,7 @@ from gen3d.engine.release import save_release
 from gen3d.metrics import text as text_metrics
 from gen3d.models import clip, clip_pair
 from gen3d.ops import backgrounds
+from gen3d.ops import images as image_ops
 from gen3d.tasks import Costs, Task
 
 # Fraction of textureless objects in training, larger than in the world: a
@@ -270,22 +271,10 @@ def training_image(key: jax.Array, view: shapes_render.Views,
   background = augmentation.background(key_background, resolution)
   image = image[..., :3] + (1 - image[..., 3:]) * background
   side = jax.random.uniform(key_blur, minval=-0.25, maxval=0.25)
-  image = _blur(image, jnp.maximum(side, 0.0))
+  image = image_ops.blur3(image, jnp.maximum(side, 0.0))
   image *= jax.random.uniform(key_exposure, minval=0.85, maxval=1.15)
   image += 0.03 * jax.random.normal(key_noise, image.shape)
   return jnp.clip(image, 0.0, 1.0)
-
-
-def _blur(image, side):
-  """Convolves with (side, 1 - 2 side, side) along both axes, edges repeated."""
-  for axis in (0, 1):
-    pad = [(1, 1) if a == axis else (0, 0) for a in range(3)]
-    padded = jnp.pad(image, pad, 'edge')
-    n = image.shape[axis]
-    before = jax.lax.slice_in_dim(padded, 0, n, axis=axis)
-    after = jax.lax.slice_in_dim(padded, 2, n + 2, axis=axis)
-    image = (1 - 2 * side) * image + side * (before + after)
-  return image
 
 
 def evaluate(state: states.TrainState, key: jax.Array | None, *,

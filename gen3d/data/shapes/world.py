@@ -192,10 +192,7 @@ _sample_images = jax.jit(
 
 def posed_images(world: World, count: int, size: int, seed: int = 0,
                  split: str = 'train') -> dataset.Images:
-  """Images with cameras for a 3-D GAN, in memory.
-
-  The light is fixed in the world and the background white, so that a
-  generator whose colors do not depend on the direction can fit them.
+  """Images with cameras for a 3-D GAN, in memory, shaded by `shade_posed`.
 
   Args:
     world: World.
@@ -205,21 +202,30 @@ def posed_images(world: World, count: int, size: int, seed: int = 0,
     split: one of SPLITS.
   """
   views, specs = load_views(seed, split, count, size, world)
-  light = shading.Light(cameras.spherical(30.0, 60.0, jnp.float32(4.0)),
-                        0.6, 0.4, 0.0)
-
-  @jax.jit
-  def shade_all(views):
-    white = jnp.ones((size, size, 3))
-    shade = lambda view: jnp.round(255 * render.shade_and_composite(
-        view, light, white)).astype(jnp.uint8)
-    return jax.lax.map(shade, views, batch_size=64)
-
-  pixels = np.asarray(shade_all(views))
+  pixels = shade_posed(views)
   names = tuple(f'{i:08d} ({captions.plain(s)})' for i, s in enumerate(specs))
   return dataset.Images(
       f'shapes world ({", ".join(world.categories)})', names,
       np.asarray(cameras.to_label(views.camera)), pixels.__getitem__, size)
+
+
+def shade_posed(views: Views) -> np.ndarray:
+  """uint8 [N, S, S, 3] of Views [N, S, S], as a 3-D GAN is trained on them.
+
+  The light is fixed in the world and the background white, so that a
+  generator whose colors do not depend on the direction can fit them.
+  """
+  return np.asarray(_shade_posed(views))
+
+
+@jax.jit
+def _shade_posed(views):
+  light = shading.Light(cameras.spherical(30.0, 60.0, jnp.float32(4.0)),
+                        0.6, 0.4, 0.0)
+  white = jnp.ones((*views.coverage.shape[1:], 3))
+  shade = lambda view: jnp.round(255 * render.shade_and_composite(
+      view, light, white)).astype(jnp.uint8)
+  return jax.lax.map(shade, views, batch_size=64)
 
 
 def contact_sheet(seed: int, size: int) -> tuple[np.ndarray, list[str]]:
