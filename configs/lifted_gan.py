@@ -52,7 +52,8 @@ def paper():
               'fov': 10.0, 'min_depth': 0.9, 'max_depth': 1.1,
               'border_depth': 1.05, 'center_depth': 1.0,
               'rotation_range': 60.0, 'xy_range': 0.1, 'z_range': 0.01,
-              'blur_radius': 10, 'blur_sigma': 4.0, 'white': 0.0}},
+              'blur_radius': 10, 'blur_sigma': 4.0, 'white': 0.0,
+              'inflate': 0.0}},
       'perturbation': {
           'yaw': 45.0, 'pitch': 15.0, 'shift': 0.2, 'identity_yaw': 25.0},
       'weights': {
@@ -93,7 +94,8 @@ def cats():
   config.model.settings.update({
       'fov': 2 * math.degrees(math.atan(0.5 / 1.35)),
       'min_depth': 0.7, 'max_depth': 1.3, 'border_depth': 1.15,
-      'blur_radius': 3, 'blur_sigma': 1.0, 'white': 0.15})
+      'blur_radius': 3, 'blur_sigma': 1.0, 'white': 0.15,
+      'inflate': 1.0})
   # The objects turn about the center of rotation: no shift.
   config.perturbation.update({'yaw': 40.0, 'shift': 0.0})
   config.weights.perceptual = 0.0  # VGG16 is not part of gen3d.

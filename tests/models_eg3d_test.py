@@ -229,6 +229,18 @@ def test_parameter_names_are_those_of_the_published_generator():
   assert {n for n, _ in nvidia.sources(shapes).values()} == names
 
 
+def test_generator_of_tri_grids_has_the_slices_of_its_planes():
+  generator = small().clone(plane_depth=3)
+  jitter = eg3d.ray_jitter(None, 2, 8, generator.rendering)
+  z = jnp.zeros((2, 6))
+  image, variables = jax.eval_shape(lambda: generator.init_with_output(
+      jax.random.key(0), z, LABEL, LABEL, 8, jitter))
+  assert image.image.shape == (2, 16, 16, 3)
+  planes = jax.eval_shape(lambda variables: generator.apply(
+      variables, jnp.zeros((2, 4, 16)), 'none', method='planes'), variables)
+  assert planes.shape == (2, 16, 16, 9, 4)
+
+
 def test_dual_image_is_the_image_and_the_resized_raw_image():
   image = jnp.ones((1, 16, 16, 3))
   dual = eg3d.dual_image(image, jnp.zeros((1, 4, 4, 3)))

@@ -105,6 +105,34 @@ def test_triplanes_agree_with_a_loop(reduce, outside):
       got, _loop(planes, points, reduce, outside), atol=2e-5)
 
 
+@pytest.mark.parametrize('outside', ['clamp', 'zero'])
+def test_slices_of_planes_agree_with_a_loop(outside):
+  """Tri-grids: each plane has slices along the axis that it does not have."""
+  rng = np.random.default_rng(3)
+  size, depth, count = 4, 3, 2
+  planes = rng.normal(size=(count, size, size, 3 * depth, 2))
+  points = rng.uniform(-1.5, 1.5, size=(count, 20, 3))
+  points[0, :2] = [[1, 1, 1], [-1, 0, 1 / 3]]
+  expected = np.zeros((count, 20, 2))
+  hat = lambda x, i: np.maximum(0, 1 - np.abs(x - i))
+  for n, point in np.ndindex(count, 20):
+    for plane, (column, row) in enumerate(((0, 1), (0, 2), (1, 2))):
+      normal = 3 - column - row
+      x, y, z = ((points[n, point, axis] + 1) / 2 * cells - .5
+                 for axis, cells in ((column, size), (row, size),
+                                     (normal, depth)))
+      if outside == 'clamp':
+        x, y = np.clip((x, y), 0, size - 1)
+        z = np.clip(z, 0, depth - 1)
+      for j, i, k in np.ndindex(size, size, depth):
+        expected[n, point] += (planes[n, j, i, plane * depth + k]
+                               * hat(x, i) * hat(y, j) * hat(z, k)) / 3
+  got = encodings.triplanes(
+      jnp.asarray(planes, jnp.float32), jnp.asarray(points, jnp.float32),
+      reduce='mean', outside=outside, depth=depth)
+  np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
 def _gradients(lookup, table, points, stride):
   """Slopes in the table and the points, every `stride`th.
 

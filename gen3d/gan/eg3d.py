@@ -141,7 +141,8 @@ def module(config: Any) -> eg3d.Generator:
       eg3d.SuperResolutionConfig(**config.super_resolution),
       config.features, config.pose_conditioning,
       super_resolution_clamp=config.super_resolution_clamp or None,
-      super_resolution_half=config.super_resolution_half)
+      super_resolution_half=config.super_resolution_half,
+      plane_depth=config.get('plane_depth', 1))
 
 
 def _parts(
@@ -169,7 +170,8 @@ def _parts(
       jax.random.key(2), batch_size, render_size, rendering)
   resolution = generator.synthesis_config['resolution']
   planes = jnp.zeros(
-      (batch_size, resolution, resolution, 3, generator.features))
+      (batch_size, resolution, resolution, 3 * generator.plane_depth,
+       generator.features))
 
   def generate_images(variables, latents):
     return generate(variables, latents, render_size)[0]

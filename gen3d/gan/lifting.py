@@ -53,6 +53,9 @@ class Settings(NamedTuple):
     white: the background of the images is white, and pixels whose darkest
       channel is this far from it are the object; all others are put to the
       border depth. 0 for any background, as in the paper.
+    inflate: how much nearer an untrained network puts the middle of the object
+      than its silhouette, before the tanh. Otherwise a plane, which is the
+      start, may turn into a tilted one. 0 in the paper.
   """
   fov: float = 10.0
   min_depth: float = 0.9
@@ -69,6 +72,7 @@ class Settings(NamedTuple):
   clip_contours: bool = True
   perspective: bool = False
   white: float = 0.0
+  inflate: float = 0.0
 
 
 class Lifting(NamedTuple):
@@ -183,8 +187,14 @@ def estimate(lifting: Lifting, params: Any, generator: Any, w: jax.Array,
   # Neutral: seen from the front, lit from the camera.
   style = run('compose', w, light * jnp.array([1.0, 1.0, 0.0, 0.0]), 0 * view)
   image, features = synthesize(lifting, generator, style, noise, key)
-  relief = canonical_depth(settings, run('depth', style, features))
   cover = coverage(settings, image)
+  raw = run('depth', style, features)
+  if settings.inflate:
+    # The blurred silhouette is the thicker the farther from its contour.
+    side = cover.shape[1]
+    raw -= settings.inflate * images.gaussian_blur(
+        cover, side / 12, side // 4)[..., 0]
+  relief = canonical_depth(settings, raw)
   # Pixels that the object covers in part are at its depth, and nearly white.
   depth = jnp.where(cover[..., 0] > 0, relief, settings.border_depth)
   albedo = (delight(settings, image, relief, light) if settings.delight

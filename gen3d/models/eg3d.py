@@ -294,6 +294,7 @@ class Generator(nn.Module):
     decoder_rate: learning-rate multiplier of the decoder.
     super_resolution_clamp: of the super-resolution's activations.
     super_resolution_half: whether it computes in bfloat16.
+    plane_depth: slices of a plane; more than 1 for PanoHead's tri-grids.
   """
   synthesis_config: Any
   mapping_config: Any
@@ -304,10 +305,12 @@ class Generator(nn.Module):
   decoder_rate: float = 1.0
   super_resolution_clamp: Any = None
   super_resolution_half: bool = False
+  plane_depth: int = 1
 
   def setup(self) -> None:
     self.backbone = stylegan2.Generator(
-        {**self.synthesis_config, 'image_channels': 3 * self.features},
+        {**self.synthesis_config,
+         'image_channels': 3 * self.plane_depth * self.features},
         {**self.mapping_config, 'labeled': True})
     self.decoder = Decoder(self.features, lr_mul=self.decoder_rate)
     self.superresolution = SuperResolution(
@@ -338,9 +341,10 @@ class Generator(nn.Module):
     return self.backbone.mapping(z, self.pose_conditioning * label, psi, cutoff)
 
   def planes(self, ws: jax.Array, noise: Any = 'random') -> jax.Array:
-    """Tri-planes [N, R, R, 3, F]."""
+    """Tri-planes [N, R, R, 3, F], or tri-grids [N, R, R, 3 plane_depth, F]."""
     planes = self.backbone.synthesis(ws, noise)
-    return planes.reshape(*planes.shape[:3], 3, self.features)
+    return planes.reshape(
+        *planes.shape[:3], 3 * self.plane_depth, self.features)
 
   def query(self, planes: jax.Array, points: jax.Array
             ) -> tuple[jax.Array, jax.Array]:
@@ -392,7 +396,7 @@ class Generator(nn.Module):
       del directions
       return decode(encodings.triplanes(
           planes, samples.mean * (2 / self.rendering.box_warp), reduce='mean',
-          outside='zero', axes=self.rendering.axes))
+          outside='zero', axes=self.rendering.axes, depth=self.plane_depth))
 
     return field
 

@@ -53,7 +53,8 @@ class _Query(NamedTuple):
   """
   points: Any  # [A, N, D] in [-1, 1]
   first: Any   # [A], the first index of each group of N points
-  last: int    # the index along H
+  last: Any    # the index along H, or those of the points, [A, N]
+  weight: Any = None  # [A, N], of the points; None for 1
 
 
 def positional(x: jax.Array, degree: int) -> jax.Array:
@@ -166,17 +167,24 @@ def points_at(rays: cameras.Rays, distances: jax.Array) -> Gaussian:
 
 
 def triplanes(planes: jax.Array, points: jax.Array, *, reduce: str = 'sum',
-              outside: str = 'clamp', axes: str = 'xy_xz_yz') -> jax.Array:
+              outside: str = 'clamp', axes: str = 'xy_xz_yz',
+              depth: int = 1) -> jax.Array:
   """Features [..., C] of points, bilinear in three planes (EG3D, section 3).
+
+  With a depth, the planes are grids of a few slices, in which points are
+  trilinear (the tri-grids of PanoHead, 2303.13071, section 3.2): features then
+  differ along the axis that a plane does not have.
 
   Args:
     planes: [3, R, R, C], or those of N objects as a generator outputs them,
-      [N, R, R, 3, C]; a texel's value sits at its center, as in images.
+      [N, R, R, 3 depth, C], the slices of a plane in a row; a texel's value
+      sits at its center, as in images.
     points: [..., 3] in [-1, 1]; [N, ..., 3] where there are N objects.
     reduce: how the planes' features are combined: 'sum' or 'mean'.
     outside: beyond the outermost centers, 'clamp' extends their value,
       'zero' fades to zero within one texel.
     axes: which axes a plane's columns and rows are; a key of AXES.
+    depth: slices of each plane; only of planes that a generator outputs.
 
   Raises:
     UserError: one of the three choices is not known, or R is 1.
@@ -190,11 +198,18 @@ def triplanes(planes: jax.Array, points: jax.Array, *, reduce: str = 'sum',
   grids = planes if generated else planes[:, :, :, None]
   count = len(planes) if generated else 1
   flat = points.reshape(count, -1, 3)
-  queries = [
-      _Query(flat[..., (column, row)],
-             np.arange(count) if generated else [plane],
-             plane if generated else 0)
-      for plane, (column, row) in enumerate(AXES[axes])]
+  queries = []
+  for plane, (column, row) in enumerate(AXES[axes]):
+    query = _Query(flat[..., (column, row)],
+                   np.arange(count) if generated else [plane],
+                   plane if generated else 0)
+    if depth == 1:
+      queries.append(query)
+      continue
+    # The two slices around a point, along the axis that is left.
+    start, weights = _cells(flat[..., (3 - column - row,)], depth, outside)
+    queries += [query._replace(last=plane * depth + start[..., 0] + side,
+                               weight=weights[..., side]) for side in (0, 1)]
   features = _interpolate_queries(grids, queries, outside, generated)
   if reduce == 'mean':
     features = features / 3
@@ -281,9 +296,11 @@ def _interpolate_queries(grids: jax.Array, queries: list[_Query],
     start, corner_weights = _cells(query.points, resolution, outside)
     column = (*start.shape[:-1], 1)
     first = np.broadcast_to(np.asarray(query.first)[:, None, None], column)
-    starts.append(jnp.concatenate(
-        [first, start, np.full(column, query.last)], axis=-1))
-    weights.append(corner_weights)
+    last = (query.last[..., None] if np.ndim(query.last)
+            else np.full(column, query.last))
+    starts.append(jnp.concatenate([first, start, last], axis=-1))
+    weights.append(corner_weights if query.weight is None
+                   else corner_weights * query.weight[..., None])
   by_point = lambda x: jnp.stack(x, axis=2).reshape(
       -1, len(queries), x[0].shape[-1])
   return _interpolate(grids, by_point(starts), by_point(weights), computed)
