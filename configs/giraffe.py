@@ -217,7 +217,7 @@ def tiny():
   model.rendering.samples = 6
   model.discriminator.width = 8
   config.render_size = ((0, 8),)
-  config.distance_count = 8
+  config.distance_count = 0
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
   return config
 

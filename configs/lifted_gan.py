@@ -52,8 +52,7 @@ def paper():
               'fov': 10.0, 'min_depth': 0.9, 'max_depth': 1.1,
               'border_depth': 1.05, 'center_depth': 1.0,
               'rotation_range': 60.0, 'xy_range': 0.1, 'z_range': 0.01,
-              'blur_radius': 10, 'blur_sigma': 4.0, 'white': 0.0,
-              'inflate': 0.0}},
+              'blur_radius': 10, 'blur_sigma': 4.0, 'white': 0.0}},
       'perturbation': {
           'yaw': 45.0, 'pitch': 15.0, 'shift': 0.2, 'identity_yaw': 25.0},
       'weights': {
@@ -83,19 +82,19 @@ def cats_paper():
 def cats():
   """Cats of the shapes world, seen from the front, 64 x 64 pixels."""
   config = cats_paper()
-  config.name, config.steps = 'cats', 2000
+  config.name, config.steps = 'cats', 2500
   config.model.decompose.width = config.model.compose.width = 128
-  # A twenty-fifth of the paper's steps.
+  # A twentieth of the paper's steps.
   config.model.compose.residual = True
-  config.model.depth.hidden = 128
-  # The camera of the data (configs/stylegan2.py): the object, of radius 1/2,
-  # reaches from 0.7 to 1.3 of the distance to its center.
+  config.model.depth.update({'width': 12, 'hidden': 64})
+  config.model.warp.width = 8
+  # The camera of the data (configs/stylegan2.py). What is seen of cats from the
+  # front reaches from 0.71 to 1.14 of the distance to their center.
   config.camera.update({'distance': 1.7, 'yaw_range': 40.0})
   config.model.settings.update({
       'fov': 2 * math.degrees(math.atan(0.5 / 1.35)),
-      'min_depth': 0.7, 'max_depth': 1.3, 'border_depth': 1.15,
-      'blur_radius': 3, 'blur_sigma': 1.0, 'white': 0.15,
-      'inflate': 1.0})
+      'min_depth': 0.65, 'max_depth': 1.25, 'border_depth': 1.16,
+      'blur_radius': 3, 'blur_sigma': 1.0, 'white': 0.12})
   # The objects turn about the center of rotation: no shift.
   config.perturbation.update({'yaw': 40.0, 'shift': 0.0})
   config.weights.perceptual = 0.0  # VGG16 is not part of gen3d.

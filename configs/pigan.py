@@ -177,7 +177,7 @@ def tiny():
   model.mapping.update({'width': 8, 'layers': 1})
   model.discriminator.widths = (8, 8, 8, 8)
   model.rendering.update({'samples': 4, 'chunk': 0})
-  config.distance_count = 8
+  config.distance_count = 0
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
   return config
 

@@ -74,7 +74,7 @@ def main() -> None:
     raise UserError('Give one of --mesh, --caption, --capture, --images, '
                     '--unposed, --shapes, --sheet and --tokenizer; see --help.')
   if 'unposed' in given:
-    pictures, out = str(given['unposed']), str(_OUT.value)
+    pictures, out = str(given['unposed']), _OUT.value
     print(view_estimation.label_faces(pictures, out, _DEEP3D.value)
           if _DEEP3D.value else view_estimation.label_pictures(pictures, out))
     return

@@ -175,10 +175,17 @@ def test_mesh_is_the_part_before_the_border_depth(generator, ball):
     generator.mesh(None, ball._replace(depth=1.2 + 0 * ball.depth), 64)
 
 
-def test_depth_of_a_white_background_is_the_border(settings):
-  image = jnp.ones((1, 4, 4, 3)).at[0, 1, 1].set(0.2).at[0, 2, 2, 0].set(0.92)
-  share = lifting.coverage(settings._replace(white=0.15), image)
-  assert share[0, 1, 1, 0] == 1 and float(jnp.sum(share)) == 1
+def test_coverage_is_what_differs_from_white_with_its_holes(settings):
+  image = np.ones((1, 12, 12, 3), np.float32)
+  image[0, 3:6, 3:6] = 0.2
+  image[0, 4, 4] = 1.0  # a white spot
+  image[0, 8, 8, 0] = 0.92  # nearly white
+  share = lifting.coverage(settings._replace(white=0.15), jnp.asarray(image))
+  expected = np.zeros((12, 12))
+  expected[3:6, 3:6] = 1
+  np.testing.assert_allclose(share[0, ..., 0], expected, atol=1e-6)
+  every = lifting.coverage(settings._replace(white=0.0), jnp.asarray(image))
+  assert (every == 1).all()
 
 
 def test_perceptual_loss_against_the_formula():

@@ -18,6 +18,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,9 +54,6 @@ class Settings(NamedTuple):
     white: the background of the images is white, and pixels whose darkest
       channel is this far from it are the object; all others are put to the
       border depth. 0 for any background, as in the paper.
-    inflate: how much nearer an untrained network puts the middle of the object
-      than its silhouette, before the tanh. Otherwise a plane, which is the
-      start, may turn into a tilted one. 0 in the paper.
   """
   fov: float = 10.0
   min_depth: float = 0.9
@@ -72,7 +70,6 @@ class Settings(NamedTuple):
   clip_contours: bool = True
   perspective: bool = False
   white: float = 0.0
-  inflate: float = 0.0
 
 
 class Lifting(NamedTuple):
@@ -188,15 +185,10 @@ def estimate(lifting: Lifting, params: Any, generator: Any, w: jax.Array,
   style = run('compose', w, light * jnp.array([1.0, 1.0, 0.0, 0.0]), 0 * view)
   image, features = synthesize(lifting, generator, style, noise, key)
   cover = coverage(settings, image)
-  raw = run('depth', style, features)
-  if settings.inflate:
-    # The blurred silhouette is the thicker the farther from its contour.
-    side = cover.shape[1]
-    raw -= settings.inflate * images.gaussian_blur(
-        cover, side / 12, side // 4)[..., 0]
-  relief = canonical_depth(settings, raw)
-  # Pixels that the object covers in part are at its depth, and nearly white.
-  depth = jnp.where(cover[..., 0] > 0, relief, settings.border_depth)
+  relief = canonical_depth(settings, run('depth', style, features))
+  # With a white margin, so that faces that reach to the border are white.
+  near = nn.max_pool(cover, (3, 3), padding='SAME')[..., 0] > 0
+  depth = jnp.where(near, relief, settings.border_depth)
   albedo = (delight(settings, image, relief, light) if settings.delight
             else image)
   return Estimate(depth, relief, albedo, cover, light, view,
@@ -228,7 +220,10 @@ def coverage(settings: Settings, image: jax.Array) -> jax.Array:
   darkness = (1 - least) / 2
   # Nothing up to half of `white`: generated backgrounds are not quite white.
   share = jnp.clip(2 * darkness / settings.white - 1, 0.0, 1.0)
-  return share * share * (3 - 2 * share)
+  share = share * share * (3 - 2 * share)
+  # Closed: white spots of up to two pixels belong to the object around them.
+  spread = lambda x: nn.max_pool(x, (3, 3), padding='SAME')
+  return -spread(-spread(share))
 
 
 def foreground(settings: Settings, depth: jax.Array) -> jax.Array:
@@ -443,7 +438,7 @@ def _render(settings, front, scale, variables, objects, ws, camera, size,
   # `transform` turns about the center: what is left is the translation.
   center = jnp.array([0.0, 0.0, settings.center_depth])
   shift = flip * offset / scale + turn @ center - center
-  solid = foreground(settings, objects.depth)[..., None].astype(image.dtype)
+  solid = objects.cover * foreground(settings, objects.depth)[..., None]
   attributes = jnp.concatenate([image, solid], axis=-1)
   seen = _rasterize(settings, objects.depth, attributes, turn, shift,
                     objects.blend, camera.intrinsics, size)
@@ -483,8 +478,9 @@ def _vertices(settings, objects):
   points = depth_mesh.points(
       objects.depth, depth_mesh.focal_of(settings.fov))
   colors = jnp.clip(neutral(settings, objects) / 2 + 0.5, 0, 1)
-  return (points[0], normals_of(settings, objects.relief)[0], colors[0],
-          foreground(settings, objects.depth)[0])
+  solid = (objects.cover[0, ..., 0] > 0.5) & foreground(
+      settings, objects.depth[0])
+  return points[0], normals_of(settings, objects.relief)[0], colors[0], solid
 
 
 def _color(settings, front, variables, objects, points):

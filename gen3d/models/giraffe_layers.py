@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen3d.models.initializers import fan_in_uniform
 from gen3d.ops import linear, trigonometry
 
 
@@ -20,8 +21,8 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     fan_in = x.shape[-1]
-    kernel = self.param('kernel', _uniform(fan_in), (fan_in, self.width))
-    bias = self.param('bias', _uniform(fan_in), (self.width,))
+    kernel = self.param('kernel', fan_in_uniform(fan_in), (fan_in, self.width))
+    bias = self.param('bias', fan_in_uniform(fan_in), (self.width,))
     return linear.dense(x, kernel) + bias
 
 
@@ -43,17 +44,11 @@ class Conv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.size, self.size, x.shape[-1], self.width)
     fan_in = self.size**2 * x.shape[-1]
-    x = self.apply_kernel(x, self.param('kernel', _uniform(fan_in), shape))
+    x = self.apply_kernel(
+        x, self.param('kernel', fan_in_uniform(fan_in), shape))
     if not self.bias:
       return x
-    return x + self.param('bias', _uniform(fan_in), (self.width,))
-
-
-def _uniform(fan_in):
-  """PyTorch's initializer of linear layers and convolutions."""
-  bound = fan_in ** -0.5
-  return lambda key, shape: jax.random.uniform(
-      key, shape, minval=-bound, maxval=bound)
+    return x + self.param('bias', fan_in_uniform(fan_in), (self.width,))
 
 
 def upsampled_correlate(x: jax.Array, kernel: jax.Array) -> jax.Array:

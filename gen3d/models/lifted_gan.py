@@ -12,7 +12,7 @@ groups of four channels. Weights are initialized as PyTorch does.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen3d.choices import UserError
+from gen3d.models.initializers import fan_in_uniform
 from gen3d.ops import linear
 from gen3d.weights import port, torch_files
 
@@ -242,10 +243,10 @@ class _Conv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     fan_in = x.shape[-1] * self.side**2
     x = linear.correlate(x, self.param(
-        'kernel', _uniform(fan_in),
+        'kernel', fan_in_uniform(fan_in),
         (self.side, self.side, x.shape[-1], self.features)))
     if self.use_bias:
-      x += self.param('bias', _uniform(fan_in), (self.features,))
+      x += self.param('bias', fan_in_uniform(fan_in), (self.features,))
     return x
 
 
@@ -260,7 +261,7 @@ class _ConvTransposed(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     # PyTorch's fan-in of a transposed convolution is that of its outputs.
-    kernel = self.param('kernel', _uniform(16 * self.features),
+    kernel = self.param('kernel', fan_in_uniform(16 * self.features),
                         (4, 4, x.shape[-1], self.features))
     if x.shape[1] == 1:
       return jnp.einsum('ni,hwio->nhwo', x[:, 0, 0], kernel)
@@ -283,7 +284,7 @@ def _hidden(x, width, layers=4):
 
 
 def _dense(x, features, name):
-  init = _uniform(x.shape[-1])
+  init = fan_in_uniform(x.shape[-1])
   return nn.Dense(features, kernel_init=init, bias_init=init, name=name)(x)
 
 
@@ -295,13 +296,6 @@ def _norm(name):
 def _nearest2(x):
   """Images of twice the size, each pixel repeated."""
   return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-
-
-def _uniform(fan_in: int) -> Callable:
-  """PyTorch's initializer of weights and biases."""
-  bound = fan_in**-0.5
-  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-      key, shape, dtype, -bound, bound)
 
 
 def _doublings(resolution: int) -> int:

@@ -11,13 +11,13 @@ The official code has no license; nothing here is taken from it.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen3d.models.initializers import fan_in_uniform, leaky_normal, uniform
 from gen3d.ops import trigonometry
 
 # (15 f + 30), so that the outputs of a new mapping network, which are near 0,
@@ -46,17 +46,6 @@ class MappingConfig(NamedTuple):
   layers: int = 3
 
 
-def uniform(bound: float) -> Callable:
-  """Initializer of weights and biases: uniform in [-bound, bound]."""
-  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-      key, shape, dtype, -bound, bound)
-
-
-def leaky_normal(fan_in: int, gain: float = 1.0) -> Callable:
-  """Kaiming's normal initializer for a leaky ReLU of slope 0.2, times gain."""
-  return nn.initializers.normal(gain * math.sqrt(2 / (1 + 0.2 ** 2) / fan_in))
-
-
 class Mapping(nn.Module):
   """z [N, Z] to styles [N, L, 2W].
 
@@ -79,7 +68,7 @@ class Mapping(nn.Module):
       z = nn.Dense(
           width, name=f'dense_{i}', precision='highest',
           kernel_init=leaky_normal(fan_in, 0.25 if last else 1.0),
-          bias_init=uniform(1 / math.sqrt(fan_in)))(z)
+          bias_init=fan_in_uniform(fan_in))(z)
       if not last:
         z = nn.leaky_relu(z, 0.2)
     # All frequencies come before all phase shifts.
@@ -108,7 +97,7 @@ class Film(nn.Module):
     """
     fan_in = x.shape[-1] + self.side_width
     kernel = self.param('kernel', uniform(self.bound), (fan_in, self.width))
-    bias = self.param('bias', uniform(1 / math.sqrt(fan_in)), (self.width,))
+    bias = self.param('bias', fan_in_uniform(fan_in), (self.width,))
     frequency, phase = jnp.split(style, 2, axis=-1)
     frequency = FREQUENCY_SCALE * frequency + FREQUENCY_SHIFT
     # Frequencies scale the weights of each object instead of the samples, of
@@ -146,7 +135,7 @@ class Siren(nn.Module):
           x, ws[:, i])
     head = lambda features, name: nn.Dense(
         features, name=name, precision='highest',
-        kernel_init=uniform(bound), bias_init=uniform(1 / math.sqrt(width)))
+        kernel_init=uniform(bound), bias_init=fan_in_uniform(width))
     density = head(1, 'density')(x)[..., 0]
     x = Film(width, math.sqrt(6 / (width + 3)) / 25, 3, name='film_color')(
         x, ws[:, -1], directions)

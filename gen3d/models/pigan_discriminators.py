@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen3d.choices import UserError
-from gen3d.models import pigan
+from gen3d.models.initializers import fan_in_uniform, leaky_normal
 from gen3d.ops import linear
 
 # Outputs of the head of an encoder, after the logit.
@@ -79,10 +79,10 @@ class Conv(nn.Module):
     channels = x.shape[-1]
     fan_in = (channels + 2 * self.coordinates) * self.taps ** 2
     kernel = self.param(
-        'kernel', pigan.leaky_normal(fan_in) if self.leaky
-        else pigan.uniform(1 / math.sqrt(fan_in)),
+        'kernel', leaky_normal(fan_in) if self.leaky
+        else fan_in_uniform(fan_in),
         (self.taps, self.taps, fan_in // self.taps ** 2, self.width))
-    bias = self.param('bias', pigan.uniform(1 / math.sqrt(fan_in)),
+    bias = self.param('bias', fan_in_uniform(fan_in),
                       (self.width,))
     y = self._correlate(x, kernel[:, :, :channels]) + bias
     if self.coordinates:
@@ -201,9 +201,9 @@ class Head(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     fan_in = math.prod(x.shape[1:])
-    kernel = self.param('kernel', pigan.uniform(1 / math.sqrt(fan_in)),
+    kernel = self.param('kernel', fan_in_uniform(fan_in),
                         (*x.shape[1:], self.features))
-    bias = self.param('bias', pigan.uniform(1 / math.sqrt(fan_in)),
+    bias = self.param('bias', fan_in_uniform(fan_in),
                       (self.features,))
     return x.reshape(len(x), -1) @ kernel.reshape(fan_in, -1) + bias
 
