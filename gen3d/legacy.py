@@ -75,17 +75,25 @@ RENAMED = {
 TASKS = {'image_text': 'clip'}
 
 
-def upgrade(config: Mapping[str, Any], path: str = '') -> dict[str, Any]:
+def upgrade(config: Mapping[str, Any], version: int = 1) -> dict[str, Any]:
   """Returns a config, read from a file, under the present names of its keys.
 
   Args:
     config: nested mapping.
-    path: dotted path of `config` in the whole, with a '.' at its end.
+    version: of the file. A name of version 1 may have another meaning in the
+      config of a later model, which therefore stays as it is.
   """
+  if version >= VERSION:
+    return dict(config)
+  return _upgrade(config, '')
+
+
+def _upgrade(config, path):
+  """`config` is at the dotted `path` in the whole, with a '.' at its end."""
   upgraded = {}
   for key, value in config.items():
     if isinstance(value, Mapping):
-      value = upgrade(value, f'{path}{key}.')
+      value = _upgrade(value, f'{path}{key}.')
     if path + key == 'task':
       value = TASKS.get(value, value)
     upgraded[RENAMED.get(path + key, key)] = value

@@ -55,11 +55,21 @@ def test_config_of_version_1_has_present_names(tmp_path):
       tmp_path / 'a.safetensors', {'w': np.ones(2)},
       {'config': {'task': 'image_text', 'sizes': [1, 2],
                   'optimizer': {'rates': {'encode': 2.0}}}})
+  written = json.loads(beside.read_text())
+  del written['version']  # as version 1 wrote it
+  beside.write_text(json.dumps(written))
   _, record = assets.load(path)
   assert record['config'] == {
       'task': 'clip', 'sizes': (1, 2),
       'optimizer': {'lr_multipliers': {'encode': 2.0}}}
   assert json.loads(beside.read_text())['sha256'] == record['sha256']
+
+
+def test_config_of_this_version_keeps_its_names(tmp_path):
+  config = {'task': 'gan', 'model': {'rendering': {'samples': 16}}}
+  path, _ = assets.save(
+      tmp_path / 'a.safetensors', {'w': np.ones(2)}, {'config': config})
+  assert assets.load(path)[1]['config'] == config
 
 
 def test_weights_of_another_task_or_size_are_refused():

@@ -20,6 +20,11 @@ def test_upgrade_keeps_present_names():
   assert legacy.upgrade(new) == new
 
 
+def test_present_configs_may_use_a_name_of_version_1():
+  giraffe = {'model': {'rendering': {'samples': 16}}}
+  assert legacy.upgrade(giraffe, legacy.VERSION) == giraffe
+
+
 @pytest.mark.parametrize('key, present', [
     ('schedule.swap', 'schedule.pose_swap_prob'),
     ('optimizer.rates', 'optimizer.lr_multipliers'),

@@ -40,8 +40,9 @@ def save(
   Args:
     path: of the safetensors file, ending in .safetensors.
     tree: nested dict of arrays; tensors are named 'a/b/c'.
-    record: JSON content: how the weights were trained. The dtype, the number
-      of parameters and the SHA-256 are added.
+    record: JSON content: how the weights were trained. The version of the
+      config's keys, the dtype, the number of parameters and the SHA-256 are
+      added.
     dtype: 'float32' or 'float16', of the floating-point tensors on disk.
 
   Returns:
@@ -53,7 +54,7 @@ def save(
   path = pathlib.Path(path)
   tensors = {name: _stored(x, dtype) for name, x in _flatten(tree).items()}
   content = safetensors.numpy.save(tensors)
-  record = {**record, 'dtype': dtype,
+  record = {**record, 'version': legacy.VERSION, 'dtype': dtype,
             'parameters': int(sum(x.size for x in tensors.values())),
             'sha256': hashlib.sha256(content).hexdigest()}
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,8 @@ def load(path: str | os.PathLike, task: str | None = None
     record = files.to_tuples(json.loads(beside.read_text()))
     expected = record['sha256']
     if 'config' in record:
-      record['config'] = legacy.upgrade(record['config'])
+      record['config'] = legacy.upgrade(
+          record['config'], record.get('version', 1))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(f'{beside} is damaged; get it again.') from error
   if hashlib.sha256(content).hexdigest() != expected:

@@ -217,8 +217,8 @@ def load_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
         '--workdir that gen3d.train was given.')
   try:
     content = files.to_tuples(json.loads(path.read_text()))
-    content.pop('version', None)
-    return ml_collections.ConfigDict(legacy.upgrade(content))
+    version = content.pop('version', 1)
+    return ml_collections.ConfigDict(legacy.upgrade(content, version))
   except (ValueError, AttributeError) as error:
     raise UserError(f'{path} is damaged, so the run cannot be read.'
                     ) from error
