@@ -128,7 +128,7 @@ def test_table_has_measured_and_published_rows(data):
   assert lines[2].endswith('| - | - | - | - |')
   assert lines[3] == (
       '| GIRAFFE | 0.1250 +- 0.0100 | 0.900 +- 0.000 | 0.250 +- 0.125 | '
-      '0.0625 +- 0.0000 | 0.500 +- 0.250 | 0.750 +- 0.000 | 12 | 0.016 |')
+      '0.06250 +- 0.00000 | 0.500 +- 0.250 | 0.750 +- 0.000 | 12 | 0.016 |')
   assert 'true pictures 3, GIRAFFE 3' in text
   assert '| EG3D | 4.8 | 0.76 | 0.31 | 0.005 |' in lines
 

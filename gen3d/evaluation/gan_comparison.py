@@ -378,7 +378,7 @@ def _cell(field, value):
   """One cell of the table."""
   if value is None:
     return '-'
-  digits = {'pose': 4, 'frechet': 4, 'seconds': 3}.get(field, 3)
+  digits = {'pose': 5, 'frechet': 4}.get(field, 3)
   if isinstance(value, Interval):
     return f'{value.mean:.{digits}f} +- {value.error:.{digits}f}'
   return f'{value:.{digits}f}' if isinstance(value, float) else str(value)
