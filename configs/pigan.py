@@ -67,9 +67,9 @@ def base(name, stages):
   return config
 
 
-def celeba():
+def celeba(name='celeba', batch=56):
   """Faces of people."""
-  config = base('celeba', ((0, 64, 56, 6e-5, 2e-4),))
+  config = base(name, ((0, 64, batch, 6e-5, 2e-4),))
   config.model.update({
       'camera': {'distribution': 'gaussian', 'yaw': 0.3, 'pitch': 0.155,
                  'fov': 12.0},
@@ -86,18 +86,12 @@ def celeba():
 
 def cats_paper():
   """Photographs of cats."""
-  config = base('cats_paper', ((0, 64, 28, 6e-5, 2e-4),))
-  config.model.update({
-      'camera': {'distribution': 'uniform', 'yaw': 0.5, 'pitch': 0.4,
-                 'fov': 12.0},
-      'discriminator': {'kind': 'strided', 'widths': ()},
-      'pose_weight': 0.0})
+  config = celeba('cats_paper', 28)
+  config.model.camera.update(
+      {'distribution': 'uniform', 'yaw': 0.5, 'pitch': 0.4})
+  config.model.discriminator.kind = 'strided'
+  config.model.pose_weight = 0.0
   config.model.rendering.update({'samples': 24, 'near': 0.8, 'far': 1.2})
-  config.model.evaluation = ml_collections.ConfigDict(
-      {'last_background': True})
-  config.schedule.update({
-      'r1_gamma': 0.2, 'top_k_interval': 2000, 'top_k_floor': 0.6})
-  config.clip_norm = 10.0
   return config
 
 

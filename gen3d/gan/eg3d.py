@@ -18,6 +18,7 @@ from gen3d.gan.networks import (
     GANNetworks,
     Latents,
     apply_module,
+    compiled_parts,
     keys_of,
     mix_styles,
     update_w_avg,
@@ -69,12 +70,10 @@ def networks(config: Any, resolution: int, label_width: int) -> GANNetworks:
     ws, planes, _, key = planes_of(variables, latents)
     # Views of one object share its planes.
     each_view = lambda x: jnp.repeat(x, len(latents.label) // len(ws), axis=0)
-    # A key for each example, so that its ray samples do not depend on the rest
-    # of the batch; without the axis of size 1.
-    jitter_of = lambda key: eg3d.ray_jitter(
-        key, 1, render_size, rendering)
-    jitter = jax.tree.map(
-        lambda x: x[:, 0], jax.vmap(jitter_of)(keys_of(key, latents.index)))
+    # A key for each example, whose samples then do not depend on the others.
+    jitter = jax.vmap(lambda key: jax.tree.map(
+        lambda x: x[0], eg3d.ray_jitter(key, 1, render_size, rendering)))(
+            keys_of(key, latents.index))
     generated = apply(variables, each_view(planes), each_view(ws),
                       latents.label, render_size, jitter, method='render')
     fakes = {'image': generated.image, 'image_raw': generated.image_raw}
@@ -193,9 +192,7 @@ def _parts(
           render_gradient, params['generator'], planes, jitter),
       'discriminator forward': (
           discriminate, params['discriminator'], fakes, label)}
-  # The inputs are arguments: XLA would fold a function of constants.
-  return {name: functools.partial(jax.jit(part), *arguments)
-          for name, (part, *arguments) in parts.items()}
+  return compiled_parts(parts)
 
 
 def make(

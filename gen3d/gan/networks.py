@@ -5,6 +5,7 @@ gan/stylegan2.py, gan/giraffe.py, gan/pigan.py); gan/build.py selects it. All
 share the training step, gan/step.py, and its terms.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -107,6 +108,18 @@ def apply_module(
   """A method of a Flax module, with the key of its noise where it has one."""
   rngs = {} if key is None else {'noise': key}
   return generator.apply(variables, *args, method=method, rngs=rngs)
+
+
+def compiled_parts(
+    parts: dict[str, tuple[Any, ...]]) -> dict[str, Callable[[], Any]]:
+  """{name: compiled function without arguments} for GANNetworks.parts.
+
+  Args:
+    parts: {name: (function, its arguments)}.
+  """
+  # The inputs are arguments: XLA would fold a function of constants.
+  return {name: functools.partial(jax.jit(part), *arguments)
+          for name, (part, *arguments) in parts.items()}
 
 
 def update_w_avg(

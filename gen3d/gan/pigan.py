@@ -19,6 +19,7 @@ from gen3d.gan import Generated, Generator3D, Official
 from gen3d.gan.networks import (
     GANNetworks,
     Latents,
+    compiled_parts,
     keys_of,
     mix_styles,
     update_w_avg,
@@ -184,9 +185,7 @@ def _parts(generate, discriminate, z_dim, params, batch_size, render_size
           generator_gradient, params['generator'], latents),
       'discriminator forward': (
           discriminate, params['discriminator'], fakes, label)}
-  # The inputs are arguments: XLA would fold a function of constants.
-  return {name: functools.partial(jax.jit(part), *arguments)
-          for name, (part, *arguments) in parts.items()}
+  return compiled_parts(parts)
 
 
 def generator(

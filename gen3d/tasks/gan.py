@@ -128,9 +128,7 @@ def make(config: Any) -> Task:
               min(config.model.discriminator.get('mbstd_group', 1),
                   config.batch), schedule.views_per_latent),
           min_per_device_key='model.discriminator.mbstd_group',
-          batch_sizes=tuple(
-              stage.batch for stage in _stages(config)
-          ) if 'stages' in config else ()),
+          batch_sizes=tuple(stage.batch for stage in _stages(config))),
       costs=functools.partial(_costs, config, networks, schedule))
 
 
