@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,7 @@ from jax.sharding import Mesh
 
 from gen3d import files
 from gen3d.choices import UserError
-from gen3d.engine import sharding, workdirs
+from gen3d.engine import notices, sharding, workdirs
 from gen3d.engine.checkpoints import Checkpoints, latest
 from gen3d.engine.prefetch import prefetch
 from gen3d.engine.report import Report
@@ -107,16 +106,9 @@ def make_batches(
   """
   if start >= config.steps:
     return sharding.device_mesh(), iter(())
-  # Some data sets take minutes to prepare: print that only where it happens.
-  notice = threading.Timer(5., print, ['Preparing the first batch.'],
-                           {'file': sys.stderr, 'flush': True})
-  notice.daemon = True
-  notice.start()
-  try:
+  with notices.slow('Preparing the first batch.'):
     batches = iter(task.batches(config.seed, start))
     first = next(batches)
-  finally:
-    notice.cancel()
   mesh = sharding.mesh_for(first, task.execution)
   return mesh, prefetch(itertools.chain([first], batches), mesh)
 

@@ -6,6 +6,7 @@ axis is divided over them. All functions work with one process and with
 several.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -19,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gen3d.choices import UserError
+from gen3d.engine import notices
 from gen3d.engine.devices import num_cpu_devices
 from gen3d.engine.state import TrainState, copy
 
@@ -154,14 +156,32 @@ class MappedStep:
 
   def __init__(self, mapped: Any):
     self._mapped = mapped
+    self._known = set()
 
   def __call__(
       self, state: TrainState, batch: Any, key: jax.Array,
       static: Hashable | None = None) -> tuple[TrainState, dict[str, Any]]:
     frozen = state.frozen
-    state, metrics = self._mapped(
-        state.replace(frozen=None), frozen, batch, key, static)
+    with self._compiling(batch, static):
+      state, metrics = self._mapped(
+          state.replace(frozen=None), frozen, batch, key, static)
     return state.replace(frozen=frozen), metrics
+
+  def compile(
+      self, state: TrainState, batch: Any, key: jax.Array,
+      static: Hashable | None = None) -> jax.stages.Compiled:
+    """Compiles the program of these arguments without running it."""
+    with self._compiling(batch, static):
+      return self.lower(state, batch, key, static).compile()
+
+  def _compiling(self, batch, static):
+    """A notice about the program, for arguments that are new."""
+    program = (static, tuple(x.shape for x in jax.tree.leaves(batch)))
+    if program in self._known:
+      return contextlib.nullcontext()
+    self._known.add(program)
+    return notices.slow('Compiling the training step'
+                        f'{"" if static is None else f": {static}"}.')
 
   def lower(
       self, state: TrainState, batch: Any, key: jax.Array,

@@ -55,8 +55,8 @@ class Step:
       RuntimeError: the backend reports no plan.
     """
     batch = sharding.to_devices(batch, self._mesh)
-    plan = self._step.lower(
-        self._state, batch, self._key, static).compile().memory_analysis()
+    plan = self._step.compile(
+        self._state, batch, self._key, static).memory_analysis()
     if plan is None:
       raise RuntimeError('This backend does not report its memory plan.')
     return (plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e9

@@ -3,9 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from gen3d.gan.networks import GANNetworks
-from gen3d.gan.schedule import Schedule, Static
-
-_NAMES = {'regularize': 'regularization', 'r1': 'R1'}
+from gen3d.gan.schedule import PHASES, Schedule, Static
 
 
 def lazy_phases(networks: GANNetworks, schedule: Schedule) -> dict[str, int]:
@@ -40,7 +38,7 @@ def phases(
   for name, interval in lazy_phases(networks, schedule).items():
     due |= {name}
     seconds = seconds_of(Static(render_size, due))
-    yield f'{_NAMES[name]}, every {ordinal(interval)}', seconds - last
+    yield f'{PHASES[name]}, every {ordinal(interval)}', seconds - last
     average += (seconds - last) / interval
     last = seconds
   yield 'training step on average', average

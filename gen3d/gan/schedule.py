@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+# The phases that not every step has, as they are printed.
+PHASES = {'regularize': 'regularization', 'r1': 'R1'}
+
 
 class Schedule(NamedTuple):
   """Weights and schedules of the losses; images are counted over all devices.
@@ -74,6 +77,14 @@ class Static(NamedTuple):
   """
   render_size: int = 0
   phases: frozenset[str] | None = None
+
+  def __str__(self) -> str:
+    parts = [f'{self.render_size} x {self.render_size} pixels'
+             ] if self.render_size else []
+    if self.phases is None:
+      return ', '.join([*parts, 'all phases'])
+    return ', '.join([*parts, 'generator', 'discriminator',
+                      *(PHASES[name] for name in sorted(self.phases))])
 
 
 def due_phases(step: int, schedule: Schedule) -> frozenset[str]:
