@@ -8,12 +8,10 @@ read as well. The sizes of the network come from its tensors, cameras and
 samples from the CURRICULA.
 """
 
-import io
 import math
 import os
 import pathlib
 import re
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -194,16 +192,7 @@ def _checked(path, tensors):
 
 def _read(path: pathlib.Path) -> Any:
   """A Module, or {name: tensor}, or the state of torch_ema."""
-  if path.suffix not in ('.pth', '.pt') or not path.is_file() or not (
-      zipfile.is_zipfile(path)):
-    return torch_files.read(path)
-  try:
-    content = _unpickle(path)
-  except pickles.PickleError as error:
-    raise pickles.PickleError(f'{path}: {error}') from None
-  except (*pickles.DAMAGE, zipfile.BadZipFile) as error:
-    raise UserError(f'{path} cannot be read; it is damaged ({error}). Get it '
-                    'again.') from error
+  content = torch_files.read_object(path, _PACKAGES)
   if _shadow(content) is not None:
     return content
   if isinstance(content, pickles.Module):
@@ -212,51 +201,3 @@ def _read(path: pathlib.Path) -> Any:
   if not isinstance(content, Mapping):
     raise UserError(f'{path} contains no generator; give generator.pth.')
   return _checked(path, dict(content))
-
-
-def _unpickle(path):
-  """The object in a zip that torch.save wrote."""
-  with zipfile.ZipFile(path) as members:
-    pickled = [n for n in members.namelist() if n.endswith('/data.pkl')]
-    if len(pickled) != 1:
-      raise pickles.PickleError('torch.save did not write it.')
-    folder = pickled[0].removesuffix('data.pkl') + 'data/'
-    return _Unpickler(
-        io.BytesIO(members.read(pickled[0])),
-        lambda key: members.read(f'{folder}{key}')).load()
-
-
-class _Unpickler(pickles.Unpickler):
-  """Allows the names of official classes, too; `storage` reads a member."""
-
-  def __init__(self, file: io.BytesIO, storage: Any) -> None:
-    super().__init__(file)
-    self._storage = storage
-
-  def find_class(self, module: str, name: str) -> Any:
-    if any(f'{module}.'.startswith(f'{package}.') for package in _PACKAGES):
-      return _stand_in(name)
-    return super().find_class(module, name)
-
-  def persistent_load(self, pid: Any) -> np.ndarray:
-    if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == 'storage'
-            and isinstance(pid[1], pickles.Storage)):
-      raise pickles.PickleError('a storage is not described as PyTorch does.')
-    data = np.frombuffer(self._storage(pid[2]), np.dtype(pid[1].dtype))
-    if not isinstance(pid[4], int) or not 0 <= pid[4] <= len(data):
-      raise pickles.PickleError(f'the tensor stored as {pid[2]} is cut off.')
-    return data[:pid[4]]
-
-
-def _stand_in(name: str) -> type:
-  """A class that takes any state and does nothing."""
-
-  def new(cls: type, *args: Any, **kwargs: Any) -> Any:
-    del args, kwargs
-    module = object.__new__(cls)
-    pickles.Module.__init__(module, name)
-    return module
-
-  return type(name, (pickles.Module,), {
-      '__new__': new, '__init__': lambda self, *args, **kwargs: None,
-      '__setstate__': lambda self, state: self.state.update(state)})

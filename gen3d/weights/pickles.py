@@ -164,7 +164,7 @@ class Unpickler(pickle.Unpickler):
     if (module, name) in self._allowed:
       return self._allowed[module, name]
     if name in _CLASSES.get(module, ()):
-      return _stand_in(name)
+      return stand_in(name)
     raise PickleError(
         f'the pickle refers to {module}.{name}, which no weights '
         'need; it is refused, and nothing in it was run.')
@@ -227,7 +227,7 @@ def _persistent(meta: dict[str, Any]) -> Module:
   return Module(meta['class_name'], dict(meta['state']))
 
 
-def _stand_in(name: str) -> type:
+def stand_in(name: str) -> type:
   """A class that takes any state and does nothing."""
 
   def init(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -11,7 +11,7 @@ import os
 import pathlib
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, Any, BinaryIO
 
 import numpy as np
@@ -21,6 +21,7 @@ import safetensors.numpy
 from gen3d.choices import UserError
 from gen3d.weights import pickles
 
+_SUFFIXES = {'.safetensors', '.npz', '.pth', '.pt', '.bin'}
 # (dtype, key, count) -> array [count].
 StorageReader = Callable[[np.dtype, str, int], np.ndarray | None]
 
@@ -39,21 +40,7 @@ def read(path: str | os.PathLike,
     UserError: there is no such file or section, its ending is another, it is
       damaged, or it contains or refers to anything else than tensors.
   """
-  path = pathlib.Path(path)
-  if path.suffix.lower() not in _READERS:
-    raise UserError(f'{path} is not in a supported format; give a file whose '
-                    f'name ends in one of {sorted(_READERS)}.')
-  if not path.is_file():
-    raise UserError(f'There is no file {path}; give the path of the weights '
-                    'that you downloaded.')
-  try:
-    tensors: Any = _READERS[path.suffix.lower()](path)
-  except pickles.PickleError as error:
-    raise pickles.PickleError(f'{path}: {error}') from None
-  except (*pickles.DAMAGE, safetensors.SafetensorError, zipfile.BadZipFile,
-          OSError, RuntimeError) as error:
-    raise UserError(f'{path} cannot be read as {path.suffix}, it is cut off '
-                    f'or damaged ({error}); get it again.') from error
+  tensors = read_object(path)
   if section is not None:
     if not isinstance(tensors, dict) or section not in tensors:
       raise UserError(f'{path} has no section {section!r}; give the checkpoint '
@@ -71,19 +58,46 @@ def read(path: str | os.PathLike,
   return tensors
 
 
-def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-  with np.load(path, allow_pickle=False) as stored:
-    return dict(stored)
+def read_object(
+    path: str | os.PathLike, packages: Sequence[str] = ()) -> Any:
+  """The content of a file, which may be more than a state_dict.
+
+  Args:
+    path: see `read`.
+    packages: names of packages whose classes a PyTorch file may refer to.
+      Their objects become pickles.Module; no code of theirs is needed or run.
+
+  Raises:
+    UserError: there is no such file, its ending is another, it is damaged, or
+      it refers to other code.
+  """
+  path = pathlib.Path(path)
+  if path.suffix.lower() not in _SUFFIXES:
+    raise UserError(f'{path} is not in a supported format; give a file whose '
+                    f'name ends in one of {sorted(_SUFFIXES)}.')
+  if not path.is_file():
+    raise UserError(f'There is no file {path}; give the path of the weights '
+                    'that you downloaded.')
+  try:
+    if path.suffix.lower() == '.safetensors':
+      return safetensors.numpy.load_file(path)
+    if path.suffix.lower() == '.npz':
+      with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+    with path.open('rb') as file:
+      # zipfile.is_zipfile reads the end of a file, and a zip that is cut off
+      # should be reported as one.
+      reader = _zipped if file.read(2) == b'PK' else _legacy
+      return reader(file, packages)
+  except pickles.PickleError as error:
+    raise pickles.PickleError(f'{path}: {error}') from None
+  except (*pickles.DAMAGE, safetensors.SafetensorError, zipfile.BadZipFile,
+          OSError, RuntimeError) as error:
+    raise UserError(f'{path} cannot be read as {path.suffix}, it is cut off '
+                    f'or damaged ({error}); get it again.') from error
 
 
-def _torch(path: pathlib.Path) -> Any:
-  with path.open('rb') as file:
-    # zipfile.is_zipfile reads the end of a file, and a zip that is cut off
-    # should be reported as one.
-    return (_zipped if file.read(2) == b'PK' else _legacy)(file)
-
-
-def _zipped(file: BinaryIO) -> Any:
+def _zipped(file: BinaryIO, packages: Sequence[str]) -> Any:
   """torch.save since 1.6: a zip of data.pkl and one member per storage."""
   with zipfile.ZipFile(file) as members:
     names = members.namelist()
@@ -101,17 +115,17 @@ def _zipped(file: BinaryIO) -> Any:
       return np.frombuffer(members.read(name), dtype)[:count]
 
     with members.open(f'{top[0]}data.pkl') as content:
-      return _Unpickler(content, storage).load()
+      return _Unpickler(content, storage, packages).load()
 
 
-def _legacy(file: BinaryIO) -> Any:
+def _legacy(file: BinaryIO, packages: Sequence[str]) -> Any:
   """torch.save before 1.6: several pickles, then the bytes of the storages."""
   file.seek(0)
   if tarfile.is_tarfile(file):
     raise pickles.PickleError('it is in the tar format of 2016, which is not '
                               'supported; use a newer file of its network.')
   file.seek(0)
-  read = lambda storage=None: _Unpickler(file, storage).load()
+  read = lambda storage=None: _Unpickler(file, storage, packages).load()
   if read() != pickles.LEGACY_MAGIC:
     raise pickles.PickleError('torch.save did not write it.')
   read(), read()  # protocol, machine
@@ -141,16 +155,19 @@ def _legacy(file: BinaryIO) -> Any:
 class _Unpickler(pickles.Unpickler):
   """Allows the names that a state_dict refers to, and external storages."""
 
-  def __init__(self, file: IO[bytes], storage: StorageReader | None) -> None:
+  def __init__(self, file: IO[bytes], storage: StorageReader | None,
+               packages: Sequence[str]) -> None:
     """Starts to read a pickle.
 
     Args:
       file: at the start of the pickle.
       storage: reads a storage; None if the pickle refers to none. A storage of
         None, as in the first pass of `_legacy`, gives a tensor of None.
+      packages: see `read_object`.
     """
     super().__init__(file)
     self._storage = storage
+    self._packages = tuple(f'{package}.' for package in packages)
     rebuild: Any = self._allowed['torch._utils', '_rebuild_tensor_v2']
     rebuild_if = lambda data, *rest: (
         None if data is None else rebuild(data, *rest))
@@ -158,6 +175,11 @@ class _Unpickler(pickles.Unpickler):
     # The name before PyTorch 0.4, in the VGG16 of torchvision.
     self._allowed['torch._utils', '_rebuild_tensor'] = rebuild_if
     self._allowed['torch.nn.parameter', 'Parameter'] = _parameter_class()
+
+  def find_class(self, module: str, name: str) -> Any:
+    if f'{module}.'.startswith(self._packages):
+      return pickles.stand_in(name)
+    return super().find_class(module, name)
 
   def persistent_load(self, pid: Any) -> np.ndarray | None:
     if not (self._storage and isinstance(pid, tuple) and len(pid) >= 5
@@ -187,7 +209,3 @@ def _parameter_class() -> type:
   return type('Parameter', (pickles.Module,), {
       '__new__': new, '__init__': lambda self, *args: None,
       '__setstate__': setstate})
-
-
-_READERS = {'.safetensors': safetensors.numpy.load_file, '.npz': _npz,
-            '.pth': _torch, '.pt': _torch, '.bin': _torch}
