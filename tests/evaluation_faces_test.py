@@ -102,7 +102,7 @@ def pictures(n=2):
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-  """Judges whose networks are functions of a few pixels, and these."""
+  """FaceNetworks whose networks are functions of a few pixels, and these."""
   embed = lambda images: images[:, 8::32, 8::32].reshape(len(images), -1)
   coefficients = lambda images: deep3d.Coefficients(*(
       images[:, :40, :40, 0].reshape(len(images), -1)[:, :width]
@@ -119,16 +119,16 @@ def stand_ins(monkeypatch):
   monkeypatch.setattr(deep3d, 'coefficients',
                       lambda network, x: coefficients(x))
   monkeypatch.setattr(face_model, 'reconstruct', reconstruct)
-  judges = face_evaluation.Judges(
+  networks = face_evaluation.FaceNetworks(
       arcface.ArcFace(SPEC, jnp.zeros(1)),
       deep3d.Reconstructor(RECONSTRUCTOR, jnp.zeros(1)), jnp.zeros(1))
-  return judges, embed, coefficients, reconstruct
+  return networks, embed, coefficients, reconstruct
 
 
 def test_numbers_are_those_of_the_networks_on_the_crops(stand_ins):
-  judges, embed, coefficients, reconstruct = stand_ins
+  networks, embed, coefficients, reconstruct = stand_ins
   views = pictures()
-  measured = face_evaluation.measurer(judges)(views)
+  measured = face_evaluation.measurer(networks)(views)
   scaled = lambda images: images / 127.5 - 1
   # ID: the nearest pixels, without alignment; images have 112 pixels already.
   np.testing.assert_allclose(measured.identity, faces.cosines(
@@ -158,17 +158,17 @@ def test_numbers_are_those_of_the_networks_on_the_crops(stand_ins):
 
 
 def test_failures_are_counted_and_left_out(stand_ins):
-  judges, *_ = stand_ins
+  networks, *_ = stand_ins
   views = pictures(3)
   views.depth[1] = 0
   # Landmarks of no image.
-  measured = face_evaluation.measurer(judges._replace(
+  measured = face_evaluation.measurer(networks._replace(
       model=jnp.full(1, 500.)))(views)
   assert np.isnan(measured.depth).tolist() == [False, True, False]
   assert faces.score(measured.depth).failed == 1
   assert np.isnan(measured.identity_aligned).all()
   assert np.isfinite(measured.identity).all()
-  without = face_evaluation.measurer(judges._replace(
+  without = face_evaluation.measurer(networks._replace(
       recognizer=None, model=None))(views)
   assert without.identity is None and without.depth is None
   assert without.rotations.shape == (3, 2, 3, 3)
@@ -203,6 +203,6 @@ def test_missing_files_are_user_errors(paths):
   with pytest.raises(ValueError, match='--samples=1 is too few'):
     face_evaluation.report('blob', '', recognition, samples=1)
   with pytest.raises(ValueError, match='no section'):
-    face_evaluation.load_judges('', recognition)
-  judges = face_evaluation.load_judges('', estimation)
-  assert judges.recognizer is None and judges.model is None
+    face_evaluation.load_networks('', recognition)
+  networks = face_evaluation.load_networks('', estimation)
+  assert networks.recognizer is None and networks.model is None

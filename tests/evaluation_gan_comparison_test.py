@@ -30,10 +30,10 @@ def views(data):
 
 
 @pytest.fixture
-def judges(views):
+def measures(views):
   """Features are mean colors; `estimate` below stands in for the estimator."""
   embed = lambda images: np.float64(images).mean((1, 2)) / 255
-  return gan_comparison.Judges(
+  return gan_comparison.Measures(
       Features('means', embed),
       view_estimator.Estimator(None, None, SIZE, 1.7, 1.35, (), {}),
       distribution.moments(embed(views.images[:, 0])))
@@ -62,10 +62,10 @@ def test_true_views_are_two_cameras_of_each_object(views):
 
 
 def test_measures_of_true_views_are_those_of_a_perfect_generator(
-    views, judges, monkeypatch):
+    views, measures, monkeypatch):
   monkeypatch.setattr(view_estimator, 'estimate',
                       lambda estimator, images: estimates(views))
-  values, failed = gan_comparison.measure_views(views, judges, False)
+  values, failed = gan_comparison.measure_views(views, measures, False)
   frechet, identity, depth, pose = values
   np.testing.assert_allclose(frechet, 0, atol=1e-6)
   assert .9 < identity < 1 and failed == 0
@@ -73,23 +73,23 @@ def test_measures_of_true_views_are_those_of_a_perfect_generator(
 
 
 def test_a_turned_world_counts_where_cameras_are_absolute(
-    views, judges, monkeypatch):
+    views, measures, monkeypatch):
   turn = np.array([[np.cos(.2), 0, np.sin(.2)], [0, 1, 0],
                    [-np.sin(.2), 0, np.cos(.2)]])
   monkeypatch.setattr(view_estimator, 'estimate',
                       lambda estimator, images: estimates(views, turn))
-  pose = [gan_comparison.measure_views(views, judges, removed)[0][3]
+  pose = [gan_comparison.measure_views(views, measures, removed)[0][3]
           for removed in (False, True)]
   # About the vertical by 0.2: the mean over three components of a vector.
   np.testing.assert_allclose(pose[0], .2 ** 2 / 3, rtol=.05)
   np.testing.assert_allclose(pose[1], 0, atol=1e-6)
 
 
-def test_pictures_without_an_object_are_counted(views, judges, monkeypatch):
+def test_pictures_without_an_object_are_counted(views, measures, monkeypatch):
   nothing = estimates(views)._replace(mask=np.full(views.depth.shape, -1.0))
   monkeypatch.setattr(
       view_estimator, 'estimate', lambda estimator, images: nothing)
-  values, failed = gan_comparison.measure_views(views, judges, False)
+  values, failed = gan_comparison.measure_views(views, measures, False)
   assert failed == COUNT and np.isnan(values[2])
 
 

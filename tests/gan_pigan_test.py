@@ -110,16 +110,16 @@ def test_pose_loss(networks, variables, config):
   fakes = {'image': jax.random.normal(jax.random.key(0), (2, 4, 4, 3))}
 
   @jax.jit
-  def judge(fakes):
+  def discriminated(fakes):
     discriminator = pigan.pigan_discriminators.Discriminator(
         pigan.discriminator_kind(config.discriminator))
     return (networks.discriminate_fakes(
         variables['discriminator'], fakes, latents), discriminator.apply(
             variables['discriminator'], fakes['image']))
 
-  (logits, loss), judgement = judge(fakes)
-  np.testing.assert_allclose(logits, judgement.logit, rtol=1e-5)
-  error = judgement.pose - poses_of(latents, config)
+  (logits, loss), output = discriminated(fakes)
+  np.testing.assert_allclose(logits, output.logit, rtol=1e-5)
+  error = output.pose - poses_of(latents, config)
   np.testing.assert_allclose(
       loss, config.pose_weight * np.mean(np.square(error)), rtol=1e-4)
   prior = config.camera
@@ -149,13 +149,13 @@ def test_losses_with_the_largest_logits(reference_data):
   """The discriminator's loss, and the generator's of the best fakes."""
   data = reference_data('pigan_tiny')
   fakes, reals = (data[f'loss.{x}_logits'][:, 0] for x in ('fake', 'real'))
-  judged = lambda logits: {'image': jnp.asarray(logits)[:, None, None, None]}
+  as_images = lambda logits: {'image': jnp.asarray(logits)[:, None, None, None]}
   params = {'params': {'zero': jnp.zeros(())}, 'buffers': {}}
   networks = GANNetworks(
       init=lambda key: {'generator': params, 'discriminator': params},
       generate=lambda variables, latents, size: (
-          judged(fakes + variables['params']['zero']), latents.z),
-      prepare_reals=lambda images, size: judged(reals),
+          as_images(fakes + variables['params']['zero']), latents.z),
+      prepare_reals=lambda images, size: as_images(reals),
       discriminate=lambda variables, x, label: (
           x['image'][:, 0, 0, 0] + variables['params']['zero']),
       regularize=None, update_w_avg=lambda variables, w: variables, z_dim=1)
@@ -184,6 +184,19 @@ def test_losses_with_the_largest_logits(reference_data):
         metrics['loss/generator'], data[name], rtol=1e-5)
     np.testing.assert_allclose(
         metrics['loss/discriminator'], data['loss.d'], rtol=1e-5)
+
+
+@pytest.mark.parametrize('variant, curriculum', [
+    ('celeba', 'celeba'), ('cats_paper', 'cats'), ('carla', 'carla')])
+def test_configs_have_the_cameras_of_the_official_checkpoints(
+    variant, curriculum):
+  model = configs.get_config(variant).model
+  official = pigan_official.CURRICULA[curriculum]
+  assert rendering.CameraPrior(**model.camera) == official.prior
+  assert model.siren.coordinate_scale == official.coordinate_scale
+  evaluation = rendering.RenderingConfig(
+      **{**model.rendering, **model.evaluation})
+  assert evaluation == official.rendering
 
 
 @pytest.mark.parametrize('name', configs.VARIANTS)
@@ -250,7 +263,7 @@ def test_the_mesh_is_that_of_the_density(generator, variables, config):
     ({'discriminator': {'kind': 'strided', 'widths': ()}},
      'estimates no pose.*pose_weight=0'),
     ({'discriminator': {'kind': 'ccs_encoder', 'widths': (4, 4)}},
-     r'judges images of \[4\] pixels, not of 16'),
+     r'takes images of \[4\] pixels, not of 16'),
 ])
 def test_discriminators_that_do_not_fit_are_user_errors(config, change, said):
   config = config.copy_and_resolve_references()

@@ -55,14 +55,14 @@ def test_outputs_fade_in_and_gradients(data, tag):
       lambda x: x.shape, like)
 
   @jax.jit
-  def judge(images, alpha):
+  def discriminate(images, alpha):
     gradient = jax.grad(lambda x: jnp.sum(
         module.apply(variables, x, alpha).logit))(images)
     return (module.apply(variables, images, alpha),
             jnp.sum(gradient ** 2, axis=(1, 2, 3)))
 
   for alpha in ast.literal_eval(str(data['cfg']))['alphas']:
-    result, squares = judge(images, alpha)
+    result, squares = discriminate(images, alpha)
     name = f'D.{tag}.out.alpha{alpha}'
     np.testing.assert_allclose(
         result.logit, data[f'{name}.logit'][:, 0], atol=1e-4)
@@ -109,13 +109,13 @@ def test_a_new_stage_begins_with_the_networks_of_the_last(small):
   images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
 
   @jax.jit
-  def judge(alphas):
+  def discriminate(alphas):
     of = lambda images, alpha=1.0: module.apply(variables, images, alpha).pose
     # `fixed` is without the branch that alpha = 1 removes.
     fixed = of(images), of(images[:, ::2, ::2])
     return fixed, [of(images, alpha) for alpha in alphas]
 
-  (full, half), faded = judge(jnp.array([0.0, 0.5, 1.0]))
+  (full, half), faded = discriminate(jnp.array([0.0, 0.5, 1.0]))
   np.testing.assert_allclose(faded[0], half, rtol=1e-4)
   assert not np.allclose(faded[1], full, rtol=1e-3)
   np.testing.assert_allclose(faded[2], full, rtol=1e-4)

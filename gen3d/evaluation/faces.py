@@ -38,7 +38,7 @@ SAMPLES = 1024
 _CHUNK = 16  # samples at a time, of two views each
 
 
-class Judges(NamedTuple):
+class FaceNetworks(NamedTuple):
   """What the user's files contain; each may be missing."""
   recognizer: arcface.ArcFace | None = None
   reconstructor: deep3d.Reconstructor | None = None
@@ -53,7 +53,7 @@ class Views(NamedTuple):
 
 
 class Measured(NamedTuple):
-  """Numbers of n samples; None where a judge is missing."""
+  """Numbers of n samples; None where a network or the face model is missing."""
   identity: np.ndarray | None          # [n] cosines
   identity_aligned: np.ndarray | None  # [n] cosines
   depth: np.ndarray | None             # [n]
@@ -61,7 +61,7 @@ class Measured(NamedTuple):
 
 
 class Result(NamedTuple):
-  """Scores; None where a judge is missing.
+  """Scores; None where a network or the face model is missing.
 
   `pose_offset` is the pose after removal of one rotation of the world, for
   generators whose world has no absolute orientation.
@@ -95,14 +95,14 @@ def report(network: str | os.PathLike, data: str = '',
   """
   if samples < 2:
     raise UserError(f'--samples={samples} is too few; take at least 2.')
-  judges = load_judges(arcface_path, deep3d_path, model_path)
+  networks = load_networks(arcface_path, deep3d_path, model_path)
   source, cameras_of = None, 'the generator'
   if data:
     trained, source = fid.open_both(network, data)
     cameras_of = source.where
   else:
     trained = inference.load(network)
-  result = evaluate(trained, judges, source, samples, seed)
+  result = evaluate(trained, networks, source, samples, seed)
   lines = [f'our protocol (after Carver, 2306.12423; not EG3D\'s), {samples} '
            f'samples of {network}, cameras of {cameras_of}, frontal '
            'conditioning']
@@ -117,9 +117,9 @@ def report(network: str | os.PathLike, data: str = '',
   return '\n'.join(lines)
 
 
-def load_judges(arcface_path: str = '', deep3d_path: str = '',
-                model_path: str = '') -> Judges:
-  """The Judges of the user's files; '' where one is missing.
+def load_networks(arcface_path: str = '', deep3d_path: str = '',
+                model_path: str = '') -> FaceNetworks:
+  """The FaceNetworks of the user's files; '' where one is missing.
 
   Raises:
     UserError: a file is not what it should be, or is of no use alone.
@@ -133,25 +133,26 @@ def load_judges(arcface_path: str = '', deep3d_path: str = '',
         '(Pose) and with it --face_model (Depth); gen3d/models/arcface.py, '
         'gen3d/models/deep3d.py and gen3d/metrics/face_model.py say where they '
         'are.')
-  return Judges(
+  return FaceNetworks(
       arcface.load(arcface_path) if arcface_path else None,
       deep3d.load(deep3d_path) if deep3d_path else None,
       face_model.load(model_path) if model_path else None)
 
 
-def evaluate(trained: inference.Trained, judges: Judges, source: Any = None,
-             samples: int = SAMPLES, seed: int = 0) -> Result:
+def evaluate(trained: inference.Trained, networks: FaceNetworks,
+             source: Any = None, samples: int = SAMPLES, seed: int = 0
+             ) -> Result:
   """Scores of a generator.
 
   Args:
     trained: Trained.
-    judges: Judges.
+    networks: FaceNetworks.
     source: data.images.dataset.Images whose cameras are used, with repetition;
       None for the generator's own distribution.
     samples: number of objects.
     seed: of the objects and cameras.
   """
-  measure = measurer(judges)
+  measure = measurer(networks)
   parts = []
   with tqdm.tqdm(total=samples, desc='faces', disable=None) as bar:
     for views in generated_views(trained, source, samples, seed):
@@ -205,14 +206,14 @@ def _render(trained, seed, variables, rows):
   return fid.quantize(jnp.stack([x.image for x in generated], 1)), depth
 
 
-def measurer(judges: Judges) -> Callable[[Views], Measured]:
+def measurer(networks: FaceNetworks) -> Callable[[Views], Measured]:
   """A function Views -> Measured."""
   similarity = side = None
-  if judges.recognizer is not None:
-    similarity = _similarity(judges.recognizer)
-    side = judges.recognizer.spec.image_side
-  estimate = (None if judges.reconstructor is None else
-              _estimator(judges.reconstructor))
+  if networks.recognizer is not None:
+    similarity = _similarity(networks.recognizer)
+    side = networks.recognizer.spec.image_side
+  estimate = (None if networks.reconstructor is None else
+              _estimator(networks.reconstructor))
   reconstruct = sharding.map_over_devices(face_model.reconstruct, rows=1)
 
   def measure(views: Views) -> Measured:
@@ -225,8 +226,8 @@ def measurer(judges: Judges) -> Callable[[Views], Measured]:
       rotations = np.stack([
           views.camera_to_world,
           face_model.camera_to_world(estimated.angles[:n])], axis=1)
-      if judges.model is not None:
-        face = reconstruct(judges.model, estimated)
+      if networks.model is not None:
+        face = reconstruct(networks.model, estimated)
         own = faces.central(views.depth, deep3d.SIDE, faces.CENTRAL)
         depth = np.array([faces.depth_error(*pair)
                           for pair in zip(own, face.depth)])

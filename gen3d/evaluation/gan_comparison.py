@@ -83,7 +83,7 @@ class Row(NamedTuple):
   failed: int = 0
 
 
-class Judges(NamedTuple):
+class Measures(NamedTuple):
   """The networks that measure, and the true pictures."""
   features: Features
   estimator: view_estimator.Estimator
@@ -119,17 +119,17 @@ def compare(networks: Sequence[str], out: str | os.PathLike, *,
   loaded = {name: inference.load_with_config(name) for name in networks}
   data = _common_data(loaded)
   source = opening.open_data(data)
-  judges = _judges(source, samples)
+  measures = _measures(source, samples)
   rows = {'true pictures': stored(
       out / 'true.json', {'samples': samples, 'seeds': seeds},
-      lambda: true_row(data, judges, samples, seeds))}
+      lambda: true_row(data, measures, samples, seeds))}
   for name, (trained, config) in loaded.items():
     key = {'samples': samples, 'seeds': seeds, 'weights': str(
         inference.record_of(name)['tuned_from'])}
     rows[name] = stored(
         out / f'{pathlib.Path(name).stem}.json', key,
         functools.partial(
-            generator_row, name, trained, config, source, judges, samples,
+            generator_row, name, trained, config, source, measures, samples,
             seeds))
   kinds = {name: config.networks for name, (_, config) in loaded.items()}
   text = table(rows, kinds, data, samples, seeds)
@@ -164,11 +164,11 @@ def _common_data(loaded):
   return first[1]
 
 
-def _judges(source: dataset.Images, samples: int) -> Judges:
+def _measures(source: dataset.Images, samples: int) -> Measures:
   features, estimator = shapes_clip(), view_estimator.load()
   rows = np.random.default_rng(0).permutation(len(source.names))[:samples]
   real = np.stack([source.pixels(int(i)) for i in rows])
-  return Judges(features, estimator,
+  return Measures(features, estimator,
                 distribution.moments(features.embed(real)))
 
 
@@ -220,23 +220,23 @@ def intervals(measured: Sequence[Sequence[float]]) -> dict[str, Any]:
       Row._fields[:4], zip(*measured, strict=True), strict=True)}
 
 
-def measure_views(views: face_evaluation.Views, judges: Judges,
+def measure_views(views: face_evaluation.Views, measures: Measures,
                   remove_offset: bool) -> tuple[list[float], int]:
   """([Frechet distance, ID, Depth, Pose], number of failures).
 
   Args:
     views: of n objects.
-    judges: Judges.
+    measures: Measures.
     remove_offset: whether a constant rotation is removed from the poses, for
       generators whose world has no absolute orientation.
   """
-  first, second = (judges.features.embed(views.images[:, i]) for i in (0, 1))
-  estimated = view_estimator.estimate(judges.estimator, views.images[:, 0])
+  first, second = (measures.features.embed(views.images[:, i]) for i in (0, 1))
+  estimated = view_estimator.estimate(measures.estimator, views.images[:, 0])
   rotations = view_estimator.camera_of(
-      judges.estimator, estimated.direction).c2w[:, :3, :3]
+      measures.estimator, estimated.direction).c2w[:, :3, :3]
   # Depth where the estimator finds an object; both grow with the distance.
   shown = np.where(estimated.mask > 0,
-                   judges.estimator.distance + estimated.depth, 0)
+                   measures.estimator.distance + estimated.depth, 0)
   size = shown.shape[1]
   depth = np.array([
       faces.depth_error(own, other)
@@ -245,14 +245,15 @@ def measure_views(views: face_evaluation.Views, judges: Judges,
       np.asarray(rotations), views.camera_to_world, remove_offset)
   scores = [faces.score(x) for x in (
       faces.cosines(first, second), depth, pose)]
-  frechet = distribution.frechet(distribution.moments(first), judges.real)
+  frechet = distribution.frechet(distribution.moments(first), measures.real)
   return ([frechet, *(score.mean for score in scores)],
           sum(score.failed for score in scores))
 
 
 def generator_row(
     name: str, trained: inference.Trained, config: Any,
-    source: dataset.Images, judges: Judges, samples: int, seeds: int) -> Row:
+    source: dataset.Images, measures: Measures, samples: int, seeds: int
+    ) -> Row:
   """The Row of a generator.
 
   Args:
@@ -260,7 +261,7 @@ def generator_row(
     trained: Trained.
     config: of its training.
     source: pictures whose cameras are used.
-    judges: Judges.
+    measures: Measures.
     samples, seeds: of `compare`.
   """
   measured, failed = [], 0
@@ -270,7 +271,7 @@ def generator_row(
         f'{name}, seed {seed}', disable=None))
     views = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     values, failures = measure_views(
-        views, judges, not trained.generator.absolute_pose)
+        views, measures, not trained.generator.absolute_pose)
     measured.append(values)
     failed += failures
   shapes: dict[str, Any] = {}
@@ -282,7 +283,7 @@ def generator_row(
              seconds=seconds_per_view(trained), failed=failed)
 
 
-def true_row(data: Any, judges: Judges, samples: int, seeds: int) -> Row:
+def true_row(data: Any, measures: Measures, samples: int, seeds: int) -> Row:
   """The Row of true pictures that are not in the training data.
 
   Its depth and pose are the errors of the view estimator.
@@ -290,7 +291,7 @@ def true_row(data: Any, judges: Judges, samples: int, seeds: int) -> Row:
   measured, failed = [], 0
   for seed in range(seeds):
     values, failures = measure_views(
-        true_views(data, samples, seed), judges, False)
+        true_views(data, samples, seed), measures, False)
     measured.append(values)
     failed += failures
   return Row(**intervals(measured), failed=failed)

@@ -45,7 +45,7 @@ def networks(config: Any, resolution: int, label_width: int) -> GANNetworks:
     label_width: any; labels are ignored.
 
   Raises:
-    UserError: the discriminator does not judge images of this resolution.
+    UserError: the discriminator takes no images of this resolution.
   """
   del label_width
   discriminator = pigan_discriminators.Discriminator(
@@ -103,17 +103,17 @@ def _networks(config, generator, discriminator, noise, alpha):
         settings, prior.radius, 0.0 if noise is None else noise)
     return {'image': rendered.image}, ws
 
-  def judge(variables, x):
+  def discriminated(variables, x):
     return discriminator.apply(variables, x['image'], alpha)
 
   def discriminate_fakes(variables, fakes, latents):
-    judgement = judge(variables, fakes)
-    error = jnp.mean(jnp.square(judgement.pose - _poses(latents, prior)))
-    return judgement.logit, config.pose_weight * error
+    output = discriminated(variables, fakes)
+    error = jnp.mean(jnp.square(output.pose - _poses(latents, prior)))
+    return output.logit, config.pose_weight * error
 
   def discriminate(variables, x, label):
     del label
-    return judge(variables, x).logit
+    return discriminated(variables, x).logit
 
   samples = settings.samples
   return GANNetworks(

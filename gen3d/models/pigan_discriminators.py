@@ -128,7 +128,7 @@ class Block(nn.Module):
 
 
 class Discriminator(nn.Module):
-  """Judges images of any size from 4 to 2^len(widths) pixels.
+  """Discriminates images of any size from 4 to 2^len(widths) pixels.
 
   It has the parameters of all sizes, of which an image uses those from its own
   size down.
@@ -183,7 +183,7 @@ class Discriminator(nn.Module):
     """Raises UserError where images of this size have no level."""
     if size not in self.sizes[:-1]:
       raise UserError(
-          f'The discriminator judges images of {self.sizes[-2::-1]} pixels, '
+          f'The discriminator takes images of {self.sizes[-2::-1]} pixels, '
           f'not of {size}; change the stages or model.discriminator.')
 
   def _all_parameters(self) -> None:
