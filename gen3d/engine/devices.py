@@ -5,6 +5,8 @@ import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -85,6 +87,16 @@ def cache_compilations() -> None:
     return
   jax.config.update('jax_compilation_cache_dir', str(path))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
+  """jax.jit for a function that is called once, such as an initialization.
+
+  On a CPU, LLVM's level 1 compiles in half the time.
+  """
+  options = ({'xla_backend_optimization_level': 1}
+             if jax.default_backend() == 'cpu' else None)
+  return jax.jit(function, compiler_options=options)
 
 
 def initialize_distributed() -> None:

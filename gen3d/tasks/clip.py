@@ -27,7 +27,7 @@ from gen3d.choices import pick
 from gen3d.data.shapes import attributes, captions
 from gen3d.data.shapes import render as shapes_render
 from gen3d.data.shapes import world as shapes_world
-from gen3d.engine import optim
+from gen3d.engine import devices, optim
 from gen3d.engine import state as states
 from gen3d.engine.release import save_release
 from gen3d.metrics import text as text_metrics
@@ -97,7 +97,7 @@ def make(config: ml_collections.ConfigDict) -> Task:
       assets.check_fits(config.start_from, params,
                         jax.eval_shape(model.init, key, *inputs))
     else:
-      params = jax.jit(model.init)(key, *inputs)
+      params = devices.jit_once(model.init)(key, *inputs)
     return states.create(params, optimizer, ema=True)
 
   def finish(state: states.TrainState,

@@ -24,7 +24,7 @@ from gen3d import assets
 from gen3d.choices import UserError, pick
 from gen3d.data.images import camera_labels, dataset
 from gen3d.data.images import open as opening
-from gen3d.engine import sharding
+from gen3d.engine import devices, sharding
 from gen3d.engine import state as states
 from gen3d.engine.release import save_release
 from gen3d.engine.state import TrainState
@@ -91,7 +91,7 @@ def make(config: Any) -> Task:
 
   def init(key):
     # As one program: otherwise each of its operations is compiled by itself.
-    state = jax.jit(functools.partial(
+    state = devices.jit_once(functools.partial(
         gan_step.create, networks=networks, optimizers=optimizers))(key)
     if not config.start_from:
       return state

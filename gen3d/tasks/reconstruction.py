@@ -23,7 +23,7 @@ from gen3d import files
 from gen3d.choices import UserError
 from gen3d.data import synthetic
 from gen3d.data.captures import posed, records
-from gen3d.engine import checkpoints, optim
+from gen3d.engine import checkpoints, devices, optim
 from gen3d.engine import state as states
 from gen3d.io import images as image_io
 from gen3d.metrics import image as image_metrics
@@ -59,7 +59,8 @@ def make(config: Any) -> Task:
   eval_rows = np.linspace(0, len(test.names) - 1, min(
       config.eval_views, len(test.names))).astype(int)
   return Task(
-      init=lambda key: states.create(jax.jit(scene.init)(key), optimizer),
+      init=lambda key: states.create(
+          devices.jit_once(scene.init)(key), optimizer),
       step=partial(
           step, scene=scene, optimizer=optimizer,
           background=config.scene.background,

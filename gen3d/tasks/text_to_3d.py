@@ -21,7 +21,7 @@ import optax
 
 from gen3d.choices import UserError, pick
 from gen3d.data import untextured
-from gen3d.engine import checkpoints, optim
+from gen3d.engine import checkpoints, devices, optim
 from gen3d.engine import state as states
 from gen3d.guidance import Guidance, clip, prompts, score
 from gen3d.io import images as image_io
@@ -210,7 +210,7 @@ def _init(key, *, parts, prompt, negative_prompt):
   """The TrainState at step 0; `frozen` is the guidance's."""
   key_scene, key_guidance = jax.random.split(key)
   frozen = parts.guidance.load(prompt, negative_prompt)
-  params = {'scene': jax.jit(parts.scene.init)(key_scene),
+  params = {'scene': devices.jit_once(parts.scene.init)(key_scene),
             'guidance': parts.guidance.init(key_guidance, frozen)}
   running = parts.scene.running
   return states.create(params, parts.optimizer, frozen=frozen,

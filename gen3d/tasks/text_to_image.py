@@ -39,7 +39,7 @@ from gen3d.data.shapes import render as shapes_render
 from gen3d.data.shapes import world as shapes_world
 from gen3d.diffusion import noise, pixel_model, sampling
 from gen3d.diffusion.pixel_model import PixelModel
-from gen3d.engine import optim
+from gen3d.engine import devices, optim
 from gen3d.engine import state as states
 from gen3d.engine.release import save_release
 from gen3d.engine.state import TrainState
@@ -118,7 +118,8 @@ def build_model(config: ml_collections.ConfigDict) -> PixelModel:
 def _init(key, *, config, parts):
   """The TrainState at step 0, with the weights of `start_from`, if any."""
   model = parts.model
-  params = jax.jit(lambda key: model.init(key, assets.CAPTION_LENGTH))(key)
+  params = devices.jit_once(
+      lambda key: model.init(key, assets.CAPTION_LENGTH))(key)
   if config.start_from:
     earlier, _ = assets.load(config.start_from, 'text_to_image')
     for part in config.start_parts:

@@ -21,7 +21,7 @@ from gen3d.data import exporting
 from gen3d.data.images import dataset
 from gen3d.data.images import open as opening
 from gen3d.data.shapes import world as shapes_world
-from gen3d.engine import optim
+from gen3d.engine import devices, optim
 from gen3d.engine import state as states
 from gen3d.engine.release import save_release
 from gen3d.metrics import face_model, faces
@@ -50,7 +50,7 @@ def make(config: ml_collections.ConfigDict) -> Task:
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
 
   def init(key):
-    params = jax.jit(model.init)(
+    params = devices.jit_once(model.init)(
         key, jnp.zeros((1, config.size, config.size, 3)))
     return states.create(params, optimizer, ema=True)
 
