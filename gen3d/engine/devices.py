@@ -96,7 +96,14 @@ def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
   """
   options = ({'xla_backend_optimization_level': 1}
              if jax.default_backend() == 'cpu' else None)
-  return jax.jit(function, compiler_options=options)
+  compiled = jax.jit(function, compiler_options=options)
+
+  def call(*args: Any) -> Any:
+    # JAX allows no options within another jit.
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
+    return function(*args) if traced else compiled(*args)
+
+  return call
 
 
 def initialize_distributed() -> None:

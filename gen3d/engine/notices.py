@@ -3,13 +3,13 @@
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import tqdm
 
 
 @contextlib.contextmanager
-def slow(text: str, after: float = 5.0) -> Iterator[None]:
+def slow(text: str, after: float = 5.0) -> Generator[None]:
   """Prints `text` to stderr if the block takes longer than `after` seconds.
 
   Nothing is printed where the work is quick, as that of a program which is in
