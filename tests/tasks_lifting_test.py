@@ -12,7 +12,7 @@ from configs import lifted_gan as config_file
 from gen3d import assets
 from gen3d.choices import UserError
 from gen3d.engine import sharding
-from gen3d.gan import inference, lifting, lifting_losses
+from gen3d.gan import generator2d, inference, lifting, lifting_losses
 from gen3d.models import lifted_gan
 from gen3d.tasks import lifting as task_module
 from gen3d.weights import port, torch_files
@@ -228,8 +228,18 @@ def test_bad_configs_are_refused(config, change, sentence):
 
 
 def test_a_generator_is_needed():
+  config = config_file.get_config('cats')
+  config.generator = ''
   with pytest.raises(UserError, match='There is no 2-D generator to lift'):
-    task_module.make(config_file.get_config('cats'))
+    task_module.make(config)
+
+
+def test_the_default_config_lifts_the_shipped_generator():
+  name = config_file.get_config('cats').generator
+  loaded = generator2d.load(name)
+  assert loaded.config['resolution'] == 64
+  stored, _ = assets.load(generator2d.SHIPPED)
+  jax.tree.map(np.testing.assert_array_equal, loaded.variables, stored)
 
 
 def test_image_loss_adds_features_of_vgg(monkeypatch):

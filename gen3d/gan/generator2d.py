@@ -11,6 +11,7 @@ from gen3d import assets
 from gen3d.choices import UserError, pick
 from gen3d.models import nvidia, stylegan2, stylegan2_rosinality
 
+SHIPPED = assets.FOLDER / 'stylegan2_cats.safetensors'
 _CHUNK = 1000  # latents at a time for `statistics`
 
 
@@ -44,12 +45,14 @@ def load(path: str | os.PathLike) -> Generator2D:
 
   Args:
     path: .safetensors of configs/stylegan2.py, NVIDIA's .pkl, or .pt of
-      rosinality's stylegan2-pytorch.
+      rosinality's stylegan2-pytorch; or 'stylegan2_cats', which ships.
 
   Raises:
     UserError: there is no such file, it is damaged, or it is another network.
   """
   path = pathlib.Path(path)
+  if str(path) == SHIPPED.stem:
+    path = SHIPPED
   if not path.is_file():
     raise UserError(f'There is no file {path}; give the weights of a 2-D '
                     'generator by --config.generator.')
