@@ -3,8 +3,8 @@
 Variants:
   cats         The default. Cats of the shapes world, seen from the front, at 32
                x 32, then 64 x 64 pixels: pi-GAN's row in the comparison of 3-D
-               GANs (configs/README.md). On two CPU cores 0.3, then 0.9 s a
-               step: about 40 minutes.
+               GANs (configs/README.md). On two CPU cores 0.9 s a step at 32
+               x 32; not yet trained to the end.
   celeba       Faces, as released: at 64 x 64 from the first step, with a
                discriminator that also estimates the pose. The paper itself
                raised the size by stages and had no pose loss.

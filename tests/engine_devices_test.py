@@ -78,3 +78,12 @@ def test_incomplete_coordinator_variables_are_a_user_error(
     monkeypatch.setenv('JAX_NUM_PROCESSES', count)
   with pytest.raises(UserError, match='needs JAX_NUM_PROCESSES'):
     devices.initialize_distributed()
+
+
+def test_jit_once_gives_the_bits_of_jit_also_within_another_jit():
+  draw = lambda key: jax.random.normal(key, (3, 5))
+  key = jax.random.key(0)
+  expected = jax.jit(draw)(key)
+  assert (devices.jit_once(draw)(key) == expected).all()
+  assert (jax.jit(lambda key: devices.jit_once(draw)(key))(key)
+          == expected).all()

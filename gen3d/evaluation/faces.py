@@ -118,7 +118,7 @@ def report(network: str | os.PathLike, data: str = '',
 
 
 def load_networks(arcface_path: str = '', deep3d_path: str = '',
-                model_path: str = '') -> FaceNetworks:
+                  model_path: str = '') -> FaceNetworks:
   """The FaceNetworks of the user's files; '' where one is missing.
 
   Raises:
