@@ -75,7 +75,7 @@ def ffhq512():
       'super_resolution_clamp': 256.0, 'super_resolution_half': True,
       # Scale of the camera in the mapping network; 0: no pose conditioning.
       'pose_conditioning': 1.0,
-      'density_weight': 0.25})
+      'density_weight': 0.25, 'opacity_weight': 0.0})
   config.schedule.update({
       'r1_gamma': 1.0, 'ema_ramp': 0.05,
       'pose_swap_prob': 0.5, 'pose_swap_fade_images': 1_000_000,
@@ -163,13 +163,15 @@ def cats():
   """Cats of the shapes world, seen from the front."""
   config = shapes()
   config.name, config.data = 'cats', stylegan2.cats_data()
-  config.steps = 5000
+  config.steps = 6000
   # The losses of R3GAN (2501.05441), their penalties in every 8th step.
   config.schedule.update({
       'relativistic': True, 'r2': True, 'd_reg_interval': 8,
-      'r1_gamma': 3.0, 'r1_gamma_final': 0.3, 'r1_gamma_fade_images': 30_000,
+      'r1_gamma': 3.0, 'r1_gamma_final': 1.0, 'r1_gamma_fade_images': 30_000,
       'pose_swap_fade_images': 20_000, 'ema_ramp': 0.05})
-  config.render_size = ((0, 24), (24_000, 24), (24_001, 32))
+  # White objects before white are transparent otherwise.
+  config.model.opacity_weight = 1.0
+  config.render_size = ((0, 32), (1, 32))
   return config
 
 

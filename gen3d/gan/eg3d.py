@@ -24,10 +24,13 @@ from gen3d.gan.networks import (
     update_w_avg,
 )
 from gen3d.models import eg3d, nvidia, stylegan2
-from gen3d.ops import cameras, images, mesh
+from gen3d.ops import cameras, images, losses, mesh
 
 # 1 - w_avg_beta of the official code: the rate of the running mean of w.
 _W_AVG_RATE = 0.002
+
+# Rays a side of the images whose opacities are regularized: few are enough.
+_OPACITY_RAYS = 16
 
 # Of the official visualizer: faces from a narrow range of yaw through a long
 # lens, cars (the networks with a white background) from all around.
@@ -42,8 +45,9 @@ def networks(config: Any, resolution: int, label_width: int) -> GANNetworks:
   Args:
     config: ConfigDict with `z_dim`, `synthesis`, `mapping`, `rendering`,
       `super_resolution`, `features`, `pose_conditioning`, `discriminator`,
-      `density_weight`, `super_resolution_clamp` (0: none) and
-      `super_resolution_half`.
+      `density_weight`, `super_resolution_clamp` (0: none),
+      `super_resolution_half` and, optionally, `plane_depth` and
+      `opacity_weight`, of the entropy of the rays' opacities.
     resolution: of the images.
     label_width: 25; EG3D needs cameras.
 
@@ -56,6 +60,7 @@ def networks(config: Any, resolution: int, label_width: int) -> GANNetworks:
   discriminator = stylegan2.Discriminator(
       resolution, labeled=True, **config.discriminator)
   rendering = generator.rendering
+  opacity_weight = config.get('opacity_weight', 0.0)
   apply = functools.partial(apply_module, generator)
 
   def planes_of(variables, latents):
@@ -66,14 +71,17 @@ def networks(config: Any, resolution: int, label_width: int) -> GANNetworks:
     planes = apply(variables, ws, first, method='planes', key=key_noise)
     return ws, planes, first, key_rest
 
+  def jitter_of(key, index, size):
+    # A key for each example, whose samples then do not depend on the others.
+    return jax.vmap(lambda key: jax.tree.map(
+        lambda x: x[0], eg3d.ray_jitter(key, 1, size, rendering)))(
+            keys_of(key, index))
+
   def generate(variables, latents, render_size):
     ws, planes, _, key = planes_of(variables, latents)
     # Views of one object share its planes.
     each_view = lambda x: jnp.repeat(x, len(latents.label) // len(ws), axis=0)
-    # A key for each example, whose samples then do not depend on the others.
-    jitter = jax.vmap(lambda key: jax.tree.map(
-        lambda x: x[0], eg3d.ray_jitter(key, 1, render_size, rendering)))(
-            keys_of(key, latents.index))
+    jitter = jitter_of(key, latents.index, render_size)
     generated = apply(variables, each_view(planes), each_view(ws),
                       latents.label, render_size, jitter, method='render')
     fakes = {'image': generated.image, 'image_raw': generated.image_raw}
@@ -85,7 +93,14 @@ def networks(config: Any, resolution: int, label_width: int) -> GANNetworks:
     variation = regularizers.density_variation(
         lambda points: apply(variables, planes, points, method='query')[0],
         keys_of(key, first))
-    return config.density_weight * variation, pl_mean
+    penalty = config.density_weight * variation
+    if opacity_weight:
+      views = len(latents.label) // len(first)
+      jitter = jitter_of(jax.random.fold_in(key, 1), first, _OPACITY_RAYS)
+      _, _, opacity = apply(variables, planes, latents.label[::views],
+                            _OPACITY_RAYS, jitter, method='features_at')
+      penalty += opacity_weight * jnp.mean(losses.opacity_entropy(opacity))
+    return penalty, pl_mean
 
   def discriminate(variables, x, label) -> Any:
     return discriminator.apply(
@@ -99,7 +114,8 @@ def networks(config: Any, resolution: int, label_width: int) -> GANNetworks:
       prepare_reals=lambda x, render_size: {
           'image': x, 'image_raw': images.resize(x, render_size)},
       discriminate=discriminate,
-      regularize=regularize if config.density_weight else None,
+      regularize=(
+          regularize if config.density_weight or opacity_weight else None),
       update_w_avg=functools.partial(
           update_w_avg, ('backbone', 'mapping'), _W_AVG_RATE),
       z_dim=config.z_dim, is_3d=True,
