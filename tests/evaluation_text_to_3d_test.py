@@ -28,26 +28,47 @@ def _mesh_of(category, scale=1.0, shift=(0.0, 0.0, 0.0)):
 
 
 def test_shape_scores_of_the_typical_object_at_another_scale_and_place():
-  iou, f_score = text_to_3d_evaluation.shape_scores(
+  iou, f_score, error = text_to_3d_evaluation.shape_scores(
       _mesh_of('mug', 0.8, (.05, 0, 0)), captions.parse('a mug'))
   assert iou > 0.85 and f_score > 0.98
+  assert np.isnan(error)  # The prompt names no color.
 
 
 def test_shape_scores_of_another_category_are_low():
-  iou, f_score = text_to_3d_evaluation.shape_scores(
+  iou, f_score, _ = text_to_3d_evaluation.shape_scores(
       _mesh_of('hammer'), captions.parse('a mug'))
   assert iou < 0.5 and f_score < 0.8
 
 
+def test_color_error_is_of_the_parts_that_the_prompt_names():
+  spec = captions.parse('a red mushroom with white stem')
+  mesh = _mesh_of('mushroom', 0.9)
+  true, named = text_to_3d_evaluation.true_colors(spec, mesh.vertices / 0.9)
+  assert 0.5 < named.mean() <= 1
+  error = lambda colors, text: text_to_3d_evaluation.shape_scores(
+      mesh._replace(colors=colors), captions.parse(text))[2]
+  prompt = 'a red mushroom with white stem'
+  assert error(true, prompt) < 0.03
+  assert error(np.clip(true + 0.2, 0, 1.2), prompt) > 0.15
+  # The stem's color is open.
+  stem = np.abs(true - captions.COLORS['white']).max(-1) < 1e-3
+  assert 0.1 < stem.mean() < 0.9
+  wrong_stem = np.where(stem[:, None], captions.COLORS['blue'], true)
+  assert error(wrong_stem, 'a red mushroom') < 0.05
+  assert error(wrong_stem, prompt) > 0.1
+
+
 def test_table_has_a_row_for_each_run_and_the_means_of_the_splits():
-  scores = [text_to_3d_evaluation.RunScores(
-      'a red car', 'seen', 1., .5, .4, .6), text_to_3d_evaluation.RunScores(
-          'a blue cat', 'unseen', .5, .5, .2, .4)]
+  scores = [text_to_3d_evaluation.RunScores(*values) for values in (
+      ('a red car', 'seen', 1., .5, .4, .6, np.nan),
+      ('a blue cat', 'unseen', .5, .5, .2, .4, .1))]
   lines = text_to_3d_evaluation.table(scores).splitlines()
   assert len(lines) == 2 + 2 + 3
-  assert lines[2] == '| a red car | seen | 100 % | 50 % | 0.40 | 0.60 |'
-  assert lines[-2] == '| **mean of 1** | unseen | 50 % | 50 % | 0.20 | 0.40 |'
-  assert lines[-1] == '| **mean of 2** | all | 75 % | 50 % | 0.30 | 0.50 |'
+  assert lines[2] == '| a red car | seen | 100 % | 50 % | 0.40 | 0.60 | nan |'
+  assert lines[-2] == (
+      '| **mean of 1** | unseen | 50 % | 50 % | 0.20 | 0.40 | 0.100 |')
+  assert lines[-1] == (
+      '| **mean of 2** | all | 75 % | 50 % | 0.30 | 0.50 | 0.100 |')
 
 
 def test_folder_without_finished_runs_is_refused(tmp_path):
@@ -66,7 +87,7 @@ def test_stored_scores_are_reused_until_the_mesh_is_newer(
   monkeypatch.setattr(
       text_to_3d_evaluation, '_score_run',
       lambda pair, folder: text_to_3d_evaluation.RunScores(
-          'a red car', 'seen', next(rates), 0.0, 0.0, 0.0))
+          'a red car', 'seen', next(rates), 0.0, 0.0, 0.0, np.nan))
   color = lambda **options: text_to_3d_evaluation.score_runs(
       None, tmp_path, **options)[0].color
   assert color() == 0.1

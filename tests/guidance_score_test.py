@@ -15,7 +15,7 @@ from configs import dreamfusion, scene_tex, text_to_image
 from gen3d import assets
 from gen3d.choices import UserError
 from gen3d.diffusion import noise, pixel_model, teachers
-from gen3d.guidance import prompts, score
+from gen3d.guidance import prompts, score, texts
 from gen3d.ops import cameras
 from gen3d.scenes import Render
 
@@ -49,7 +49,7 @@ TEACHER = teachers.Teacher(
 def _text(count, null='null'):
   states = lambda mean: {'states': jnp.full((count, 2, 3), mean),
                          'mask': jnp.ones((count, 2))}
-  return score.ViewText(states(MEANS['cond']), states(MEANS[null]))
+  return texts.ViewText(states(MEANS['cond']), states(MEANS[null]))
 
 
 def _settings(coefficients, t=None, **options):
@@ -190,10 +190,10 @@ def test_predictions_are_combined_by_their_coefficients(
     combination, noise_weight):
   # A teacher whose predictions are random arrays, far from parallel.
   keys = jax.random.split(jax.random.key(8), 2)
-  predictions = score.ViewText(
+  predictions = texts.ViewText(
       *(jax.random.normal(key, (3, *SHAPE)) for key in keys))
   teacher = TEACHER._replace(denoise=lambda w, x_t, t, text: text)
-  eps_c, eps_u, _ = predictions
+  eps_c, eps_u, *_ = predictions
   assert combination(4.0).noise == noise_weight
   combined, cond = score.combine_predictions(
       teacher, WEIGHTS, eps_c, jnp.zeros(3), predictions, combination(4.0), 0)
@@ -262,7 +262,7 @@ def test_the_scale_may_be_a_schedule(combination):
 def test_metric_is_the_norm_of_the_gradient():
   images = _images()
   settings = _settings(score.csd(), 0.4)
-  _, metrics = score.distillation_loss(
+  _, metrics, _ = score.distillation_loss(
       TEACHER, settings, WEIGHTS, jax.random.key(0), images, _text(2), 0)
   g = _gradient(settings, images, jax.random.key(0)) * len(images) / 2
   np.testing.assert_allclose(
@@ -307,8 +307,8 @@ def test_guidance_loss_is_that_of_the_rendered_image():
   image, color_only = _images()
   render = Render(image, *(None,) * 5, color_only=color_only)
   key, text = jax.random.key(0), _text(1)
-  loss, _ = guidance.loss({}, score.Frozen(None, WEIGHTS), key, render, text, 0)
-  expected, _ = score.distillation_loss(
+  loss, _ = guidance.loss({}, texts.Frozen(None, WEIGHTS), key, render, text, 0)
+  expected, *_ = score.distillation_loss(
       TEACHER, settings, WEIGHTS, key, image[None], text, 0, color_only[None])
   assert loss == expected != 0
 
@@ -365,7 +365,7 @@ def test_without_depth_conditioning_the_text_has_no_camera():
   text = guidance.condition(guidance.load('a dog', ''), cameras.orbit(
       10.0, 10.0, 1.6, 1.3))
   assert text.camera is None
-  assert score.add_depth(TEACHER, WEIGHTS, text, None) is text
+  assert texts.add_depth(TEACHER, WEIGHTS, text, None) is text
 
 
 def _small_shapes_teacher(path):
@@ -444,7 +444,7 @@ def test_sds_has_scenetexs_gradient(reference_data, monkeypatch):
       schedule=schedule, encode=lambda weights, images, key: images,
       denoise=lambda weights, x_t, t, text: text['states'][
           :, :1, :1, None] * jnp.tanh(x_t))
-  text = score.ViewText({'states': jnp.full((1, 1, 1), 0.1)},
+  text = texts.ViewText({'states': jnp.full((1, 1, 1), 0.1)},
                         {'states': jnp.zeros((1, 1, 1))})
   weight = float(data['vsd.w_at_t'])
   settings = _settings(

@@ -1,8 +1,9 @@
 """Noise schedules in continuous time, and conversions between predictions.
 
-Notation: x_t = alpha(t) x + sigma(t) eps with alpha^2 + sigma^2 = 1 and t in
-[0, 1]. A network predicts eps, x, or v = alpha eps - sigma x; all code outside
-the networks uses eps.
+Notation: x_t = alpha(t) x + sigma(t) eps with t in [0, 1]. A network predicts
+eps, x, or a velocity: v = alpha eps - sigma x where alpha^2 + sigma^2 = 1, u =
+eps - x of a rectified flow, where alpha + sigma = 1. All code outside the
+networks uses eps and holds for both kinds of schedules.
 
 Published networks are trained on N = 1000 discrete steps k = 0, ..., N - 1
 with a tabulated alpha^2 after each step. Step k ends at time t = (k + 1) / N,
@@ -32,6 +33,15 @@ def cosine_schedule(clip: float = 1e-3) -> Schedule:
   """
   angle = lambda t: 0.5 * jnp.pi * jnp.clip(t, clip, 1 - clip)
   return Schedule(lambda t: jnp.cos(angle(t)), lambda t: jnp.sin(angle(t)))
+
+
+def rectified_flow(clip: float = 1e-3) -> Schedule:
+  """alpha = 1 - t, sigma = t (Liu et al., 2209.03003).
+
+  `clip` keeps t away from both ends, where alpha or sigma would be zero.
+  """
+  clipped = lambda t: jnp.clip(t, clip, 1 - clip)
+  return Schedule(lambda t: 1 - clipped(t), clipped)
 
 
 def scaled_linear(first: float = 0.00085, last: float = 0.012,
@@ -110,6 +120,13 @@ def eps_from_v(schedule: Schedule, x_t: jax.Array, v: jax.Array,
   """eps = alpha v + sigma x_t."""
   alpha, sigma = _levels(schedule, t, x_t)
   return alpha * v + sigma * x_t
+
+
+def eps_from_flow(schedule: Schedule, x_t: jax.Array, u: jax.Array,
+                  t: jax.Array) -> jax.Array:
+  """eps = (x_t + alpha u) / (alpha + sigma), of the velocity u = eps - x."""
+  alpha, sigma = _levels(schedule, t, x_t)
+  return (x_t + alpha * u) / (alpha + sigma)
 
 
 def x_from_eps(schedule: Schedule, x_t: jax.Array, eps: jax.Array,

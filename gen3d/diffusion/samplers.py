@@ -108,3 +108,26 @@ def denoise(key: jax.Array, predict: Predict, schedule: noise.Schedule,
   (_, clean), _ = jax.lax.scan(
       lambda carry, inputs: (step(carry[0], inputs), None), (x_t, x_t), inputs)
   return clean
+
+
+def invert(predict: Predict, schedule: noise.Schedule, x: jax.Array,
+           t_start: jax.Array, t_end: jax.Array, steps: int) -> jax.Array:
+  """DDIM inversion: x_t [B, ...] of images at an earlier time.
+
+  Args:
+    predict: (x_t, t [B]) -> eps.
+    schedule: noise.Schedule.
+    x: [B, ...] at t_start.
+    t_start, t_end: [B] times, between which there are `steps` even steps.
+    steps: number of calls of `predict`.
+  """
+  times = t_start + jnp.linspace(0.0, 1.0, steps + 1)[:, None] * (
+      t_end - t_start)
+
+  def step(x_t, times):
+    t, later = times
+    eps = predict(x_t, t)
+    clean = noise.x_from_eps(schedule, x_t, eps, t)
+    return noise.diffuse(schedule, clean, eps, later), None
+
+  return jax.lax.scan(step, x, (times[:-1], times[1:]))[0]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import tqdm
@@ -54,6 +55,8 @@ class RunScores(NamedTuple):
     textureless: the same for textureless views.
     iou: with the category's typical object, at the best scale and position.
     f_score: of the surfaces there, with the distance THRESHOLD.
+    color_error: mean absolute difference of RGB from the true color, on the
+      surface of the parts whose color the prompt names; NaN without any.
   """
   prompt: str
   split: str
@@ -61,6 +64,7 @@ class RunScores(NamedTuple):
   textureless: float
   iou: float
   f_score: float
+  color_error: float
 
 
 def report(runs: str | os.PathLike,
@@ -100,15 +104,33 @@ def score_runs(pair: clip_pair.ClipPair, runs: str | os.PathLike,
   Raises:
     UserError: the folder has no finished text-to-3D run.
   """
-  scores = []
-  for folder in tqdm.tqdm(finished_runs(runs), 'runs', disable=None):
-    stored = folder / REPORT
-    if not force and _is_current(stored, folder / MESH):
-      scores.append(RunScores(**json.loads(stored.read_text())))
-      continue
-    scores.append(_score_run(pair, folder))
-    files.write_bytes(stored, json.dumps(scores[-1]._asdict()).encode())
+  scores = [score_run(pair, folder, force) for folder in tqdm.tqdm(
+      finished_runs(runs), 'runs', disable=None)]
   return sorted(scores, key=lambda s: (s.split, s.prompt))
+
+
+def score_run(pair: clip_pair.ClipPair, folder: pathlib.Path,
+              force: bool = False) -> RunScores:
+  """The scores of one finished run, stored as by `score_runs`.
+
+  Args:
+    pair: the retrieval model.
+    folder: workdir of the run.
+    force: score again where the stored scores are up to date.
+  """
+  stored = folder / REPORT
+  if not force and _is_current(stored, folder / MESH):
+    values: dict[str, Any] = {
+        name: np.nan if x is None else x
+        for name, x in json.loads(stored.read_text()).items()}
+    if set(values) == set(RunScores._fields):  # Not of an older version.
+      return RunScores(**values)
+  scores = _score_run(pair, folder)
+  # JSON has no NaN.
+  files.write_bytes(stored, json.dumps({
+      name: None if x != x else x
+      for name, x in scores._asdict().items()}).encode())
+  return scores
 
 
 def finished_runs(runs: str | os.PathLike) -> list[pathlib.Path]:
@@ -130,15 +152,18 @@ def table(scores: Sequence[RunScores]) -> str:
   percent = lambda x: f'{100 * x:.0f} %'
   row = lambda name, split, v: (
       f'| {name} | {split} | {percent(v[0])} | {percent(v[1])} | '
-      f'{v[2]:.2f} | {v[3]:.2f} |')
-  lines = ['| prompt | pair | color | textureless | IoU | F-score |',
-           '|---|---|---|---|---|---|']
+      f'{v[2]:.2f} | {v[3]:.2f} | {v[4]:.3f} |')
+  lines = ['| prompt | pair | color | textureless | IoU | F-score | '
+           'color error |',
+           '|---|---|---|---|---|---|---|']
   lines += [row(s.prompt, s.split, s[2:]) for s in scores]
   for split in ('seen', 'unseen', None):
     chosen = [s[2:] for s in scores if split in (None, s.split)]
     if chosen:
-      lines.append(row(f'**mean of {len(chosen)}**', split or 'all',
-                       np.mean(chosen, axis=0)))
+      lines.append(row(
+          f'**mean of {len(chosen)}**', split or 'all',
+          [np.mean(x[~np.isnan(x)]) if not np.isnan(x).all() else np.nan
+           for x in np.transpose(chosen)]))
   return '\n'.join(lines)
 
 
@@ -189,8 +214,8 @@ def render_views(config: Any, params: Any, protocol: text_metrics.Protocol,
 
 
 def shape_scores(mesh: mesh_ops.Mesh,
-                 spec: captions.Spec) -> tuple[float, float]:
-  """(IoU, F-score) of a mesh with the typical object of a category.
+                 spec: captions.Spec) -> tuple[float, float, float]:
+  """(IoU, F-score, color error) of a mesh and a category's typical object.
 
   A text does not fix scale and position, so those with the largest IoU are
   taken. The orientation is not optimized: the front is part of the prompt.
@@ -209,9 +234,36 @@ def shape_scores(mesh: mesh_ops.Mesh,
   fit = shape_metrics.best_scale_iou(
       shape_metrics.inside_mesh(mesh.vertices, mesh.faces, bound),
       lambda points: np.asarray(sdf(points)) < 0, bound)
-  points = shape_metrics.sample_surface(mesh.vertices, mesh.faces, POINTS)
-  return fit.iou, shape_metrics.f_score(
-      fit.place(points), true_surface(sdf), THRESHOLD)
+  surface = (mesh.vertices, mesh.faces)
+  points = fit.place(shape_metrics.sample_surface(*surface, POINTS))
+  error = np.nan
+  if mesh.colors is not None:
+    colors = shape_metrics.sample_values(*surface, mesh.colors, POINTS)
+    true, named = true_colors(spec, points)
+    if named.any():
+      error = float(np.abs(colors[:, :3] - true)[named].mean())
+  return (fit.iou, shape_metrics.f_score(points, true_surface(sdf), THRESHOLD),
+          error)
+
+
+def true_colors(spec: captions.Spec, points: np.ndarray
+                ) -> tuple[np.ndarray, np.ndarray]:
+  """(colors [N, 3], named [N]) of the typical object near points [N, 3].
+
+  `named` is True where the color is that of a part which the prompt names.
+
+  Args:
+    spec: of the prompt, with a category.
+    points: in the frame of the shapes world.
+  """
+  parts = categories.build(
+      spec._replace(main=spec.main or 'white', second=spec.second or 'gray'),
+      lambda low, high: (low + high) / 2).parts
+  true = np.asarray(primitives.color(parts, jnp.asarray(points, jnp.float32)))
+  named = np.zeros(len(points), bool)
+  for name in filter(None, (spec.main, spec.second)):
+    named |= np.abs(true - captions.COLORS[name]).max(-1) < 1e-3
+  return true, named
 
 
 def true_surface(sdf: Callable, resolution: int = 128) -> np.ndarray:
@@ -241,8 +293,8 @@ def _score_run(pair, folder):
           pair, views[mode], config.prompt, mode == 'textureless')
       for mode in MODES)
   mesh, = meshes.load(folder / MESH)
-  iou, f_score = shape_scores(mesh, spec)
-  return RunScores(config.prompt, split, color, textureless, iou, f_score)
+  return RunScores(config.prompt, split, color, textureless,
+                   *shape_scores(mesh, spec))
 
 
 def _is_text_to_3d(folder):

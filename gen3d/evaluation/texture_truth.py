@@ -19,7 +19,7 @@ import tqdm
 from gen3d import assets
 from gen3d.choices import UserError
 from gen3d.data import untextured
-from gen3d.data.shapes import captions, categories, primitives
+from gen3d.data.shapes import captions
 from gen3d.evaluation import clip as clip_evaluation
 from gen3d.evaluation import text_to_3d as runs_evaluation
 from gen3d.guidance import prompts
@@ -153,15 +153,7 @@ def color_agreement(mesh: Mesh, prompt: str) -> tuple[float, float, float]:
   """
   points, uv = sample_surface(mesh, POINTS)
   colors = bake.texture_colors(mesh.texture, uv)
-  spec = captions.parse(prompt)
-  # Colors that the prompt leaves open do not count as named.
-  parts = categories.build(
-      spec._replace(main=spec.main or 'white', second=spec.second or 'gray'),
-      lambda low, high: (low + high) / 2).parts
-  true = np.asarray(primitives.color(parts, jnp.asarray(points, jnp.float32)))
-  named = np.zeros(len(points), bool)
-  for name in filter(None, (spec.main, spec.second)):
-    named |= np.abs(true - captions.COLORS[name]).max(-1) < 1e-3
+  true, named = runs_evaluation.true_colors(captions.parse(prompt), points)
   error = np.linalg.norm(colors - true, axis=-1)
   good = error < TOLERANCE
   if not named.any():

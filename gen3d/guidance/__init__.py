@@ -1,22 +1,25 @@
 """Guidance: the gradient of a rendered image with respect to a text.
 
-score.py has score distillation by a diffusion model (SDS, CSD), clip.py the
-cosine of CLIP with augmentations.py; prompts.py the view-dependent prompts.
+score.py has score distillation by a diffusion model (SDS, CSD), texts.py the
+texts of a view, prompts.py the view-dependent prompts, perp_neg.py the negative
+prompts of other views. noising.py and student.py have what followed SDS: other
+references and ways to noise an image, and the student of VSD. clip.py has the
+cosine of CLIP with augmentations.py.
 
 To add a guidance, write a module with a function that makes a Guidance and
-enter it in GUIDANCES of tasks/text_to_3d.py, which needs no other change. Two
-examples of what the record provides for:
+enter it in GUIDANCES of tasks/text_to_3d.py, which needs no other change. Where
+it is score distillation with another Noising or Reference, score.make makes it
+of that function alone. Two examples of what the record provides for:
 
 CLIP (clip.py) has no diffusion model and learns nothing along: `load` returns
 the weights of the image tower and the text's features, `init` {}, `condition`
 the features, and `loss` the negative cosine similarity with the features of an
 augmented `render.image`.
 
-VSD (ProlificDreamer, 2305.16213) learns a student: `init` makes the student's
-parameters of the teacher's weights in `frozen` (a copy, or LoRA matrices), and
-`loss` adds the student's denoising loss to a surrogate whose gradient is
-eps_hat - eps_student. The task trains `params` with the scene, at the learning
-rate of config.optimizer.lr_multipliers.
+VSD (student.py) learns a student: `init` makes its parameters, LoRA matrices
+or a copy of the teacher's U-Net, and `loss` adds the student's denoising loss
+to a surrogate whose gradient is eps_hat - eps_student. The task trains `params`
+with the scene, by the optimizer config.guidance.optimizer.
 """
 
 from collections.abc import Callable

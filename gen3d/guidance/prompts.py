@@ -47,6 +47,29 @@ def with_views(prompt: str) -> list[str]:
   return [f'{prompt}, {view}' for view in VIEWS]
 
 
+def expand(template: str, subjects: tuple[str, ...]) -> list[str]:
+  """The texts of a template, in the order of `row`.
+
+  Args:
+    template: text with '{prompt}' and '{view}' where these stand; without both
+      it is the same for all prompts.
+    subjects: prompts; errors of `normalize`.
+  """
+  if '{prompt}' not in template:
+    return [template]
+  views = VIEWS if '{view}' in template else ('',)
+  return [template.format(prompt=normalize(prompt), view=view)
+          for prompt in subjects for view in views]
+
+
+def row(template: str, subject: jax.Array | int, view: jax.Array | int
+        ) -> jax.Array | int:
+  """Index into `expand` of a prompt's index and an index into VIEWS."""
+  if '{prompt}' not in template:
+    return 0
+  return len(VIEWS) * subject + view if '{view}' in template else subject
+
+
 def nearest_view(azimuth: jax.Array, elevation: jax.Array, *,
                  front: float = 45.0, overhead: float = 60.0) -> jax.Array:
   """Index [...] into VIEWS of a camera's direction.

@@ -112,6 +112,12 @@ def f_score(points_a: np.ndarray, points_b: np.ndarray,
 def sample_surface(vertices: np.ndarray, faces: np.ndarray, count: int,
                    seed: int = 0) -> np.ndarray:
   """Samples points [count, 3] uniformly by area on a mesh."""
+  return sample_values(vertices, faces, vertices, count, seed)
+
+
+def sample_values(vertices: np.ndarray, faces: np.ndarray, values: np.ndarray,
+                  count: int, seed: int = 0) -> np.ndarray:
+  """Values [count, C] of vertices [V, C] at the points of `sample_surface`."""
   rng = np.random.default_rng(seed)
   a, b, c = np.asarray(vertices, np.float64)[np.asarray(faces).T]
   area = np.linalg.norm(np.cross(b - a, c - a), axis=-1)
@@ -119,6 +125,7 @@ def sample_surface(vertices: np.ndarray, faces: np.ndarray, count: int,
   # Uniform in the parallelogram; its far half is reflected into the triangle.
   u, v = rng.random((2, count, 1))
   u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
+  a, b, c = np.asarray(values, np.float64)[np.asarray(faces).T]
   return a[face] + u * (b - a)[face] + v * (c - a)[face]
 
 

@@ -23,14 +23,14 @@ from gen3d.choices import UserError, pick
 from gen3d.data import untextured
 from gen3d.engine import checkpoints, devices, optim
 from gen3d.engine import state as states
-from gen3d.guidance import Guidance, clip, prompts, score
+from gen3d.guidance import Guidance, clip, noising, prompts, score, student
 from gen3d.io import images as image_io
 from gen3d.io import keyframes, surfaces
 from gen3d.ops import bake
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
 from gen3d.render import finished
-from gen3d.scenes import Scene, dream_fields, dreamfusion, texture
+from gen3d.scenes import Scene, dream_fields, dreamfusion, particles, texture
 from gen3d.scenes import mesh as mesh_scene
 from gen3d.tasks import Costs, Task, load_config, load_finished
 
@@ -39,7 +39,9 @@ SCENES = {'dreamfusion': dreamfusion.make, 'dream_fields': dream_fields.make,
           'mesh': mesh_scene.make, 'texture': texture.make}
 GUIDANCES = {'sds': partial(score.from_config, score.sds),
              'csd': partial(score.from_config, score.csd),
-             'clip': clip.from_config}
+             'asd': noising.asd, 'bridge': noising.bridge,
+             'ism': noising.ism, 'sdi': noising.sdi,
+             'vsd': student.from_config, 'clip': clip.from_config}
 
 
 class Parts(NamedTuple):
@@ -68,8 +70,9 @@ def make(config: ml_collections.ConfigDict,
       prompts.split(config.prompt, scene.subjects))
   guidance = guidance or pick(
       'guidance', GUIDANCES, config.guidance.name)(config)
-  optimizer = optim.make_optimizer(config.optimizer, config.steps)
-  parts = Parts(scene, guidance, optimizer, config.views)
+  count = _particles(config)
+  parts = Parts(scene if count == 1 else particles.stack(scene, count),
+                guidance, _optimizer(config), config.views)
   return Task(
       init=partial(_init, parts=parts, prompt=prompt,
                    negative_prompt=config.negative_prompt),
@@ -77,10 +80,28 @@ def make(config: ml_collections.ConfigDict,
       batches=partial(_batches, views=config.views),
       evaluate=partial(
           _evaluate, path=finished.turntable(4, dict(config.orbit)),
-          view=finished.make_renderer(scene, 96, ('color', 'normal'))),
-      finish=lambda state, workdir: finished.export(
-          _finished(scene, _scene_params(state), config), workdir),
+          view=finished.make_renderer(scene, 96, ('color', 'normal')),
+          count=count),
+      finish=partial(_finish, scene=scene, config=config),
       costs=lambda: Costs(_sizes(config)))
+
+
+def _particles(config) -> int:
+  """The number of objects of a run; configs of one need not have it."""
+  return config.particles if 'particles' in config else 1
+
+
+def _optimizer(config):
+  """That of the scene, and of what the guidance learns along if it has one."""
+  optimizer = optim.make_optimizer(config.optimizer, config.steps)
+  if 'optimizer' not in config.guidance:
+    return optimizer
+  return optax.partition(
+      {'scene': optimizer,
+       'guidance': optim.make_optimizer(config.guidance.optimizer,
+                                        config.steps)},
+      lambda params: {name: jax.tree.map(lambda _, name=name: name, tree)
+                      for name, tree in params.items()})
 
 
 def make_scene(config: ml_collections.ConfigDict, **start: Any) -> Scene:
@@ -152,13 +173,15 @@ def _texture_start(scene):
   return start
 
 
-def load_run(workdir: str | os.PathLike, step: int | None = None
+def load_run(workdir: str | os.PathLike, step: int | None = None,
+             particle: int = 0
              ) -> tuple[Scene, Any, ml_collections.ConfigDict]:
   """(scene, its parameters, config) of a run of this task.
 
   Args:
     workdir: of the run.
     step: of the checkpoint; None for the newest.
+    particle: which of several objects of the run.
 
   Raises:
     UserError: there is no such run, it is damaged, or it is of another task.
@@ -169,6 +192,8 @@ def load_run(workdir: str | os.PathLike, step: int | None = None
   # on this machine.
   scene = make_scene(config)
   params = checkpoints.load_tree(workdir, 'params/scene', step)
+  if _particles(config) > 1:
+    params = particles.select(params, particle)
   if scene.running:
     params = {**params, **checkpoints.load_tree(workdir, 'extra', step)}
   return scene, jax.tree.map(jnp.asarray, params), config
@@ -178,6 +203,16 @@ def load(workdir: str | os.PathLike,
          step: int | None = None) -> finished.Finished:
   """The finished scene of a run; arguments and errors of `load_run`."""
   return _finished(*load_run(workdir, step))
+
+
+def _finish(state, workdir, *, scene, config):
+  """Exports the object, or each of several into a folder of its own."""
+  params = _scene_params(state)
+  if _particles(config) == 1:
+    return finished.export(_finished(scene, params, config), workdir)
+  return [file for index in range(config.particles) for file in finished.export(
+      _finished(scene, particles.select(params, index), config),
+      pathlib.Path(workdir) / f'particle_{index}')]
 
 
 def _finished(scene: Scene, params: Any,
@@ -274,8 +309,11 @@ def _batches(seed: int, first_step: int, *, views: int
   return itertools.repeat({'view': np.arange(views, dtype=np.int32)})
 
 
-def _evaluate(state, key, *, view, path):
-  """A sheet of four sides, each in color and as normals."""
+def _evaluate(state, key, *, view, path, count):
+  """A sheet of four sides, each in color and as normals, of each object."""
   del key
-  film = view(_scene_params(state), path)
-  return {}, {'preview': image_io.tile(film, 2)}
+  params = _scene_params(state)
+  objects = [params] if count == 1 else [
+      particles.select(params, index) for index in range(count)]
+  return {}, {'preview': np.concatenate(
+      [image_io.tile(view(one, path), 2) for one in objects])}
