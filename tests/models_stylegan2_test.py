@@ -136,6 +136,22 @@ def test_noise_is_random_const_or_none():
     draw(0, 'nome')
 
 
+def test_noise_of_an_image_is_that_of_its_index_and_differs_by_layer():
+  synthesis = stylegan2.Synthesis(16, channel_base=32, channel_max=4)
+  noises = lambda index: synthesis.apply(
+      {}, jnp.asarray(index), len(index), method='_noises',
+      rngs={'noise': jax.random.key(3)})
+  of_batch, of_one = noises([4, 7, 9]), noises([7])
+  assert [x.shape[1:] for x in of_one] == [
+      (size, size, 1) for size in (4, 8, 8, 16, 16)]
+  for several, alone in zip(of_batch, of_one):
+    np.testing.assert_array_equal(several[1], alone[0])
+    assert not np.array_equal(several[0], several[1])
+  values = np.concatenate([x[0].ravel() for x in of_one])
+  assert len(np.unique(values)) == len(values) == 16 + 2 * 64 + 2 * 256
+  assert abs(values.mean()) < 0.2 and abs(values.std() - 1) < 0.1
+
+
 def test_to_rgb_scales_its_style_and_does_not_demodulate():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, 4, 4, 5)).astype(np.float32)
@@ -178,7 +194,7 @@ def test_blocks_compute_in_half_precision_throughout():
   for block, inputs in (
       (stylegan2.DiscriminatorBlock(4, 8, True, 256.0, jnp.bfloat16), (x,)),
       (stylegan2.SynthesisBlock(4, 3, clamp=256.0, dtype=jnp.bfloat16),
-       (x, jnp.zeros((1, 8, 8, 3)), w, 'const'))):
+       (x, jnp.zeros((1, 8, 8, 3)), w, ('const', 'const')))):
     variables = block.init(jax.random.key(0), *inputs)
     outputs, layers = block.apply(
         variables, *inputs, capture_intermediates=lambda m, _: isinstance(

@@ -276,7 +276,7 @@ class SuperResolution(nn.Module):
       x, image = stylegan2.SynthesisBlock(
           width, 3, up, clamp=self.clamp,
           dtype=jnp.bfloat16 if self.half else jnp.float32,
-          name=f'block{i}')(x, image, ws, 'none')
+          name=f'block{i}')(x, image, ws, ('none', 'none'))
     return image
 
 

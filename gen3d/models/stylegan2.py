@@ -9,12 +9,14 @@ dots, is its name in an official checkpoint.
 Buffers, which are saved but not trained, are a collection of their own:
 `apply({'params': ..., 'buffers': ...}, ...)`.
 
-`noise` is 'random', 'const', 'none', or indices [N] of the images, which is
-'random' with the noise of an image depending only on its index and on the
-random stream 'noise', not on the rest of the batch.
+`noise` of the generator is 'random', 'const', 'none', or indices [N] of the
+images, which is 'random' with the noise of an image depending only on its index
+and on the random stream 'noise', not on the rest of the batch. A layer takes
+'const', 'none' or its own noise [N, H, W, 1].
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -44,11 +46,8 @@ class SynthesisLayer(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, w: jax.Array, noise: Noise = 'random'
+      self, x: jax.Array, w: jax.Array, noise: Noise = 'const'
   ) -> jax.Array:
-    if isinstance(noise, str):
-      check('noise', NOISE, noise)
-      noise = jnp.arange(len(x)) if noise == 'random' else noise
     style = layers.Dense(x.shape[-1], bias_init=1.0, name='affine')(w)
     # Without a factor for its size, which demodulation would cancel.
     weight = self.param('weight', nn.initializers.normal(1.0),
@@ -59,15 +58,10 @@ class SynthesisLayer(nn.Module):
     constant = self.variable(
         'buffers', 'noise_const',
         lambda: jax.random.normal(self.make_rng('params'), size))
-    if isinstance(noise, str):
-      if noise == 'const':
-        x += (strength * constant.value)[:, :, None].astype(x.dtype)
-    elif not self.is_initializing():  # `init` has no stream 'noise'.
-      # One key per image, so that its noise is the same on any device.
-      keys = jax.vmap(jax.random.fold_in, (None, 0))(
-          self.make_rng('noise'), noise)
-      random = jax.vmap(lambda key: jax.random.normal(key, (*size, 1)))(keys)
-      x += (strength * random).astype(x.dtype)
+    if not isinstance(noise, str):
+      x += (strength * noise).astype(x.dtype)
+    elif noise == 'const':
+      x += (strength * constant.value)[:, :, None].astype(x.dtype)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     return layers.activate(x + bias.astype(x.dtype), clamp=self.clamp)
 
@@ -114,8 +108,9 @@ class SynthesisBlock(nn.Module):
   @nn.compact
   def __call__(
       self, x: jax.Array | None, image: jax.Array | None, ws: jax.Array,
-      noise: Noise = 'random'
+      noise: Sequence[Noise] = ('const', 'const')
   ) -> tuple[jax.Array, jax.Array]:
+    *first, last = noise  # The first block has no conv0.
     layer = lambda name, up=False: SynthesisLayer(
         self.features, up, self.clamp, name=name)
     if x is None:
@@ -125,9 +120,10 @@ class SynthesisBlock(nn.Module):
       x = jnp.broadcast_to(
           x.transpose(1, 2, 0), (len(ws), *x.shape[1:], x.shape[0]))
     else:
-      x = layer('conv0', self.up)(x.astype(self.dtype), ws[:, 0], noise)
-    # From the end: the first block has no conv0, and so one w fewer.
-    x = layer('conv1')(x.astype(self.dtype), ws[:, -2], noise)
+      x = layer('conv0', self.up)(
+          x.astype(self.dtype), ws[:, 0], first[0])
+    # From the end: without conv0, there is one w fewer.
+    x = layer('conv1')(x.astype(self.dtype), ws[:, -2], last)
     rgb = ToRGB(self.image_channels, self.clamp, name='torgb')(x, ws[:, -1])
     if image is None:
       return x, rgb.astype(jnp.float32)
@@ -164,6 +160,7 @@ class Synthesis(nn.Module):
     widths = self.widths or tuple(
         layers.channels(size, self.channel_base, self.channel_max)
         for size in sizes)
+    noises = self._noises(noise, len(ws))
     for i, size in enumerate(sizes):
       block = SynthesisBlock(
           widths[i], self.image_channels, constant=4 if i == 0 else 0,
@@ -172,8 +169,29 @@ class Synthesis(nn.Module):
           name=f'b{size}')
       # The w of a block's ToRGB is also that of the next block's conv0.
       first = max(2 * i - 1, 0)
-      x, image = block(x, image, ws[:, first:2 * i + 2], noise)
+      x, image = block(x, image, ws[:, first:2 * i + 2],
+                       noises[first:2 * i + 1])
     return image
+
+  def _noises(self, noise: Noise, count: int) -> list[Noise]:
+    """The noise of each layer, 'const', 'none' or [count, H, W, 1]."""
+    sizes = layers.resolutions(self.resolution)
+    sizes = [size for size in sizes for _ in range(1 + (size > sizes[0]))]
+    if isinstance(noise, str):
+      check('noise', NOISE, noise)
+      if noise == 'random':
+        noise = jnp.arange(count)
+    if isinstance(noise, str) or self.is_initializing():
+      # `init` has no stream 'noise', and every layer's strength is 0 there.
+      return [noise if isinstance(noise, str) else 'none'] * len(sizes)
+    # One key per image, so that its noise is the same on any device, and one
+    # draw for all layers: fewer programs to compile.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        self.make_rng('noise'), noise)
+    ends = np.cumsum([size**2 for size in sizes])
+    drawn = jax.vmap(lambda key: jax.random.normal(key, (ends[-1],)))(keys)
+    return [x.reshape(count, size, size, 1) for x, size in zip(
+        jnp.split(drawn, ends[:-1], axis=1), sizes)]
 
 
 class Mapping(nn.Module):
