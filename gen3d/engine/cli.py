@@ -5,38 +5,46 @@ one sentence and the exit code is 2. Any other exception is a bug and keeps
 its traceback.
 """
 
-import pathlib
+import logging as python_logging
 import re
-import runpy
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from absl import app, flags, logging
 
 from gen3d import legacy
 from gen3d.choices import UserError, check
-from gen3d.engine import devices
+from gen3d.engine import config_files, devices
+
+_CONFIG_FLAG = re.compile(r'(--?config)(=(.*))?', re.DOTALL)
+_HELP = ('-h', '-help', '--help', '-helpshort', '--helpshort')
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[..., None], positional: bool = False) -> None:
   """Parses the flags, prepares JAX and calls main(), then exits.
 
-  Exit codes: 0, also after a SIGTERM that saved; 2 after a user's mistake;
-  130 after Ctrl-C.
+  Exit codes: 0, also after --help and after a SIGTERM that saved; 2 after a
+  user's mistake; 130 after Ctrl-C.
+
+  Args:
+    main: the command.
+    positional: whether the words that are no flags are main's arguments; else
+      they are refused.
   """
 
   def guarded(argv):
     try:
-      if len(argv) > 1:
+      if len(argv) > 1 and not positional:
         raise UserError(f'Unexpected argument {argv[1]!r}; see --help.')
       if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # Orbax logs every save.
+      _plain_messages()
       devices.use_all_cores()
       devices.tune_malloc()
       devices.cache_compilations()
       devices.initialize_distributed()
-      main()
+      main(*argv[1:])
     except KeyboardInterrupt:
       sys.exit(130)
     except (UserError, OSError) as error:
@@ -56,21 +64,21 @@ def check_config(argv: Sequence[str]) -> None:
   """Checks the config file, its variant and the overridden keys.
 
   Args:
-    argv: the command line, with --config=FILE[:VARIANT] and
-      --config.KEY=VALUE.
+    argv: the command line, with --config=FILE[:VARIANT], or the name of one of
+      gen3d's, and --config.KEY=VALUE.
 
   Raises:
-    UserError: there is no such file, variant or key; names the near ones and
-      the present name of a key of version 1.
+    UserError: there is no such file, name, variant or key; names the near
+      ones and the present name of a key of version 1.
   """
   path = None
   for flag, following in zip(argv, [*argv[1:], ''], strict=True):
-    match = re.fullmatch(r'--?config(=(.*))?', flag, re.DOTALL)
+    match = _CONFIG_FLAG.fullmatch(flag)
     if match:
-      path = match[2] if match[1] else following
+      path = match[3] if match[2] else following
   if path is None:
     return
-  config = _load(*path.partition(':')[::2])
+  config = config_files.load(*config_files.resolve(path).partition(':')[::2])
   keys = _keys(config)
   for flag in argv[1:]:
     match = re.match(r'--?(?:no)?config\.([^=\[]+)', flag)
@@ -93,32 +101,34 @@ def _parse(argv):
   config_flags has no check of its own before it applies the overrides, so a
   config file is executed twice: by check_config and by config_flags.
   """
+  if any(word in _HELP for word in argv[1:]):
+    app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
   try:
     check_config(argv)
-    return flags.FLAGS(argv)
+    return flags.FLAGS(_with_paths(argv))
   except (UserError, flags.Error) as error:
     _fail(error)
 
 
-def _load(path: str, variant: str) -> Any:
-  """Executes a config file; returns the config of a variant ('': default).
+def _with_paths(argv):
+  """`argv` with the file's path where --config has the name of a config."""
+  words = list(argv)
+  for i, word in enumerate(words):
+    match = _CONFIG_FLAG.fullmatch(word)
+    if match and match[2]:
+      words[i] = f'{match[1]}={config_files.resolve(match[3])}'
+    elif match and i + 1 < len(words):
+      words[i + 1] = config_files.resolve(words[i + 1])
+  return words
 
-  A file's VARIANTS, where it has one, holds the names of its variants.
-  """
-  file = pathlib.Path(path)
-  if not file.is_file():
-    beside = sorted(str(p) for p in file.parent.glob('*.py'))
-    raise UserError(f'There is no config file {path!r}' + (
-        f'; choose from {beside}.' if beside else '.'))
-  module = runpy.run_path(str(file))
-  if 'get_config' not in module:
-    raise UserError(f'{path} is not a config file: it has no get_config(); '
-                    'give one of configs/.')
-  if not variant:
-    return module['get_config']()
-  if 'VARIANTS' in module:
-    check('variant', module['VARIANTS'], variant)
-  return module['get_config'](variant)
+
+def _plain_messages():
+  """Prints warnings of libraries as their sentence, without file and time."""
+  plain = python_logging.Formatter('%(message)s')
+  logging.get_absl_handler().setFormatter(plain)
+  for handler in python_logging.getLogger('jax').handlers:
+    handler.setFormatter(plain)
+  warnings.formatwarning = lambda message, *_, **__: f'{message}\n'
 
 
 def _keys(config, prefix=''):

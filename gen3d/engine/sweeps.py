@@ -3,14 +3,13 @@
 import os
 import pathlib
 import re
-import runpy
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from gen3d.choices import UserError
-from gen3d.engine import cli
+from gen3d.engine import cli, config_files
 
 
 def commands(
@@ -27,7 +26,8 @@ def commands(
   Raises:
     UserError: there is no sweep, or a key is unknown.
   """
-  sweep = runpy.run_path(path.partition(':')[0]).get('sweep')
+  sweep = config_files.execute(
+      config_files.resolve(path).partition(':')[0]).get('sweep')
   if sweep is None:
     raise UserError(f'The config {path} has no sweep().')
   lines = []

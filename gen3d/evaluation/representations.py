@@ -184,7 +184,7 @@ def _commands(data, workdir, configs, variant, settings):
             *[f'--config.{setting}' for setting in settings]]
   lines = []
   for name in configs:
-    config = f'--config=configs/{name}.py:{variant}'
+    config = f'--config={name}:{variant}'
     train = [sys.executable, '-m', 'gen3d.train', config, *common,
              f'--workdir={workdir / name}']
     # All configs are checked before the first one is trained.

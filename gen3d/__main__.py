@@ -1,0 +1,49 @@
+"""The command gen3d: `gen3d COMMAND --FLAG...` is `python -m gen3d.COMMAND`.
+
+It imports nothing of the commands before it runs one, because JAX takes
+seconds.
+"""
+
+import ast
+import pathlib
+import runpy
+import sys
+
+from gen3d import choices
+
+COMMANDS = ('train', 'sample', 'generate', 'export', 'invert', 'evaluate',
+            'compare', 'make_data', 'sweep', 'benchmark', 'configs')
+
+
+def main() -> None:
+  """Runs the command of the command line, or lists the commands."""
+  name, *words = sys.argv[1:] or ['--help']
+  if name in ('-h', '-help', '--help', '--helpfull', '--helpshort', 'help'):
+    print(usage())
+  elif name not in COMMANDS:
+    print(choices.unknown('command', COMMANDS, name), file=sys.stderr)
+    sys.exit(2)
+  else:
+    sys.argv = [f'gen3d {name}', *words]
+    runpy.run_module(f'gen3d.{name}', run_name='__main__', alter_sys=True)
+
+
+def usage() -> str:
+  """Returns the list of the commands with the title of each."""
+  width = max(map(len, COMMANDS))
+  return '\n'.join([
+      'usage: gen3d COMMAND [--FLAG...]', '',
+      *(f'  {name:{width}}  {_title(name)}' for name in COMMANDS), '',
+      'gen3d COMMAND --help prints examples and flags. For example:',
+      "  gen3d train --config=dreamfusion --config.prompt='a red chair' "
+      '--workdir=runs/chair'])
+
+
+def _title(name):
+  """The first line of a command's docstring."""
+  source = (pathlib.Path(__file__).parent / f'{name}.py').read_text()
+  return (ast.get_docstring(ast.parse(source)) or '').splitlines()[0]
+
+
+if __name__ == '__main__':
+  main()
