@@ -60,21 +60,30 @@ new_enough() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
-# Installs a requirements file unless it is unchanged since the last time.
+# Installs the package itself, so that the command gen3d works from any folder.
+install_package() {
+  install_changed pyproject.toml --no-deps --editable "$root"
+}
+
+# Installs a file unless it is unchanged since the last time:
+#   install_changed FILE [PIP-ARGUMENT...]   by default --requirement FILE
 install_changed() {
-  local file=$root/$1 stamp=$root/.venv/installed-$1 log=$root/.venv/pip.log
+  local file=$root/$1 name=$1 stamp=$root/.venv/installed-$1
+  local log=$root/.venv/pip.log
+  shift
+  [ $# -gt 0 ] || set -- --requirement "$file"
   if cmp -s "$file" "$stamp"; then
     return
   fi
-  echo "Installing $1 into .venv; the first time takes a few minutes." >&2
+  echo "Installing $name into .venv; the first time takes a few minutes." >&2
   if ! "$python" -m pip install --disable-pip-version-check --retries 2 \
-    --timeout 30 --requirement "$file" >"$log" 2>&1 </dev/null; then
+    --timeout 30 "$@" >"$log" 2>&1 </dev/null; then
     if grep -qiE 'connection (broken|refused|timed out|aborted|error)|failed to establish|name resolution|timed out|ProxyError|SSLError' "$log"
     then
-      fail "the Python package registry cannot be reached, so $1 is not" \
+      fail "the Python package registry cannot be reached, so $name is not" \
         "installed; check the network and run this again (log: $log)."
     fi
-    fail "pip could not install $1:" \
+    fail "pip could not install $name:" \
       "$(grep -i '^error' "$log" | tail -n 1) (log: $log)."
   fi
   cp "$file" "$stamp"

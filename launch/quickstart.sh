@@ -1,21 +1,28 @@
 #!/usr/bin/env bash
 # From a prompt to a 3-D object, in one command and from nothing; see usage.
+if [ -z "${BASH_VERSION-}" ]; then  # sh quickstart.sh
+  command -v bash >/dev/null || {
+    echo 'gen3d: quickstart.sh needs bash, which is not installed.' >&2
+    exit 1
+  }
+  exec bash "$0" "$@"
+fi
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 usage() {
   cat <<'END'
-usage: bash launch/quickstart.sh [PROMPT] [--FLAG...]
+usage: bash launch/quickstart.sh [--FLAG=VALUE...] [PROMPT]
 
 Makes a 3-D object from a prompt; without PROMPT it is "a red chair":
   bash launch/quickstart.sh "a red chair"
-The first call makes .venv and installs requirements.txt. Each prompt has a
-folder in runs/. A finished object is not made again, and an interrupted run
-goes on where it stopped.
+The first call makes .venv and installs requirements.txt and the command gen3d.
+Each prompt, and each set of flags, has a folder in runs/. A finished object is
+not made again, and an interrupted run goes on where it stopped.
 
---FLAGs go to gen3d.train, for example:
+FLAGs go to gen3d train, for example:
   --config.seed=1
-  --config=configs/dreamfusion.py:paper
+  --config=dreamfusion:paper
 -h, --help: prints this and ends.
 END
 }
@@ -26,14 +33,17 @@ for word in "$@"; do
   esac
 done
 
-words=()
-while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do
-  case $1 in
-    -?*) fail "the option \"$1\" is unknown; flags begin with two dashes, and" \
+words=() flags=()
+for word in "$@"; do
+  case $word in
+    --workdir*|--config.prompt*) fail "the flag \"$word\" is unknown here: the" \
+      "folder is named after the prompt, which is a word without dashes." ;;
+    --?*=*) flags+=("$word") ;;
+    --?*) fail "the flag \"$word\" has no value; write $word=VALUE." ;;
+    -?*) fail "the option \"$word\" is unknown; flags begin with two dashes, and" \
       "bash launch/quickstart.sh --help shows the usage." ;;
+    *) words+=("$word") ;;
   esac
-  words+=("$1")
-  shift
 done
 prompt=${words[*]-a red chair}
 case $prompt in
@@ -41,8 +51,8 @@ case $prompt in
   *) fail 'the prompt is empty; write what to make, such as "a red chair".' ;;
 esac
 
-# The folder is named after the prompt; a checksum distinguishes prompts with
-# the same name.
+# The folder is named after the prompt; checksums distinguish prompts with the
+# same name, and flags.
 slug=$(printf %s "$prompt" | LC_ALL=C tr '[:upper:]' '[:lower:]' |
   LC_ALL=C tr -cs 'a-z0-9' '-' | cut -c 1-60)
 slug=${slug#-}
@@ -50,14 +60,19 @@ slug=${slug%-}
 if [ "${slug//-/ }" != "$prompt" ]; then
   slug=${slug:-prompt}-$(printf %s "$prompt" | cksum | cut -d ' ' -f 1)
 fi
+if [ ${#flags[@]} -gt 0 ]; then
+  slug=$slug-$(printf '%s\n' "${flags[@]}" | cksum | cut -d ' ' -f 1)
+fi
 workdir=$root/runs/$slug
 
-if [ $# -gt 0 ] || [ ! -f "$workdir/finished.json" ]; then
+if [ ! -f "$workdir/finished.json" ]; then
   environment requirements.txt
+  install_package
   # gen3d.train takes one --config only.
+  set -- ${flags[@]+"${flags[@]}"}
   case " $*" in
     *' --config='*) ;;
-    *) set -- --config=configs/dreamfusion.py "$@" ;;
+    *) set -- --config=dreamfusion "$@" ;;
   esac
   (cd "$root" && "$python" -m gen3d.train "$@" --config.prompt="$prompt" \
     --workdir="$workdir" </dev/null)
@@ -77,3 +92,10 @@ done
 
 echo "\"$prompt\" is in"
 printf '  %s\n' "${files[@]/#/$workdir/}"
+cat <<END
+Next, after ". $root/.venv/bin/activate":
+  gen3d export --workdir=$workdir --resolution=256 --formats=glb,obj,ply
+  gen3d train --config=refine --config.scene.start_from=$workdir \\
+    --config.prompt="$prompt" --workdir=$workdir-mesh
+  pip install tensorboard && tensorboard --logdir=$root/runs
+END

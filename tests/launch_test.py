@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def clone(tmp_path):
   folder = tmp_path / 'a clone'
   folder.mkdir()
   shutil.copytree(ROOT / 'launch', folder / 'launch')
-  for file in ROOT.glob('requirements*.txt'):
+  for file in (*ROOT.glob('requirements*.txt'), ROOT / 'pyproject.toml'):
     shutil.copy(file, folder)
   return folder
 
@@ -81,7 +82,9 @@ def test_prompt_is_trained_and_exported_once(ready):
     assert f'{ready}/runs/a-blue-cat/{file}' in done.stdout
   train, = calls(ready, 'gen3d.train')
   assert '|--config.prompt=a blue cat|' in train
-  assert len(calls(ready, 'pip')) == 1
+  requirements, package = calls(ready, 'pip')
+  assert requirements.endswith('/requirements.txt|')
+  assert package.endswith(f'|--no-deps|--editable|{ready}|')
   again = launch(ready, 'quickstart.sh', 'a blue cat', cwd='/')
   assert again.stdout == done.stdout
   assert len(calls(ready, 'gen3d.train')) == 1
@@ -108,11 +111,57 @@ def test_words_flags_and_the_default_prompt(ready):
                 '--config=a.py:tiny').returncode == 0
   first, second, third = calls(ready, 'gen3d.train')
   for call in (first, second):
-    assert '|--config=configs/dreamfusion.py|' in call
+    assert '|--config=dreamfusion|' in call
   assert third.count('--config=') == 1 and '|--config=a.py:tiny|' in third
   assert '|--config.prompt=a red car|' in first
   assert '|--config.seed=1|--flag=b c|' in first
   assert '|--config.prompt=a red chair|' in second
+
+
+def test_flags_before_the_prompt_and_a_folder_for_each_set_of_flags(ready):
+  for words in (['a cat'], ['a cat', '--config.seed=1'],
+                ['--config.seed=1', 'a cat'], ['a cat', '--config.seed=2'],
+                ['a cat', '--config=eg3d:tiny']):
+    done = launch(ready, 'quickstart.sh', *words)
+    assert done.returncode == 0, done.stderr
+  plain, *others = [re.search(r'--workdir=([^|]*)', call)[1]
+                    for call in calls(ready, 'gen3d.train')]
+  assert plain == f'{ready}/runs/a-cat' and len(set(others)) == 3
+  assert all(re.fullmatch(rf'{plain}-\d+', folder) for folder in others)
+
+
+@pytest.mark.parametrize('flag, reason', [
+    ('--config.seed', 'has no value; write --config.seed=VALUE'),
+    ('--workdir=a', 'the folder is named after the prompt'),
+    ('--config.prompt=b', 'the folder is named after the prompt')])
+def test_flags_that_quickstart_refuses(ready, flag, reason):
+  done = launch(ready, 'quickstart.sh', 'a cat', flag)
+  assert reason in sentence(done)
+  assert not calls(ready, 'gen3d.train')
+
+
+def test_sh_runs_the_script_by_bash_or_names_it(ready, tmp_path):
+  script = str(ready / 'launch/quickstart.sh')
+  tools = tmp_path / 'tools'
+  tools.mkdir()
+  for name in ('dirname', 'cat'):
+    (tools / name).symlink_to(shutil.which(name))
+  sh = shutil.which('dash') or shutil.which('sh')
+  run = lambda path: subprocess.run(
+      [sh, script, '--help'], env={'PATH': path}, text=True,
+      capture_output=True, timeout=60)
+  done = run(os.environ['PATH'])
+  assert done.returncode == 0 and done.stdout.startswith('usage: bash')
+  if pathlib.Path(sh).resolve().name != 'bash':
+    assert sentence(run(str(tools))) == (
+        'gen3d: quickstart.sh needs bash, which is not installed.')
+
+
+def test_next_steps_are_printed(ready):
+  lines = launch(ready, 'quickstart.sh', 'a cat').stdout.splitlines()
+  steps = lines[lines.index(f'Next, after ". {ready}/.venv/bin/activate":'):]
+  assert f'  gen3d export --workdir={ready}/runs/a-cat ' in steps[1]
+  assert 'tensorboard --logdir' in steps[-1]
 
 
 @pytest.mark.parametrize('words', [
@@ -126,7 +175,7 @@ def test_help_prints_the_usage_only(clone, words):
     (tools / name).symlink_to(shutil.which(name))
   done = launch(clone, 'quickstart.sh', *words, PATH=str(tools))
   assert done.returncode == 0 and not done.stderr
-  assert done.stdout.startswith('usage: bash launch/quickstart.sh [PROMPT]')
+  assert done.stdout.startswith('usage: bash launch/quickstart.sh [')
   assert not (clone / '.venv').exists() and not (clone / 'runs').exists()
 
 
@@ -143,10 +192,10 @@ def test_word_with_one_dash_is_refused(ready, words, unknown):
 
 def test_dash_inside_a_prompt_remains(ready):
   assert launch(ready, 'quickstart.sh', 'a', '-', 'cat-like', 'car',
-                '--flag', '-1').returncode == 0
+                '--flag=-1').returncode == 0
   train, = calls(ready, 'gen3d.train')
   assert '|--config.prompt=a - cat-like car|' in train
-  assert '|--flag|-1|' in train
+  assert '|--flag=-1|' in train
 
 
 def test_readme_activates_the_environment_of_quickstart():
@@ -174,11 +223,11 @@ def test_interrupted_run_is_an_error(ready):
 def test_only_changed_requirements_are_installed(ready):
   for prompt in ('a cat', 'a car'):
     assert launch(ready, 'quickstart.sh', prompt).returncode == 0
-  assert len(calls(ready, 'pip')) == 1
+  assert len(calls(ready, 'pip')) == 2
   with open(ready / 'requirements.txt', 'a') as file:
     file.write('another\n')
   assert launch(ready, 'quickstart.sh', 'a hat').returncode == 0
-  assert len(calls(ready, 'pip')) == 2
+  assert len(calls(ready, 'pip')) == 3
 
 
 def test_suite_installs_parity_requirements_only_with_the_flag(ready):
@@ -230,6 +279,9 @@ def test_unreachable_registry_is_an_error_and_can_be_retried(clone):
   assert 'registry cannot be reached' in sentence(done)
   assert 'Traceback' not in done.stderr and not (clone / 'runs').exists()
   (clone / 'requirements.txt').write_text('# nothing is needed any more\n')
+  # The package, whose build needs the registry, counts as installed.
+  shutil.copy(clone / 'pyproject.toml',
+              clone / '.venv/installed-pyproject.toml')
   done = launch(clone, 'quickstart.sh', 'a cat', **variables)
   assert 'reached' not in done.stderr and 'Making' not in done.stderr
   assert (clone / '.venv' / 'installed-requirements.txt').exists()
