@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from PIL import Image
 
+from gen3d import notices
 from gen3d.data import raster
 from gen3d.data.captures import posed
 from gen3d.data.shapes import captions, categories, primitives
@@ -164,22 +164,19 @@ def write_blender(out: str | os.PathLike, meshes: Sequence[Mesh], *,
   out = pathlib.Path(out)
   triangles = raster.gather(mesh_ops.normalize_to_ball(meshes, RADIUS))
   counts = {'train': train, 'val': max(1, test // 5), 'test': test}
-  progress = tqdm.tqdm(total=sum(counts.values()), desc='images',
-                       disable=None)
   listings = {}
   for split, count in counts.items():
     (out / split).mkdir(parents=True, exist_ok=True)
     camera, frames = sphere_cameras(count, split, lowest), []
-    for i, (c2w, intrinsics) in enumerate(zip(*camera)):
+    for i, (c2w, intrinsics) in enumerate(notices.track(
+        zip(*camera), f'Rendering {split} images', count)):
       image = raster.render(
           triangles, c2w, intrinsics, size, size, **shading_options)
       Image.fromarray(image).save(out / split / f'r_{i}.png')
       frames.append({'file_path': f'./{split}/r_{i}',
                      'transform_matrix': (cameras.Z_UP.T @ c2w).tolist()})
-      progress.update()
     angle = 2 * np.arctan(0.5 / camera.intrinsics[0, 0, 0])
     listings[split] = {'camera_angle_x': float(angle), 'frames': frames}
-  progress.close()
   for split, listing in listings.items():
     (out / f'transforms_{split}.json').write_text(json.dumps(listing, indent=1))
 

@@ -62,4 +62,4 @@ def _sampler(schedule, denoise, decode, add_depth, shape, bound, steps):
     images = decode(weights, x)
     return jnp.round(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
 
-  return sharding.map_over_devices(draw, shape[0], 'sampling')
+  return sharding.map_over_devices(draw, shape[0], 'Sampling')

@@ -24,9 +24,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from gen3d import files
+from gen3d import files, notices
 from gen3d.choices import UserError
-from gen3d.engine import notices, sharding, workdirs
+from gen3d.engine import sharding, workdirs
 from gen3d.engine.checkpoints import Checkpoints, latest
 from gen3d.engine.prefetch import prefetch
 from gen3d.engine.report import Report
@@ -86,13 +86,15 @@ def run(
     keys = jax.random.split(jax.random.key(config.seed), 3)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     held.callback(checkpoints.close)
-    state = task.init(keys[0])
+    with notices.slow('Preparing the networks'):
+      state = task.init(keys[0])
     state = (checkpoints.restore(state, mesh, start) if start
              else replicate_state(state, mesh))
     if start < config.steps:
       state = _train(task, config, workdir, checkpoints, mesh, state, batches,
                      keys)
-    checkpoints.wait()
+    with notices.slow('Saving the checkpoint'):
+      checkpoints.wait()
     return _finish(task, config, workdir, sharding.unreplicate(state))
 
 
@@ -106,7 +108,7 @@ def make_batches(
   """
   if start >= config.steps:
     return sharding.device_mesh(), iter(())
-  with notices.slow('Preparing the first batch.'):
+  with notices.slow('Preparing the first batch'):
     batches = iter(task.batches(config.seed, start))
     first = next(batches)
   mesh = sharding.mesh_for(first, task.execution)
@@ -148,8 +150,9 @@ def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
       # Evaluation.
       if _due(done, config.eval_every, config.steps):
         buffer.drain()
-        scalars, images = task.evaluate(
-            sharding.unreplicate(state), jax.random.fold_in(keys[2], done))
+        with notices.slow('Evaluating'):
+          scalars, images = task.evaluate(
+              sharding.unreplicate(state), jax.random.fold_in(keys[2], done))
         report.scalars(done, {k: float(v) for k, v in scalars.items()})
         report.images(done, images)
       # Checkpoint.
@@ -190,7 +193,8 @@ def _finish(task, config, workdir, state):
     before = json.loads(marker.read_text())
     if before['step'] == int(state.step):
       return state, before['files']
-  written = [str(file) for file in task.finish(state, str(workdir)) or ()]
+  with notices.slow('Writing the results'):
+    written = [str(file) for file in task.finish(state, str(workdir)) or ()]
   files.write_bytes(marker, json.dumps(
       {'step': int(state.step), 'files': written}).encode())
   return state, written

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gen3d import notices
 from gen3d.choices import UserError
-from gen3d.engine import notices
 from gen3d.engine.devices import num_cpu_devices
 from gen3d.engine.state import TrainState, copy
 
@@ -181,7 +180,7 @@ class MappedStep:
       return contextlib.nullcontext()
     self._known.add(program)
     return notices.slow('Compiling the training step'
-                        f'{"" if static is None else f": {static}"}.')
+                        f'{"" if static is None else f": {static}"}')
 
   def lower(
       self, state: TrainState, batch: Any, key: jax.Array,
@@ -204,8 +203,7 @@ def map_over_devices(
       results are pytrees of arrays with the same leading axis.
     rows: number of rows that a device gets at a time, which bounds its
       memory; None for an equal part of all rows.
-    progress: label of a progress bar, which advances with each `rows`; None
-      for no bar.
+    progress: what is done, for a notice (gen3d/notices.py); None for none.
 
   Returns:
     (shared, work [N, ...]) -> results [N, ...] as NumPy arrays. Missing rows
@@ -228,8 +226,8 @@ def map_over_devices(
     replicated, mapped = program(devices)
     shared = jax.device_put(shared, replicated)
     done = []
-    with tqdm.tqdm(total=parts, desc=progress,
-                   disable=None if progress else True) as bar:
+    with (notices.progress(progress, parts) if progress else
+          contextlib.nullcontext(lambda count: None)) as advance:
       for start in range(0, total, devices * part):
         index = np.minimum(
             np.arange(start, start + devices * part), total - 1)
@@ -237,9 +235,8 @@ def map_over_devices(
             shared, jax.tree.map(lambda x, index=index: x[index], work)))
         if len(done) > 1:  # At most two in flight, on the same cores.
           done[-2] = jax.device_get(done[-2])
-          bar.update(devices)
+          advance(devices)
       done[-1] = jax.device_get(done[-1])
-      bar.update(bar.total - bar.n)
     return jax.tree.map(lambda *x: np.concatenate(x)[:total], *done)
 
   return run

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
+from gen3d import notices
 from gen3d.choices import UserError
 from gen3d.engine import sharding
 from gen3d.evaluation import fid
@@ -154,10 +154,10 @@ def evaluate(trained: inference.Trained, networks: FaceNetworks,
   """
   measure = measurer(networks)
   parts = []
-  with tqdm.tqdm(total=samples, desc='faces', disable=None) as bar:
+  with notices.progress('Measuring faces', samples) as advance:
     for views in generated_views(trained, source, samples, seed):
       parts.append(measure(views))
-      bar.update(len(views.images))
+      advance(len(views.images))
   whole = Measured(*(None if part[0] is None else np.concatenate(part)
                      for part in zip(*parts, strict=True)))
   score = lambda x: None if x is None else faces.score(x)

@@ -24,9 +24,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
-from gen3d import files
+from gen3d import files, notices
 from gen3d.choices import UserError, check
 from gen3d.data.images import dataset
 from gen3d.data.images import open as opening
@@ -215,7 +214,7 @@ def content_digest(source: dataset.Images) -> str:
       [path] if path.is_file() else [path / name for name in source.names])
   digest = hashlib.sha256(repr((source.size, source.names)).encode())
   if all(p.is_file() for p in paths):
-    for file in tqdm.tqdm(paths, 'hashing files', disable=None):
+    for file in notices.track(paths, 'Hashing files'):
       with file.open('rb') as content:
         digest.update(hashlib.file_digest(content, 'sha256').digest())
   else:
@@ -308,7 +307,7 @@ def _embed(chunks: Iterable[np.ndarray], count: int, features: Features,
   """Statistics of `count` images, with the features in a file."""
   sums = stored = None
   done, full = 0, min(_CHUNK, count)
-  with tqdm.tqdm(total=count, desc=description, disable=None) as bar:
+  with notices.progress(description, count) as advance:
     for images in chunks:
       # The last chunk is filled up: another number of images would be compiled
       # anew.
@@ -323,7 +322,7 @@ def _embed(chunks: Iterable[np.ndarray], count: int, features: Features,
       sums = distribution.add(sums, embedded)
       stored[done:done + len(embedded)] = embedded
       done += len(embedded)
-      bar.update(len(embedded))
+      advance(len(embedded))
   assert sums is not None and stored is not None
   stored.flush()
   return Statistics(sums, stored)

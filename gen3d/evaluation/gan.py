@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 
+from gen3d import notices
 from gen3d.choices import UserError
 from gen3d.data.images import open as opening
 from gen3d.data.shapes import captions, primitives
@@ -154,8 +154,8 @@ def geometry(path: str | os.PathLike, count: int = 64,
   train, held_out = (
       true_objects('train', num_true), true_objects('seen', count))
   cells = shape_metrics.cell_centers(bound, CELLS)
-  occupied = np.stack([_distance(x.parts, cells) < 0 for x in tqdm.tqdm(
-      train, 'true shapes', disable=None)])
+  occupied = np.stack([_distance(x.parts, cells) < 0 for x in notices.track(
+      train, 'Computing true shapes')])
   # Only the nearest shapes need a surface.
   surface = functools.cache(lambda i: _true_surface(train[i]))
   extract = inference.make_mesh_extractor(trained)
@@ -167,7 +167,8 @@ def geometry(path: str | os.PathLike, count: int = 64,
           Shape(_distance(x.parts, cells) < 0, _true_surface(x))
           for x in held_out)}
   return {name: nearest_shapes(
-      tqdm.tqdm(some, name, count, disable=None), occupied, surface)
+      notices.track(some, f'Comparing shapes, {name}', count), occupied,
+      surface)
       for name, some in shapes.items()}
 
 
@@ -192,7 +193,7 @@ def classification(
   around = inference.camera_at(
       trained.camera, np.arange(VIEWS) * 360.0 / VIEWS)
   films = [render(inference.map_seed(trained, seed), around)
-           for seed in tqdm.trange(count, desc='views', disable=None)]
+           for seed in notices.track(range(count), 'Rendering views')]
   source = shapes_world.posed_images(
       world, count * VIEWS, config.resolution, split='seen')
   held_out = [source.pixels(i) for i in range(len(source.names))]

@@ -20,9 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
-from gen3d import files
+from gen3d import files, notices
 from gen3d.choices import UserError
 from gen3d.data.images import dataset
 from gen3d.data.images import open as opening
@@ -266,9 +265,9 @@ def generator_row(
   """
   measured, failed = [], 0
   for seed in range(seeds):
-    parts = list(tqdm.tqdm(
+    parts = list(notices.track(
         face_evaluation.generated_views(trained, source, samples, seed),
-        f'{name}, seed {seed}', disable=None))
+        f'Rendering {name}, seed {seed}'))
     views = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     values, failures = measure_views(
         views, measures, not trained.generator.absolute_pose)

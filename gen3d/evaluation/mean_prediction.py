@@ -15,9 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
-from gen3d import assets
+from gen3d import assets, notices
 from gen3d.data.shapes import captions, categories
 from gen3d.data.shapes import render as shapes_render
 from gen3d.diffusion import noise, pixel_model
@@ -77,7 +76,8 @@ def compare(
   texts, labels = pixel_model.around(prompts, NUM_VIEWS)
   means = np.stack([
       mean_images(category, labels[:NUM_VIEWS], model.size, num_samples)
-      for category in tqdm.tqdm(captions.CATEGORIES, 'means', disable=None)])
+      for category in notices.track(
+          captions.CATEGORIES, 'Averaging images')])
   tokens, mask = assets.tokenizer().encode(texts)
   predictions = _predict_means(
       params, tokens, mask, jnp.asarray(labels),

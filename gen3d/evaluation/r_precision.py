@@ -22,9 +22,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
-from gen3d import assets, files
+from gen3d import assets, files, notices
 from gen3d.choices import UserError, pick
 from gen3d.data import caption_files
 from gen3d.engine import checkpoints
@@ -198,7 +197,7 @@ def score_runs(retrievers: Sequence[ClipRetriever],
     RunRates of each run.
   """
   scores = []
-  for folder in tqdm.tqdm(folders, 'runs', disable=None):
+  for folder in notices.track(list(folders), 'Evaluating runs'):
     config = checkpoints.load_config(folder)
     step = json.loads((folder / 'finished.json').read_text())['step']
     # The key includes the training step: a run that was trained further has

@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import tqdm
 
-from gen3d import assets, files
+from gen3d import assets, files, notices
 from gen3d.choices import UserError
 from gen3d.data.shapes import captions, categories, primitives
 from gen3d.engine import checkpoints
@@ -104,8 +103,8 @@ def score_runs(pair: clip_pair.ClipPair, runs: str | os.PathLike,
   Raises:
     UserError: the folder has no finished text-to-3D run.
   """
-  scores = [score_run(pair, folder, force) for folder in tqdm.tqdm(
-      finished_runs(runs), 'runs', disable=None)]
+  scores = [score_run(pair, folder, force) for folder in notices.track(
+      finished_runs(runs), 'Evaluating runs')]
   return sorted(scores, key=lambda s: (s.split, s.prompt))
 
 

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
-from gen3d import assets
+from gen3d import assets, notices
 from gen3d.choices import UserError
 from gen3d.data import untextured
 from gen3d.data.shapes import captions
@@ -70,7 +69,7 @@ def report(runs: str | os.PathLike,
   """
   pair = clip_pair.load(clip_weights)
   rows, images = [], []
-  for folder in tqdm.tqdm(texture_runs(runs), 'runs', disable=None):
+  for folder in notices.track(texture_runs(runs), 'Evaluating runs'):
     for scores, seen in score_run(pair, folder):
       rows.append(scores)
       images.append(seen[1])  # from 45 degrees

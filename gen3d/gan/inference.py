@@ -305,7 +305,7 @@ def make_renderer(
     return jnp.round(255 * jnp.clip(row / 2 + 0.5, 0, 1)).astype(
         jnp.uint8)[None]
 
-  over_devices = sharding.map_over_devices(render, rows=1)
+  over_devices = sharding.map_over_devices(render, 1, 'Rendering views')
   return lambda ws, camera: over_devices(
       (trained.variables, synthesize(trained.variables, ws), ws), camera)
 

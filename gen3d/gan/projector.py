@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
 from flax import traverse_util
 
+from gen3d import notices
 from gen3d.gan import inference
 from gen3d.models import perceptual
 from gen3d.ops import cameras
@@ -148,7 +148,7 @@ def project(
       'noise': trained.generator.noise_buffers(trained.variables)}
   opt_state, losses = _projector_adam(steps).init(optimized), []
   target_features = embed_target(loss, target)
-  for i in tqdm.trange(steps, desc='projecting', disable=None):
+  for i in notices.track(range(steps), 'Projecting'):
     optimized, opt_state, value = step(
         optimized, opt_state, i, steps, deviation, trained.variables,
         loss.weights, target, target_features)
@@ -193,7 +193,7 @@ def pivotal_tuning(
              if name != 'params'}
   opt_state, losses = optimizer.init(params), []
   target_features = embed_target(loss, target)
-  for _ in tqdm.trange(steps, desc='tuning', disable=None):
+  for _ in notices.track(range(steps), 'Tuning the generator'):
     params, opt_state, value = step(
         params, opt_state, buffers, loss.weights, ws, target, target_features)
     losses.append(value)

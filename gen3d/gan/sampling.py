@@ -33,7 +33,7 @@ def sampler(
     fakes, _ = networks.generate(variables, latents, render_size)
     return fakes['image']
 
-  over_devices = sharding.map_over_devices(generate, batch, 'generating')
+  over_devices = sharding.map_over_devices(generate, batch, 'Generating')
 
   def sample(variables, labels):
     images = over_devices(variables, (np.arange(len(labels)), labels))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d import notices
 from gen3d.choices import check
 from gen3d.engine import sharding
 from gen3d.io import images as image_io
@@ -27,6 +28,8 @@ FILES = ('turntable.mp4', 'preview.png', 'mesh.glb', 'mesh.ply')
 WHITE = (1.0, 1.0, 1.0)
 _SHEET_VIEWS = 8
 _SHEET_COLUMNS = 4
+# Frames that a device renders between two updates of the progress.
+_FRAMES_AT_ONCE = 4
 
 # (params, cameras [F]) -> uint8 images [F, H, W, 3]
 Renderer = Callable[[Any, cameras.Camera], np.ndarray]
@@ -178,7 +181,7 @@ def export(finished: Finished, workdir: str | os.PathLike,
   options = options or finished.defaults
   _check(options)
   size, path = options.size, finished.path
-  film = finished.render(path, size, finished.modes)
+  film = _film(finished, size)
   video.save(workdir / 'turntable.mp4', film, options.fps)
   views = np.arange(_SHEET_VIEWS) * len(film) // _SHEET_VIEWS
   positions = np.asarray(path.c2w)[views, :3, 3]
@@ -186,10 +189,13 @@ def export(finished: Finished, workdir: str | os.PathLike,
   image_io.save(workdir / 'preview.png', image_io.tile(
       film[views][:, :, :size], _SHEET_COLUMNS,
       [f'{a:z.0f} degrees' for a in azimuths]))
-  surface = finished.mesh(options.resolution, options.keep_share)
+  with notices.slow('Extracting the mesh'):
+    surface = finished.mesh(options.resolution, options.keep_share)
+  with notices.slow('Making the texture'):
+    with_texture = textured(finished, surface, options.texture)
   return [workdir / 'turntable.mp4', workdir / 'preview.png',
           *meshes.save_formats(workdir / 'mesh', options.formats, surface,
-                               textured(finished, surface, options.texture))]
+                               with_texture)]
 
 
 def make_renderer(scene: Scene, size: int | tuple[int, int],
@@ -218,6 +224,20 @@ def make_renderer(scene: Scene, size: int | tuple[int, int],
   return sharding.map_over_devices(
       lambda params, path: jax.lax.map(
           functools.partial(render, params), path))
+
+
+def _film(finished, size):
+  """The frames uint8 [F, H, M W, 3] of the path, a few at a time."""
+  count = len(finished.path.c2w)
+  part = min(count, _FRAMES_AT_ONCE * jax.local_device_count())
+  frames = []
+  for start in notices.track(range(0, count, part), 'Rendering the film'):
+    # The last part is filled up: another number would be compiled anew.
+    index = np.minimum(np.arange(start, start + part), count - 1)
+    frames.append(finished.render(
+        jax.tree.map(lambda x, index=index: np.asarray(x)[index],
+                     finished.path), size, finished.modes))
+  return np.concatenate(frames)[:count]
 
 
 def _check(options):

@@ -6,13 +6,13 @@ Everything goes through gan.Generator3D, of whatever kind the generator is.
 import itertools
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d import notices
 from gen3d.gan import inference
 from gen3d.io import images as image_io
 from gen3d.io import meshes, video
@@ -74,7 +74,7 @@ def export(trained: inference.Trained, seeds: Sequence[int],
   bake = inference.make_baker(trained, texture)
   path = inference.camera_path(trained.camera, frames)
   on_sheet = np.arange(SHEET_VIEWS) * frames // SHEET_VIEWS
-  for seed in seeds:
+  for seed in notices.track(seeds, 'Generating objects'):
     ws = inference.map_seed(trained, seed, psi, cutoff)
     film = render(ws, path)
     rows.append(np.stack(sheet_row(film[on_sheet])))
@@ -106,11 +106,14 @@ def save_meshes(extract: Callable[[jax.Array], mesh.Mesh],
     The paths written, none where there is no surface.
   """
   try:
-    surface = extract(ws)
+    with notices.slow('Extracting the mesh'):
+      surface = extract(ws)
   except mesh.EmptyField:
-    print(empty_message, file=sys.stderr)
+    notices.message(empty_message)
     return []
-  return meshes.save_formats(stem, ('glb', 'ply'), surface, bake(ws, surface))
+  with notices.slow('Making the texture'):
+    textured = bake(ws, surface)
+  return meshes.save_formats(stem, ('glb', 'ply'), surface, textured)
 
 
 def interpolate(trained: inference.Trained, seeds: Sequence[int],

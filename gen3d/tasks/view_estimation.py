@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-import tqdm
 
-from gen3d import assets
+from gen3d import assets, notices
 from gen3d.choices import UserError
 from gen3d.data import exporting
 from gen3d.data.images import dataset
@@ -238,7 +237,7 @@ def label_pictures(
 def _label(source, out, label):
   """Writes pictures with the labels that `label` gives a few of them."""
   labels, count = [], len(source.names)
-  for start in tqdm.trange(0, count, _CHUNK, desc='pictures', disable=None):
+  for start in notices.track(range(0, count, _CHUNK), 'Estimating cameras'):
     rows = np.arange(start, start + _CHUNK)
     # The last part is filled up: another number would be compiled anew.
     pictures = np.stack([

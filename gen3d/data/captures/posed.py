@@ -21,9 +21,9 @@ import os
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 from PIL import Image, UnidentifiedImageError
 
+from gen3d import notices
 from gen3d.choices import UserError
 from gen3d.data.captures import camera_models, layouts, records
 from gen3d.data.captures.records import Capture, Frame
@@ -199,9 +199,9 @@ def _load(frames: list[Frame], factor: float, split: str
   # Pillow decodes without Python's lock.
   with concurrent.futures.ThreadPoolExecutor(
       max(2, os.cpu_count() or 1)) as pool:
-    for image, k in tqdm.tqdm(
+    for image, k in notices.track(
         pool.map(lambda frame: _read_image(frame, factor), frames),
-        f'{split} images', len(frames), disable=None):
+        f'Reading {split} images', len(frames)):
       images.append(image)
       intrinsics.append(k)
       if image.shape != images[0].shape:

@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
-from gen3d import files
+from gen3d import files, notices
 from gen3d.choices import UserError
 from gen3d.data.images import archives, camera_labels, tfds
 
@@ -124,8 +123,8 @@ def check(images: Images, threads: int | None = None) -> None:
           'it.')
 
   with concurrent.futures.ThreadPoolExecutor(threads or _threads()) as pool:
-    for _ in tqdm.tqdm(pool.map(check_size, range(len(images.names))),
-                       'checking images', len(images.names), disable=None):
+    for _ in notices.track(pool.map(check_size, range(len(images.names))),
+                           'Checking images', len(images.names)):
       pass
   try:
     stamp.parent.mkdir(parents=True, exist_ok=True)

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.sharding import PartitionSpec as P
 
-from gen3d import files
+from gen3d import files, notices
 from gen3d.data.images import dataset
 from gen3d.data.shapes import captions, categories, render
 from gen3d.data.shapes.render import Views
@@ -156,7 +155,7 @@ def view_words(camera: cameras.Camera) -> list[str]:
 def captioned_images(seed: int, split: str, first: int, count: int, size: int
                      ) -> Iterator[tuple[int, np.ndarray, str, captions.Spec,
                                          np.ndarray]]:
-  """Yields images with captions and cameras, with a progress bar.
+  """Yields images with captions and cameras.
 
   Args:
     seed: of the world.
@@ -168,8 +167,8 @@ def captioned_images(seed: int, split: str, first: int, count: int, size: int
     (index, image [size, size, 3] in [0, 1], caption, captions.Spec,
     label [25] in EG3D's convention).
   """
-  progress = tqdm.tqdm(total=count, desc=f'{split} images', disable=None)
-  for start in range(first, first + count, 64):
+  starts = range(first, first + count, 64)
+  for start in notices.track(starts, f'Rendering {split} images'):
     indices = range(start, min(start + 64, first + count))
     views, specs = render_views(seed, split, indices, size)
     # By index, so that an image is independent of `first` and of the chunks.
@@ -182,8 +181,6 @@ def captioned_images(seed: int, split: str, first: int, count: int, size: int
       text = captions.caption(
           example(seed, split, index).rng, specs[i], words[i])
       yield index, images[i], text, specs[i], labels[i]
-      progress.update()
-  progress.close()
 
 
 _sample_images = jax.jit(
@@ -284,8 +281,8 @@ def load_views(seed: int, split: str, count: int, size: int,
   """
   folder = _folder(seed, split, size, world)
   chunks = []
-  for start in tqdm.tqdm(range(0, count, _CHUNK), f'{split} views',
-                         disable=None, unit_scale=_CHUNK, unit='view'):
+  for start in notices.track(
+      range(0, count, _CHUNK), f'Rendering {split} views, {_CHUNK} at a time'):
     # A full file, unless fewer views are wanted in all.
     stop = min(start + _CHUNK, count) if count < _CHUNK else start + _CHUNK
     chunks.append(_load_chunk(

@@ -1,0 +1,110 @@
+"""Progress of work that takes long.
+
+A notice appears after 5 seconds: on a terminal a bar with the time left, or a
+clock where the amount of work is unknown; elsewhere a line, and another one
+every 30 seconds. Of nested notices only the innermost prints lines.
+"""
+
+import contextlib
+import datetime
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from typing import TypeVar
+
+import tqdm
+
+_Item = TypeVar('_Item')
+
+_AFTER = 5.0
+_EVERY = 30.0  # seconds between two lines
+_TICK = 1.0  # seconds between two updates on a terminal
+
+# Tokens of the notices that are open, the innermost last.
+_open: list[object] = []
+
+
+def message(text: str) -> None:
+  """Prints a text to stderr, above the bars of a terminal."""
+  tqdm.tqdm.write(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def slow(text: str, after: float = _AFTER) -> Generator[None]:
+  """A notice, from `after` seconds on, about a block of unknown length."""
+  with progress(text, after=after):
+    yield
+
+
+def track(items: Iterable[_Item], text: str, total: int | None = None
+          ) -> Iterator[_Item]:
+  """Yields the items, with a notice about how many are done.
+
+  Args:
+    items: iterable.
+    text: what is done to them.
+    total: their number; that of a collection if not given.
+  """
+  if total is None and isinstance(items, Collection):
+    total = len(items)
+  with progress(text, total) as advance:
+    for item in items:
+      yield item
+      advance(1)
+
+
+@contextlib.contextmanager
+def progress(text: str, total: int | None = None, after: float = _AFTER
+             ) -> Generator[Callable[[int], None]]:
+  """A notice about a block; yields the function that counts what is done.
+
+  Args:
+    text: what is done.
+    total: amount of work, or None where it is unknown.
+    after: seconds before the notice appears.
+  """
+  begin, token, ended = time.monotonic(), object(), threading.Event()
+  done = 0
+
+  def advance(count):
+    nonlocal done
+    done += count
+
+  def show():
+    if ended.wait(after):
+      return
+    if sys.stderr.isatty():
+      # The bar's clock begins with the block.
+      with tqdm.tqdm(total=total, desc=text, file=sys.stderr, leave=False,
+                     dynamic_ncols=True, bar_format=None if total else
+                     '{desc}: {elapsed}') as bar:
+        bar.start_t -= time.monotonic() - begin
+        while not ended.wait(_TICK):
+          bar.n = done
+          bar.refresh()
+      return
+    while True:
+      if _open[-1:] == [token]:
+        message(_line(text, done, total, time.monotonic() - begin))
+      if ended.wait(_EVERY):
+        return
+
+  thread = threading.Thread(target=show, daemon=True)
+  _open.append(token)
+  thread.start()
+  try:
+    yield advance
+  finally:
+    ended.set()
+    thread.join()
+    _open.remove(token)
+
+
+def _line(text, done, total, seconds):
+  """Such as 'Rendering: 3/8 (0:00:35, 0:00:58 left)'."""
+  clock = lambda seconds: str(datetime.timedelta(seconds=round(seconds)))
+  if not total:
+    return f'{text} ({clock(seconds)})'
+  left = f', {clock(seconds * (total - done) / done)} left' if done else ''
+  return f'{text}: {done}/{total} ({clock(seconds)}{left})'
