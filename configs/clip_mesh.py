@@ -38,7 +38,7 @@ def sweep():
 
 def paper(steps=5000):
   """The settings of the paper's figures."""
-  return ml_collections.ConfigDict({
+  config = ml_collections.ConfigDict({
       'task': 'text_to_3d',
       'prompt': 'a red chair',
       'negative_prompt': '',
@@ -73,7 +73,7 @@ def paper(steps=5000):
               'fov': (30.0, 90.0), 'shift': 2.0},
           # A power of 5, of which a diffuse surface reflects 5 / pi.
           'light': {'ambient': 0.0, 'diffuse': 5 / math.pi,
-                    'untextured_steps': steps // 2, 'untextured_gray': 0.5},
+                    'untextured_steps': 0, 'untextured_gray': 0.5},
       },
       'optimizer': {'name': 'adam', 'learning_rate': 1e-2,
                     'schedule': 'exponential', 'final': 10 ** (-2e-4 * steps),
@@ -84,6 +84,8 @@ def paper(steps=5000):
       'log_every': 50, 'eval_every': 500, 'checkpoint_every': 1000,
       'keep_checkpoints': 2, 'progress': ('clip/cosine', 'opacity'),
   }, convert_dict=True)
+  config.scene.light.untextured_steps = config.get_ref('steps') // 2
+  return config
 
 
 def fast(steps=2000):

@@ -14,7 +14,7 @@ Variants:
     --config.guidance.path=openai/clip-vit-base-patch16 \
     --config.prompt='a snowman in a snow storm' --workdir=runs/snowman
 
-A schedule is ((step, value), ...), linear in between, or a single number.
+For schedules, see configs/dreamfusion.py.
 """
 
 import ml_collections
@@ -36,7 +36,7 @@ def paper():
   """Section 5 and the paper's code at its medium quality."""
   # Of the NeRF-synthetic cameras, in image widths.
   focal, distance = 1111.111 / 800, 4.0
-  return ml_collections.ConfigDict({
+  config = ml_collections.ConfigDict({
       'task': 'text_to_3d',
       'prompt': 'a red chair',
       'negative_prompt': '',
@@ -74,12 +74,12 @@ def paper():
               'jitter_target': 0.0, 'jitter_up': 0.0},
           # The target of the mean opacity falls exponentially in `steps`.
           'transmittance': {
-              'weight': 0.5, 'start': 0.5, 'end': 0.1, 'steps': 500},
+              'weight': 0.5, 'start': 0.5, 'end': 0.1, 'steps': 0},
           'origin_decay': 0.999,
           'penalties': {},
       },
       'optimizer': {'name': 'adam', 'learning_rate': 1e-4, 'start': 1e-5,
-                    'warmup': 1500, 'schedule': 'constant',
+                    'warmup': 0, 'schedule': 'constant',
                     'b1': 0.9, 'b2': 0.999, 'eps': 1e-5},
       'orbit': {'elevation': 30.0, 'distance': distance, 'focal': focal},
       'export': {'resolution': 192, 'size': 256, 'frames': 96, 'fps': 24,
@@ -87,6 +87,9 @@ def paper():
       'log_every': 50, 'eval_every': 1000, 'checkpoint_every': 1000,
       'keep_checkpoints': 2, 'progress': ('clip/cosine', 'opacity'),
   }, convert_dict=True)
+  config.scene.transmittance.steps = config.get_ref('steps') // 20
+  config.optimizer.warmup = 3 * config.get_ref('steps') // 20
+  return config
 
 
 def shapes(steps=500):
@@ -115,9 +118,10 @@ def shapes(steps=500):
   scene.camera.elevation = (0.0, 60.0)
   scene.camera.distance, scene.camera.focal = (1.4, 1.8), (1.1, 1.5)
   # A larger weight keeps the object smaller than the guide's training images.
-  scene.transmittance.weight, scene.transmittance.steps = 0.3, steps // 3
+  scene.transmittance.weight = 0.3
+  scene.transmittance.steps = config.get_ref('steps') // 3
   scene.penalties = ml_collections.ConfigDict(
-      {'opacity_entropy': ((steps // 2, 0.0), (steps, 0.3))})
+      {'opacity_entropy': ((0.5, 0.0), (1.0, 0.3))})
   scene.origin_decay = 0.99
   config.optimizer = ml_collections.ConfigDict({
       # Three times as much saturates the colors: the object stays white.

@@ -21,7 +21,9 @@ Variants:
     --config.teacher.path=checkpoints/stable-diffusion-2-1-base \
     --config.prompt='a squirrel on a skateboard' --workdir=runs/squirrel
 
-A schedule is ((step, value), ...), linear in between, or a single number.
+A schedule is ((time, value), ...), linear in between, or a single number. A
+time with a decimal point is a fraction of `steps`, an integer is a step; of two
+equal fractions, the second holds from the next step on.
 """
 
 import ml_collections
@@ -70,13 +72,12 @@ def sweep():
 
 def paper():
   """Section 3 and the appendix of the paper."""
-  steps = 15_000
-  return _config({
+  config = _config({
       'task': 'text_to_3d',
       'prompt': 'a red chair',
       'negative_prompt': '',
       'seed': 0,
-      'steps': steps,
+      'steps': 15_000,
       'views': 4,  # per step, one on each device
       'teacher': dict(_SHAPES_TEACHER),
       'guidance': {
@@ -106,14 +107,14 @@ def paper():
               'distance': (1.0, 1.5), 'focal': (0.7, 1.35),
               'jitter_position': 0.1, 'jitter_target': 0.2,
               'jitter_up': 0.02},
-          'light': {'distance_range': (0.8, 1.5), 'albedo_steps': 1000,
+          'light': {'distance_range': (0.8, 1.5), 'albedo_steps': 0,
                     'shaded_prob': 0.75, 'textureless_prob': 0.5,
                     'ambient': 0.1, 'diffuse': 0.9},
-          'penalties': {'orientation': ((0, 1e-4), (5000, 1e-2)),
+          'penalties': {'orientation': ((0.0, 1e-4), (1 / 3, 1e-2)),
                         'sparsity': 1e-3},
       },
       'optimizer': {'name': 'adam', 'learning_rate': 1e-4,
-                    'schedule': 'cosine', 'warmup': 3000,
+                    'schedule': 'cosine', 'warmup': 0,
                     'b1': 0.9, 'b2': 0.9, 'eps': 1e-15, 'lr_multipliers': {}},
       'orbit': {'elevation': 15.0, 'distance': 1.5, 'focal': 0.9},
       # Of the mesh's pieces the largest alone is kept.
@@ -123,6 +124,9 @@ def paper():
       'log_every': 50, 'eval_every': 500, 'checkpoint_every': 1000,
       'keep_checkpoints': 2, 'progress': ('sds/grad_norm', 'opacity'),
   })
+  config.scene.light.albedo_steps = config.get_ref('steps') // 15
+  config.optimizer.warmup = config.get_ref('steps') // 5
+  return config
 
 
 def shapes(steps=300):
@@ -131,24 +135,23 @@ def shapes(steps=300):
   # background. At this noise level the teacher's prediction is the mean image
   # of (prompt, camera); it colors the initial low-density volume. With guidance
   # or random backgrounds here, density collapses to zero first.
-  formed, clear, solid = steps // 4, 7 * steps // 20, 3 * steps // 5
-  late = 7 * steps // 10
+  formed, clear, solid, late = 0.25, 0.35, 0.6, 0.7
   config = paper()
   config.steps = steps
   config.views = 2
   with config.ignore_type():  # numbers in the paper
     # Largest while thin parts become opaque.
-    config.guidance.scale = ((formed, 1.0), (formed + 1, 6.0), (solid, 6.0),
+    config.guidance.scale = ((formed, 1.0), (formed, 6.0), (solid, 6.0),
                              (late, 3.0))
     config.scene.background_range = ((formed, 0.0), (clear, 1.0))
   config.guidance.options = ml_collections.ConfigDict({
       # In sigma_squared the weight of the clean image's error, alpha sigma, is
       # small at large noise levels, which decide the shape.
       **config.guidance.options, 'weighting': 'image',
-      'time_min': ((formed, 0.95), (clear, 0.7), (steps, 0.02)),
+      'time_min': ((formed, 0.95), (clear, 0.7), (1.0, 0.02)),
       # Large noise levels until the end: at small ones the prediction keeps the
       # image's brightness, so that a small bias accumulates to a drift.
-      'time_max': ((formed, 0.99), (clear, 0.93), (solid, 0.9), (steps, 0.97)),
+      'time_max': ((formed, 0.99), (clear, 0.93), (solid, 0.9), (1.0, 0.97)),
       # Guidance makes thin parts opaque, but darkens colors.
       'color_guidance_ratio': 0.25,
       'num_noises': 4})
@@ -170,7 +173,8 @@ def shapes(steps=300):
   # The cameras of the teacher's training images.
   scene.camera.distance, scene.camera.focal = (1.4, 1.8), (1.1, 1.5)
   scene.camera.jitter_target = 0.04
-  scene.light.albedo_steps, scene.light.textureless_prob = 2 * steps // 5, 0.0
+  scene.light.albedo_steps = 2 * config.get_ref('steps') // 5
+  scene.light.textureless_prob = 0.0
   # Most of the teacher's training images are lit: its prediction for an unlit
   # image is too bright.
   scene.light.shaded_prob = 1.0
@@ -178,10 +182,10 @@ def shapes(steps=300):
   scene.penalties = ml_collections.ConfigDict({
       'orientation': 1e-2, 'sparsity': ((formed, 0.0), (clear, 2e-3)),
       # Depth variance concentrates density into a surface, which shading needs.
-      'depth_variance': ((clear, 0.0), (steps // 2, 30.0)),
+      'depth_variance': ((clear, 0.0), (0.5, 30.0)),
       # Opacity entropy only late: earlier it removes parts that are still
       # semi-transparent.
-      'opacity_entropy': ((solid, 0.0), (steps, 0.5)),
+      'opacity_entropy': ((solid, 0.0), (1.0, 0.5)),
       'normal_smoothness': 1e-2})
   config.optimizer = ml_collections.ConfigDict({
       'name': 'adam', 'learning_rate': 3e-2, 'schedule': 'cosine',
@@ -236,11 +240,11 @@ def stable_diffusion():
   # Fields of view from 70 to 40 degrees.
   scene.camera.update({'elevation': (-10.0, 45.0), 'distance': (1.5, 2.0),
                        'focal': (0.714, 1.374)})
-  scene.light.albedo_steps = 2000
+  scene.light.albedo_steps = config.get_ref('steps') // 5
   # threestudio's penalties are means over the 64 x 64 rays, ours are sums.
   rays = scene.size**2
   scene.penalties = ml_collections.ConfigDict({
-      'orientation': ((0, 10.0 / rays), (5000, 1000.0 / rays)),
+      'orientation': ((0.0, 10.0 / rays), (0.5, 1000.0 / rays)),
       'sparsity': 1.0 / rays})
   config.optimizer = ml_collections.ConfigDict({
       'name': 'adam', 'learning_rate': 1e-2, 'schedule': 'constant',

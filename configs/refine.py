@@ -100,6 +100,7 @@ def stable_diffusion():
   config.scene.update({'size': 512, 'resolution': 128})
   with config.ignore_type():
     config.scene.background_mlp = ml_collections.ConfigDict(background)
+  config.scene.light.albedo_steps = 2 * config.get_ref('steps') // 5
   # threestudio's weight is of the mean over edges, and its images have the
   # gradient of a mean over the batch, as here.
   config.scene.normal_consistency = 1e4

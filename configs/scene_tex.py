@@ -67,7 +67,8 @@ def _base():
       'guidance': {
           'name': 'sds', 'scale': 100.0,
           'options': {'weighting': 'sigma_squared', 'time_min': 0.02,
-                      'time_max': ((late - 1, 0.98), (late, 0.5)),
+                      'time_max': (((late - 1) / steps, 0.98),
+                                   (late / steps, 0.5)),
                       'color_guidance_ratio': 1.0, 'num_noises': 1}},
       'view_prompts': {'front': 45.0, 'overhead': 60.0},
       'scene': {

@@ -460,7 +460,8 @@ def test_sds_has_scenetexs_gradient(reference_data, monkeypatch):
 
 def test_scenetexs_times_are_half_as_large_after_the_first_steps():
   options = scene_tex.paper().guidance.options
-  times = [options.time_min, options.time_max]
+  times = [score.schedules.in_steps(time, 30_000)
+           for time in (options.time_min, options.time_max)]
   for step, expected in ((0, (0.02, 0.98)), (4_999, (0.02, 0.98)),
                          (5_000, (0.02, 0.5)), (29_999, (0.02, 0.5))):
     np.testing.assert_allclose(

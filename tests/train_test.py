@@ -125,3 +125,14 @@ def test_bug_in_a_config_keeps_its_traceback(tmp_path):
     cli.check_config(['train', f'--config={tmp_path}/config.py:a'])
   with pytest.raises(UserError, match="Unknown variant 'b'"):
     cli.check_config(['train', f'--config={tmp_path}/config.py:b'])
+
+
+def test_other_number_of_steps_is_refused_or_named(tmp_path):
+  flags = (f'--config={CONFIG}:small', f'--workdir={tmp_path / "run"}')
+  refused = train(*flags, '--config.steps=-5')
+  assert (refused.returncode, refused.stderr) == (
+      2, 'config.steps is -5; give a number from 0 on.\n')
+  assert train(*flags, '--config.steps=4').returncode == 0
+  longer = train(*flags, '--config.steps=6')
+  assert longer.returncode == 0
+  assert 'began with 4 steps and goes on to 6' in longer.stderr

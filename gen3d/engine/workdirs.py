@@ -10,7 +10,7 @@ import jax
 import ml_collections
 from jax.experimental import multihost_utils
 
-from gen3d import files, legacy
+from gen3d import files, legacy, notices
 from gen3d.choices import UserError
 from gen3d.engine import locks
 from gen3d.engine.checkpoints import latest
@@ -27,9 +27,11 @@ def check(
   """Checks that a run of a config can use a workdir; changes nothing.
 
   Raises:
-    UserError: the workdir cannot be written, or it has checkpoints of another
-      config or of another version of gen3d.
+    UserError: the number of steps is negative, the workdir cannot be written,
+      or it has checkpoints of another config or of another version of gen3d.
   """
+  if config.steps < 0:
+    raise UserError(f'config.steps is {config.steps}; give a number from 0 on.')
   workdir = pathlib.Path(workdir).absolute()
   parent = next(p for p in (workdir, *workdir.parents) if p.exists())
   if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -85,6 +87,7 @@ def write_config(
     if jax.process_index() == 0:
       content = json.loads(config.to_json_best_effort())
       content['version'] = legacy.VERSION
+      _tell_of_other_steps(workdir, config.steps)
       files.write_bytes(workdir / 'config.json',
                         (json.dumps(content, indent=2) + '\n').encode())
   except OSError as error:
@@ -92,6 +95,17 @@ def write_config(
                     f'({error.strerror}).') from error
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('workdir')
+
+
+def _tell_of_other_steps(workdir, steps):
+  """A message where a run with checkpoints goes on to another last step."""
+  stored = workdir / 'config.json'
+  before = (json.loads(stored.read_text()).get('steps', steps)
+            if latest(workdir) and stored.exists() else steps)
+  if before != steps:
+    notices.message(
+        f'The run began with {before} steps and goes on to {steps}: schedules '
+        f'that are fractions of the steps now follow {steps}.')
 
 
 def _differences(before, now, prefix=''):

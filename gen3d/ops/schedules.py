@@ -1,6 +1,7 @@
 """Values that change during training.
 
-A schedule is a number or ((step, value), ...), joined by straight lines.
+A schedule is a number or ((step, value), ...), joined by straight lines. In a
+config its times may be fractions of the training (`in_steps`).
 """
 
 from typing import Any
@@ -20,6 +21,38 @@ def points(value: Schedule) -> tuple[tuple[int, float], ...]:
   several = value if isinstance(value, (tuple, list)) else (value,)
   return tuple(tuple(x) if isinstance(x, (tuple, list)) else (0, x)
                for x in several)
+
+
+def in_steps(value: Any, steps: int) -> Any:
+  """A config's value, if it is a schedule with its times in steps.
+
+  A time that is a float of at most 1 is a fraction of `steps`, of which the
+  next smaller step is taken. A step that is not after the one before it is
+  moved behind it: two equal fractions are a jump.
+
+  Args:
+    value: anything; a schedule is a sequence of several pairs of numbers.
+    steps: of the training.
+  """
+  if not _is_schedule(value) or not any(map(_is_fraction, value)):
+    return value
+  pairs = []
+  for time, x in value:
+    # Rounding errors of products such as 0.29 * 100 are far below a step.
+    step = int(time * steps + 1e-6) if _is_fraction((time, x)) else time
+    pairs.append((max(step, pairs[-1][0] + 1) if pairs else step, x))
+  return tuple(pairs)
+
+
+def _is_schedule(value):
+  several = isinstance(value, (tuple, list)) and len(value) > 1
+  return several and all(
+      isinstance(pair, (tuple, list)) and len(pair) == 2
+      and all(isinstance(x, (int, float)) for x in pair) for pair in value)
+
+
+def _is_fraction(pair):
+  return isinstance(pair[0], float) and 0.0 <= pair[0] <= 1.0
 
 
 def piecewise(step: int | jax.Array, value: Schedule) -> jax.Array:

@@ -26,7 +26,7 @@ from gen3d.engine import state as states
 from gen3d.guidance import Guidance, clip, noising, prompts, score, student
 from gen3d.io import images as image_io
 from gen3d.io import keyframes, surfaces
-from gen3d.ops import bake
+from gen3d.ops import bake, schedules
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
 from gen3d.render import finished
@@ -65,6 +65,7 @@ def make(config: ml_collections.ConfigDict,
       is not possible.
   """
   finished.export_options(config.export)  # raises before the training
+  config = ml_collections.ConfigDict(_in_steps(config.to_dict(), config.steps))
   scene = make_scene(config, **_start(config))
   prompt = prompts.normalize(config.prompt) if scene.subjects == 1 else (
       prompts.split(config.prompt, scene.subjects))
@@ -102,6 +103,12 @@ def _optimizer(config):
                                         config.steps)},
       lambda params: {name: jax.tree.map(lambda _, name=name: name, tree)
                       for name, tree in params.items()})
+
+
+def _in_steps(settings, steps):
+  """Nested settings with the times of their schedules in steps."""
+  return {key: _in_steps(value, steps) if isinstance(value, dict) else
+          schedules.in_steps(value, steps) for key, value in settings.items()}
 
 
 def make_scene(config: ml_collections.ConfigDict, **start: Any) -> Scene:
