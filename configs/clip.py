@@ -1,4 +1,4 @@
-"""A small CLIP pair (Radford et al., 2103.00020) for the shapes world.
+r"""A small CLIP pair (Radford et al., 2103.00020) for the shapes world.
 
 python -m gen3d.train --config=configs/clip.py --workdir=/tmp/clip
 

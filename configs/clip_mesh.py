@@ -1,4 +1,4 @@
-"""CLIP-Mesh: text to a textured mesh by CLIP (Khalid et al., 2203.13333).
+r"""CLIP-Mesh: text to a textured mesh by CLIP (Khalid et al., 2203.13333).
 
 Variants:
   shapes  The default. An object of the shapes world in minutes on two CPU

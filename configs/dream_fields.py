@@ -1,4 +1,4 @@
-"""Dream Fields: text to 3-D by CLIP (Jain et al., 2112.01455).
+r"""Dream Fields: text to 3-D by CLIP (Jain et al., 2112.01455).
 
 Variants:
   shapes  The default. An object of the shapes world in minutes on two CPU

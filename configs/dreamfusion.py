@@ -1,4 +1,4 @@
-"""DreamFusion: text to 3-D by score distillation (Poole et al., 2209.14988).
+r"""DreamFusion: text to 3-D by score distillation (Poole et al., 2209.14988).
 
 Variants:
   shapes  The default. An object of the shapes world in minutes on two CPU

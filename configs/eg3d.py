@@ -1,4 +1,4 @@
-"""EG3D (Chan et al., 2112.07945): 3-D objects from images with cameras.
+r"""EG3D (Chan et al., 2112.07945): 3-D objects from images with cameras.
 
 Variants:
   shapes   The default, with weights in the package. Cars of the shapes world,

@@ -1,4 +1,4 @@
-"""GIRAFFE (Niemeyer and Geiger, 2011.12100): scenes from images alone.
+r"""GIRAFFE (Niemeyer and Geiger, 2011.12100): scenes from images alone.
 
 Variants:
   cats     The default. Cats of the shapes world, seen from the front, 64 x 64

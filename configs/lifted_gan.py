@@ -1,4 +1,4 @@
-"""LiftedGAN (Shi et al., CVPR 2021, 2011.13126): a frozen 2-D GAN in 3-D.
+r"""LiftedGAN (Shi et al., CVPR 2021, 2011.13126): a frozen 2-D GAN in 3-D.
 
 Variants:
   cats        The default. Cats of the shapes world, 64 x 64 pixels, on the

@@ -1,4 +1,4 @@
-"""Mip-NeRF: cones instead of rays (Barron et al., 2103.13415).
+r"""Mip-NeRF: cones instead of rays (Barron et al., 2103.13415).
 
 Variants:
   blender  The default. Every number of the paper for the single-scale

@@ -1,4 +1,4 @@
-"""NeRF: a scene in a network (Mildenhall et al., 2003.08934).
+r"""NeRF: a scene in a network (Mildenhall et al., 2003.08934).
 
 Variants:
   blender  The default. Every number of the paper's appendix for the synthetic

@@ -1,4 +1,4 @@
-"""pi-GAN (Chan et al., 2012.00926): a SIREN steered by a latent.
+r"""pi-GAN (Chan et al., 2012.00926): a SIREN steered by a latent.
 
 Variants:
   cats         The default. Cats of the shapes world, seen from the front, at 32

@@ -1,4 +1,4 @@
-"""A finished run as a mesh, refined by score distillation.
+r"""A finished run as a mesh, refined by score distillation.
 
 The second stage that Magic3D (2211.10440), ProlificDreamer (2305.16213) and CSD
 (2310.19415) share: the surface of a finished field becomes a mesh, its colors a

@@ -1,4 +1,4 @@
-"""SceneTex: textures for given meshes (Chen et al., 2311.17261).
+r"""SceneTex: textures for given meshes (Chen et al., 2311.17261).
 
 Variants:
   shapes  The default. Objects by the shipped 64 x 64 text-to-image model, in

@@ -1,4 +1,4 @@
-"""StyleGAN2 (Karras et al., 1912.04958) with ADA (2006.06676): 2-D images.
+r"""StyleGAN2 (Karras et al., 1912.04958) with ADA (2006.06676): 2-D images.
 
 Variants:
   shapes    The default. Cars of the shapes world, 64 x 64 pixels, on two CPU

@@ -1,4 +1,4 @@
-"""Text-to-image diffusion on the shapes world: the teacher that ships.
+r"""Text-to-image diffusion on the shapes world: the teacher that ships.
 
 After Imagen (Saharia et al., 2205.11487) at 1/400 of its size: a U-Net on
 64 x 64 pixels, conditioned on a T5 encoder that is trained along.

@@ -1,4 +1,4 @@
-"""Hybrid tri-planes for one scene (EG3D, 2112.07945, section 3).
+r"""Hybrid tri-planes for one scene (EG3D, 2112.07945, section 3).
 
 The sum of three planes of 512 x 512 with 48 features, then an MLP of 4 layers
 of 128 (Mip-NeRF has 8 of 256). Rays are sampled as in configs/mip_nerf.py, so

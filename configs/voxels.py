@@ -1,4 +1,4 @@
-"""Hybrid voxels for one scene (EG3D, 2112.07945, section 3).
+r"""Hybrid voxels for one scene (EG3D, 2112.07945, section 3).
 
 A grid of 128^3 voxels with 18 features, as many parameters as the tri-planes of
 configs/triplanes.py, with the same network and training.

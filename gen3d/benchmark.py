@@ -24,7 +24,7 @@ _WHAT = flags.DEFINE_enum(
     'what', 'step', ['step', 'rasterizer'], 'What is measured: the training '
     'step of a config, or the rasterizer of meshes.')
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, FILE.py or FILE.py:VARIANT.')
+    'config', None, 'NAME or FILE.py of a config, or NAME:VARIANT.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Number of timed calls.', 1)
 _PLAN = flags.DEFINE_bool(
     'plan', False, 'Only print the memory that the compiler plans; run '
@@ -33,6 +33,8 @@ _OUT = flags.DEFINE_string('out', None, 'A .json file for the numbers.')
 
 
 def main() -> None:
+  cli.check_flags(f'--what={_WHAT.value}', {
+      '--what=step': ('config',), '--what=rasterizer': ()})
   if _WHAT.value == 'rasterizer':
     rasterizer.run(
         repeats=_REPEATS.value, plan_only=_PLAN.value, out=_OUT.value)

@@ -32,7 +32,7 @@ _DATA = flags.DEFINE_string(
     '"shapes:" and a caption.')
 _CONFIGS = flags.DEFINE_list(
     'configs', ['mip_nerf', 'nerf', 'voxels', 'triplanes'],
-    'Files of configs/ without the suffix.')
+    'Names of configs.')
 _VARIANT = flags.DEFINE_string('variant', 'race', 'Variant of these configs.')
 # Of representations and guidances.
 _SET = flags.DEFINE_multi_string(
@@ -51,6 +51,10 @@ _GUIDANCES = flags.DEFINE_list(
 
 
 def main() -> None:
+  cli.check_flags(f'--what={_WHAT.value}', {
+      '--what=representations': ('data', 'configs', 'variant', 'set'),
+      '--what=gans': ('networks', 'samples', 'seeds'),
+      '--what=guidances': ('prompts', 'guidances', 'seeds', 'set')})
   cli.require('workdir', {'representations': 'data', 'gans': 'networks',
                           'guidances': 'prompts'}[_WHAT.value])
   if _WHAT.value == 'guidances':

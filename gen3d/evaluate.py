@@ -17,8 +17,11 @@ python -m gen3d.evaluate --what=r_precision --runs=runs \
   --captions=coco_153.txt \
   --clip=openai/clip-vit-base-patch32,openai/clip-vit-large-patch14
 
-Results are stored in a run's workdir and reused until it is exported again.
+Results are stored in a run's workdir and reused until it is exported again. A
+run that cannot be evaluated is named, and left out of the table.
 """
+
+import types
 
 from absl import flags
 
@@ -36,27 +39,39 @@ from gen3d.evaluation import (
   textures,
 )
 
-# --what -> function of the flags' values that returns the text to print.
+# --what -> the flags that it uses, and a function of their values that returns
+# the text to print.
 _REPORTS = {
-    'clip': lambda f: clip.report_real_images(f.clip_weights, f.count),
-    'text_to_image': lambda f: clip.report_samples(
-        f.clip_weights, f.weights, f.count, f.guidance_scale, f.out),
-    'mean_prediction': lambda f: mean_prediction.report(f.weights, f.out),
-    'text_to_3d': lambda f: text_to_3d.report(
-        f.runs, f.clip_weights, f.force, f.out),
-    'r_precision': lambda f: r_precision.report(
-        f.runs, f.protocol, f.clip, f.captions, f.clip_weights, f.force),
-    'textures': lambda f: textures.report(f.runs, f.out),
-    'texture_truth': lambda f: texture_truth.report(
-        f.runs, f.clip_weights, f.out),
-    'gan': lambda f: gan.report(f.network),
-    'fid': lambda f: fid.report(
-        f.network, f.data, f.inception, f.resize, fid.Protocol(
-            f.samples or fid.SAMPLES, f.divisor, f.independent_cameras,
-            f.kid_subset, f.seed)),
-    'faces': lambda f: faces.report(
-        f.network, f.data, f.arcface, f.deep3d, f.face_model,
-        f.samples or faces.SAMPLES, f.seed),
+    'clip': ('clip_weights count', lambda f: clip.report_real_images(
+        f.clip_weights, f.count)),
+    'text_to_image': (
+        'clip_weights weights count guidance_scale out',
+        lambda f: clip.report_samples(
+            f.clip_weights, f.weights, f.count, f.guidance_scale, f.out)),
+    'mean_prediction': ('weights out', lambda f: mean_prediction.report(
+        f.weights, f.out)),
+    'text_to_3d': ('runs clip_weights force out', lambda f: text_to_3d.report(
+        f.runs, f.clip_weights, f.force, f.out)),
+    'r_precision': (
+        'runs protocol clip captions clip_weights force',
+        lambda f: r_precision.report(
+            f.runs, f.protocol, f.clip, f.captions, f.clip_weights, f.force)),
+    'textures': ('runs out', lambda f: textures.report(f.runs, f.out)),
+    'texture_truth': ('runs clip_weights out', lambda f: texture_truth.report(
+        f.runs, f.clip_weights, f.out)),
+    'gan': ('network', lambda f: gan.report(f.network)),
+    'fid': (
+        'network data inception resize samples divisor independent_cameras '
+        'kid_subset seed',
+        lambda f: fid.report(
+            f.network, f.data, f.inception, f.resize, fid.Protocol(
+                f.samples or fid.SAMPLES, f.divisor, f.independent_cameras,
+                f.kid_subset, f.seed))),
+    'faces': (
+        'network data arcface deep3d face_model samples seed',
+        lambda f: faces.report(
+            f.network, f.data, f.arcface, f.deep3d, f.face_model,
+            f.samples or faces.SAMPLES, f.seed)),
 }
 
 _WHAT = flags.DEFINE_enum(
@@ -114,7 +129,17 @@ flags.DEFINE_string('out', '', 'Folder for images; none without it.')
 
 
 def main() -> None:
-  print(_REPORTS[_WHAT.value](flags.FLAGS))
+  cli.check_flags(f'--what={_WHAT.value}', {
+      f'--what={what}': names.split()
+      for what, (names, _) in _REPORTS.items()})
+  print(report(_WHAT.value))
+
+
+def report(what: str) -> str:
+  """The text of an evaluation by the flags."""
+  names, function = _REPORTS[what]
+  return function(types.SimpleNamespace(
+      **{name: flags.FLAGS[name].value for name in names.split()}))
 
 
 if __name__ == '__main__':

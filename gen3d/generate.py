@@ -1,4 +1,4 @@
-"""Generates the objects of a 3-D GAN: sheets of views, turntables, meshes.
+r"""Generates the objects of a 3-D GAN: sheets of views, turntables, meshes.
 
 python -m gen3d.generate --network=shapes --seeds=0-7 --out=/tmp/cars
 python -m gen3d.generate --network=ffhq512-128.pkl --seeds=0-7 \

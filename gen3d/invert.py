@@ -1,4 +1,4 @@
-"""Finds the object of a 3-D GAN whose image matches a given image.
+r"""Finds the object of a 3-D GAN whose image matches a given image.
 
 python -m gen3d.invert --network=shapes --image=car.png --azimuth=30 \
   --elevation=20 --out=/tmp/car

@@ -1,4 +1,4 @@
-"""Writes data sets: posed images of an object, or a slice of the shapes world.
+r"""Writes data sets: posed images of an object, or a slice of the shapes world.
 
 python -m gen3d.make_data --mesh=duck.obj --out=/tmp/duck --views=100 \
   --test_views=25 --size=200
@@ -62,8 +62,13 @@ _DEEP3D = flags.DEFINE_string(
     'Deep3DFaceRecon.')
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Of a GAN on the shapes world, for --shapes.')
-_SOURCES = ('mesh', 'caption', 'capture', 'images', 'unposed', 'shapes',
-            'sheet', 'tokenizer')
+# Source -> the flags that it uses beside its own and --out.
+_SCENE = ('size', 'views', 'test_views', 'lowest', 'ambient', 'samples')
+_SOURCES = {
+    'mesh': ('up', *_SCENE), 'caption': _SCENE, 'capture': (), 'images': (),
+    'unposed': ('deep3d',),
+    'shapes': ('size', 'config', 'seed', 'split', 'first', 'count'),
+    'sheet': ('size', 'seed'), 'tokenizer': ('seed',)}
 
 
 def main() -> None:
@@ -73,6 +78,8 @@ def main() -> None:
   if len(given) != 1:
     raise UserError('Give one of --mesh, --caption, --capture, --images, '
                     '--unposed, --shapes, --sheet and --tokenizer; see --help.')
+  cli.check_flags(f'--{next(iter(given))}', {
+      f'--{source}': names for source, names in _SOURCES.items()})
   if 'unposed' in given:
     pictures, out = str(given['unposed']), _OUT.value
     print(view_estimation.label_faces(pictures, out, _DEEP3D.value)

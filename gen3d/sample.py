@@ -1,4 +1,4 @@
-"""Samples images of prompts from a text-to-image model.
+r"""Samples images of prompts from a text-to-image model.
 
 python -m gen3d.sample --prompts='a red chair;a blue car, side view' \
   --num=4 --out=/tmp/samples
@@ -48,6 +48,10 @@ _OUT = flags.DEFINE_string('out', '', 'Folder for the results.')
 
 def main() -> None:
   cli.require('out')
+  cli.check_flags(f'--teacher={_TEACHER.value}', {
+      '--teacher=shapes': ('sides',),
+      **dict.fromkeys(('--teacher=stable_diffusion', '--teacher=deepfloyd'),
+                      ('revision', 'variant', 'dtype'))})
   teacher = {'name': _TEACHER.value, 'path': _PATH.value,
              'variant': _VARIANT.value, 'revision': _REVISION.value,
              'dtype': _DTYPE.value}

@@ -1,4 +1,4 @@
-"""Trains the task that a config describes; the same command resumes.
+r"""Trains the task that a config describes; the same command resumes.
 
 python -m gen3d.train --config=configs/dreamfusion.py:shapes \
   --config.prompt='a red chair' --workdir=/tmp/chair
@@ -11,7 +11,7 @@ from gen3d import tasks
 from gen3d.engine import cli, loop, workdirs
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, FILE.py or FILE.py:VARIANT.')
+    'config', None, 'NAME or FILE.py of a config, or NAME:VARIANT.')
 _WORKDIR = flags.DEFINE_string(
     'workdir', '', 'Directory for checkpoints, reports and results.')
 

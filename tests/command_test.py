@@ -113,3 +113,21 @@ def test_packages_of_the_distribution():
              for path in (ROOT / 'gen3d').rglob('__init__.py')}
   assert set(tool['setuptools']['packages']) == {
       *folders, 'gen3d.assets.configs'}
+
+
+@pytest.mark.parametrize('words, sentence', [
+    (['evaluate', '--what=gan', '--runs=a'],
+     'The flag --runs has no effect with --what=gan; it is for '
+     '--what=text_to_3d and --what=r_precision and --what=textures and '
+     '--what=texture_truth.'),
+    (['compare', '--what=gans', '--data=a'], '--what=representations'),
+    (['benchmark', '--what=rasterizer', '--config=eg3d'], '--what=step'),
+    (['sample', '--out=a', '--dtype=float32'], '--teacher=stable_diffusion'),
+    (['make_data', '--out=a', '--caption=a cat', '--count=3'], '--shapes'),
+    (['sweep', '--config=dreamfusion', '--workdir=a', '--run', '--count'],
+     'Give one of --run, --count and --index.')])
+def test_flags_of_another_mode_are_refused(words, sentence, tmp_path):
+  done = gen3d(*words, cwd=tmp_path)
+  assert done.returncode == 2 and not done.stdout
+  assert sentence in done.stderr and len(done.stderr.splitlines()) == 1
+  assert not list(tmp_path.iterdir())

@@ -9,8 +9,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Replaces each report by one that prints its arguments by name, and calls the
-# command's main for each value of --what.
+# Replaces each report by one that prints its arguments by name, and calls
+# evaluate.report for each value of --what.
 RECORD = r"""
 import inspect, json, sys
 from absl import flags
@@ -31,9 +31,8 @@ for module in (faces, fid, gan, mean_prediction, r_precision, text_to_3d,
   record(module, 'report')
 flags.FLAGS(sys.argv)
 for what in evaluate._REPORTS:
-  flags.FLAGS.what = what
   print(what, end=' ')
-  evaluate.main()
+  print(evaluate.report(what))
 """
 
 

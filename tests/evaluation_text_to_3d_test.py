@@ -3,11 +3,13 @@
 import functools
 import json
 import os
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 
+from gen3d.choices import UserError
 from gen3d.data.shapes import captions, categories, primitives
 from gen3d.evaluation import text_to_3d as text_to_3d_evaluation
 from gen3d.metrics import shape as shape_metrics
@@ -96,3 +98,28 @@ def test_stored_scores_are_reused_until_the_mesh_is_newer(
   os.utime(run / 'mesh.ply', (later, later))
   assert color() == 0.2
   assert color(force=True) == 0.3
+
+
+def test_run_that_cannot_be_evaluated_is_named_and_left_out(capsys):
+  def score(folder):
+    if folder.name == 'b':
+      raise UserError('its prompt has no category.')
+    return folder.name
+
+  folders = [pathlib.Path('runs', name) for name in 'abc']
+  assert text_to_3d_evaluation.each(folders, score) == ['a', 'c']
+  assert capsys.readouterr().err == (
+      'runs/b cannot be evaluated and is left out: its prompt has no '
+      'category.\n')
+  with pytest.raises(UserError, match='None of the 1 runs can be evaluated'):
+    text_to_3d_evaluation.each(folders[1:2], score)
+
+
+def test_damaged_run_is_named_and_left_out(tmp_path, capsys):
+  for name, content in (('a', '{"task": "text_to_3d"}'), ('b', '{'),
+                        ('c', '{"task": "gan"}')):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'config.json').write_text(content)
+    (tmp_path / name / 'finished.json').touch()
+  assert text_to_3d_evaluation.finished_runs(tmp_path) == [tmp_path / 'a']
+  assert f'{tmp_path}/b is left out' in capsys.readouterr().err

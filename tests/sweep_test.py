@@ -92,3 +92,37 @@ def test_launch_scripts_pass_all_arguments(tmp_path, script, env, want):
     out = remote
   assert shlex.split(out)[-3:] == [
       '--config=c.py', '--workdir=/w', '--config.p=a b']
+
+
+def test_prompts_of_a_file_get_folders_of_their_names(tmp_path):
+  file = tmp_path / 'prompts.txt'
+  file.write_text('a red chair\n\n# no\n A red chair! \na red chair\n猫\n')
+  lines = sweeps.commands('dreamfusion:tiny', '/runs', (), file)
+  assert [line[4] for line in lines] == [
+      f'--config.prompt={x}' for x in ('a red chair', 'A red chair!', '猫')]
+  folders = [line[-1].removeprefix('--workdir=/runs/') for line in lines]
+  assert folders[0] == 'a-red-chair' and len(set(folders)) == 3
+  assert folders[1].startswith('a-red-chair-')
+
+
+@pytest.mark.parametrize('content, sentence', [
+    (None, 'cannot be read'), (b'\xff\xfe', 'cannot be read'),
+    (b'\n# nothing\n', 'has no prompt')])
+def test_files_without_prompts_are_refused(tmp_path, content, sentence):
+  file = tmp_path / 'prompts.txt'
+  if content is not None:
+    file.write_bytes(content)
+  with pytest.raises(UserError, match=sentence):
+    sweeps.commands('dreamfusion:tiny', '/runs', (), file)
+
+
+def test_sweep_ends_with_a_summary(capsys):
+  lines = [[sys.executable, '-c', f'import sys; sys.exit({code})',
+            f'--workdir=/runs/{code}'] for code in (0, 2, 130, 0)]
+  with pytest.raises(KeyboardInterrupt):
+    sweeps.run(lines)
+  *_, title, done, failed, stopped = capsys.readouterr().err.splitlines()
+  assert title == '3 of 4 runs:'
+  assert done.split()[0] == 'done' and done.endswith('min  /runs/0')
+  assert failed.split()[:2] == ['failed', '(2)']
+  assert stopped.split()[0] == 'stopped'

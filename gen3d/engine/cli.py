@@ -9,7 +9,7 @@ import logging as python_logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from absl import app, flags, logging
 
@@ -58,6 +58,21 @@ def require(*names: str) -> None:
   for name in names:
     if not flags.FLAGS[name].value:
       raise UserError(f'The flag --{name} is missing; see --help.')
+
+
+def check_flags(
+    mode: str, modes: Mapping[str, Collection[str]]) -> None:
+  """Raises UserError where a flag is given that belongs to other modes only.
+
+  Args:
+    mode: the present one, such as '--what=gan'.
+    modes: {mode: names of the flags that it uses}.
+  """
+  for name in sorted(set().union(*modes.values()) - set(modes[mode])):
+    if flags.FLAGS[name].present:
+      users = [other for other, names in modes.items() if name in names]
+      raise UserError(f'The flag --{name} has no effect with {mode}; it is for '
+                      f'{" and ".join(users)}.')
 
 
 def check_config(argv: Sequence[str]) -> None:

@@ -6,15 +6,18 @@ import re
 import shlex
 import subprocess
 import sys
+import time
+import zlib
 from collections.abc import Sequence
 
+from gen3d import notices
 from gen3d.choices import UserError
 from gen3d.engine import cli, config_files
 
 
 def commands(
-    path: str, workdir: str | os.PathLike, common: Sequence[str] = ()
-) -> list[list[str]]:
+    path: str, workdir: str | os.PathLike, common: Sequence[str] = (),
+    prompts: str | os.PathLike | None = None) -> list[list[str]]:
   """Returns the command lines of a sweep.
 
   Args:
@@ -22,18 +25,22 @@ def commands(
       {dotted config key: value}.
     workdir: directory; run 3 gets workdir/003_KEY=VALUE,...
     common: '--config.KEY=VALUE' flags for all.
+    prompts: file with a prompt a line, in place of `sweep()`; its runs have
+      workdirs that are named after the prompts.
 
   Raises:
-    UserError: there is no sweep, or a key is unknown.
+    UserError: there is no sweep or prompt, or a key is unknown.
   """
-  sweep = config_files.execute(
-      config_files.resolve(path).partition(':')[0]).get('sweep')
-  if sweep is None:
-    raise UserError(f'The config {path} has no sweep().')
+  if prompts:
+    runs = {folder_name(x): {'prompt': x} for x in read_prompts(prompts)}
+  else:
+    sweep = config_files.execute(
+        config_files.resolve(path).partition(':')[0]).get('sweep')
+    if sweep is None:
+      raise UserError(f'The config {path} has no sweep().')
+    runs = {_numbered(*run): run[1] for run in enumerate(sweep())}
   lines = []
-  for index, overrides in enumerate(sweep()):
-    name = ','.join(f'{key}={value}' for key, value in overrides.items())
-    name = re.sub(r'[^\w.,=-]+', '-', f'{index:03d}_{name}')[:80]
+  for name, overrides in runs.items():
     own = [f'--config.{key}={value}' for key, value in overrides.items()]
     # The overrides stand last, because the last of equal flags applies.
     line = [sys.executable, '-m', 'gen3d.train', f'--config={path}', *common,
@@ -43,8 +50,41 @@ def commands(
   return lines
 
 
+def read_prompts(path: str | os.PathLike) -> list[str]:
+  """Returns the prompts of a file: one a line, without those that repeat.
+
+  Empty lines and lines that begin with # are left out.
+
+  Raises:
+    UserError: the file cannot be read or has no prompt.
+  """
+  try:
+    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f'The file of prompts {path} cannot be read as text '
+                    f'({error}).') from error
+  prompts = list(dict.fromkeys(
+      x.strip() for x in lines if x.strip() and not x.strip().startswith('#')))
+  if not prompts:
+    raise UserError(f'{path} has no prompt; write one a line.')
+  return prompts
+
+
+def folder_name(prompt: str) -> str:
+  """Returns a name for a prompt's folder; a checksum keeps names distinct."""
+  name = re.sub('[^a-z0-9]+', '-', prompt.lower())[:60].strip('-')
+  if name.replace('-', ' ') == prompt:
+    return name
+  return f'{name or "prompt"}-{zlib.crc32(prompt.encode()):08x}'
+
+
+def _numbered(index, overrides):
+  name = ','.join(f'{key}={value}' for key, value in overrides.items())
+  return re.sub(r'[^\w.,=-]+', '-', f'{index:03d}_{name}')[:80]
+
+
 def run(lines: Sequence[Sequence[str]], keep_going: bool = True) -> None:
-  """Runs command lines in turn.
+  """Runs command lines in turn; ends with a summary on stderr.
 
   Args:
     lines: command lines as lists of words.
@@ -55,16 +95,25 @@ def run(lines: Sequence[Sequence[str]], keep_going: bool = True) -> None:
     UserError: at least one failed.
     KeyboardInterrupt: one was stopped by Ctrl-C.
   """
-  failed = []
-  for line in lines:
-    print(shlex.join(line), file=sys.stderr, flush=True)
-    code = subprocess.run(line).returncode
-    if code == 130:
-      raise KeyboardInterrupt
-    if code:
-      failed.append(line[-1])
-      if not keep_going:
-        break
+  results, failed = [], []
+  try:
+    for number, line in enumerate(lines, 1):
+      notices.message(f'{number}/{len(lines)}: {shlex.join(line)}')
+      begin = time.monotonic()
+      code = subprocess.run(line).returncode
+      state = {0: 'done', 130: 'stopped'}.get(code, f'failed ({code})')
+      minutes = (time.monotonic() - begin) / 60
+      results.append(f'  {state:10}  {minutes:6.1f} min  '
+                     f'{line[-1].partition("=")[2] or line[-1]}')
+      if code == 130:
+        raise KeyboardInterrupt
+      if code:
+        failed.append(line[-1])
+        if not keep_going:
+          break
+  finally:
+    notices.message('\n'.join(
+        [f'{len(results)} of {len(lines)} runs:', *results]))
   if failed:
     raise UserError(f'{len(failed)} of {len(lines)} runs failed: '
                     f'{", ".join(failed)}.')

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d import assets, files, notices
+from gen3d import assets, files
 from gen3d.choices import UserError, pick
 from gen3d.data import caption_files
 from gen3d.engine import checkpoints
@@ -196,8 +196,7 @@ def score_runs(retrievers: Sequence[ClipRetriever],
   Returns:
     RunRates of each run.
   """
-  scores = []
-  for folder in notices.track(list(folders), 'Evaluating runs'):
+  def score(folder):
     config = checkpoints.load_config(folder)
     step = json.loads((folder / 'finished.json').read_text())['step']
     # The key includes the training step: a run that was trained further has
@@ -210,10 +209,11 @@ def score_runs(retrievers: Sequence[ClipRetriever],
     if missing:
       stored |= _score_run(folder, missing, protocol)
       files.write_bytes(folder / REPORT, json.dumps(stored).encode())
-    scores.append(RunRates(method(config), config.prompt, np.array(
+    return RunRates(method(config), config.prompt, np.array(
         [[stored[key][mode] for mode in text_to_3d_evaluation.MODES]
-         for key in keys])))
-  return scores
+         for key in keys]))
+
+  return text_to_3d_evaluation.each(list(folders), score)
 
 
 def method(config: Any) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ from gen3d.ops import cameras
 from gen3d.ops import mesh as mesh_ops
 from gen3d.render import finished
 from gen3d.tasks import text_to_3d
+
+_Score = TypeVar('_Score')
 
 PROTOCOL = text_metrics.DREAMFUSION
 SIZE = 64  # pixels of the views that the bundled CLIP pair takes
@@ -103,9 +105,28 @@ def score_runs(pair: clip_pair.ClipPair, runs: str | os.PathLike,
   Raises:
     UserError: the folder has no finished text-to-3D run.
   """
-  scores = [score_run(pair, folder, force) for folder in notices.track(
-      finished_runs(runs), 'Evaluating runs')]
-  return sorted(scores, key=lambda s: (s.split, s.prompt))
+  return sorted(
+      each(finished_runs(runs), lambda folder: score_run(pair, folder, force)),
+      key=lambda s: (s.split, s.prompt))
+
+
+def each(folders: Sequence[pathlib.Path],
+         score: Callable[[pathlib.Path], _Score]) -> list[_Score]:
+  """score(folder) of runs; names those that cannot be evaluated, and goes on.
+
+  Raises:
+    UserError: none of them can be evaluated.
+  """
+  scores = []
+  for folder in notices.track(folders, 'Evaluating runs'):
+    try:
+      scores.append(score(folder))
+    except (UserError, OSError) as error:
+      notices.message(f'{folder} cannot be evaluated and is left out: {error}')
+  if not scores:
+    raise UserError(f'None of the {len(folders)} runs can be evaluated; the '
+                    'messages above have the reasons.')
+  return scores
 
 
 def score_run(pair: clip_pair.ClipPair, folder: pathlib.Path,
@@ -297,8 +318,11 @@ def _score_run(pair, folder):
 
 
 def _is_text_to_3d(folder):
-  return (folder / 'config.json').exists() and (
-      checkpoints.load_config(folder).get('task') == 'text_to_3d')
+  try:
+    return checkpoints.load_config(folder).get('task') == 'text_to_3d'
+  except UserError as error:
+    notices.message(f'{folder} is left out: {error}')
+    return False
 
 
 def _is_current(stored, source):

@@ -7,6 +7,7 @@ their colors read from its texture. Any run is also judged by the bundled CLIP
 pair, each of its objects alone.
 """
 
+import functools
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -15,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d import assets, notices
+from gen3d import assets
 from gen3d.choices import UserError
 from gen3d.data import untextured
 from gen3d.data.shapes import captions
+from gen3d.engine import checkpoints
 from gen3d.evaluation import clip as clip_evaluation
 from gen3d.evaluation import text_to_3d as runs_evaluation
 from gen3d.guidance import prompts
@@ -68,12 +70,11 @@ def report(runs: str | os.PathLike,
     UserError: the folder has no such run, or the weights are missing.
   """
   pair = clip_pair.load(clip_weights)
-  rows, images = [], []
-  for folder in notices.track(texture_runs(runs), 'Evaluating runs'):
-    for scores, seen in score_run(pair, folder):
-      rows.append(scores)
-      images.append(seen[1])  # from 45 degrees
+  objects = [x for run in runs_evaluation.each(
+      texture_runs(runs), functools.partial(score_run, pair)) for x in run]
+  rows = [scores for scores, _ in objects]
   if out:
+    images = [seen[1] for _, seen in objects]  # from 45 degrees
     image_io.save(pathlib.Path(out) / 'textures.png', image_io.tile(
         np.round(255 * np.stack(images)).astype(np.uint8), 8))
   return table(rows)
@@ -86,7 +87,7 @@ def texture_runs(runs: str | os.PathLike) -> list[pathlib.Path]:
     UserError: there are none.
   """
   folders = [folder for folder in runs_evaluation.finished_runs(runs)
-             if text_to_3d.load_run(folder)[2].scene.name == 'texture']
+             if checkpoints.load_config(folder).scene.name == 'texture']
   if not folders:
     raise UserError(f'There is no finished run of a texture in {runs}; make '
                     'one by --config=configs/scene_tex.py.')

@@ -66,17 +66,21 @@ def report(runs: str | os.PathLike,
   """
   lines = ['| prompt | faces | texels a side | dB to the dense mesh | '
            'dB to the volume |', '|---|---|---|---|---|']
-  for folder in runs_evaluation.finished_runs(runs):
+
+  def line(folder):
     run = text_to_3d.load(folder)
     if run.color is None:
-      continue  # The scene is a mesh: there is no field to compare it with.
+      raise UserError('its scene is a mesh, so that there is no field to '
+                      'compare it with.')
     row, images = compare(folder, run, run.color)
-    lines.append(f'| {row.prompt} | {row.faces} | {row.texels} | '
-                 f'{row.dense:.1f} | {row.volume:.1f} |')
     if out:
       image_io.save(pathlib.Path(out) / f'{folder.name}.png', image_io.tile(
           np.concatenate(list(images.values())), VIEWS))
-  return '\n'.join(lines)
+    return (f'| {row.prompt} | {row.faces} | {row.texels} | '
+            f'{row.dense:.1f} | {row.volume:.1f} |')
+
+  return '\n'.join([*lines, *runs_evaluation.each(
+      runs_evaluation.finished_runs(runs), line)])
 
 
 def compare(workdir: str | os.PathLike, run: finished.Finished,
