@@ -79,7 +79,7 @@ def paper(steps=5000):
                     'schedule': 'exponential', 'final': 10 ** (-2e-4 * steps),
                     'b1': 0.9, 'b2': 0.999, 'eps': 1e-8, 'lr_multipliers': {}},
       'orbit': {'elevation': 30.0, 'distance': 5.0, 'focal': 1.6},
-      'export': {'resolution': 192, 'size': 256, 'frames': 96, 'fps': 24,
+      'export': {'resolution': 192, 'size': 256, 'frames': 96, 'fps': 20,
                  'keep_share': 1.0},
       'log_every': 50, 'eval_every': 500, 'checkpoint_every': 1000,
       'keep_checkpoints': 2, 'progress': ('clip/cosine', 'opacity'),
@@ -118,7 +118,7 @@ def shapes(steps=800):
   config.optimizer.lr_multipliers = {'offsets': 0.15}
   config.orbit = ml_collections.ConfigDict(
       {'elevation': 15.0, 'distance': 1.85, 'focal': 1.3})
-  config.export.frames = 48
+  config.export.update({'frames': 48, 'fps': 10})
   config.log_every, config.eval_every, config.checkpoint_every = 10, 100, 400
   return config
 

@@ -82,7 +82,7 @@ def paper():
                     'warmup': 0, 'schedule': 'constant',
                     'b1': 0.9, 'b2': 0.999, 'eps': 1e-5},
       'orbit': {'elevation': 30.0, 'distance': distance, 'focal': focal},
-      'export': {'resolution': 192, 'size': 256, 'frames': 96, 'fps': 24,
+      'export': {'resolution': 192, 'size': 256, 'frames': 96, 'fps': 20,
                  'keep_share': 1.0},
       'log_every': 50, 'eval_every': 1000, 'checkpoint_every': 1000,
       'keep_checkpoints': 2, 'progress': ('clip/cosine', 'opacity'),
@@ -130,7 +130,7 @@ def shapes(steps=500):
       'lr_multipliers': {'hidden': 0.3}})
   config.orbit = ml_collections.ConfigDict(
       {'elevation': 15.0, 'distance': 1.85, 'focal': 1.3})
-  config.export.resolution, config.export.frames = 128, 48
+  config.export.update({'resolution': 128, 'frames': 48, 'fps': 10})
   config.export.keep_share = 0.005
   config.log_every, config.eval_every, config.checkpoint_every = 10, 100, 200
   return config

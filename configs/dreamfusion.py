@@ -118,7 +118,7 @@ def paper():
                     'b1': 0.9, 'b2': 0.9, 'eps': 1e-15, 'lr_multipliers': {}},
       'orbit': {'elevation': 15.0, 'distance': 1.5, 'focal': 0.9},
       # Of the mesh's pieces the largest alone is kept.
-      'export': {'resolution': 192, 'size': 256, 'frames': 96, 'fps': 24,
+      'export': {'resolution': 192, 'size': 256, 'frames': 96, 'fps': 20,
                  'keep_share': 1.0,
                  'texture': 1024},  # texels per side; 0: vertex colors
       'log_every': 50, 'eval_every': 500, 'checkpoint_every': 1000,
@@ -195,7 +195,7 @@ def shapes(steps=300):
   config.optimizer.lr_multipliers = {
       'hidden': 0.1, 'out': 0.1, 'background': 0.03}
   config.orbit.distance, config.orbit.focal = 1.85, 1.3
-  config.export.resolution, config.export.frames = 128, 48
+  config.export.update({'resolution': 128, 'frames': 48, 'fps': 10})
   config.export.keep_share = 0.005  # a lamp's foot, an antenna's ball
   config.log_every, config.eval_every, config.checkpoint_every = 10, 100, 200
   return config
@@ -252,7 +252,7 @@ def stable_diffusion():
       'lr_multipliers': {'background': 0.1}})
   config.orbit.update({'elevation': 15.0, 'distance': 2.0, 'focal': 0.714})
   config.export.update({'resolution': 256, 'size': 512, 'frames': 120,
-                        'fps': 30})
+                        'fps': 24})
   return config
 
 

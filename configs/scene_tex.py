@@ -100,7 +100,7 @@ def _base():
                     'b1': 0.9, 'b2': 0.999, 'eps': 1e-8 * 96 * 96 * 4,
                     'lr_multipliers': {}},
       'orbit': {'elevation': 15.0, 'distance': 0.5, 'focal': 0.87},
-      'export': {'resolution': 192, 'size': 512, 'frames': 120, 'fps': 30,
+      'export': {'resolution': 192, 'size': 512, 'frames': 120, 'fps': 24,
                  'keep_share': 1.0, 'texture': 4096},
       'log_every': 50, 'eval_every': 500, 'checkpoint_every': 1000,
       'keep_checkpoints': 2, 'progress': ('sds/grad_norm', 'opacity'),
@@ -165,7 +165,7 @@ def shapes(steps=120):
       'b1': 0.9, 'b2': 0.99, 'eps': 1e-15, 'lr_multipliers': {}})
   config.orbit.distance, config.orbit.focal = 1.85, 1.3
   config.export.update(
-      {'size': 256, 'frames': 48, 'fps': 24, 'texture': 1024})
+      {'size': 256, 'frames': 48, 'fps': 10, 'texture': 1024})
   config.log_every, config.eval_every, config.checkpoint_every = 10, 60, 60
   return config
 

@@ -2,11 +2,12 @@
 
 A notice appears after 5 seconds: on a terminal a bar with the time left, or a
 clock where the amount of work is unknown; elsewhere a line, and another one
-every 30 seconds. Of nested notices only the innermost prints lines.
+every 30 seconds. Of nested notices that have appeared, the innermost prints.
 """
 
 import contextlib
 import datetime
+import itertools
 import sys
 import threading
 import time
@@ -21,8 +22,9 @@ _AFTER = 5.0
 _EVERY = 30.0  # seconds between two lines
 _TICK = 1.0  # seconds between two updates on a terminal
 
-# Tokens of the notices that are open, the innermost last.
-_open: list[object] = []
+# Numbers of the notices that have appeared; the innermost has the largest.
+_shown: set[int] = set()
+_numbers = itertools.count()
 
 
 def message(text: str) -> None:
@@ -64,7 +66,7 @@ def progress(text: str, total: int | None = None, after: float = _AFTER
     total: amount of work, or None where it is unknown.
     after: seconds before the notice appears.
   """
-  begin, token, ended = time.monotonic(), object(), threading.Event()
+  begin, number, ended = time.monotonic(), next(_numbers), threading.Event()
   done = 0
 
   def advance(count):
@@ -74,6 +76,7 @@ def progress(text: str, total: int | None = None, after: float = _AFTER
   def show():
     if ended.wait(after):
       return
+    _shown.add(number)
     if sys.stderr.isatty():
       # The bar's clock begins with the block.
       with tqdm.tqdm(total=total, desc=text, file=sys.stderr, leave=False,
@@ -85,20 +88,19 @@ def progress(text: str, total: int | None = None, after: float = _AFTER
           bar.refresh()
       return
     while True:
-      if _open[-1:] == [token]:
+      if number == max(_shown, default=number):
         message(_line(text, done, total, time.monotonic() - begin))
       if ended.wait(_EVERY):
         return
 
   thread = threading.Thread(target=show, daemon=True)
-  _open.append(token)
   thread.start()
   try:
     yield advance
   finally:
     ended.set()
     thread.join()
-    _open.remove(token)
+    _shown.discard(number)
 
 
 def _line(text, done, total, seconds):

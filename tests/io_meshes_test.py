@@ -308,3 +308,11 @@ def test_a_damaged_texture_is_an_error_that_names_the_file(tmp_path):
   texture.write_bytes(texture.read_bytes()[:2000])
   with pytest.raises(ValueError, match='a.obj cannot be read as a mesh'):
     meshes.load(tmp_path / 'a.obj')
+
+
+@pytest.mark.parametrize('name, property', [
+    ('a.ply', b'property float nz'), ('a.obj', b'\nvn ')])
+def test_files_with_vertex_colors_have_normals(tmp_path, name, property):
+  meshes.save(tmp_path / name, Mesh(
+      np.eye(3), np.array([[0, 1, 2]]), colors=np.ones((3, 3))))
+  assert property in (tmp_path / name).read_bytes()

@@ -44,11 +44,16 @@ def test_lines_follow_at_intervals_with_the_time_left(capsys, monkeypatch):
   assert notices._line('Work', 0, None, 65.0) == 'Work (0:01:05)'
 
 
-def test_only_the_innermost_notice_prints_lines(capsys):
+def test_innermost_of_the_notices_that_have_appeared_prints(capsys):
   with (notices.slow('outer work', after=0.05),
         notices.slow('inner work', after=0.01)):
     time.sleep(0.2)
   assert capsys.readouterr().err == 'inner work (0:00:00)\n'
+  with notices.slow('outer work', after=0.05):
+    for _ in range(20):
+      with notices.slow('quick part'):
+        time.sleep(0.01)
+  assert capsys.readouterr().err == 'outer work (0:00:00)\n'
 
 
 def test_terminal_has_a_bar_or_a_clock_that_ticks(monkeypatch):
@@ -66,7 +71,7 @@ def test_terminal_has_a_bar_or_a_clock_that_ticks(monkeypatch):
 def test_notice_ends_with_an_error_of_the_work():
   with pytest.raises(KeyError), notices.slow('work', after=0.01):
     raise KeyError
-  assert not notices._open
+  assert not notices._shown
 
 
 def test_static_is_printed_in_words():

@@ -48,9 +48,8 @@ def save(path: str | os.PathLike, mesh: Mesh) -> None:
 
   Args:
     path: file to be written; its suffix, one of SUFFIXES, names the format.
-    mesh: with colors, or with uv and texture, or both. Normals are written to
-      .glb and to .obj with a texture, computed from the faces where the mesh
-      has none.
+    mesh: with colors, or with uv and texture, or both. Normals are written,
+      too, computed from the faces where the mesh has none.
 
   Raises:
     UserError: an unknown suffix, both colors and a texture for an .obj, or a
@@ -75,7 +74,9 @@ def save(path: str | os.PathLike, mesh: Mesh) -> None:
     if colors is not None:
       exported.visual = trimesh.visual.ColorVisuals(
           exported, vertex_colors=np.round(255 * colors).astype(np.uint8))
-    data: Any = exported.export(file_type=suffix[1:])  # .obj is text
+    normals = {'.ply': 'vertex_normal', '.obj': 'include_normals'}[suffix]
+    data: Any = exported.export(  # .obj is text
+        file_type=suffix[1:], **{normals: True})
     files.write_bytes(path, data.encode() if isinstance(data, str) else data)
 
 

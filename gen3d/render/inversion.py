@@ -18,7 +18,6 @@ from gen3d.ops import bake, cameras
 from gen3d.render import objects
 
 _MIN_PIXELS = 128  # a side of the panels on the sheet
-FPS = 24
 
 
 def export(name: str | os.PathLike, trained: inference.Trained,
@@ -69,7 +68,8 @@ def export(name: str | os.PathLike, trained: inference.Trained,
       target, projected, render, ws, 'w+' if w_plus else 'w', views))
   weights = inference.save_tuned(record, tuned, out)
   video.save(out / 'turntable.mp4', render(
-      ws, inference.camera_path(trained.camera, frames)), FPS)
+      ws, inference.camera_path(trained.camera, frames)),
+             objects.turn_fps(frames))
   return [out / 'inversion.png', out / 'latent.npz', *weights,
           out / 'turntable.mp4', *objects.save_meshes(
               inference.make_mesh_extractor(tuned, resolution),

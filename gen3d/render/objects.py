@@ -19,6 +19,12 @@ from gen3d.io import meshes, video
 from gen3d.ops import mesh
 
 SHEET_VIEWS = 8  # of each object on the exported sheet
+_TURN_SECONDS = 5.0
+
+
+def turn_fps(frames: int) -> int:
+  """Frames per second of a film whose `frames` make a turn in 5 seconds."""
+  return max(1, round(frames / _TURN_SECONDS))
 
 
 def sheet_row(film: np.ndarray) -> list[np.ndarray]:
@@ -48,7 +54,7 @@ def sheet(trained: inference.Trained, seeds: Sequence[int],
 
 def export(trained: inference.Trained, seeds: Sequence[int],
            out: str | os.PathLike, *, psi: float = 1.0,
-           cutoff: int | None = None, frames: int = 48, fps: int = 24,
+           cutoff: int | None = None, frames: int = 48,
            resolution: int = 128, texture: int = 1024) -> list[pathlib.Path]:
   """Writes a sheet of views, and for each object a turntable and meshes.
 
@@ -57,7 +63,7 @@ def export(trained: inference.Trained, seeds: Sequence[int],
     seeds: of the objects.
     out: folder.
     psi, cutoff: truncation and the number of layers that it applies to.
-    frames, fps: of the turntables.
+    frames: of a turntable.
     resolution: of the meshes' grid.
     texture: texels per side of their textures; 0 for vertex colors.
 
@@ -79,7 +85,7 @@ def export(trained: inference.Trained, seeds: Sequence[int],
     film = render(ws, path)
     rows.append(np.stack(sheet_row(film[on_sheet])))
     stem = out / f'seed{seed:04d}'
-    video.save(stem.with_suffix('.mp4'), film, fps)
+    video.save(stem.with_suffix('.mp4'), film, turn_fps(frames))
     written.append(stem.with_suffix('.mp4'))
     written += save_meshes(
         extract, bake, ws, stem, f'Seed {seed} has no surface, so no mesh of '
@@ -118,8 +124,7 @@ def save_meshes(extract: Callable[[jax.Array], mesh.Mesh],
 
 def interpolate(trained: inference.Trained, seeds: Sequence[int],
                 path: pathlib.Path, *, psi: float = 1.0,
-                cutoff: int | None = None, frames: int = 48,
-                fps: int = 24) -> pathlib.Path:
+                cutoff: int | None = None, frames: int = 48) -> pathlib.Path:
   """Writes a film that morphs from object to object and back to the first.
 
   w moves on straight lines between the objects, slowly near each of them. The
@@ -131,7 +136,6 @@ def interpolate(trained: inference.Trained, seeds: Sequence[int],
     path: of the film.
     psi, cutoff: truncation and the number of layers that it applies to.
     frames: for each line.
-    fps: frames per second.
 
   Returns:
     `path`.
@@ -148,5 +152,6 @@ def interpolate(trained: inference.Trained, seeds: Sequence[int],
              jax.tree.map(lambda x: x[None], inference.camera_at(
                  trained.camera, azimuth)))[0]
       for start, end in itertools.pairwise(ws)
-      for fraction, azimuth in zip(eased, azimuths, strict=True)), fps)
+      for fraction, azimuth in zip(eased, azimuths, strict=True)),
+      turn_fps(frames))
   return path
