@@ -92,10 +92,19 @@ done
 
 echo "\"$prompt\" is in"
 printf '  %s\n' "${files[@]/#/$workdir/}"
+# As a word of a command line.
+quoted() {
+  case $1 in
+    *[!A-Za-z0-9_./=:-]*) printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")" ;;
+    *) printf %s "$1" ;;
+  esac
+}
+
+to=$(quoted "$workdir")
 cat <<END
 Next, after ". $root/.venv/bin/activate":
-  gen3d export --workdir=$workdir --resolution=256 --formats=glb,obj,ply
-  gen3d train --config=refine --config.scene.start_from=$workdir \\
-    --config.prompt="$prompt" --workdir=$workdir-mesh
-  pip install tensorboard && tensorboard --logdir=$root/runs
+  gen3d export --workdir=$to --resolution=256 --formats=glb,obj,ply
+  gen3d train --config=refine --config.scene.start_from=$to \\
+    --config.prompt=$(quoted "$prompt") --workdir=$(quoted "$workdir-mesh")
+  pip install tensorboard && tensorboard --logdir=$(quoted "$root/runs")
 END

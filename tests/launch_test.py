@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -160,8 +161,12 @@ def test_sh_runs_the_script_by_bash_or_names_it(ready, tmp_path):
 def test_next_steps_are_printed(ready):
   lines = launch(ready, 'quickstart.sh', 'a cat').stdout.splitlines()
   steps = lines[lines.index(f'Next, after ". {ready}/.venv/bin/activate":'):]
-  assert f'  gen3d export --workdir={ready}/runs/a-cat ' in steps[1]
-  assert 'tensorboard --logdir' in steps[-1]
+  words = shlex.split(steps[1])
+  assert words[:3] == ['gen3d', 'export', f'--workdir={ready}/runs/a-cat']
+  assert shlex.split(steps[-1])[-1] == f'--logdir={ready}/runs'
+  done = launch(ready, 'quickstart.sh', "a cat's $HOME")
+  refine = done.stdout.partition('\n  gen3d train')[2].partition('\n  pip')[0]
+  assert "--config.prompt=a cat's $HOME" in shlex.split(refine)
 
 
 @pytest.mark.parametrize('words', [

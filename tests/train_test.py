@@ -117,6 +117,17 @@ def test_only_user_errors_lose_their_traceback(error, code):
   assert code == 1 or done.stderr == 'a sentence.\n'
 
 
+def test_warnings_of_libraries_have_no_prefix():
+  program = ('import warnings; from absl import logging\n'
+             'from gen3d.engine import cli\n'
+             'def main():\n  logging.warning("a %s.", "sentence")\n'
+             '  warnings.warn("another one.")\ncli.run(main)')
+  done = subprocess.run(
+      [sys.executable, '-c', program], capture_output=True, text=True,
+      env={**os.environ, 'PYTHONPATH': str(TESTS.parent)}, timeout=120)
+  assert (done.returncode, done.stderr) == (0, 'a sentence.\nanother one.\n')
+
+
 def test_bug_in_a_config_keeps_its_traceback(tmp_path):
   (tmp_path / 'config.py').write_text(
       'VARIANTS = {"a": 1}\n'

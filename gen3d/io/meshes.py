@@ -74,9 +74,10 @@ def save(path: str | os.PathLike, mesh: Mesh) -> None:
     if colors is not None:
       exported.visual = trimesh.visual.ColorVisuals(
           exported, vertex_colors=np.round(255 * colors).astype(np.uint8))
-    normals = {'.ply': 'vertex_normal', '.obj': 'include_normals'}[suffix]
+    options: dict[str, Any] = {
+        {'.ply': 'vertex_normal', '.obj': 'include_normals'}[suffix]: True}
     data: Any = exported.export(  # .obj is text
-        file_type=suffix[1:], **{normals: True})
+        file_type=suffix[1:], **options)
     files.write_bytes(path, data.encode() if isinstance(data, str) else data)
 
 
