@@ -14,6 +14,7 @@ import pytest
 from configs import dream_fields
 from configs import dreamfusion as configs
 from gen3d import assets
+from gen3d.data import caption_files
 from gen3d.engine import checkpoints
 from gen3d.evaluation import r_precision
 from gen3d.evaluation import text_to_3d as text_to_3d_evaluation
@@ -332,6 +333,19 @@ def test_arguments_that_do_not_fit_are_refused(folder, changes, words):
     given[key] = given[key] and folder / given[key]
   with pytest.raises(ValueError, match=words):
     r_precision.report(**given)
+
+
+def test_run_without_its_caption_is_named_and_left_out(folder, capsys):
+  runs = sorted((folder / 'runs').iterdir())
+  stored = [json.loads((run / 'config.json').read_text()) for run in runs]
+  known = caption_files.normalize(stored[0]['prompt'])
+  left = [run for run, config in zip(runs, stored)
+          if caption_files.normalize(config['prompt']) == known]
+  assert 0 < len(left) < len(runs)
+  assert r_precision.with_captions(runs, [known], 'a.txt') == left
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == len(runs) - len(left)
+  assert 'is none of the captions in a.txt' in lines[0]
 
 
 def test_hub_id_without_a_network_is_refused(folder, monkeypatch):

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d import assets, files
+from gen3d import assets, files, notices
 from gen3d.choices import UserError, pick
 from gen3d.data import caption_files
 from gen3d.engine import checkpoints
@@ -119,7 +119,7 @@ def report(runs: str | os.PathLike, protocol: str, clips: Sequence[str] = (),
   folders = text_to_3d_evaluation.finished_runs(runs)
   if captions:
     texts = caption_files.read(captions)
-    check_prompts(folders, texts, captions)
+    folders = with_captions(folders, texts, captions)
     retrievers = hub_clips(clips, texts)
   else:
     retrievers = [bundled_clip(path) for path in str(clip_weights).split(',')]
@@ -127,25 +127,32 @@ def report(runs: str | os.PathLike, protocol: str, clips: Sequence[str] = (),
   return table(rates, [retriever.name for retriever in retrievers])
 
 
-def check_prompts(folders: Iterable[pathlib.Path], captions: Sequence[str],
-                  where: str | os.PathLike) -> None:
-  """Raises UserError where a run's prompt is none of the captions.
+def with_captions(folders: Iterable[pathlib.Path], captions: Sequence[str],
+                  where: str | os.PathLike) -> list[pathlib.Path]:
+  """The runs whose prompts are among the captions; names the others.
 
   Args:
     folders: workdirs of the runs.
     captions: normalized, see data.caption_files.
-    where: their file, for the message.
+    where: their file, for the messages.
+
+  Raises:
+    UserError: there is no such run.
   """
   prompts = [(checkpoints.load_config(folder).prompt, folder)
              for folder in folders]
   missing = [(prompt, folder) for prompt, folder in prompts
              if caption_files.normalize(prompt) not in captions]
-  if missing:
+  if len(missing) == len(prompts):
     prompt, folder = missing[0]
     raise UserError(
         f'{where} has {len(captions)} captions, but the prompts of '
         f'{len(missing)} runs are none of them, such as {prompt!r} of '
         f'{folder}; add them, or give the file from which the runs were made.')
+  for prompt, folder in missing:
+    notices.message(f'{folder} is left out: its prompt {prompt!r} is none of '
+                    f'the captions in {where}.')
+  return [folder for x, folder in prompts if (x, folder) not in missing]
 
 
 def bundled_clip(path: str | os.PathLike = assets.CLIP) -> ClipRetriever:
