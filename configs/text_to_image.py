@@ -57,7 +57,7 @@ VARIANTS = {
     # A ControlNet of depth maps for the shipped weights, which are frozen, on
     # views that they were not trained on.
     'depth': {
-        'start_from': 'gen3d/assets/text_to_image_shapes.safetensors',
+        'start_from': 'text_to_image_shapes',
         'trained_parts': ('control',), 'data_seed': 1, 'views': 16_000,
         'steps': 4_000, 'model': {'control': {'blocks': (1, 2, 1)}},
         'loss_weights': {'text_probe': 0.0, 'prior_image': 0.0},

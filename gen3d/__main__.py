@@ -7,6 +7,7 @@ seconds.
 import ast
 import pathlib
 import runpy
+import signal
 import sys
 
 from gen3d import choices
@@ -19,6 +20,7 @@ def main() -> None:
   """Runs the command of the command line, or lists the commands."""
   name, *words = sys.argv[1:] or ['--help']
   if name in ('-h', '-help', '--help', '--helpfull', '--helpshort', 'help'):
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `gen3d | head`
     print(usage())
   elif name not in COMMANDS:
     print(choices.unknown('command', COMMANDS, name), file=sys.stderr)

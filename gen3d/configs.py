@@ -9,10 +9,13 @@ each of the others changes; the third all keys of one variant. A config is a
 name of the list or the path of a file.
 """
 
+import signal
+
 from gen3d.engine import cli, config_files, config_text
 
 
 def main(*configs: str) -> None:
+  signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `gen3d configs | head`
   if not configs:
     print(config_text.overview())
   for config in configs:

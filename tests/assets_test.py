@@ -102,3 +102,12 @@ def test_tokenizer_truncates_before_the_end_token():
   assert lengths[0] < lengths[1] == 8
   for row, length in zip(tokens, lengths):
     assert row[length - 1] == 1 and not row[length:].any()
+
+
+def test_shipped_weights_are_read_by_name_from_any_folder(
+    tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  _, record = assets.load('text_to_image_shapes', 'text_to_image')
+  assert record == assets.load(assets.TEXT_TO_IMAGE)[1]
+  with pytest.raises(UserError, match='text_to_image_shape is missing'):
+    assets.load('text_to_image_shape')

@@ -70,7 +70,7 @@ def load(path: str | os.PathLike, task: str | None = None
   """Reads the files that `save` wrote.
 
   Args:
-    path: of the safetensors file.
+    path: of the safetensors file, or the name of a shipped one without suffix.
     task: that the weights must be of, by the config in their record; None for
       any.
 
@@ -83,6 +83,9 @@ def load(path: str | os.PathLike, task: str | None = None
     UserError: a file is missing or damaged, or of another task.
   """
   path = pathlib.Path(path)
+  shipped = FOLDER / f'{path}.safetensors'
+  if shipped.parent == FOLDER and shipped.is_file():
+    path = shipped
   beside = path.with_suffix('.json')
   for file in (path, beside):
     if not file.is_file():
