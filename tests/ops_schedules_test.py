@@ -62,3 +62,10 @@ def config_value(config: ml_collections.ConfigDict, key: str):
   for name in key.split('.'):
     config = config[name]
   return config
+
+
+@pytest.mark.parametrize('steps, last', [(0, 1), (1, 1), (4, 4)])
+def test_exponential_ends_after_its_steps_or_the_first(steps, last):
+  values = [float(schedules.exponential(i, 0.5, 0.1, steps))
+            for i in (0, last, last + 1)]
+  np.testing.assert_allclose(values, [0.5, 0.1, 0.1], rtol=1e-5)

@@ -83,7 +83,8 @@ def bell(step: int | jax.Array, start: float, end: float,
 def exponential(step: int | jax.Array, start: float, end: float,
                 steps: int) -> jax.Array:
   """start (end / start)^(step / steps) [], then constant from `steps` on."""
-  done = jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0.0, 1.0)
+  # A fraction of a few steps may be none.
+  done = jnp.clip(jnp.asarray(step, jnp.float32) / max(steps, 1), 0.0, 1.0)
   return start * (end / start) ** done
 
 
