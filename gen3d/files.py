@@ -1,19 +1,40 @@
-"""Files: atomic writes, image formats, the cache folder."""
+"""Files: atomic writes, bounded reads, image formats, the cache folder.
+
+A file that is read may be damaged, or made to harm: what it declares is
+checked before memory is allocated for it.
+"""
 
 import contextlib
+import json
 import os
 import pathlib
+import re
 import secrets
+import stat
+import sys
+import warnings
+import zipfile
 from collections.abc import Generator
 from typing import Any, BinaryIO
 
+import numpy as np
 from PIL import Image
 
-from gen3d.choices import UserError
+from gen3d import schemas
+from gen3d.choices import UserError, excerpt
 
 # Without a list of formats, Pillow tries all of them, whatever the suffix of
 # the file; for PostScript it starts Ghostscript.
 IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'TIFF', 'BMP')
+MAX_PIXELS = 100_000_000  # of an image, which decodes to 0.4 GB
+# Pillow warns of a limit of its own, below this one.
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+_MAX_BYTES = 2 ** 30  # of a file that is read whole
+# A zip may unpack to this many bytes, and to this many times its own size.
+# Images and weights hardly shrink; bombs have ratios of 1,000 and more.
+_UNPACKED_BYTES, _UNPACKED_RATIO = 2 ** 26, 20
+_MAX_DEPTH = 64  # of nested lists and mappings in JSON
+_MAX_DIGITS = 20  # of an integer in JSON: those of 64 bits
 
 
 @contextlib.contextmanager
@@ -55,6 +76,199 @@ def cache_dir() -> pathlib.Path:
                       pathlib.Path.home() / '.cache' / 'gen3d')
 
 
+def read_file(path: str | os.PathLike) -> bytes:
+  """The content of a regular file of at most 1 GB.
+
+  Raises:
+    UserError: it is missing, cannot be read, is larger, or is a pipe or a
+      device, which could be read without end.
+  """
+  try:
+    # Opening a pipe would wait for its writer.
+    status = os.stat(path)
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+      raise UserError(f'{path} is no regular file but a pipe or a device; '
+                      'remove it.')
+    if status.st_size > _MAX_BYTES:
+      raise UserError(f'{path} has {status.st_size:,} bytes, more than the '
+                      f'{_MAX_BYTES:,} that are read; give another file.')
+    return pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise UserError(f'{path} cannot be read ({error.strerror or error}); get '
+                    'it again or remove it.') from error
+
+
+def read_json(path: str | os.PathLike, schema: schemas.Schema | None = None,
+              kind: type = dict, remedy: str = 'get it again',
+              nan: bool = False) -> Any:
+  """The content of a JSON file; see `parse_json`.
+
+  Raises:
+    UserError: as `read_file` and `parse_json`.
+  """
+  return parse_json(read_file(path), path, schema, kind, remedy, nan)
+
+
+def read_result(path: str | os.PathLike, schema: schemas.Schema | None = None
+                ) -> dict[str, Any] | None:
+  """A JSON file of results that can be made again; None where it is missing.
+
+  None also where it is damaged, which is noted on stderr.
+  """
+  if not os.path.exists(path):
+    return None
+  try:
+    content = read_json(path, nan=True)
+    if schema is not None:
+      schemas.check(path, content, schema, required=True)
+    return content
+  except UserError:
+    report_damage(path)
+    return None
+
+
+def parse_json(content: bytes, where: Any,
+               schema: schemas.Schema | None = None, kind: type = dict,
+               remedy: str = 'get it again', nan: bool = False) -> Any:
+  """The value of a JSON text in UTF-8, UTF-16 or UTF-32.
+
+  A byte order mark may precede it.
+
+  Args:
+    content: the text.
+    where: its file, for messages.
+    schema: of the keys of the mapping, or None.
+    kind: type that the value must have: dict, or object for any.
+    remedy: end of the messages.
+    nan: whether NaN and infinities are accepted, as in results.
+
+  Raises:
+    UserError: it is not JSON, is nested too deep, has NaN, an infinity or half
+      a surrogate pair, or does not keep the kind or the schema.
+  """
+  def refuse(reason: str) -> UserError:
+    return UserError(f'{where} is not JSON ({reason}); {remedy}.')
+
+  try:
+    encoding = json.detect_encoding(content)
+    text = content.decode(encoding)
+    value = json.loads(text, parse_int=_parse_int,
+                       parse_constant=float if nan else _refuse_constant)
+    # Only escapes can be halves, which no file or terminal could be given.
+    if re.search(r'\\u[dD][89a-fA-F]', text):
+      json.dumps(value, ensure_ascii=False).encode()
+  except RecursionError:
+    raise refuse(f'it is nested deeper than {_MAX_DEPTH}') from None
+  except UnicodeEncodeError as error:
+    raise refuse('it has half a surrogate pair') from error
+  except ValueError as error:
+    raise refuse(excerpt(error)) from error
+  if _is_deep(value):
+    raise refuse(f'it is nested deeper than {_MAX_DEPTH}')
+  if not isinstance(value, kind):
+    raise UserError(f'{where} contains no JSON object but {excerpt(value)}; '
+                    f'{remedy}.')
+  if schema is not None:
+    schemas.check(where, value, schema)
+  return value
+
+
+def _refuse_constant(name):
+  raise ValueError(f'it has the value {name}')
+
+
+def _parse_int(digits):
+  """An integer; a float, which may be infinite, where it has over 64 bits."""
+  return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
+
+
+def _is_deep(value):
+  """Whether lists and mappings are nested deeper than _MAX_DEPTH."""
+  level = [value]
+  for _ in range(_MAX_DEPTH):
+    children = []
+    for node in level:
+      values = node.values() if isinstance(node, dict) else (
+          node if isinstance(node, list) else ())
+      # The types first: most lists are of numbers, and long.
+      if not {dict, list}.isdisjoint(map(type, values)):
+        children += [x for x in values if isinstance(x, dict | list)]
+    if not children:
+      return False
+    level = children
+  return True
+
+
+def check_zip(archive: zipfile.ZipFile, where: Any,
+              name: str | None = None) -> None:
+  """Refuses a zip, or one member, that is far smaller than its content.
+
+  The sizes are those that the zip declares; zipfile reads no more of a member
+  than its declared size.
+
+  Args:
+    archive: open zip.
+    where: its file, for the message.
+    name: of the member; None for all of them together.
+
+  Raises:
+    UserError: names the file, its size and that of its content.
+  """
+  members = archive.infolist() if name is None else [archive.getinfo(name)]
+  packed = sum(member.compress_size for member in members)
+  unpacked = sum(member.file_size for member in members)
+  if unpacked > max(_UNPACKED_BYTES, _UNPACKED_RATIO * packed):
+    raise UserError(
+        f'{where} would unpack from {packed:,} to {unpacked:,} bytes, as no '
+        'images or weights do; get it again, or store it uncompressed.')
+
+
+def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """The arrays of an .npz file; none of Python objects.
+
+  Raises:
+    UserError: the file is missing, is another one, is damaged, or would
+      unpack to far more than its size.
+  """
+  try:
+    # Not numpy.load, which also opens other formats under this name.
+    with zipfile.ZipFile(path) as archive:
+      check_zip(archive, path)
+      arrays = {}
+      for name in archive.namelist():
+        with archive.open(name) as member:
+          arrays[name.removesuffix('.npy')] = np.lib.format.read_array(
+              member, allow_pickle=False)
+      return arrays
+  except UserError:
+    raise
+  except Exception as error:  # zipfile, NumPy and zlib have many.
+    raise UserError(f'{path} cannot be read as .npz, it is cut off or damaged '
+                    f'({excerpt(error)}); get it again.') from error
+
+
+def read_cached(path: pathlib.Path, names: list[str]
+                ) -> list[np.ndarray] | None:
+  """Arrays of an .npz file in the cache folder; None where it is not usable.
+
+  A file that is there but damaged is named on stderr, since the work that it
+  saves is then done again.
+  """
+  if not path.exists():
+    return None
+  try:
+    arrays = read_npz(path)
+    return [arrays[name] for name in names]
+  except (UserError, KeyError):
+    report_damage(path)
+    return None
+
+
+def report_damage(path: str | os.PathLike) -> None:
+  """Notes on stderr that a file of results is damaged and made again."""
+  print(f'{path} is damaged and is made again.', file=sys.stderr)
+
+
 def to_tuples(node: Any) -> Any:
   """Returns JSON content with tuples for its lists, as configs have them."""
   if isinstance(node, dict):
@@ -72,16 +286,29 @@ def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
     PIL's image, to be closed or used as a context manager.
 
   Raises:
+    UserError: it has more than MAX_PIXELS, by its header, or is no regular
+      file; the message is a clause, for a sentence that names the file.
     OSError: the file cannot be opened, or (PIL.UnidentifiedImageError, a kind
       of OSError) its content is of no such format. Pillow's other errors
       remain as they are.
   """
-  return Image.open(file, formats=IMAGE_FORMATS)
+  if isinstance(file, str | os.PathLike) and not stat.S_ISREG(
+      os.stat(file).st_mode):
+    raise UserError('it is no regular file')
+  try:
+    image = Image.open(file, formats=IMAGE_FORMATS)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+      image.close()
+      raise Image.DecompressionBombError
+  except Image.DecompressionBombError:
+    raise UserError(f'it has more than {MAX_PIXELS:,} pixels') from None
+  return image
 
 
 @contextlib.contextmanager
 def restricted_image_formats() -> Generator[None, None, None]:
-  """Lets Pillow open only IMAGE_FORMATS, in this process, while it lasts.
+  """Lets Pillow open only IMAGE_FORMATS of MAX_PIXELS, in this process.
 
   For libraries that call PIL.Image.open without a list of formats, as trimesh
   does for textures. Pixels may be read later: the format of an opened image
@@ -90,9 +317,10 @@ def restricted_image_formats() -> Generator[None, None, None]:
   # All plugins are loaded first, since Pillow would load (and try) them where
   # the registered formats do not fit.
   Image.init()
-  registered = list(Image.ID)
+  registered, limit = list(Image.ID), Image.MAX_IMAGE_PIXELS
   Image.ID[:] = [name for name in registered if name in IMAGE_FORMATS]
+  Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # It refuses twice this number.
   try:
     yield
   finally:
-    Image.ID[:] = registered
+    Image.ID[:], Image.MAX_IMAGE_PIXELS = registered, limit

@@ -30,5 +30,5 @@ def test_parse_labels_gives_pairs_with_forward_slashes():
 
 def test_read_labels_without_labels_is_none():
   assert camera_labels.read_labels('f', b'{"labels": null}', ['a']) is None
-  with pytest.raises(UserError, match='f is not valid JSON'):
+  with pytest.raises(UserError, match='f contains no JSON object'):
     camera_labels.read_labels('f', b'[1]', ['a'])

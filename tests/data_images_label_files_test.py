@@ -66,11 +66,11 @@ def test_ambiguous_labels_are_refused(tmp_path, names, picture):
 
 
 @pytest.mark.parametrize('content, sentence', [
-    ('[1, 2', 'cannot be read'),
+    ('[1, 2', 'is not JSON'),
     ([1.0] * 16, 'a list of 25 numbers is wanted'),
     ({'camera': 1}, 'a list of 25 numbers is wanted'),
     ([1, 2], 'a list of 25 numbers is wanted'),
-    ([10 ** 400] * 25, 'a list of 25 numbers is wanted'),
+    ([10 ** 400] * 25, 'numbers that are not finite'),
     ({'labels': None}, r'"labels" must be a list of \[file name, '),
     ({'labels': {'ab': LABEL.tolist()}}, '"labels" must be a list'),
     ({'labels': [1, 2]}, '"labels" must be a list'),

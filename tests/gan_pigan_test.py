@@ -445,7 +445,7 @@ def bad_checkpoints():
       'a list': ('contains no generator', lambda f, w: plain(f, [1])),
       'no tensors': ('something else than tensors', lambda f, w: plain(
           f, {'epoch': 3})),
-      'a strange state': ('cannot be read', lambda f, w: plain(f, Call(
+      'a strange state': ('a mapping is', lambda f, w: plain(f, Call(
           Name('siren.siren', 'TALLSIREN'), state=[1, 2, 3]))),
       'a strange tensor': ('not described', lambda f, w: plain(f, Storage(
           'storage', 'FloatStorage', '0', 'cpu', 4))),

@@ -9,7 +9,7 @@ list: write each of its strings on a line of its own.
 import os
 import pathlib
 
-from gen3d.choices import UserError
+from gen3d.choices import UserError, excerpt
 
 
 def normalize(caption: str) -> str:
@@ -48,7 +48,7 @@ def read(path: str | os.PathLike) -> list[str]:
   for i, caption in enumerate(captions, 1):
     if caption in first:
       raise UserError(
-          f'{path} has {caption!r} twice, in lines {first[caption]} and {i}, '
-          'and retrieval cannot distinguish them; remove one.')
+          f'{path} has {excerpt(caption)} twice, in lines {first[caption]} '
+          f'and {i}, and retrieval cannot distinguish them; remove one.')
     first[caption] = i
   return captions

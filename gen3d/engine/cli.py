@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from absl import app, flags, logging
 
 from gen3d import legacy
-from gen3d.choices import UserError, check
+from gen3d.choices import UserError, check, printable
 from gen3d.engine import config_files, devices
 
 _CONFIG_FLAG = re.compile(r'(--?config)(=(.*))?', re.DOTALL)
@@ -157,5 +157,7 @@ def _keys(config, prefix=''):
 
 
 def _fail(error):
-  print(' '.join(str(error).split()), file=sys.stderr)
+  # UserErrors are printable; the file names in others need not be.
+  message = printable(str(error), len(str(error)))
+  print(' '.join(message.split()), file=sys.stderr)
   sys.exit(2)

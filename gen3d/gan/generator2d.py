@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from gen3d import assets
 from gen3d.choices import UserError, pick
 from gen3d.models import nvidia, stylegan2, stylegan2_rosinality
+from gen3d.weights import pickles
 
 SHIPPED = assets.FOLDER / 'stylegan2_cats.safetensors'
 _CHUNK = 1000  # latents at a time for `statistics`
@@ -58,7 +59,9 @@ def load(path: str | os.PathLike) -> Generator2D:
                     'generator by --config.generator.')
   loaders = {'.safetensors': _ours, '.pkl': nvidia.load,
              '.pt': stylegan2_rosinality.load}
-  loaded = pick('kind of file', loaders, path.suffix)(path)
+  read = pick('kind of file', loaders, path.suffix)
+  with pickles.reported_damage(path):
+    loaded = read(path)
   if not isinstance(loaded.network, stylegan2.Generator) or loaded.label_width:
     raise UserError(f'{path} is no StyleGAN2 of images without labels; give '
                     'one that was trained without conditions.')

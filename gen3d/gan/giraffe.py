@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d.choices import UserError
+from gen3d import files
+from gen3d.choices import UserError, excerpt
 from gen3d.gan import Generated, Generator3D, Official
 from gen3d.gan.networks import GANNetworks, keys_of
 from gen3d.models import giraffe, giraffe_official, giraffe_rendering
@@ -253,12 +254,13 @@ def _compiled_field(model):
 def _locations(path, boxes):
   """Translations [K, B, 3] of an official file, in the scene's units."""
   try:
-    with np.load(path, allow_pickle=False) as stored:
-      places = np.asarray(stored['coordinates'], np.float32) * _CLEVR_UNIT
-  except (OSError, ValueError, KeyError) as error:
+    places = np.asarray(
+        files.read_npz(path)['coordinates'], np.float32) * _CLEVR_UNIT
+  except (ValueError, KeyError) as error:
     raise UserError(
         f'{path} (--config.model.prior.locations) is no .npz with '
-        f'"coordinates" ({error}); give the file of the data set.') from error
+        f'"coordinates" ({excerpt(error)}); give the file of the data set.'
+        ) from error
   if places.ndim != 3 or places.shape[1:] != (boxes, 3):
     raise UserError(
         f'{path} has locations of the shape {list(places.shape)}, but '

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from gen3d import assets
-from gen3d.choices import UserError
+from gen3d.choices import UserError, excerpt
 from gen3d.files import open_image
 from gen3d.gan import inference
 from gen3d.gan.projector import PerceptualLoss, Target
@@ -38,8 +38,8 @@ def read_target(trained: inference.Trained, path: str | os.PathLike,
     with open_image(path) as image:
       image = _to_rgb(ImageOps.exif_transpose(image), generator.background)
   except Exception as error:  # Pillow raises many kinds for one damage.
-    raise UserError(f'{path} cannot be read as an image ({error}); give a PNG '
-                    'or JPEG file.') from error
+    raise UserError(f'{path} cannot be read as an image ({excerpt(error)}); '
+                    'give a PNG or JPEG file.') from error
   if image.width != image.height:
     raise UserError(
         f'{path} has {image.width} x {image.height} pixels; crop it to a '

@@ -121,7 +121,7 @@ def read_feature(path: str | os.PathLike, size: int) -> np.ndarray:
                     "feature, or '' for none.")
   try:
     feature = np.load(file)
-  except (ValueError, EOFError, OSError) as error:
+  except Exception as error:  # A zip or a header may be damaged anyhow.
     raise UserError(f'{file} is no .npy file ({error}); save the image feature '
                     'with numpy.save.') from error
   if not isinstance(feature, np.ndarray) or feature.size != size or (

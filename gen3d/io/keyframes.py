@@ -1,12 +1,11 @@
 """Camera keyframes of files, as Blender's exporters for NeRF write them."""
 
-import json
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 
+from gen3d import files
 from gen3d.choices import UserError
 from gen3d.ops import camera_sets
 from gen3d.ops.cameras import Z_UP, Camera
@@ -30,16 +29,14 @@ def load(path: str | os.PathLike, up: str = 'y') -> Camera:
     raise UserError('The view distribution "keyframes" needs a file of '
                     'cameras; give it by --config.scene.keyframes=FILE.json.')
   path = pathlib.Path(path)
+  content = files.read_json(path)
   try:
-    content: Any = json.loads(path.read_text())
     frames = content['frames']
     poses = np.array([frame['transform_matrix'] for frame in frames], float)
     angles = np.array([frame.get('camera_angle_x') or content['camera_angle_x']
                        for frame in frames], float)
-  except OSError as error:
-    raise UserError(f'{path} cannot be read ({error.strerror}); give a JSON '
-                    'file of cameras.') from error
-  except (ValueError, TypeError, LookupError, AttributeError) as error:
+  except (ValueError, TypeError, LookupError, AttributeError,
+          OverflowError) as error:
     raise UserError(
         f'{path} is not a file of cameras: it needs "camera_angle_x" and a '
         'list "frames", each with a "transform_matrix" of 4 x 4 numbers.'

@@ -5,13 +5,13 @@ before it. Names are taken literally, as trimesh takes them: without the options
 of map_Kd, percent-encoding or backslashes.
 """
 
-import json
 import os
 import pathlib
 import re
 import struct
 from collections.abc import Iterator
 
+from gen3d import files
 from gen3d.choices import UserError
 
 
@@ -66,7 +66,7 @@ def _of_gltf(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
   if content[:4] == b'glTF':
     size, = struct.unpack_from('<I', content, 12)
     content = content[20:20 + size]
-  tree = json.loads(content)
+  tree = files.parse_json(content, path)
   for material in tree.get('materials', ()):
     texture = material.get('pbrMetallicRoughness', {}).get('baseColorTexture')
     if texture and 'source' in tree['textures'][texture['index']]:

@@ -17,6 +17,7 @@ viewers take their colors as display values, so they are stored unchanged (with
 import os
 import pathlib
 import re
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ import trimesh
 from PIL import Image
 
 from gen3d import files
-from gen3d.choices import UserError
+from gen3d.choices import UserError, excerpt
 from gen3d.io import mesh_references
 from gen3d.ops import bake
 from gen3d.ops import mesh as mesh_ops
@@ -36,6 +37,9 @@ FORMATS = ('glb', 'ply', 'obj')
 SUFFIXES = tuple(f'.{name}' for name in FORMATS)
 DEFAULT_GRAY = 0.7  # display value of meshes without any color
 _GLTF = ('.glb', '.gltf')
+# Unlike a zip, they do not declare the size of their content.
+_COMPRESSED = {'bz2', 'tar.bz2', 'tar.gz'}
+_FARTHEST = 1e30  # coordinate whose square is a finite float64
 _VERTICES, _INDICES = 34962, 34963  # glTF: kinds of buffers
 
 
@@ -118,10 +122,11 @@ def load(path: str | os.PathLike, up: str = 'y') -> tuple[Mesh, ...]:
 
   Raises:
     UserError: the file, or a material file or texture that it names, is
-      missing; it is of an unknown format, damaged, or has no triangles.
+      missing; it is of an unknown format, damaged, has no triangles, or
+      vertices that are not finite.
   """
   path = pathlib.Path(path)
-  formats = sorted(trimesh.available_formats())
+  formats = sorted(trimesh.available_formats() - _COMPRESSED)
   if path.suffix[1:].lower() not in formats:
     raise UserError(f'{path} is not a mesh file that can be read; choose one '
                     f'of {", ".join(formats)}.')
@@ -131,14 +136,21 @@ def load(path: str | os.PathLike, up: str = 'y') -> tuple[Mesh, ...]:
   try:
     parts = _read_parts(path)
   except Exception as error:  # each format's parser has its own exceptions
-    raise UserError(f'{path} cannot be read as a mesh ({error}); export it '
-                    'again, for instance as .glb.') from error
+    raise UserError(f'{path} cannot be read as a mesh ({excerpt(error)}); '
+                    'export it again, for instance as .glb.') from error
   is_linear = path.suffix.lower() in _GLTF
   upright = Z_UP if up == 'z' else np.eye(4)
+  parts = [(part, matrix) for part, matrix in parts
+           if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+  for part, _ in parts:
+    # Comparison is false for NaN.
+    bad = np.sum(~(np.abs(part.vertices) < _FARTHEST).all(-1))
+    if bad:
+      raise UserError(f'{path} has vertices that are not finite ({bad} of '
+                      f'{len(part.vertices)}); export it again.')
   meshes = tuple(
       mesh_ops.transform(_to_mesh(part, is_linear), upright @ matrix)
-      for part, matrix in parts
-      if isinstance(part, trimesh.Trimesh) and len(part.faces))
+      for part, matrix in parts)
   if not meshes:
     raise UserError(f'{path} has no triangles; export the surface as '
                     'triangles.')
@@ -231,11 +243,29 @@ def _complete(tree: dict[str, Any]) -> None:
         tree['bufferViews'][view]['target'] = target
 
 
+class _Resolver(trimesh.resolvers.FilePathResolver):
+  """Finds the files that a mesh file names; refuses pipes and devices."""
+
+  def get(self, name: str) -> bytes:
+    # As in mesh_references: within the folder, else by the last name.
+    for option in (name.strip(), name.strip().lstrip('/'),
+                   os.path.basename(name.strip())):
+      path = pathlib.Path(self.parent, option)
+      if path.exists() and path.resolve().is_relative_to(
+          pathlib.Path(self.parent).resolve()):
+        return files.read_file(path)
+    raise FileNotFoundError(name)
+
+
 def _read_parts(path: pathlib.Path) -> list[tuple[Any, np.ndarray]]:
   """(geometry, pose [4, 4]) of all nodes of a file, with textures decoded."""
+  if path.suffix.lower() == '.zip':
+    with zipfile.ZipFile(path) as archive:
+      files.check_zip(archive, 'it')
   # trimesh opens textures itself, in any format that Pillow supports.
   with files.restricted_image_formats():
-    scene = trimesh.load_scene(path, process=False)
+    scene = trimesh.load_scene(path, process=False, resolver=_Resolver(
+        os.fspath(path)))
   for part in scene.geometry.values():
     visual = getattr(part, 'visual', None)  # drawings have none
     if visual is not None and visual.kind == 'texture':

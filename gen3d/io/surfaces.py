@@ -95,12 +95,7 @@ def _concatenate(parts, path):
 
 def _without_degenerate_faces(mesh, path):
   """The mesh without faces that have no area."""
-  points = np.asarray(mesh.vertices)
-  bad = np.sum(~np.isfinite(points).all(-1))
-  if bad:
-    raise UserError(f'{path} has vertices that are not finite ({bad} of '
-                    f'{len(points)}); export it again.')
-  points, index = mesh_ops.weld(points)
+  points, index = mesh_ops.weld(np.asarray(mesh.vertices))
   faces = index[np.asarray(mesh.faces)]
   a, b, c = points[faces.T]
   areas = np.linalg.norm(np.cross(b - a, c - a), axis=-1)

@@ -45,6 +45,7 @@ class Curriculum(NamedTuple):
   size: int = 128
 
 
+_MAX_LAYERS = 64
 _BASELINE = 'SPATIALSIRENBASELINE'
 # Half the range of the area of CARLA's cameras, from the horizon to the pole
 # but for 5 degrees.
@@ -125,6 +126,9 @@ def _build(path, tensors, curriculum):
   mapping_layers = _count(
       tensors, r'siren\.mapping_network\.network\.(\d+)\.weight') - 1
   mapping_layers = mapping_layers if mapping_layers > 0 else 3
+  if max(layers, mapping_layers) > _MAX_LAYERS:
+    raise UserError(f'{path} has more than {_MAX_LAYERS} layers; give a '
+                    'generator of pi-GAN.')
   # Where a tensor is missing, the official size: the error is one of `port`.
   shape = lambda name: (*np.shape(tensors.get(name, ())), 256, 256)[:2]
   width, _ = shape('siren.network.0.layer.weight')
@@ -196,7 +200,7 @@ def _read(path: pathlib.Path) -> Any:
   if _shadow(content) is not None:
     return content
   if isinstance(content, pickles.Module):
-    _checked(path, pickles.tensors(content))
+    pickles.check_modules(path, content)
     return content
   if not isinstance(content, Mapping):
     raise UserError(f'{path} contains no generator; give generator.pth.')

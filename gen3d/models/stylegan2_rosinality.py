@@ -44,7 +44,8 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> nvidia.Loaded:
   """
   depth, blocks = (
       _count(tensors, name) for name in ('style.{}.weight', 'to_rgbs.{}.bias'))
-  if 'conv1.conv.weight' not in tensors or not depth or not blocks:
+  if 'conv1.conv.weight' not in tensors or not 0 < depth <= 64 or (
+      not 0 < blocks <= 10):
     raise UserError("it is no StyleGAN2 in rosinality's layout; give a "
                     'checkpoint of stylegan2-pytorch with g_ema.')
   # The mapping network's first item is the normalization of z.

@@ -4,22 +4,26 @@ Such a file is a program: an ordinary unpickler imports PyTorch and runs the
 source text that the file contains. The unpickler here maps each allowed name to
 a harmless constructor of this module, refuses all others, and ignores the
 source text. PyTorch is not needed.
+
+What a file can take is bounded: weights/pickle_scan.py reads it first, and the
+constructors copy at most a multiple of its size.
 """
 
-import collections
+import contextlib
 import io
-import math
 import os
 import pathlib
 import pickle
-import re
-from collections.abc import Sequence
+from collections.abc import Generator
 from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from gen3d.choices import UserError
+from gen3d.choices import UserError, excerpt
+from gen3d.weights import pickle_scan
+from gen3d.weights import pickle_values as values
+from gen3d.weights.pickle_values import PickleError
 
 LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
 _STORAGES = {
@@ -39,16 +43,16 @@ _CLASSES = {
     'training.volumetric_rendering.ray_marcher': ('MipRayMarcher2',),
     'training.volumetric_rendering.ray_sampler': ('RaySampler',),
 }
-
+# Bytes that a file's constructors may copy: a multiple of its size, since
+# tensors are copied out of storages that they share, and a constant.
+_COPIES, _COPIED_BYTES = 8, 2 ** 24
+_STORAGE_COST = 4096  # bytes, as which the reading of one storage is counted
+_MAX_CLASSES, _MAX_MODULES, _MAX_NESTED = 1000, 20_000, 64
 
 # Errors that unpickling raises on a damaged file.
 DAMAGE = (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError,
           ImportError, LookupError, MemoryError, RecursionError, TypeError,
           ValueError)
-
-
-class PickleError(UserError):
-  """The file is no official network pickle, or refers to other code."""
 
 
 class Module:
@@ -57,6 +61,9 @@ class Module:
   def __init__(self, class_name: str, state: Any = None) -> None:
     self.class_name = class_name
     self.state = {} if state is None else state
+
+  def __setstate__(self, state: Any) -> None:
+    self.state.update(values.mapping(state))
 
   def __getitem__(self, name: str) -> Any:
     return self.state[name]
@@ -98,12 +105,77 @@ def load(path: str | os.PathLike) -> Module:
   except DAMAGE as error:
     raise PickleError(
         f'{path} is not an official network pickle, or is cut off or damaged '
-        f'({error}); get it again.') from error
+        f'({excerpt(error)}); get it again.') from error
   if not isinstance(content, dict) or not isinstance(
       content.get('G_ema'), Module):
     raise PickleError(f'{path} contains no network G_ema; give the pickle of a '
                       'StyleGAN2 or EG3D training.')
+  check_modules(path, content['G_ema'])
   return content['G_ema']
+
+
+@contextlib.contextmanager
+def reported_damage(path: str | os.PathLike) -> Generator[None]:
+  """Turns the errors of a file whose values make no network into one sentence.
+
+  Raises:
+    PickleError: names the file.
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except DAMAGE as error:
+    raise PickleError(f'{path} has settings or tensors that make no network '
+                      f'({excerpt(error)}); get it again.') from error
+
+
+def check_modules(path: str | os.PathLike, module: Module) -> None:
+  """Checks that a Module and all below it are built as PyTorch's.
+
+  Args:
+    path: of the file, for messages.
+    module: Module.
+
+  Raises:
+    PickleError: names or the dicts of parts are of another type, an array is
+      something else, or modules are nested without end or too many.
+  """
+  try:
+    _check_levels(module)
+  except PickleError as error:
+    raise PickleError(f'{path}: {error}') from None
+
+
+def _check_levels(module):
+  """Checks the modules of each depth; see `check_modules`."""
+  level = [module]
+  count = 0
+  for _ in range(_MAX_NESTED):
+    children = []
+    for node in level:
+      state = node.state
+      keywords = values.mapping(state.get('_init_kwargs', {}))
+      values.mapping(keywords.get('synthesis_kwargs', {}))
+      parts = {kind: values.mapping(state.get(kind, {}))
+               for kind in ('_modules', '_parameters', '_buffers')}
+      arrays = [*parts['_parameters'].values(), *parts['_buffers'].values()]
+      if not isinstance(node.class_name, str) or not all(
+          x is None or isinstance(x, np.ndarray) for x in arrays):
+        raise PickleError('a module has a name or tensors of another type.')
+      if not isinstance(state.get('_non_persistent_buffers_set', ()),
+                        set | frozenset | list | tuple):
+        raise PickleError('a module has no list of its buffers.')
+      children += [x for x in parts['_modules'].values()
+                   if isinstance(x, Module)]
+      count += 1 + len(arrays)
+    if count + len(children) > _MAX_MODULES:
+      raise PickleError(f'it has more than {_MAX_MODULES:,} modules or '
+                        'tensors.')
+    if not children:
+      return
+    level = children
+  raise PickleError(f'its modules are nested deeper than {_MAX_NESTED}.')
 
 
 def tensors(module: Module, prefix: str = '') -> dict[str, np.ndarray]:
@@ -132,46 +204,128 @@ class Unpickler(pickle.Unpickler):
   that no file can change them for the next one.
   """
 
-  def __init__(self, file: IO[bytes]) -> None:
+  def __init__(self, file: IO[bytes], size: int | None = None) -> None:
+    """Starts to read a pickle.
+
+    Args:
+      file: at the start of the pickle; it can seek.
+      size: bytes of all data of the pickle; None for those of the file.
+    """
     super().__init__(file)
-    scalar, array = _numpy_scalar, type('Array', (_Array,), {})
+    self._file = file
+    if size is None:
+      start = file.tell()
+      size = file.seek(0, os.SEEK_END)
+      file.seek(start)
+    self._left = _COPIES * size + _COPIED_BYTES
+    self._stand_ins = {}
+    array = type('Array', (values.Array,), {
+        '_spend': lambda _, count: self._spend(count)})
     self._allowed = {
-        ('collections', 'OrderedDict'): collections.OrderedDict,
-        ('builtins', 'set'): set,
-        ('__builtin__', 'set'): set,
+        ('collections', 'OrderedDict'): self._ordered_dict,
+        ('builtins', 'set'): self._set,
+        ('__builtin__', 'set'): self._set,
         ('dnnlib.util', 'EasyDict'): type('EasyDict', (dict,), {
-            '__setstate__': lambda self, state: self.update(state)}),
-        ('_codecs', 'encode'): lambda text, encoding: text.encode('latin1'),
-        ('numpy', 'dtype'): lambda code, *rest: _NumberType(code),
-        ('numpy', 'ndarray'): _ARRAY,
+            '__init__': lambda self: None,
+            '__setstate__': lambda self, state: self.update(
+                values.mapping(state))}),
+        ('_codecs', 'encode'): self._encode,
+        ('numpy', 'dtype'): lambda code, *rest: values.NumberType(code),
+        ('numpy', 'ndarray'): values.NDARRAY,
         ('torch', 'device'): lambda *name: name,
-        ('torch', 'Size'): tuple,
-        ('torch._utils', '_rebuild_tensor_v2'):
-            lambda *args: _rebuild_tensor(*args[:4]),
-        ('torch._utils', '_rebuild_parameter'): lambda data, *rest: data,
-        ('torch.storage', '_load_from_bytes'): lambda b: _load_storage(b),
+        ('torch', 'Size'): lambda sizes=(): values.sizes(sizes),
+        ('torch._utils', '_rebuild_tensor_v2'): self._rebuild_tensor,
+        ('torch._utils', '_rebuild_parameter'):
+            lambda data, *rest: values.array_or_none(data),
+        ('torch.storage', '_load_from_bytes'): self._load_storage,
         ('torch_utils.persistence', '_reconstruct_persistent_obj'):
-            _persistent,
+            self._persistent,
     }
     for core in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-      self._allowed[core, 'scalar'] = lambda *args: scalar(*args)
-      self._allowed[core, '_reconstruct'] = lambda *args: _new_array(
+      self._allowed[core, 'scalar'] = lambda *args: values.number(*args)
+      self._allowed[core, '_reconstruct'] = lambda *args: values.new_array(
           array, *args)
     for name, dtype in _STORAGES.items():
       self._allowed['torch', name] = Storage(dtype)
+
+  def load(self) -> Any:
+    """The content, of a pickle within the bounds of pickle_scan."""
+    pickle_scan.check(self._file)
+    return super().load()
 
   def find_class(self, module: str, name: str) -> Any:
     if (module, name) in self._allowed:
       return self._allowed[module, name]
     if name in _CLASSES.get(module, ()):
-      return stand_in(name)
+      return self._stand_in(name)
     raise PickleError(
-        f'the pickle refers to {module}.{name}, which no weights '
-        'need; it is refused, and nothing in it was run.')
+        f'the pickle refers to {excerpt(f"{module}.{name}")[1:-1]}, which no '
+        'weights need; it is refused, and nothing in it was run.')
 
   def persistent_load(self, pid: Any) -> Any:
     raise PickleError('it is not an official network pickle, because it '
                       'refers to data outside of itself.')
+
+  def _stand_in(self, name: str) -> type:
+    """The class that stands for one of a name, the same within a file."""
+    if name not in self._stand_ins:
+      if len(self._stand_ins) >= _MAX_CLASSES:
+        raise PickleError(f'it refers to more than {_MAX_CLASSES:,} classes.')
+      self._stand_ins[name] = stand_in(name)
+    return self._stand_ins[name]
+
+  def _spend(self, count: int) -> None:
+    """Counts bytes that are copied; raises PickleError beyond the bound."""
+    self._left -= count
+    if self._left < 0:
+      raise PickleError('it would take far more memory than its size.')
+
+  def _ordered_dict(self, items: Any = ()) -> dict[Any, Any]:
+    """A dict, which is ordered, for an OrderedDict of a file's items."""
+    self._spend(100 * len(items))
+    content = _KeyedDict()
+    pairs = items.items() if isinstance(items, dict) else items
+    for key, value in pairs:
+      content[values.key(key)] = value
+    return content
+
+  def _set(self, items: Any = ()) -> set[Any]:
+    self._spend(100 * len(items))
+    return set(map(values.key, items))
+
+  def _encode(self, text: Any, encoding: Any) -> bytes:
+    """Bytes, which protocol 2 has as a text of Latin-1."""
+    del encoding
+    if not isinstance(text, str):
+      raise PickleError('a text is something else.')
+    self._spend(len(text))
+    return text.encode('latin1')
+
+  def _persistent(self, meta: dict[str, Any]) -> Module:
+    """A Module from the record that official code rebuilds and runs."""
+    state = values.mapping(values.mapping(meta)['state'])
+    self._spend(100 * len(state))
+    return Module(meta['class_name'], dict(state))
+
+  def _load_storage(self, content: bytes) -> np.ndarray:
+    """Array [n] from the bytes of torch.save(storage) before PyTorch 1.6."""
+    if not isinstance(content, bytes):
+      raise PickleError('a storage is something else than bytes.')
+    self._spend(_STORAGE_COST + 2 * len(content))
+    return _load_storage(content)
+
+  def _rebuild_tensor(self, *args: Any) -> np.ndarray:
+    """A copy of the part of a storage that a tensor refers to."""
+    tensor = values.view_of(*args[:4])
+    self._spend(tensor.nbytes)
+    return tensor.copy()
+
+
+class _KeyedDict(dict):
+  """A dict that ignores the attributes which a file gives it."""
+
+  def __setstate__(self, state: Any) -> None:
+    del state
 
 
 class _StorageUnpickler(Unpickler):
@@ -192,39 +346,19 @@ def _load_storage(content: bytes) -> np.ndarray:
     raise PickleError('a tensor is not in the format of official networks.')
   read(), read()  # protocol, machine
   (kind, key, count), keys = read(), read()
-  if keys != [key] or not isinstance(kind, Storage):
+  # Types first: two lists may take forever to compare.
+  if not (isinstance(key, str) and isinstance(keys, list) and len(keys) == 1
+          and isinstance(keys[0], str) and keys[0] == key
+          and isinstance(kind, Storage) and values.integer(count) >= 0):
     raise PickleError('a tensor has several storages.')
   stored = int(np.frombuffer(file.read(8), '<i8')[0])
-  data = np.frombuffer(file.read(), kind.dtype)
+  # A view of the content, not of a copy.
+  rest, start = len(content) - file.tell(), file.tell()
+  data = np.frombuffer(
+      content, kind.dtype, rest // np.dtype(kind.dtype).itemsize, start)
   if stored != count or len(data) < count:
     raise PickleError('a tensor is cut off.')
   return data[:count]
-
-
-def _rebuild_tensor(storage: Any, offset: int, size: Sequence[int],
-                    stride: Sequence[int]) -> np.ndarray:
-  """A copy of the part of a storage that a tensor refers to."""
-  if not (isinstance(storage, np.ndarray) and storage.ndim == 1
-          and storage.flags.c_contiguous):
-    raise PickleError('the storage of a tensor is not an array.')
-  last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-  # A stride of 0 repeats values: no weights do, and a file of a few bytes
-  # could allocate any amount of memory.
-  if math.prod(size) > len(storage) or min(size, default=0) < 0:
-    raise PickleError('a tensor has more numbers than its storage.')
-  if math.prod(size) and not (
-      0 <= offset <= last < len(storage) and min(stride, default=0) >= 0):
-    raise PickleError('a tensor reaches beyond its storage.')
-  if not math.prod(size):
-    return np.zeros(size, storage.dtype)
-  step = storage.dtype.itemsize
-  return np.lib.stride_tricks.as_strided(
-      storage[offset:], size, [s * step for s in stride]).copy()
-
-
-def _persistent(meta: dict[str, Any]) -> Module:
-  """A Module from the record that official code rebuilds and runs."""
-  return Module(meta['class_name'], dict(meta['state']))
 
 
 def stand_in(name: str) -> type:
@@ -236,8 +370,7 @@ def stand_in(name: str) -> type:
 
   return type(name, (Module,), {
       '__init__': init,
-      '__new__': lambda cls, *args, **kwargs: _new_module(cls, name),
-      '__setstate__': lambda self, state: self.state.update(state)})
+      '__new__': lambda cls, *args, **kwargs: _new_module(cls, name)})
 
 
 def _new_module(cls: type, name: str) -> Any:
@@ -245,55 +378,3 @@ def _new_module(cls: type, name: str) -> Any:
   module = object.__new__(cls)
   Module.__init__(module, name)
   return module
-
-
-# Stands for the class numpy.ndarray. A file must not call its constructor,
-# which can interpret any bytes as Python objects.
-_ARRAY = object()
-
-
-class _NumberType:
-  """The dtype of a NumPy array or scalar in a pickle.
-
-  np.dtype accepts flags and fields from a file, with which bytes become
-  pointers. Of this class a file can set only the byte order.
-  """
-
-  def __init__(self, code: Any) -> None:
-    if not (isinstance(code, str) and re.fullmatch(r'[biufc]\d{1,2}', code)):
-      raise PickleError(f'numbers are of the type {code!r}, which no weights '
-                        'have.')
-    self.dtype = np.dtype(code)
-
-  def __setstate__(self, state: Any) -> None:
-    if state[1] not in ('<', '>', '|', '='):
-      raise PickleError(f'numbers have the byte order {state[1]!r}.')
-    self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _Array(np.ndarray):
-  """An array whose content a file may set if it consists of plain numbers."""
-
-  def __setstate__(self, state: Any) -> None:
-    _, shape, number, fortran, content = state
-    if not (isinstance(number, _NumberType) and isinstance(content, bytes)
-            and min(shape, default=0) >= 0
-            and math.prod(shape) * number.dtype.itemsize == len(content)):
-      raise PickleError('an array is not of plain numbers, or is cut off.')
-    # The stubs of NumPy require its own bool; its pickles have Python's.
-    array = (1, shape, number.dtype, bool(fortran), content)
-    super().__setstate__(array)  # pyrefly: ignore[bad-argument-type]
-
-
-def _new_array(kind: type, ndarray: Any, *rest: Any) -> np.ndarray:
-  """An empty array, whose content __setstate__ sets."""
-  del rest
-  if ndarray is not _ARRAY:
-    raise PickleError('an array is not a NumPy array.')
-  return np.ndarray.__new__(kind, (0,), 'b')
-
-
-def _numpy_scalar(number: Any, content: bytes) -> Any:
-  if not isinstance(number, _NumberType):
-    raise PickleError('a number is a Python object.')
-  return np.frombuffer(content, number.dtype, 1)[0]

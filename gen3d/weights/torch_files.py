@@ -7,9 +7,10 @@ unpickler of weights/pickles.py, so that nothing in them runs. PyTorch is not
 needed.
 """
 
+import functools
+import io
 import os
 import pathlib
-import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import IO, Any, BinaryIO
@@ -18,7 +19,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from gen3d.choices import UserError
+from gen3d import files
+from gen3d.choices import UserError, excerpt
 from gen3d.weights import pickles
 
 _SUFFIXES = {'.safetensors', '.npz', '.pth', '.pt', '.bin'}
@@ -82,46 +84,56 @@ def read_object(
     if path.suffix.lower() == '.safetensors':
       return safetensors.numpy.load_file(path)
     if path.suffix.lower() == '.npz':
-      with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
+      return files.read_npz(path)
     with path.open('rb') as file:
       # zipfile.is_zipfile reads the end of a file, and a zip that is cut off
       # should be reported as one.
-      reader = _zipped if file.read(2) == b'PK' else _legacy
-      return reader(file, packages)
+      if file.read(2) != b'PK':
+        return _legacy(file, packages)
+      with zipfile.ZipFile(file) as members:
+        files.check_zip(members, path)
+        return _zipped(members, packages)
   except pickles.PickleError as error:
     raise pickles.PickleError(f'{path}: {error}') from None
+  except UserError:
+    raise
   except (*pickles.DAMAGE, safetensors.SafetensorError, zipfile.BadZipFile,
           OSError, RuntimeError) as error:
     raise UserError(f'{path} cannot be read as {path.suffix}, it is cut off '
-                    f'or damaged ({error}); get it again.') from error
+                    f'or damaged ({excerpt(error)}); get it again.') from error
 
 
-def _zipped(file: BinaryIO, packages: Sequence[str]) -> Any:
+def _zipped(members: zipfile.ZipFile, packages: Sequence[str]) -> Any:
   """torch.save since 1.6: a zip of data.pkl and one member per storage."""
-  with zipfile.ZipFile(file) as members:
-    names = members.namelist()
-    top = [n.removesuffix('data.pkl') for n in names
-           if n.count('/') == 1 and n.endswith('/data.pkl')]
-    if len(top) != 1 or f'{top[0]}constants.pkl' in names:
+  names = members.namelist()
+  top = [n.removesuffix('data.pkl') for n in names
+         if n.count('/') == 1 and n.endswith('/data.pkl')]
+  if len(top) != 1 or f'{top[0]}constants.pkl' in names:
+    raise pickles.PickleError(
+        'it is not a state_dict that torch.save wrote, but another zip or '
+        'a TorchScript program; save the state_dict of its model.')
+
+  @functools.cache  # Tensors may share a storage.
+  def content(key: str) -> bytes:
+    return members.read(f'{top[0]}data/{key}')
+
+  def storage(dtype: np.dtype, key: str, count: int) -> np.ndarray:
+    stored = members.getinfo(f'{top[0]}data/{key}').file_size
+    if stored < count * dtype.itemsize:
       raise pickles.PickleError(
-          'it is not a state_dict that torch.save wrote, but another zip or '
-          'a TorchScript program; save the state_dict of its model.')
+          f'the tensor stored as {excerpt(key)[1:-1]} is cut off.')
+    return np.frombuffer(content(key), dtype)[:count]
 
-    def storage(dtype: np.dtype, key: str, count: int) -> np.ndarray:
-      name = f'{top[0]}data/{key}'
-      if members.getinfo(name).file_size < count * dtype.itemsize:
-        raise pickles.PickleError(f'the tensor stored as {key} is cut off.')
-      return np.frombuffer(members.read(name), dtype)[:count]
-
-    with members.open(f'{top[0]}data.pkl') as content:
-      return _Unpickler(content, storage, packages).load()
+  return _Unpickler(
+      io.BytesIO(members.read(f'{top[0]}data.pkl')), storage, packages,
+      sum(member.file_size for member in members.infolist())).load()
 
 
 def _legacy(file: BinaryIO, packages: Sequence[str]) -> Any:
   """torch.save before 1.6: several pickles, then the bytes of the storages."""
   file.seek(0)
-  if tarfile.is_tarfile(file):
+  # Not tarfile.is_tarfile, which unpacks compressed files.
+  if file.read(262)[257:] == b'ustar':
     raise pickles.PickleError('it is in the tar format of 2016, which is not '
                               'supported; use a newer file of its network.')
   file.seek(0)
@@ -138,6 +150,8 @@ def _legacy(file: BinaryIO, packages: Sequence[str]) -> Any:
 
   read(collect)
   keys = read()
+  if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys):
+    raise pickles.PickleError('the list of its storages is damaged.')
   begin, storages = file.tell(), {}
   content = np.memmap(file, mode='r')
   for key in keys:
@@ -145,7 +159,8 @@ def _legacy(file: BinaryIO, packages: Sequence[str]) -> Any:
     # Each storage is its length in eight bytes, then its numbers.
     end = begin + 8 + count * dtype.itemsize
     if end > len(content) or content[begin:begin + 8].view('<i8')[0] != count:
-      raise pickles.PickleError(f'the tensor stored as {key} is cut off.')
+      raise pickles.PickleError(
+          f'the tensor stored as {excerpt(key)[1:-1]} is cut off.')
     storages[key] = content[begin + 8:end].view(dtype)
     begin = end
   file.seek(start)
@@ -156,7 +171,7 @@ class _Unpickler(pickles.Unpickler):
   """Allows the names that a state_dict refers to, and external storages."""
 
   def __init__(self, file: IO[bytes], storage: StorageReader | None,
-               packages: Sequence[str]) -> None:
+               packages: Sequence[str], size: int | None = None) -> None:
     """Starts to read a pickle.
 
     Args:
@@ -164,8 +179,9 @@ class _Unpickler(pickles.Unpickler):
       storage: reads a storage; None if the pickle refers to none. A storage of
         None, as in the first pass of `_legacy`, gives a tensor of None.
       packages: see `read_object`.
+      size: see pickles.Unpickler.
     """
-    super().__init__(file)
+    super().__init__(file, size)
     self._storage = storage
     self._packages = tuple(f'{package}.' for package in packages)
     rebuild: Any = self._allowed['torch._utils', '_rebuild_tensor_v2']
@@ -178,13 +194,14 @@ class _Unpickler(pickles.Unpickler):
 
   def find_class(self, module: str, name: str) -> Any:
     if f'{module}.'.startswith(self._packages):
-      return pickles.stand_in(name)
+      return self._stand_in(name)
     return super().find_class(module, name)
 
   def persistent_load(self, pid: Any) -> np.ndarray | None:
     if not (self._storage and isinstance(pid, tuple) and len(pid) >= 5
             and pid[0] == 'storage' and isinstance(pid[1], pickles.Storage)
-            and isinstance(pid[4], int) and pid[4] >= 0):
+            and isinstance(pid[2], str) and isinstance(pid[4], int)
+            and 0 <= pid[4] < 2 ** 63):
       raise pickles.PickleError('a storage is not described as PyTorch does.')
     if len(pid) > 5 and pid[5] is not None:
       raise pickles.PickleError('a storage is part of another one; save the '

@@ -7,10 +7,10 @@ import zipfile
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from gen3d.choices import UserError
-from gen3d.files import open_image
+from gen3d import files
+from gen3d.choices import UserError, excerpt
 
 Read = Callable[[str], bytes]  # file name -> content
 
@@ -19,11 +19,7 @@ def open_folder(path: pathlib.Path) -> tuple[list[str], Read]:
   """File names in a folder and below it, and a function that reads one."""
 
   def read(name):
-    try:
-      return (path / name).read_bytes()
-    except OSError as error:
-      raise UserError(f'{path}: {name} cannot be read ({error.strerror}); '
-                      'get it again or remove it.') from error
+    return files.read_file(path / name)
 
   return [p.relative_to(path).as_posix() for p in path.rglob('*')], read
 
@@ -38,17 +34,19 @@ def open_zip(path: pathlib.Path) -> tuple[list[str], Read]:
     UserError: the zip is damaged; the function raises it for one file.
   """
   damaged = lambda name, error: UserError(
-      f'{name} is damaged ({first_line(error)}); get the zip again.')
+      f'{name} is damaged ({excerpt(error)}); get the zip again.')
+  # The errors of zipfile have no common base: there are those of zlib and
+  # lzma, EOFError, RuntimeError for a password, NotImplementedError for a
+  # version or a compression.
   try:
     archive = zipfile.ZipFile(path)
-  except (zipfile.BadZipFile, OSError, ValueError) as error:
+  except Exception as error:
     raise damaged(path, error) from error
   lock = threading.Lock()
 
   def read(name):
-    # The errors of zipfile have no common base: there are those of zlib and
-    # lzma, EOFError, RuntimeError for a password, NotImplementedError for a
-    # compression.
+    where = f'{path}: {excerpt(name)[1:-1]}'
+    files.check_zip(archive, where, name)
     try:
       with lock:  # ZipFile counts its open members without a lock.
         member = archive.open(name)
@@ -58,12 +56,12 @@ def open_zip(path: pathlib.Path) -> tuple[list[str], Read]:
         with lock:
           member.close()
     except Exception as error:
-      raise damaged(f'{path}: {name}', error) from error
+      raise damaged(where, error) from error
 
   return archive.namelist(), read
 
 
-def decode(name: str, content: bytes) -> np.ndarray:
+def decode(name: str, content: bytes, side: int | None = None) -> np.ndarray:
   """An image file's content as uint8 [H, W, 3].
 
   Transparency is dropped, gray becomes three channels.
@@ -71,20 +69,23 @@ def decode(name: str, content: bytes) -> np.ndarray:
   Args:
     name: of the file, for messages.
     content: of the file.
+    side: pixels per side that it must have, checked before it is decoded;
+      None for any size.
 
   Raises:
-    UserError: it is not an image, or has more pixels than Pillow accepts.
+    UserError: it is not an image, has another size, or more than
+      files.MAX_PIXELS.
   """
   try:
-    with open_image(io.BytesIO(content)) as image:
-      return np.asarray(image.convert('RGB'))
-  except (UnidentifiedImageError, OSError, SyntaxError, ValueError,
-          Image.DecompressionBombError) as error:
-    raise UserError(
-        f'{name} cannot be read as an image; get it again or remove it.'
-    ) from error
-
-
-def first_line(error: BaseException) -> str:
-  """First line of an error's message, without the final dot."""
-  return str(error).strip().partition('\n')[0].rstrip('.')
+    with files.open_image(io.BytesIO(content)) as image:
+      size = image.size
+      if side is None or size == (side, side):
+        return np.asarray(image.convert('RGB'))
+  except Exception as error:  # Pillow raises many kinds for one damage.
+    # An unidentified image is described by the object that holds its bytes.
+    reason = '' if isinstance(error, UnidentifiedImageError) else (
+        f' ({excerpt(error)})')
+    raise UserError(f'{name} cannot be read as an image{reason}; get it again '
+                    'or remove it.') from error
+  raise UserError(f'{name} has {size[0]} x {size[1]} pixels, but the others '
+                  f'have {side} x {side}; resize it.')

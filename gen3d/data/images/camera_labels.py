@@ -6,12 +6,12 @@ dataset.json holds them as {"labels": [["00000/img00000000.png", label], ...]};
 "labels" is null where the images have no cameras.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from gen3d import files
 from gen3d.choices import UserError
 
 SIZE = 25
@@ -47,7 +47,8 @@ def check_labels(labels: np.ndarray, names: Sequence[str], where: str) -> None:
   c2w = labels[:, :16].reshape(-1, 4, 4)
   intrinsics = labels[:, 16:].reshape(-1, 3, 3)
   # Tolerances are for float32 text; errors of convention are far larger.
-  rotation = c2w[:, :3, :3]
+  # Those that are not finite are checked first, and do not matter then.
+  rotation = np.nan_to_num(c2w[:, :3, :3], posinf=0, neginf=0)
   error = np.abs(
       rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
   for bad, problem in (
@@ -100,10 +101,7 @@ def read_labels(where: str, content: bytes,
   Raises:
     UserError: an image has no label, or not one of 25 numbers.
   """
-  try:
-    listed = json.loads(content).get('labels')
-  except (ValueError, AttributeError) as error:
-    raise UserError(f'{where} is not valid JSON ({error}).') from error
+  listed = files.parse_json(content, where, nan=True).get('labels')
   if listed is None:
     return None
   # Labels of files that are not there are ignored.

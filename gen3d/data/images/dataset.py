@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gen3d import files, notices
-from gen3d.choices import UserError
+from gen3d.choices import UserError, excerpt
 from gen3d.data.images import archives, camera_labels, tfds
 
 _SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
@@ -88,10 +88,13 @@ def open_images(path: str | os.PathLike) -> Images:
   # EG3D's format for images without cameras.
   if labels is None:
     labels = np.zeros((len(names), 0), np.float32)
-  pixels = lambda index: archives.decode(
-      f'{path}: {names[index]}', read(names[index]))
+  decode = lambda index, side=None: archives.decode(
+      f'{path}: {excerpt(names[index])[1:-1]}', read(names[index]), side)
+  side = decode(0).shape[0]
+  # Of other images than the first, the size is known before they are decoded.
   return Images(
-      str(path), tuple(names), labels, pixels, pixels(0).shape[0])
+      str(path), tuple(names), labels,
+      lambda index: decode(index, side if index else None), side)
 
 
 def check(images: Images, threads: int | None = None) -> None:

@@ -1,6 +1,5 @@
 """The camera of one image from a JSON file."""
 
-import json
 import os
 import pathlib
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d import files
 from gen3d.choices import UserError
 from gen3d.data.images import camera_labels
 from gen3d.ops import cameras
@@ -30,10 +30,7 @@ def read_camera(path: str | os.PathLike,
       be of this image.
   """
   path = pathlib.Path(path)
-  try:
-    content = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise UserError(f'The camera {path} cannot be read: {error}.') from error
+  content = files.read_json(path, kind=object, nan=True)
   if isinstance(content, dict) and 'labels' in content:
     content = _label_of(path, content['labels'], image)
   # Integers beyond the range of a float raise OverflowError.

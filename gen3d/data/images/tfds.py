@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from gen3d.choices import UserError
+from gen3d.choices import UserError, excerpt
 from gen3d.data.images import archives, camera_labels
 
 # A version has dots and belongs to the name: 'a/b:1.0.0', 'a:1.0.0:train[:9]'.
@@ -69,7 +69,7 @@ def _read(path: str, source: Any, files: tuple[str, ...]) -> Source:
     except (RuntimeError, ValueError, OSError) as error:
       raise UserError(
           f'{path}: {names[index]} is damaged '
-          f'({archives.first_line(error)}); prepare it again.') from error
+          f'({excerpt(error)}); prepare it again.') from error
 
   def pixels(index):
     image = example(index)['image']
@@ -98,7 +98,7 @@ def _prepare(path: str, name: str) -> Any:
         'where yours is.') from None
   except Exception as error:  # A dataset's own code may raise anything.
     raise UserError(
-        f'{path} cannot be prepared ({archives.first_line(error)}); prepare '
+        f'{path} cannot be prepared ({excerpt(error)}); prepare '
         "it with file_format='array_record', and set TFDS_DATA_DIR to where it "
         'is.') from error
   return builder

@@ -1,0 +1,206 @@
+"""Bounds on a pickle, checked before any of it is unpickled.
+
+Unpickling allocates what a file declares: ten bytes can ask for a memo of
+4 GB, keys of one hash take quadratic time, and the hash of a deep tuple ends
+the process. `check` reads the opcodes, skips long arguments, and follows only
+which kinds of values are on the stack.
+"""
+
+import os
+import pickle
+import pickletools
+from typing import IO, NamedTuple
+
+_MAX_OPCODES = 500_000  # A tensor with its modules has about 100.
+_MAX_LINE = 1000  # bytes of a name or a number in text
+_MAX_INTEGER = 16  # bytes
+_MAX_DIGITS = 40
+_REFUSED = {'EXT1', 'EXT2', 'EXT4', 'NEXT_BUFFER', 'READONLY_BUFFER'}
+# Bytes of the length before an argument, by pickletools' number.
+_LENGTHS = {-2: 1, -3: 4, -4: 4, -5: 8}
+# What a value on the stack is. Only a _KEY, a number or a text, may be the key
+# of a dict or the member of a set. All weights have such keys, and neither the
+# hashes of numbers of 64 bits nor Python's random hashes of texts collide.
+_KEY, _NAME, _OTHER, _MARK = 'key', 'name', 'other', 'mark'
+_KEYS = {'int', 'int_or_bool', 'bool', 'None', 'float', 'str', 'bytes',
+         'bytes_or_str'}
+
+
+class _Opcode(NamedTuple):
+  """What an opcode reads, takes from the stack and puts on it.
+
+  Attributes:
+    name: of the opcode.
+    size: bytes of its argument; negative as pickletools has it: -1 for a line,
+      else a key of _LENGTHS.
+    below: values that it takes from below its mark, or in all.
+    marked: whether it takes all values above a mark.
+    puts: kinds of the values that it puts on the stack.
+  """
+  name: str
+  size: int
+  below: int
+  marked: bool
+  puts: tuple[str, ...]
+
+
+def _opcode(op: pickletools.OpcodeInfo) -> _Opcode:
+  before = [kind.name for kind in op.stack_before]
+  marked = 'mark' in before
+  puts = tuple(_KEY if kind.name in _KEYS else _OTHER
+               for kind in op.stack_after)
+  if op.name in ('GLOBAL', 'STACK_GLOBAL'):
+    puts = (_NAME,)
+  return _Opcode(op.name, op.arg.n if op.arg else 0,
+                 before.index('mark') if marked else len(before), marked, puts)
+
+
+_OPCODES = {ord(op.code): _opcode(op) for op in pickletools.opcodes
+            if op.name not in _REFUSED}
+
+
+def check(file: IO[bytes]) -> None:
+  """Checks the pickle at a file's position, to which the file then returns.
+
+  Raises:
+    pickle.UnpicklingError: it is cut off or damaged, has more opcodes than
+      any network, memo indices beyond the number of its opcodes, integers of
+      over 16 bytes, or keys that are neither numbers nor texts.
+  """
+  start = file.tell()
+  end = file.seek(0, os.SEEK_END)
+  file.seek(start)
+  stack, memo = [], {}
+  for count in range(_MAX_OPCODES):
+    code = file.read(1)
+    op = _OPCODES.get(code[0]) if code else None
+    if op is None:
+      raise _refused(f'it has the opcode {code!r}' if code else
+                     'it is cut off')
+    argument = _argument(file, op, end)
+    if op.name == 'STOP':
+      file.seek(start)
+      return
+    _apply(op, argument, stack, memo, count)
+  raise _refused(f'it has more than {_MAX_OPCODES:,} opcodes')
+
+
+def _argument(file: IO[bytes], op: _Opcode, end: int) -> bytes:
+  """The argument of an opcode; of a long one its first bytes."""
+  size = op.size
+  if not size:
+    return b''
+  if size == -1:
+    return _lines(file, op)
+  if size < 0:
+    size = int.from_bytes(file.read(_LENGTHS[size]), 'little')
+  if size > end - file.tell():
+    raise _refused('it is cut off')
+  if size > _MAX_INTEGER:
+    content = file.read(_MAX_INTEGER + 1)
+    file.seek(size - len(content), os.SEEK_CUR)
+    return content
+  content = file.read(size)
+  # A frame is read at once.
+  if op.name == 'FRAME' and int.from_bytes(content, 'little') > (
+      end - file.tell()):
+    raise _refused('it is cut off')
+  return content
+
+
+def _lines(file, op):
+  """The first line of an argument in text."""
+  lines = [file.readline() for _ in range(
+      2 if op.name in ('GLOBAL', 'INST') else 1)]
+  if not all(line.endswith(b'\n') for line in lines):
+    raise _refused('it is cut off')
+  # Texts may be of any length.
+  if op.name not in ('STRING', 'UNICODE') and (
+      max(map(len, lines)) > _MAX_LINE):
+    raise _refused(f'a line of {op.name} has over {_MAX_LINE} bytes')
+  return lines[0][:-1]
+
+
+def _apply(op: _Opcode, argument: bytes, stack: list[str], memo: dict[int, str],
+           count: int) -> None:
+  """Applies opcode number `count` to the kinds on the stack and in the memo."""
+  name = op.name
+  if name in ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
+    index = len(memo) if name == 'MEMOIZE' else _index(name, argument)
+    if index > count:  # The memo is a table with as many rows.
+      raise _refused(f'it has the memo index {index}')
+    memo[index] = _top(stack)
+  elif name in ('GET', 'BINGET', 'LONG_BINGET'):
+    index = _index(name, argument)
+    if index not in memo:
+      raise _refused(f'nothing has the memo index {index}')
+    stack.append(memo[index])
+  elif name == 'MARK':
+    stack.append(_MARK)
+  elif name == 'DUP':
+    stack.append(_top(stack))
+  elif name == 'POP' and stack and stack[-1] == _MARK:
+    stack.pop()
+  else:
+    _check_taken(name, *_take(op, stack))
+    stack += op.puts
+    if name in ('LONG1', 'LONG4', 'INT', 'LONG'):
+      stack[-1] = _kind_of_integer(op, argument)
+
+
+def _index(name, argument):
+  """The memo index in an argument."""
+  if name not in ('PUT', 'GET'):
+    return int.from_bytes(argument, 'little')
+  if not argument.isdigit() or len(argument) > _MAX_DIGITS:
+    raise _refused('a memo index is not a number')
+  return int(argument)
+
+
+def _top(stack):
+  if not stack or stack[-1] == _MARK:
+    raise _refused('an opcode has no value')
+  return stack[-1]
+
+
+def _take(op: _Opcode, stack: list[str]) -> tuple[list[str], list[str]]:
+  """Takes an opcode's values: (those below its mark, those above)."""
+  above = []
+  if op.marked:
+    while not stack or stack[-1] != _MARK:
+      if not stack:
+        raise _refused('a mark is missing')
+      above.append(stack.pop())
+    stack.pop()
+  below = stack[len(stack) - op.below:] if op.below else []
+  if len(below) < op.below or _MARK in below:
+    raise _refused('an opcode has no value')
+  del stack[len(stack) - op.below:]
+  return below, above[::-1]
+
+
+def _check_taken(name, below, above):
+  """Raises where an opcode takes what it may not."""
+  if name == 'SETITEM':
+    keys = below[1:2]
+  elif name in ('SETITEMS', 'DICT'):
+    keys = above[::2]
+  else:
+    keys = above if name in ('ADDITEMS', 'FROZENSET') else ()
+  if any(kind != _KEY for kind in keys):
+    raise _refused('a key is neither a number nor a text')
+  if name == 'BUILD' and below[0] == _NAME:
+    raise _refused('it changes a class or a function')
+
+
+def _kind_of_integer(op, argument):
+  """The kind of an integer; of over 64 bits, as PyTorch's magic number, no key.
+  """
+  in_text = op.size == -1
+  if len(argument) > (_MAX_DIGITS if in_text else _MAX_INTEGER):
+    raise _refused(f'an integer has over {_MAX_INTEGER} bytes')
+  return _KEY if len(argument) <= (20 if in_text else 8) else _OTHER
+
+
+def _refused(reason):
+  return pickle.UnpicklingError(reason)
