@@ -1,5 +1,8 @@
 """Loading of generators and their renderings, on a few pixels."""
 
+import json
+import shutil
+
 import blob_generator
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import pytest
 import tiny_eg3d
 
 from gen3d import assets
+from gen3d.choices import UserError
 from gen3d.gan import Generated, inference, noise_buffers
 from gen3d.io import meshes
 from gen3d.ops import cameras, mesh
@@ -232,3 +236,34 @@ def test_other_seeds_are_refused(text):
 def test_seeds_that_are_too_large_are_refused(text):
   with pytest.raises(ValueError, match='go too far'):
     inference.parse_seeds(text)
+
+
+def changed(record, keys, value):
+  *parents, last = keys.split('/')
+  node = record
+  for key in parents:
+    node = node[key]
+  if value is None:
+    del node[last]
+  else:
+    node[last] = value
+
+
+@pytest.mark.parametrize('keys, value', [
+    ('camera', {}), ('camera', 5), ('camera/distance', 'x'),
+    ('camera/pivot', [1]), ('config/model', None), ('config/networks', [1]),
+    ('config/networks', {}), ('config/render_bucket', 0),
+    ('config/render_size', []), ('config/render_size', [[0, 10 ** 6]]),
+    ('config/model/z_dim', 'x'), ('config/model/z_dim', 10 ** 10),
+    ('config/model/synthesis/resolution', 2 ** 20), ('official', {}),
+    ('official', 5)])
+def test_records_of_other_values_are_refused(tmp_path, keys, value):
+  for suffix in ('.safetensors', '.json'):
+    shutil.copy(assets.FOLDER / f'eg3d_shapes{suffix}', tmp_path)
+  file = tmp_path / 'eg3d_shapes.json'
+  _, record = assets.load(file.with_suffix('.safetensors'))
+  record = json.loads(json.dumps(record))
+  changed(record, keys, value)
+  file.write_text(json.dumps(record))
+  with pytest.raises(UserError, match='eg3d_shapes'):
+    inference.load(file.with_suffix('.safetensors'))

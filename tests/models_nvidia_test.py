@@ -9,6 +9,7 @@ import pytest
 from official_pickles import dumps, module, persistent, tensor
 
 from gen3d import assets
+from gen3d.choices import UserError
 from gen3d.gan import inference
 from gen3d.models import eg3d, nvidia, stylegan2
 from gen3d.ops import cameras
@@ -219,3 +220,39 @@ def test_error_names_a_missing_attribute(tmp_path):
   path.write_bytes(dumps({'G_ema': module('Generator', {}, z_dim=6)}))
   with pytest.raises(pickles.PickleError, match=r'n\.pkl .*img_resolution'):
     nvidia.load(path)
+
+
+@pytest.mark.parametrize('key, value', [
+    ('z_dim', 10 ** 9), ('c_dim', 10 ** 9), ('z_dim', 'x'), ('w_dim', 0),
+    ('img_resolution', 100), ('img_resolution', [128]),
+    ('neural_rendering_resolution', 10 ** 6), ('rendering_kwargs', [1]),
+    ('mapping_kwargs', 5), ('channel_base', 10 ** 12), ('channel_max', -1),
+    ('conv_clamp', 'x'), ('num_layers', 10 ** 7), ('num_layers', None),
+    ('depth_resolution', 10 ** 9), ('ray_start', 'x'), ('ray_end', -1.0),
+    ('box_warp', float('nan')), ('decoder_lr_mul', 0), ('clamp_mode', 5),
+    ('avg_camera_pivot', [0, 0]), ('avg_camera_radius', [1])])
+def test_settings_are_checked_before_a_network_is_built(
+    tmp_path, monkeypatch, key, value):
+  monkeypatch.delattr(eg3d, 'Generator')
+  monkeypatch.delattr(stylegan2, 'Generator')
+  state = {'z_dim': 8, 'c_dim': 25, 'w_dim': 16, 'img_resolution': 128,
+           'rendering_kwargs': dict(OPTIONS), 'mapping_kwargs': {},
+           '_modules': {}}
+  if key in OPTIONS or key.startswith('decoder'):
+    state['rendering_kwargs'][key] = value
+  elif key == 'num_layers':
+    state['mapping_kwargs'][key] = value
+  else:
+    state[key] = value
+  path = tmp_path / 'n.pkl'
+  for kind in ('TriPlaneGenerator', 'Generator'):
+    path.write_bytes(dumps({'G_ema': persistent(kind, **state)}))
+    with pytest.raises(UserError, match=rf"n\.pkl: '{key}' is .*but must be"):
+      nvidia.load(path)
+
+
+@pytest.mark.parametrize('axes', [
+    np.zeros((3, 3, 3)), np.full((3, 3, 3), np.nan), np.eye(3), np.zeros(0)])
+def test_plane_axes_that_are_no_axes_are_refused(tmp_path, variables, axes):
+  with pytest.raises(pickles.PickleError, match='plane_axes'):
+    nvidia.load(pickled(tmp_path / 'n.pkl', variables, axes))

@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from checkpoint_folders import (
+    AUTOENCODER,
+    CLIP_L14,
+    SMALL,
+    T5_XXL,
+    TEXT_ENCODER,
     random_tensors,
     write_network,
     write_tokenizer,
 )
 
+from gen3d.choices import UserError
+from gen3d.models import autoencoder, clip, stable_diffusion, t5
 from gen3d.weights import hub
 
 COMMIT = 'b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd'
@@ -289,3 +296,76 @@ def test_a_tokenizer_of_another_encoder_is_a_user_error(tmp_path):
     hub.load_tokenizer(tmp_path, len(ids))
   with pytest.raises(ValueError, match='no folder .*nowhere'):
     hub.load_tokenizer(tmp_path / 'nowhere', len(ids))
+
+
+@pytest.mark.parametrize('listed', [
+    [], 5, None, {'a': 5}, {'a': None}, {'a': '../model.safetensors'},
+    {'a': '/etc/passwd'}])
+def test_an_index_of_something_else_is_a_user_error(tmp_path, listed):
+  files = write_shards(tmp_path, random_tensors())
+  assert len(files) == 3
+  index = tmp_path / 'model.safetensors.index.json'
+  index.write_text(json.dumps({'weight_map': listed}))
+  with pytest.raises(UserError, match='index.json lists no weights beside it'):
+    hub.read(tmp_path)
+
+
+@pytest.mark.parametrize('name, value', [
+    ('architectures', {'a': 1}), ('architectures', 5), ('_class_name', ['x']),
+    ('_class_name', 10 ** 9)])
+def test_a_class_of_another_type_is_a_user_error(tmp_path, name, value):
+  with pytest.raises(UserError, match="is for a 'nameless'; x reads T5"):
+    hub.expect_class(hub.Folder(tmp_path, {name: value}, {}), ('T5',), 'x')
+
+
+@pytest.mark.parametrize('name, value', [
+    ('beta_start', 'x'), ('beta_start', -1), ('beta_end', None),
+    ('beta_schedule', ['x']), ('prediction_type', 5),
+    ('num_train_timesteps', 10 ** 9)])
+def test_a_noise_schedule_of_other_values_is_a_user_error(
+    tmp_path, name, value):
+  file = tmp_path / 'scheduler' / 'scheduler_config.json'
+  file.parent.mkdir()
+  file.write_text(json.dumps({name: value}))
+  with pytest.raises(UserError, match=f"config.json: '{name}' is .* must be"):
+    hub.read_scheduler(tmp_path)
+
+
+@pytest.mark.parametrize('name, content', [
+    ('vocab.json', '{"a": '), ('vocab.json', '[]'), ('vocab.json', ''),
+    ('merges.txt', '#version: 0.2\nx y\n'), ('tokenizer_config.json', '[]'),
+    ('tokenizer_config.json', '{"tokenizer_class": 5}')])
+def test_a_damaged_tokenizer_is_a_user_error(tmp_path, name, content):
+  path = tmp_path / 'tokenizer'
+  ids = write_tokenizer(path, '!')
+  tokenize = hub.load_tokenizer(path, len(ids))
+  with pytest.raises(UserError, match='has 3,000 characters'):
+    tokenize(['a' * 3000])
+  (path / name).write_text(content)
+  with pytest.raises(UserError, match='again'):
+    hub.load_tokenizer(path, len(ids))
+
+
+@pytest.mark.parametrize('read, config', [
+    (stable_diffusion.unet_config,
+     {'_class_name': 'UNet2DConditionModel', **SMALL['1.5'],
+      'down_block_types': [*['CrossAttnDownBlock2D'] * 3, 'DownBlock2D'],
+      'up_block_types': ['UpBlock2D', *['CrossAttnUpBlock2D'] * 3]}),
+    (autoencoder.autoencoder_config,
+     {'_class_name': 'AutoencoderKL', **AUTOENCODER,
+      'down_block_types': ['DownEncoderBlock2D'] * 4,
+      'up_block_types': ['UpDecoderBlock2D'] * 4}),
+    (clip.text_config, {'architectures': ['CLIPTextModel'], **TEXT_ENCODER}),
+    (clip.clip_config, {'architectures': ['CLIPModel'], **CLIP_L14}),
+    (t5.t5_config, {'architectures': ['T5EncoderModel'], **T5_XXL})],
+    ids=['unet', 'autoencoder', 'text', 'clip', 't5'])
+def test_numbers_of_configs_are_checked(tmp_path, read, config):
+  """Every number and list of numbers, by values that no network has."""
+  read(hub.Folder(tmp_path, config, {}))
+  keys = [key for key, value in config.items() if isinstance(value, int)
+          or isinstance(value, list) and isinstance(value[0], int)]
+  assert keys
+  for key in keys:
+    for value in (0, -1, 10 ** 9, 'x', {}, [0], float('nan')):
+      with pytest.raises(UserError, match=key):
+        read(hub.Folder(tmp_path, {**config, key: value}, {}))

@@ -17,7 +17,6 @@ import functools
 import hashlib
 import json
 import pathlib
-import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -151,8 +150,9 @@ def disk_cached(names: Sequence[str], compute: Callable,
     folder: of the files; None for that of the cache.
   """
   folder = pathlib.Path(folder or files.cache_dir() / 'embeddings')
-  cached = {name: _read_states(folder / f'{name}.npz') for name in names}
-  states = {name: x for name, x in cached.items() if x is not None}
+  cached = {name: files.read_cached(folder / f'{name}.npz', ['states'])
+            for name in names}
+  states = {name: x[0] for name, x in cached.items() if x is not None}
   missing = {name: row for row, name in enumerate(names)
              if name not in states}
   if missing:
@@ -161,21 +161,15 @@ def disk_cached(names: Sequence[str], compute: Callable,
       states[name] = value
       with files.atomic_write(folder / f'{name}.npz') as temporary:
         np.savez(temporary, states=value)
+  if len({states[name].shape for name in names}) > 1:
+    raise UserError(f'The embeddings in {folder} have several shapes, so that '
+                    'some are damaged; delete that folder.')
   return np.stack([states[name] for name in names])
 
 
 def uncached(names: Sequence[str], compute: Callable) -> np.ndarray:
   """The Cache that stores nothing."""
   return compute(np.arange(len(names)))
-
-
-def _read_states(file):
-  """The states in a file; None where it is missing or damaged."""
-  try:
-    with np.load(file) as content:
-      return content['states']
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-    return None
 
 
 def stable_diffusion_teacher(
@@ -343,9 +337,9 @@ def noise_schedule(path: pathlib.Path, default: str, prediction: str
   """
   scheduler = hub.read_scheduler(path)
   prediction = prediction or scheduler.get('prediction_type', 'epsilon')
-  check('prediction', PREDICTIONS, prediction)
+  check(f'prediction of {path}', PREDICTIONS, prediction)
   name = scheduler.get('beta_schedule', default)
-  squared = pick('beta_schedule', SCHEDULES, name)()
+  squared = pick(f'beta_schedule of {path}', SCHEDULES, name)()
   if name == 'scaled_linear' and {'beta_start', 'beta_end'} <= set(scheduler):
     squared = noise.scaled_linear(
         scheduler['beta_start'], scheduler['beta_end'])

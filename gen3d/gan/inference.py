@@ -24,16 +24,24 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from gen3d import assets
-from gen3d.choices import UserError
+from gen3d import assets, schemas
+from gen3d.choices import UserError, excerpt
 from gen3d.engine import sharding
 from gen3d.gan import Generated, Generator3D, build, eg3d, giraffe, pigan
 from gen3d.models import nvidia
 from gen3d.ops import bake, cameras, mesh
+from gen3d.weights import pickles
 
 DISCRIMINATOR = '_discriminator'  # ends the file name of its weights
 PANELS = ('image', 'image_raw', 'depth')
 _MAX_SEEDS = 100_000
+# Of a typical camera; numbers that may be missing come second.
+_CAMERA = dict.fromkeys(('distance', 'focal'), schemas.real(1e-6, 1e6)) | {
+    'elevation': schemas.real(-90, 90)}
+_CAMERA_OPTIONS = {
+    'pivot': schemas.each(schemas.real(-1e6, 1e6), 3, 3),
+    'yaw_range': schemas.optional(schemas.real(0, 180))}
+_LARGEST = 2 ** 16  # integer in the settings of a network
 _NOT_3D = '{} is a generator of images, not of 3-D objects.'
 
 
@@ -69,6 +77,7 @@ def load(path: str | os.PathLike) -> Trained:
     return _OFFICIAL[path.suffix](path)
   variables, record = assets.load(path)
   if 'official' in record:
+    schemas.check(path, record, {'official': schemas.MAPPING})
     return _load_tuned_official(path, record['official'])
   return _from_record(path, variables, record)[0]
 
@@ -394,11 +403,39 @@ def _from_record(path, variables, record):
   if networks is None or 'camera' not in record:
     raise UserError(f'{path} is no generator that gen3d has trained; its '
                     'record has no networks or no camera.')
-  if networks not in build.GENERATORS:
+  if not isinstance(networks, str) or networks not in build.GENERATORS:
     raise UserError(_NOT_3D.format(path))
-  config = ml_collections.ConfigDict(record['config'])
-  return from_config(
-      config, variables, record['camera'], _final_size(config)), config
+  where = path.with_suffix('.json')
+  schemas.check(where, record, {'camera': schemas.MAPPING})
+  schemas.check(where, record['camera'], _CAMERA, required=True)
+  schemas.check(where, record['camera'], _CAMERA_OPTIONS)
+  try:
+    config = ml_collections.ConfigDict(record['config'])
+    _check_sizes(where, config.model.to_dict())
+    size = _final_size(config)
+    schemas.check(where, {'render_size': size},
+                  {'render_size': schemas.whole(1, 4096)})
+    trained = from_config(config, variables, record['camera'], size)
+    schemas.check(where, {'z_width': trained.generator.z_dim},
+                  {'z_width': schemas.whole(0, _LARGEST)})
+  except UserError:
+    raise
+  except (ArithmeticError, AttributeError, LookupError, TypeError,
+          ValueError) as error:
+    raise UserError(f'{where} has settings that make no generator '
+                    f'({excerpt(error)}); get it again.') from error
+  return trained, config
+
+
+def _check_sizes(where, settings):
+  """Raises UserError at an integer that no network has."""
+  for key, value in settings.items():
+    if isinstance(value, dict):
+      _check_sizes(where, value)
+    for item in value if isinstance(value, tuple | list) else (value,):
+      if isinstance(item, int) and item > _LARGEST:
+        raise UserError(f'{where}: {key!r} is {excerpt(item)}, more than '
+                        f'{_LARGEST}; get it again.')
 
 
 def _final_size(config):
@@ -425,6 +462,8 @@ def _load_official(path):
 
 def _load_tuned_official(path, digest):
   """An official network with the weights of pivotal tuning in `path`."""
+  schemas.check(f'{path}: "official"', digest,
+                {'path': schemas.TEXT, 'sha256': schemas.TEXT}, required=True)
   pickled = pathlib.Path(digest['path'])
   if not pickled.is_file():
     raise UserError(f'{path} is tuned from {pickled}, which is no longer '
@@ -439,7 +478,8 @@ def _load_tuned_official(path, digest):
 def _from_official(load):
   """A function path -> Trained, from one path -> gan.Official."""
   def load_trained(path):
-    official = load(path)
+    with pickles.reported_damage(path):
+      official = load(path)
     generator = official.build(*_front_and_sampler(official.camera))
     return Trained(generator, official.variables, official.size,
                    official.camera)

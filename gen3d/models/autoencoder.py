@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen3d import schemas
 from gen3d.models import loading
 from gen3d.models.conditional_unet import (
   ResidualBlock,
@@ -138,6 +139,15 @@ def inputs(config: AutoencoderConfig) -> tuple[jax.ShapeDtypeStruct, ...]:
   return (jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),)
 
 
+_VALUES = {
+    'sample_size': schemas.whole(1, 8192),
+    'block_out_channels': schemas.each(schemas.whole(1, 8192), 1, 8),
+    'layers_per_block': schemas.whole(1, 16),
+    'latent_channels': schemas.whole(1, 64),
+    'norm_num_groups': schemas.whole(1, 1024),
+    'scaling_factor': schemas.real(1e-6, 1e6)}
+
+
 def autoencoder_config(folder: hub.Folder) -> AutoencoderConfig:
   """Hyperparameters from the config.json of an AutoencoderKL.
 
@@ -145,8 +155,12 @@ def autoencoder_config(folder: hub.Folder) -> AutoencoderConfig:
     UserError: the config is for another network.
   """
   hub.expect_class(folder, ('AutoencoderKL',), 'autoencoder')
+  hub.check_values(folder, _VALUES)
   config = folder.config
   channels = tuple(config.get('block_out_channels', (64,)))
+  groups = config.get('norm_num_groups', 32)
+  hub.check_divisors(folder, 'block_out_channels and norm_num_groups',
+                     [groups] * len(channels), channels)
   hub.expect(folder, {
       'down_block_types': (['DownEncoderBlock2D'] * len(channels),),
       'up_block_types': (['UpDecoderBlock2D'] * len(channels),),
@@ -158,7 +172,7 @@ def autoencoder_config(folder: hub.Folder) -> AutoencoderConfig:
       side=config.get('sample_size', 32), channels=channels,
       blocks=config.get('layers_per_block', 1),
       latent=config.get('latent_channels', 4),
-      groups=config.get('norm_num_groups', 32),
+      groups=groups,
       scale=config.get('scaling_factor', 0.18215))
 
 

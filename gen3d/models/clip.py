@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d import schemas
 from gen3d.choices import UserError
 from gen3d.models import loading
 from gen3d.weights import hub, port
@@ -27,6 +28,11 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_SCALE = 100.0  # of the logits (section 2.5)
 # Indices that some files store as a tensor.
 _CONSTANTS = ('*.position_ids',)
+_VALUES = dict.fromkeys(
+    ('hidden_size', 'image_size', 'patch_size', 'num_attention_heads',
+     'max_position_embeddings', 'projection_dim'), schemas.whole(1, 2 ** 16)
+) | {'vocab_size': schemas.whole(2, 2 ** 22),
+     'num_hidden_layers': schemas.whole(1, 256)}
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -288,10 +294,14 @@ def clip_config(folder: hub.Folder) -> CLIPConfig:
     UserError: the config is for another network.
   """
   hub.expect_class(folder, ('CLIPModel',), 'clip')
+  hub.check_values(folder, _VALUES)
+  keys = 'text_config', 'vision_config'
+  hub.check_values(folder, dict.fromkeys(
+      (*keys, *(f'{k}_dict' for k in keys)), schemas.optional(schemas.MAPPING)))
   # Old files have both keys; transformers uses the second one then.
-  text, image = ({**(folder.config.get(f'{kind}_config') or {}),
-                  **(folder.config.get(f'{kind}_config_dict') or {})}
-                 for kind in ('text', 'vision'))
+  text, image = ({**(folder.config.get(key) or {}),
+                  **(folder.config.get(f'{key}_dict') or {})} for key in keys)
+  hub.check_values(folder._replace(config=image), _VALUES)
   hub.expect(folder._replace(config=image), {'num_channels': (3,)})
   width = image.get('hidden_size', 768)
   image_config = ImageConfig(
@@ -382,12 +392,12 @@ def text_sources(config: TextConfig, prefix: str = '') -> port.Sources:
 
 
 def _text_config(folder: hub.Folder, text: hub.Config) -> TextConfig:
+  hub.check_values(folder._replace(config=text), _VALUES)
   width, vocab = text.get('hidden_size', 512), text.get('vocab_size', 49408)
   end = text.get('eos_token_id', vocab - 1)
   return TextConfig(
       vocab, text.get('max_position_embeddings', 77), width,
-      text.get('num_hidden_layers', 12),
-      text.get('num_attention_heads', 8),
+      text.get('num_hidden_layers', 12), text.get('num_attention_heads', 8),
       # Published configs have 2 by mistake; the token is the last one.
       vocab - 1 if end == 2 else end,
       _activation(folder, text, width, 2048))
@@ -395,14 +405,12 @@ def _text_config(folder: hub.Folder, text: hub.Config) -> TextConfig:
 
 def _activation(folder: hub.Folder, tower: hub.Config, width: int,
                 inner: int) -> Callable:
-  """The activation of a tower; checks that its MLPs are otherwise as here.
+  """The activation of a tower; checks its heads and its MLPs.
 
-  Args:
-    folder: of the network, for the error message.
-    tower: the tower's part of the config.
-    width: W.
-    inner: default width of the hidden layer in the MLPs.
+  `tower` is its part of the config, `inner` the default width in the MLPs.
   """
+  hub.check_divisors(folder, 'hidden_size and num_attention_heads',
+                     [tower.get('num_attention_heads', 1)], [width])
   tower = {'intermediate_size': inner, **tower}
   hub.expect(folder._replace(config=tower), {
       'hidden_act': ('quick_gelu', 'gelu'), 'layer_norm_eps': (EPSILON,),

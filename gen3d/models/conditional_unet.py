@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen3d import schemas
 from gen3d.choices import UserError
 from gen3d.models.unet import time_features
 from gen3d.weights import hub
@@ -29,6 +30,26 @@ _UNUSED = ('center_input_sample', 'only_cross_attention',
            'resnet_skip_time_act', 'time_embedding_dim',
            'time_embedding_act_fn', 'timestep_post_act', 'time_cond_proj_dim',
            'reverse_transformer_layers_per_block')
+
+
+# Of U-Nets and ControlNets.
+_LEVEL = schemas.whole(1, 1024)
+VALUES = {
+    'sample_size': schemas.optional(schemas.whole(1, 1024)),
+    'in_channels': schemas.whole(1, 64), 'out_channels': schemas.whole(1, 64),
+    'block_out_channels': schemas.each(schemas.whole(1, 8192), 1, 8),
+    'down_block_types': schemas.each(schemas.TEXT, 0, 8),
+    'layers_per_block': schemas.either(
+        schemas.whole(1, 16), schemas.each(schemas.whole(1, 16), 1, 8)),
+    'attention_head_dim': schemas.either(
+        _LEVEL, schemas.each(_LEVEL, 1, 8)),
+    'norm_num_groups': _LEVEL, 'norm_eps': schemas.real(0, 1),
+    'cross_attention_dim': schemas.whole(1, 2 ** 16),
+    'encoder_hid_dim': schemas.optional(schemas.whole(1, 2 ** 16)),
+    'addition_embed_type_num_heads': _LEVEL,
+    'use_linear_projection': schemas.FLAG,
+    'conditioning_embedding_out_channels': schemas.optional(
+        schemas.each(schemas.whole(1, 8192), 1, 8))}
 
 
 class UNetConfig(NamedTuple):
@@ -365,6 +386,7 @@ def shared_config(folder: hub.Folder, attention_mark: str,
     UserError: the config is for another network.
   """
   hub.expect_class(folder, ('UNet2DConditionModel',), reader)
+  hub.check_values(folder, VALUES)
   # In both families the decoder mirrors the encoder.
   down = folder.config.get('down_block_types') or ()
   up = [name.replace('Down', 'Up') for name in reversed(down)]
@@ -380,7 +402,8 @@ def encoder_config(
   """The hyperparameters of an encoder; of a U-Net or a ControlNet.
 
   Args:
-    folder, attention_mark, down_types, reader: see `shared_config`.
+    folder, attention_mark, down_types, reader: see `shared_config`; the config
+      keeps VALUES.
     supported: values of further keys, see hub.expect.
 
   Returns and raises the same as `shared_config`.
@@ -404,20 +427,31 @@ def encoder_config(
   if len(channels) != len(down):
     raise UserError(f'{file} has {len(down)} block types for '
                     f'{len(channels)} block_out_channels; get it again.')
+  groups = config.get('norm_num_groups', 32)
+  hub.check_divisors(folder, 'block_out_channels and norm_num_groups',
+                     [groups] * len(channels), channels)
   return UNetConfig(
       side=config.get('sample_size') or 64,
       in_channels=config.get('in_channels', 4),
       out_channels=config.get('out_channels', 4), channels=channels,
-      blocks=per_level(config.get('layers_per_block', 2), channels),
+      blocks=per_level(folder, 'layers_per_block', 2, channels),
       attention=tuple(attention_mark in name for name in down), heads=(),
       states=0,
-      groups=config.get('norm_num_groups', 32),
+      groups=groups,
       epsilon=config.get('norm_eps', 1e-5))
 
 
-def per_level(value: int | Sequence[int],
+def per_level(folder: hub.Folder, key: str, default: int,
               channels: tuple[int, ...]) -> tuple[int, ...]:
-  """A number or a list of numbers as a tuple with one for each level."""
+  """A key's number, or its list of numbers, with one for each level.
+
+  Raises:
+    UserError: the list has another length.
+  """
+  value = folder.config.get(key, default)
   if isinstance(value, int):
     return (value,) * len(channels)
+  if len(value) != len(channels):
+    raise UserError(f'{folder.path / "config.json"} has {len(value)} {key} for '
+                    f'{len(channels)} levels; get it again.')
   return tuple(value)

@@ -17,6 +17,7 @@ from gen3d.choices import UserError
 from gen3d.models import loading
 from gen3d.models import stable_diffusion as sd
 from gen3d.models.conditional_unet import (
+  VALUES,
   Layers,
   UNetConfig,
   check_inputs,
@@ -105,6 +106,7 @@ def read(folder: hub.Folder, dtype: Any = jnp.float32, **options: Any
     UserError: the config is for another network.
   """
   hub.expect_class(folder, ('ControlNetModel',), 'controlnet')
+  hub.check_values(folder, VALUES)
   config = sd.with_transformers(folder, encoder_config(
       folder, 'CrossAttn', sd.DOWN_TYPES, 'controlnet',
       {'conditioning_channels': (CHANNELS,),

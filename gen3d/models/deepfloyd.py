@@ -131,8 +131,9 @@ def unet_config(folder: hub.Folder) -> UNetConfig:
     raise UserError(f'{folder.path / "config.json"} has no encoder_hid_dim, '
                     'the width of the text states; use a checkpoint of '
                     'DeepFloyd IF.')
-  head_dims = per_level(json_config.get('attention_head_dim', 8),
-                        config.channels)
+  head_dims = per_level(folder, 'attention_head_dim', 8, config.channels)
+  hub.check_divisors(folder, 'block_out_channels and attention_head_dim',
+                     head_dims, config.channels)
   return config._replace(
       heads=tuple(c // d for c, d in zip(config.channels, head_dims)),
       states=json_config.get('cross_attention_dim', 1280),

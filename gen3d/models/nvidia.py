@@ -14,8 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d import schemas
+from gen3d.choices import UserError, excerpt
 from gen3d.models import eg3d, stylegan2
 from gen3d.ops import encodings, images
+from gen3d.schemas import (
+  FLAG,
+  MAPPING,
+  TEXT,
+  each,
+  either,
+  optional,
+  real,
+  whole,
+)
 from gen3d.weights import pickles, port, torch_files
 
 _HYBRID = 'SuperresolutionHybrid'  # at the start of its class's name
@@ -25,6 +37,32 @@ Path = str | os.PathLike
 # Official buffers that are constants, and statistics of the training data that
 # no network uses.
 NOT_OURS = ('*resample_filter', 'dataset_label_std')
+
+# Attributes of the networks, keywords of the mapping network, and options of
+# the rendering: what a file has of them is checked before a network is built.
+_WIDTH, _CLAMP = whole(1, 8192), optional(real(0, 1e9))
+_SETTINGS = {
+    'z_dim': whole(0, 8192), 'c_dim': whole(0, 8192), 'w_dim': _WIDTH,
+    'img_resolution': schemas.Rule(
+        lambda x: isinstance(x, int) and x in [2 ** i for i in range(2, 13)],
+        'a power of two from 4 to 4096'),
+    'img_channels': whole(1, 64), 'channel_base': whole(64, 2 ** 20),
+    'channel_max': _WIDTH, 'conv_clamp': _CLAMP,
+    'neural_rendering_resolution': whole(1, 1024),
+    'sr_num_fp16_res': whole(0, 16), 'mapping_kwargs': MAPPING,
+    'rendering_kwargs': MAPPING}
+_LENGTH = real(1e-6, 1e6)
+_AUTO = schemas.Rule(lambda x: isinstance(x, str) and x == 'auto', "'auto'")
+_OPTIONS = {
+    'depth_resolution': whole(1, 4096),
+    'depth_resolution_importance': whole(0, 4096),
+    'ray_start': either(real(0, 1e6), _AUTO),
+    'ray_end': either(_LENGTH, _AUTO), 'box_warp': _LENGTH,
+    'white_back': FLAG, 'disparity_space_sampling': FLAG,
+    'c_gen_conditioning_zero': FLAG, 'c_scale': real(0, 1e6),
+    'decoder_lr_mul': _LENGTH, 'sr_antialias': FLAG, 'clamp_mode': TEXT,
+    'superresolution_noise_mode': TEXT, 'avg_camera_radius': _LENGTH,
+    'avg_camera_pivot': each(real(-1e6, 1e6), 3, 3)}
 
 
 class Loaded(NamedTuple):
@@ -54,6 +92,7 @@ def load(path: Path) -> Loaded:
     pickles.PickleError: the file is no such pickle, or contains a network that
       is not supported.
     port.PortingError: weights are missing, unused or of another shape.
+    UserError: a setting of the network is of another type or out of range.
   """
   module = pickles.load(path)
   # The alias-free generator of StyleGAN3 is a 'Generator' too; the names of
@@ -61,9 +100,30 @@ def load(path: Path) -> Loaded:
   kinds = {'TriPlaneGenerator': _eg3d, 'Generator': _stylegan2}
   if module.class_name not in kinds:
     raise pickles.PickleError(
-        f'{path} contains a {module.class_name!r}, which is not supported; it '
-        f'should be one of {sorted(kinds)}.')
-  return kinds[module.class_name](path, module)
+        f'{path} contains a {excerpt(module.class_name)}, which is not '
+        f'supported; it should be one of {sorted(kinds)}.')
+  _check_settings(path, module)
+  with pickles.reported_damage(path):
+    return kinds[module.class_name](path, module)
+
+
+def _check_settings(path, module):
+  """Checks the settings of a generator that are there."""
+  absent = object()
+  settings = {name: module.get(name, absent) for name in _SETTINGS}
+  settings = {name: x for name, x in settings.items() if x is not absent}
+  schemas.check(path, settings, _SETTINGS)
+  schemas.check(path, settings.get('mapping_kwargs', {}),
+                {'num_layers': whole(1, 64)})
+  options = settings.get('rendering_kwargs', {})
+  schemas.check(path, options, _OPTIONS)
+  start, end = options.get('ray_start'), options.get('ray_end')
+  if isinstance(start, int | float) and isinstance(end, int | float) and (
+      end <= start):
+    raise UserError(f'{path}: \'ray_end\' is not beyond \'ray_start\'; get it '
+                    'again.')
+  for layer in _descendants(module):
+    schemas.check(path, layer.state, {'conv_clamp': _CLAMP})
 
 
 class FlattenedWeight(NamedTuple):
@@ -156,8 +216,8 @@ def _eg3d(path, module) -> Loaded:
         'be rendered.')
   if options.get('clamp_mode', 'softplus') != 'softplus':
     raise pickles.PickleError(
-        f'{path} activates density by {options["clamp_mode"]!r}; only softplus '
-        'is supported.')
+        f'{path} activates density by {excerpt(options["clamp_mode"])}; only '
+        'softplus is supported.')
   if options.get('superresolution_noise_mode', 'none') != 'none':
     raise pickles.PickleError(
         f'{path} has noise in its super-resolution, which is not supported.')
@@ -269,7 +329,7 @@ def _super_resolution(path, module, options):
   kind = name.removeprefix(_HYBRID)
   if kind not in eg3d.SUPER_RESOLUTIONS or not name.startswith(_HYBRID):
     raise pickles.PickleError(
-        f'{path} has the super-resolution {name!r}; supported are '
+        f'{path} has the super-resolution {excerpt(name)}; supported are '
         f'{[_HYBRID + kind for kind in eg3d.SUPER_RESOLUTIONS]}.')
   config = eg3d.SUPER_RESOLUTIONS[kind]
   return config._replace(
@@ -288,7 +348,12 @@ def _axes(path, module):
     return 'eg3d_legacy'
   # A point times the inverse has the column and the row of the plane as its
   # first two coordinates.
-  inverse = np.linalg.inv(np.asarray(matrices, np.float64))
+  if not isinstance(matrices, np.ndarray) or matrices.shape != (3, 3, 3) or (
+      matrices.dtype.kind != 'f' or not np.isfinite(matrices).all()
+      or (np.abs(np.linalg.det(matrices.astype(float))) < 1e-6).any()):
+    raise pickles.PickleError(f'{path} has plane_axes that are not three '
+                              'matrices of axes; get it again.')
+  inverse = np.linalg.inv(matrices.astype(np.float64))
   axes = tuple(tuple(int(i) for i in np.argmax(np.abs(m[:, :2]), axis=0))
                for m in inverse)
   aligned = all(np.allclose(m[:, :2], np.eye(3)[:, list(pair)])

@@ -124,9 +124,11 @@ def with_transformers(folder: hub.Folder, config: UNetConfig) -> UNetConfig:
       'use_linear_projection': (False, True)})
   json_config = folder.config
   # The name is wrong in diffusers: these are numbers of heads.
+  heads = per_level(folder, 'attention_head_dim', 8, config.channels)
+  hub.check_divisors(folder, 'block_out_channels and attention_head_dim',
+                     heads, config.channels)
   return config._replace(
-      heads=per_level(json_config.get('attention_head_dim', 8),
-                      config.channels),
+      heads=heads,
       states=json_config.get('cross_attention_dim', 1280),
       linear=json_config.get('use_linear_projection', False))
 

