@@ -145,9 +145,13 @@ def test_stored_views_equal_rendered_ones_and_damaged_files_are_replaced(
   assert specs == fresh_specs
   jax.tree.map(np.testing.assert_array_equal, views, fresh)
   stored, = tmp_path.rglob('*.npz')
-  stored.write_bytes(stored.read_bytes()[:200])
-  again, _ = shapes_world.load_views(0, 'train', 5, 16)
-  jax.tree.map(np.testing.assert_array_equal, again, fresh)
+  content = stored.read_bytes()
+  other = {str(i): np.zeros((5, 3)) for i in range(6)}
+  for harm in (lambda: stored.write_bytes(content[:200]),
+               lambda: np.savez(stored, **other)):
+    harm()
+    again, _ = shapes_world.load_views(0, 'train', 5, 16)
+    jax.tree.map(np.testing.assert_array_equal, again, fresh)
   assert views.coverage.max() == 255
 
 

@@ -122,6 +122,30 @@ def test_sha256_of_a_checkpoint_is_verified(tmp_path):
     checkpoints.load(tmp_path, make_state())
 
 
+@pytest.mark.parametrize('content', [
+    '', '[]', '5', '{}', '{"sha256": 5, "leaves": {}}', '{"sha256": "0',
+    '{"sha256": "0", "leaves": 5}', '{"sha256": NaN}', '[' * 10 ** 5])
+def test_damaged_digests_are_named_as_such(tmp_path, content):
+  save(tmp_path, 2, 3)
+  (tmp_path / 'checkpoints' / '3' / 'meta' / 'metadata').write_text(content)
+  for read in (lambda: checkpoints.load(tmp_path, make_state()),
+               lambda: checkpoints.load_tree(tmp_path, 'params')):
+    with pytest.raises(UserError, match='3 is damaged .*go on from step 2'):
+      read()
+
+
+@pytest.mark.parametrize('content', ['', '[]', '5', '[' * 10 ** 5])
+def test_damaged_metadata_of_orbax_is_survived_or_named(tmp_path, content):
+  save(tmp_path, 2, 3)
+  file = tmp_path / 'checkpoints' / '3' / '_CHECKPOINT_METADATA'
+  assert file.exists()
+  file.write_text(content)
+  try:
+    assert checkpoints.load(tmp_path, make_state()).step == 3
+  except UserError as error:
+    assert re.search(f'{file} .*; delete {file.parent}', str(error))
+
+
 def test_renamed_checkpoint_is_refused(tmp_path):
   save(tmp_path, 2, 3)
   folder = tmp_path / 'checkpoints'

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -175,6 +176,23 @@ def test_indivisible_batch_stops_before_init(tmp_path):
   with pytest.raises(ValueError, match='A batch of 7 cannot be divided over 2'):
     run(tmp_path / 'run', noted, rows=7)
   assert not inits and not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('content', [
+    '', '{"step": 4, "fi', '[]', '5', 'null', '{}', '{"step": "4"}',
+    '{"step": 4, "files": 5}'])
+def test_damaged_finished_json_is_written_again(tmp_path, capsys, content):
+  """Without a training: the state is that of the last step."""
+  marker = tmp_path / 'finished.json'
+  marker.write_text(content)
+  task = SimpleNamespace(finish=lambda state, workdir: [f'{workdir}/a.glb'])
+  finish = lambda: loop._finish(task, None, tmp_path, SimpleNamespace(step=4))
+  with pytest.raises(UserError, match='finished.json is missing or damaged'):
+    loop.finished_step(tmp_path)
+  for _ in range(2):
+    assert finish()[1] == [f'{tmp_path}/a.glb']
+  assert capsys.readouterr().err.count('is damaged and is made again') == 2
+  assert loop.finished_step(tmp_path) == 4
 
 
 @pytest.mark.parametrize('steps', [4, 6, 20])

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
@@ -90,3 +91,21 @@ def test_provenance_excludes_interruptions(tmp_path):
   assert record['hours'] == round(360 / 3600, 2)
   assert 'core' in record['machine']
   assert report.provenance(tmp_path / 'nothing')['hours'] == 0
+
+
+@pytest.mark.parametrize('damage', [
+    b'[]', b'5', b'null', b'{"step": 15}', b'{"step": "x", "time": 1}', b'{',
+    b'\xd8\x00', b'\x00' * 9, b'[' * 10 ** 5])
+def test_damaged_scalars_are_left_out_with_a_note(tmp_path, capsys, damage):
+  path = tmp_path / 'scalars.jsonl'
+  good = [b'{"step": %d, "time": %d, "x": NaN}' % (step, 60 * step)
+          for step in (10, 20, 30)]
+  path.write_bytes(b'\n'.join([good[0], damage, *good[1:]]) + b'\n')
+  assert [line['step'] for line in report.read_scalars(path)] == [10, 20, 30]
+  assert report.provenance(tmp_path)['hours'] == 0
+  report.Report(tmp_path, 20, 100).close()
+  assert path.read_bytes() == b'\n'.join(good[:2]) + b'\n'
+  assert 'scalars.jsonl has damaged lines, which are removed (1)' in (
+      capsys.readouterr().err)
+  report.Report(tmp_path, 20, 100).close()
+  assert 'damaged' not in capsys.readouterr().err

@@ -116,6 +116,11 @@ def test_rows_are_measured_once_for_the_same_weights(tmp_path):
     assert gan_comparison.stored(path, key, measure) == ROW
   assert len(measured) == 2
   assert json.loads(path.read_text())['key'] == {'weights': 'b'}
+  for content in ('', '[]', '{"key": {"weights": "b"}}',
+                  '{"key": {"weights": "b"}, "row": {"x": 1}}'):
+    path.write_text(content)
+    assert gan_comparison.stored(path, {'weights': 'b'}, measure) == ROW
+  assert len(measured) == 6
 
 
 def test_table_has_measured_and_published_rows(data):

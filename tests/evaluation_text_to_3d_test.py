@@ -123,3 +123,23 @@ def test_damaged_run_is_named_and_left_out(tmp_path, capsys):
     (tmp_path / name / 'finished.json').touch()
   assert text_to_3d_evaluation.finished_runs(tmp_path) == [tmp_path / 'a']
   assert f'{tmp_path}/b is left out' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('content', [
+    '', '{"prompt": "a red', '[]', '5', '{}', '{"colour": 1}',
+    '{"prompt": 5, "split": "seen"}'])
+def test_damaged_scores_are_computed_again(
+    tmp_path, monkeypatch, capsys, content):
+  (tmp_path / 'run').mkdir()
+  stored = tmp_path / 'run' / 'evaluation.json'
+  stored.write_text(content)
+  (tmp_path / 'run' / 'finished.json').write_text('{}')
+  (tmp_path / 'run' / 'config.json').write_text(
+      json.dumps({'task': 'text_to_3d'}))
+  scores = text_to_3d_evaluation.RunScores('a car', 'seen', 1., 0., 0., 0., 0.)
+  monkeypatch.setattr(
+      text_to_3d_evaluation, '_score_run', lambda pair, folder: scores)
+  for _ in range(2):
+    assert text_to_3d_evaluation.score_runs(None, tmp_path) == [scores]
+  assert capsys.readouterr().err.count(
+      'evaluation.json is damaged and is made again') == 1

@@ -32,3 +32,22 @@ def test_a_run_without_a_task_is_a_user_error(tmp_path):
   (tmp_path / 'config.json').write_text('{}')
   with pytest.raises(UserError, match='of the task None'):
     tasks.load_finished(tmp_path)
+
+
+@pytest.mark.parametrize('content', [
+    '', '[]', '5', '{"task": 5}', '{"task": "text_to_3d", "version": "x"}',
+    '{"task": "text_to_3d", ', '[' * 10 ** 5])
+def test_a_damaged_config_is_a_user_error(tmp_path, content):
+  (tmp_path / 'config.json').write_text(content)
+  with pytest.raises(UserError, match=r'config\.json'):
+    tasks.load_finished(tmp_path)
+
+
+@pytest.mark.parametrize('settings', [{}, {'scene': 5}, {'scene': None}])
+def test_a_config_without_the_settings_of_its_task_is_a_user_error(
+    tmp_path, settings):
+  (tmp_path / 'config.json').write_text(
+      json.dumps({'task': 'text_to_3d', **settings}))
+  with pytest.raises(UserError, match=(
+      r"config\.json has not the settings of a run of the task 'text_to_3d'")):
+    tasks.load_finished(tmp_path)

@@ -6,7 +6,6 @@ checkpoint is read instead of appearing as a wrong result later.
 
 import functools
 import hashlib
-import json
 import os
 import pathlib
 import sys
@@ -21,8 +20,8 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gen3d import files, legacy
-from gen3d.choices import UserError
+from gen3d import files, legacy, schemas
+from gen3d.choices import UserError, excerpt
 from gen3d.engine import sharding
 from gen3d.engine.state import TrainState, copy, to_save
 
@@ -37,7 +36,11 @@ class Checkpoints:
   def __init__(
       self, workdir: str | os.PathLike, keep: int = 2,
       read_only: bool = False):
-    """Opens workdir/checkpoints; keeps the newest `keep` checkpoints."""
+    """Opens workdir/checkpoints; keeps the newest `keep` checkpoints.
+
+    Raises:
+      UserError: the metadata of a checkpoint are damaged.
+    """
     self.path = pathlib.Path(workdir).absolute() / 'checkpoints'
     verbosity = logging.get_verbosity()
     if read_only:  # Orbax warns that it will not write.
@@ -48,6 +51,12 @@ class Checkpoints:
           cleanup_tmp_directories=not read_only,
           enable_async_checkpointing=True)
       self._manager = ocp.CheckpointManager(self.path, options=options)
+    except (RecursionError, TypeError, ValueError) as error:
+      # Orbax reads the metadata of all checkpoints.
+      for file in self.path.glob('*/_CHECKPOINT_METADATA'):
+        files.read_json(file, remedy=f'delete {file.parent}')
+      raise UserError(f'{self.path} cannot be opened ({excerpt(error)}); '
+                      'choose another workdir.') from error
     finally:
       logging.set_verbosity(verbosity)
 
@@ -88,14 +97,12 @@ class Checkpoints:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         to_save(state))
     try:
-      meta = self._restore(step, meta=ocp.args.JsonRestore())
-      if 'leaves' not in meta:
-        raise UserError(legacy.incompatible(self.path.parent, 1))
-      tree = self._restore(step, state=ocp.args.StandardRestore(like))
-    except UserError:
-      raise
+      meta = _read_meta(self.path / str(step))
+      tree = self._restore(step, like) if 'leaves' in meta else None
     except Exception as error:  # Orbax raises many kinds for one damage.
       raise UserError(_damaged(self.path, step, steps, error)) from error
+    if tree is None:
+      raise UserError(legacy.incompatible(self.path.parent, 1))
     if _total(_digests(tree)) != meta['sha256']:
       raise UserError(
           _damaged(self.path, step, steps, 'its SHA-256 differs'))
@@ -103,12 +110,12 @@ class Checkpoints:
     return state.replace(
         frozen=sharding.replicate(state.frozen, mesh, may_alias=True), **tree)
 
-  def _restore(self, step: int, **item: Any) -> Any:
-    """Reads one item of a checkpoint: {name: arguments of Orbax}."""
-    name, = item
+  def _restore(self, step: int, like: Any) -> Any:
+    """Reads the state of a checkpoint, a tree like `like`."""
     hook = sys.unraisablehook
     sys.unraisablehook = functools.partial(_ignore_late_arrays, hook)
-    result = self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+    result = self._manager.restore(step, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(like)))['state']
     # Not after an error, since arrays arrive until the process ends.
     sys.unraisablehook = hook
     return result
@@ -183,7 +190,7 @@ def load_tree(
   step = _choose(path, steps, step)
   keys = subtree.split('/')
   try:
-    meta = json.loads((path / str(step) / 'meta' / 'metadata').read_text())
+    meta = _read_meta(path / str(step))
     tree = _read(path / str(step) / 'state', keys)
   except LookupError as error:
     raise UserError(
@@ -215,13 +222,22 @@ def load_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     raise UserError(
         f'There is no run in {workdir}: it has no config.json; give the '
         '--workdir that gen3d.train was given.')
-  try:
-    content = files.to_tuples(json.loads(path.read_text()))
-    version = content.pop('version', 1)
-    return ml_collections.ConfigDict(legacy.upgrade(content, version))
-  except (ValueError, AttributeError) as error:
-    raise UserError(f'{path} is damaged, so the run cannot be read.'
-                    ) from error
+  content = files.to_tuples(files.read_json(
+      path, {'task': schemas.TEXT, 'version': schemas.whole(1, 1000)},
+      remedy='without it the run cannot be read', nan=True))
+  version = content.pop('version', 1)
+  return ml_collections.ConfigDict(legacy.upgrade(content, version))
+
+
+def _read_meta(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the SHA-256 of a checkpoint and of its leaves.
+
+  Version 1 has no leaves.
+  """
+  file = path / 'meta' / 'metadata'
+  meta = files.read_json(file, {'leaves': schemas.MAPPING})
+  schemas.check(file, meta, {'sha256': schemas.TEXT}, required=True)
+  return meta
 
 
 def _read(folder: pathlib.Path, keys: list[str]) -> dict[str, Any]:

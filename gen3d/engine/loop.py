@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from gen3d import files, notices
+from gen3d import files, notices, schemas
 from gen3d.choices import UserError
 from gen3d.engine import sharding, workdirs
 from gen3d.engine.checkpoints import Checkpoints, latest
@@ -33,6 +33,8 @@ from gen3d.engine.report import Report
 from gen3d.engine.state import TrainState
 
 _FINITE = 'params/finite'
+_FINISHED = {'step': schemas.whole(0, 2 ** 62),
+             'files': schemas.each(schemas.TEXT, 0, 2 ** 20)}
 
 
 class Diverged(UserError):
@@ -184,15 +186,28 @@ def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
   return state
 
 
+def finished_step(workdir: str | os.PathLike) -> int:
+  """Returns the step at which a finished run ended.
+
+  Raises:
+    UserError: its finished.json is missing or damaged.
+  """
+  marker = pathlib.Path(workdir) / 'finished.json'
+  content = files.read_result(marker, _FINISHED)
+  if content is None:
+    raise UserError(f'{marker} is missing or damaged; run the command of the '
+                    'training again, which writes it.')
+  return content['step']
+
+
 def _finish(task, config, workdir, state):
   """Runs the task's finish once per number of steps."""
   if jax.process_index() != 0:
     return state, []
   marker = workdir / 'finished.json'
-  if marker.exists():
-    before = json.loads(marker.read_text())
-    if before['step'] == int(state.step):
-      return state, before['files']
+  before = files.read_result(marker, _FINISHED)
+  if before and before['step'] == int(state.step):
+    return state, before['files']
   with notices.slow('Writing the results'):
     written = [str(file) for file in task.finish(state, str(workdir)) or ()]
   files.write_bytes(marker, json.dumps(

@@ -16,12 +16,14 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from gen3d import files
+from gen3d import files, schemas
+from gen3d.choices import UserError
 
 # Seconds between two lines of progress where stderr is not a terminal.
 _PLAIN_SECONDS = 30.
 # Longer gaps in scalars.jsonl are interruptions of the run.
 _PAUSE_SECONDS = 600.
+_LINE = {'step': schemas.whole(0, 2 ** 62), 'time': schemas.real(0, 1e12)}
 
 
 class Report:
@@ -95,6 +97,27 @@ class Report:
     self._board.close()
 
 
+def read_scalars(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """Returns the lines of a scalars.jsonl, without those that are damaged.
+
+  A file that is missing has no lines.
+  """
+  if not os.path.exists(path):
+    return []
+  lines = map(_parse_line, files.read_file(path).split(b'\n'))
+  return [line for line in lines if line is not None]
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+  """Returns the scalars of a line of scalars.jsonl; None if it is damaged."""
+  try:
+    scalars = files.parse_json(line, 'the line', nan=True)
+    schemas.check('the line', scalars, _LINE, required=True)
+    return scalars
+  except UserError:
+    return None
+
+
 def provenance(workdir: str | os.PathLike) -> dict[str, Any]:
   """Returns the cost of a run for a weights record: {'hours', 'machine'}.
 
@@ -102,8 +125,7 @@ def provenance(workdir: str | os.PathLike) -> dict[str, Any]:
   gaps of over ten minutes, in which the run was interrupted.
   """
   path = pathlib.Path(workdir) / 'scalars.jsonl'
-  lines = path.read_text().splitlines() if path.exists() else []
-  times = [json.loads(line)['time'] for line in lines]
+  times = [line['time'] for line in read_scalars(path)]
   gaps = [b - a for a, b in itertools.pairwise(times)]
   worked = sum(gap for gap in gaps if 0 < gap < _PAUSE_SECONDS)
   device = jax.devices()[0]
@@ -178,11 +200,13 @@ def _drop_after(path, step):
   """Drops lines of later steps, and a last line that is incomplete."""
   if not path.exists():
     return
-  lines = []
-  for line in path.read_text(encoding='utf-8').splitlines():
-    try:
-      if json.loads(line)['step'] <= step:
-        lines.append(line + '\n')
-    except (ValueError, KeyError):
-      continue
-  files.write_bytes(path, ''.join(lines).encode())
+  lines = files.read_file(path).split(b'\n')
+  parsed = [_parse_line(line) for line in lines]
+  # The last one is empty, or cut off when the run was killed.
+  damaged = parsed[:-1].count(None)
+  if damaged:
+    print(f'{path} has damaged lines, which are removed ({damaged}).',
+          file=sys.stderr)
+  files.write_bytes(path, b''.join(
+      line + b'\n' for line, scalars in zip(lines, parsed, strict=True)
+      if scalars is not None and scalars['step'] <= step))

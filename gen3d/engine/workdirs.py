@@ -11,7 +11,7 @@ import ml_collections
 from jax.experimental import multihost_utils
 
 from gen3d import files, legacy, notices
-from gen3d.choices import UserError
+from gen3d.choices import UserError, printable
 from gen3d.engine import locks
 from gen3d.engine.checkpoints import latest
 
@@ -43,12 +43,8 @@ def check(
   if not stored.exists():
     raise UserError(f'The workdir {workdir} holds checkpoints but no '
                     f'config.json; choose another workdir.')
-  try:
-    before = json.loads(stored.read_text())
-    version = before.get('version', 1)
-  except (ValueError, AttributeError) as error:
-    raise UserError(f'{stored} is damaged; choose another workdir.'
-                    ) from error
+  before = files.read_json(stored, remedy='choose another workdir', nan=True)
+  version = before.get('version', 1)
   if version != legacy.VERSION:
     raise UserError(legacy.incompatible(workdir, version))
   differ = _differences(before, json.loads(config.to_json_best_effort()))
@@ -116,6 +112,10 @@ def _differences(before, now, prefix=''):
     if isinstance(a, dict) and isinstance(b, dict):
       differ += _differences(a, b, f'{prefix}{key}.')
     elif a != b and (prefix or key not in _MAY_CHANGE):
-      differ.append(f'{prefix}{key} ({json.dumps(a)} there, {json.dumps(b)} '
-                    f'here)')
+      differ.append(f'{prefix}{key} ({_short(a)} there, {_short(b)} here)')
   return differ
+
+
+def _short(value):
+  """A config's value as JSON, in at most 80 characters."""
+  return printable(json.dumps(value), 80)

@@ -193,11 +193,17 @@ def real_statistics(source: dataset.Images, features: Features) -> Statistics:
   key = hashlib.sha256(repr((_VERSION, content_digest(source), features.name,
                              features.digest)).encode()).hexdigest()[:24]
   path = _cache() / f'{key}.npz'
-  if path.is_file() and path.with_suffix('.npy').is_file():
-    with np.load(path, allow_pickle=False) as stored:
-      sums = distribution.Sums(
-          int(stored['count']), stored['total'], stored['products'])
-    return Statistics(sums, np.load(path.with_suffix('.npy'), mmap_mode='r'))
+  stored = files.read_cached(path, ['count', 'total', 'products'])
+  if stored is not None:
+    count, total, products = stored
+    try:
+      return Statistics(
+          distribution.Sums(int(count), total, products),
+          np.load(path.with_suffix('.npy'), mmap_mode='r'))
+    except FileNotFoundError:
+      pass
+    except (TypeError, ValueError, EOFError):
+      files.report_damage(path)
   with files.atomic_write(path.with_suffix('.npy')) as temporary:
     statistics = _embed(_chunks_of(source), len(source.names), features,
                         temporary, 'real images')

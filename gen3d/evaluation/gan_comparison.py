@@ -180,10 +180,12 @@ def stored(
     key: what the Row depends on.
     measure: () -> Row.
   """
-  if path.is_file():
-    before = json.loads(path.read_text())
-    if before.get('key') == key:
+  before = files.read_result(path) or {}
+  if before.get('key') == key:
+    try:
       return from_dict(before['row'])
+    except (AttributeError, KeyError, TypeError):
+      files.report_damage(path)
   row = measure()
   files.write_bytes(path, json.dumps(
       {'key': key, 'row': as_dict(row)}, indent=1).encode())

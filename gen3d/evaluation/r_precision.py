@@ -26,7 +26,7 @@ import numpy as np
 from gen3d import assets, files, notices
 from gen3d.choices import UserError, pick
 from gen3d.data import caption_files
-from gen3d.engine import checkpoints
+from gen3d.engine import checkpoints, loop
 from gen3d.evaluation import clip as clip_evaluation
 from gen3d.evaluation import text_to_3d as text_to_3d_evaluation
 from gen3d.metrics import text as text_metrics
@@ -205,7 +205,7 @@ def score_runs(retrievers: Sequence[ClipRetriever],
   """
   def score(folder):
     config = checkpoints.load_config(folder)
-    step = json.loads((folder / 'finished.json').read_text())['step']
+    step = loop.finished_step(folder)
     # The key includes the training step: a run that was trained further has
     # new parameters under the same path.
     keys = [_digest(retriever.cache_key, protocol, step)
@@ -318,10 +318,8 @@ def _digest(*values):
 
 
 def _read_report(folder):
-  path = folder / REPORT
-  if not path.exists():
-    return {}
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(f'{path} is damaged; delete it.') from error
+  """{key: {mode: [ranks]}} of the evaluations of a run that are stored."""
+  stored = files.read_result(folder / REPORT) or {}
+  modes = set(text_to_3d_evaluation.MODES)
+  return {key: x for key, x in stored.items()
+          if isinstance(x, dict) and modes <= set(x)}

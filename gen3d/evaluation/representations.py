@@ -5,7 +5,6 @@ tri-planes. Here each is trained by its own config on the same rays; its cost
 and its quality over time are read from the run's workdir.
 """
 
-import json
 import os
 import pathlib
 import sys
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 
 from gen3d import files
 from gen3d.choices import UserError
-from gen3d.engine import cli, sweeps
+from gen3d.engine import cli, report, sweeps
 from gen3d.tasks import reconstruction
 
 REFERENCE = 'mip_nerf'
@@ -94,12 +93,14 @@ def read(workdir: str | os.PathLike, name: str) -> Run:
       raise UserError(f'{file} is missing; run the same command again, it '
                       'continues from the last checkpoint.')
   # Test scores are logged every eval_every steps, beside other lines.
-  lines = [json.loads(line) for line in scalars.read_text().splitlines()]
+  lines = report.read_scalars(scalars)
   tests = [line for line in lines if 'test/psnr' in line]
   if not tests:
     raise UserError(f'{scalars} has no test/psnr; delete {folder} and train '
                     'with eval_every above 0.')
-  costs, final = (json.loads(x.read_text()) for x in (costs, results))
+  costs, final = (files.read_json(
+      x, remedy='delete it and run the same command again', nan=True)
+                  for x in (costs, results))
   column = lambda key: np.array([line.get(key, np.nan) for line in tests])
   return Run(name, costs, costs['training step'], column('step'),
              column('test/psnr'), column('test/ssim'),

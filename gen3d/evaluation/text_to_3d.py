@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from gen3d import assets, files, notices
+from gen3d import assets, files, notices, schemas
 from gen3d.choices import UserError
 from gen3d.data.shapes import captions, categories, primitives
 from gen3d.engine import checkpoints
@@ -66,6 +66,11 @@ class RunScores(NamedTuple):
   iou: float
   f_score: float
   color_error: float
+
+
+_NUMBER = schemas.Rule(lambda x: isinstance(x, float | int), 'a number')
+_SCORES = dict.fromkeys(RunScores._fields, _NUMBER) | {
+    'prompt': schemas.TEXT, 'split': schemas.TEXT}
 
 
 def report(runs: str | os.PathLike,
@@ -139,17 +144,12 @@ def score_run(pair: clip_pair.ClipPair, folder: pathlib.Path,
     force: score again where the stored scores are up to date.
   """
   stored = folder / REPORT
-  if not force and _is_current(stored, folder / MESH):
-    values: dict[str, Any] = {
-        name: np.nan if x is None else x
-        for name, x in json.loads(stored.read_text()).items()}
-    if set(values) == set(RunScores._fields):  # Not of an older version.
-      return RunScores(**values)
+  before = files.read_result(stored, _SCORES) if (
+      not force and _is_current(stored, folder / MESH)) else None
+  if before is not None:
+    return RunScores(*(before[key] for key in RunScores._fields))
   scores = _score_run(pair, folder)
-  # JSON has no NaN.
-  files.write_bytes(stored, json.dumps({
-      name: None if x != x else x
-      for name, x in scores._asdict().items()}).encode())
+  files.write_bytes(stored, json.dumps(scores._asdict()).encode())
   return scores
 
 

@@ -7,6 +7,7 @@ name is in FINISHED. Code for one device names the mapped axis 'devices'.
 
 import importlib
 import os
+import pathlib
 from collections.abc import (
     Callable,
     Hashable,
@@ -22,7 +23,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from gen3d.choices import UserError, pick
+from gen3d.choices import UserError, excerpt, pick
 from gen3d.engine import checkpoints
 from gen3d.engine.sharding import Execution, Step
 from gen3d.engine.state import TrainState
@@ -143,4 +144,13 @@ def load_finished(
       that can be shown.
     FileNotFoundError: there is no such checkpoint.
   """
-  return module_of(load_config(workdir, FINISHED)).load(workdir, step)
+  config = load_config(workdir, FINISHED)
+  try:
+    return module_of(config).load(workdir, step)
+  except (AttributeError, KeyError, TypeError) as error:
+    # ConfigDict raises these for a key that config.json has not, and networks
+    # for a value of another type.
+    raise UserError(
+        f'{pathlib.Path(workdir) / "config.json"} has not the settings of a '
+        f'run of the task {config.task!r} ({excerpt(error)}); put back the one '
+        'that the training wrote.') from error

@@ -11,7 +11,6 @@ import hashlib
 import os
 import pathlib
 import types
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -308,10 +307,15 @@ def _folder(seed, split, size, world):
 def _load_chunk(path: pathlib.Path, seed: int, split: str,
                 indices: Sequence[int], size: int, world: World) -> Views:
   """Reads one stored file, or renders and writes it."""
-  try:
-    with np.load(path) as stored:
-      leaves = [stored[str(i)] for i in range(6)]
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+  leaves = files.read_cached(path, [str(i) for i in range(6)])
+  count = len(indices)
+  image = count, size, size
+  if leaves is not None and [x.shape for x in leaves[:4]] + [
+      x.shape[:1] for x in leaves[4:]] != [
+          (*image, 3), (*image, 3), image, image, (count,), (count,)]:
+    files.report_damage(path)
+    leaves = None
+  if leaves is None:
     views, _ = render_views(seed, split, indices, size, world)
     leaves = jax.tree.leaves(views)
     # Another process may write the same file at the same time.
