@@ -1,5 +1,6 @@
 """Weights that ship: round trips, damage, and the tokenizer."""
 
+import hashlib
 import json
 
 import jax
@@ -111,3 +112,36 @@ def test_shipped_weights_are_read_by_name_from_any_folder(
   assert record == assets.load(assets.TEXT_TO_IMAGE)[1]
   with pytest.raises(UserError, match='text_to_image_shape is missing'):
     assets.load('text_to_image_shape')
+
+
+@pytest.mark.parametrize('content', [
+    b'', b'{', b'[]', b'\xff', b'version https://git-lfs.github.com/spec/v1'])
+def test_damaged_tokenizer_is_one_sentence(tmp_path, content):
+  path = tmp_path / 'tokenizer.json'
+  for make in (path.touch, lambda: path.write_bytes(content)):
+    make()
+    with pytest.raises(UserError, match=r'tokenizer\.json is missing or damag'):
+      assets.Tokenizer(path)
+  path.unlink()
+  with pytest.raises(UserError, match=r'tokenizer\.json is missing or damaged'):
+    assets.Tokenizer(path)
+
+
+@pytest.mark.parametrize('change', [
+    {'config': []}, {'config': 5}, {'sha256': 5}, {'version': 'x'},
+    {'version': 10 ** 9}])
+def test_record_of_another_type_is_one_sentence(tmp_path, change):
+  _, path, beside = make_asset(tmp_path)
+  beside.write_text(json.dumps(json.loads(beside.read_text()) | change))
+  with pytest.raises(UserError, match=r"\.json: '.*' is .*, but must be"):
+    assets.load(path)
+
+
+def test_file_that_is_no_safetensors_is_one_sentence(tmp_path):
+  """Its SHA-256 fits, so that it was not damaged on the way."""
+  _, path, beside = make_asset(tmp_path)
+  path.write_bytes(b'something else')
+  beside.write_text(json.dumps(json.loads(beside.read_text()) | {
+      'sha256': hashlib.sha256(b'something else').hexdigest()}))
+  with pytest.raises(UserError, match='is not a safetensors file of gen3d'):
+    assets.load(path)

@@ -19,8 +19,8 @@ import safetensors
 import safetensors.numpy
 import tokenizers
 
-from gen3d import files, legacy
-from gen3d.choices import UserError
+from gen3d import files, legacy, schemas
+from gen3d.choices import UserError, check_prompt, excerpt
 
 FOLDER = pathlib.Path(__file__).parent
 TEXT_TO_IMAGE = FOLDER / 'text_to_image_shapes.safetensors'
@@ -28,6 +28,9 @@ TEXT_TO_IMAGE_DEPTH = FOLDER / 'text_to_image_shapes_depth.safetensors'
 CLIP = FOLDER / 'clip_shapes.safetensors'  # judges
 CLIP_GUIDE = FOLDER / 'clip_shapes_guide.safetensors'  # guides
 VIEW_ESTIMATOR = FOLDER / 'view_estimator_shapes.safetensors'
+_RECORD = {
+    'config': schemas.MAPPING, 'sha256': schemas.TEXT, 'model': schemas.TEXT,
+    'version': schemas.whole(1, legacy.VERSION)}
 CAPTION_LENGTH = 24  # tokens, with the end token
 
 
@@ -90,16 +93,13 @@ def load(path: str | os.PathLike, task: str | None = None
   for file in (path, beside):
     if not file.is_file():
       raise UserError(f'The weights file {file} is missing; get it again.')
+  record = files.to_tuples(files.read_json(beside, _RECORD))
+  schemas.check(beside, record, {'sha256': schemas.TEXT}, required=True)
+  if 'config' in record:
+    record['config'] = legacy.upgrade(
+        record['config'], record.get('version', 1))
   content = path.read_bytes()
-  try:
-    record = files.to_tuples(json.loads(beside.read_text()))
-    expected = record['sha256']
-    if 'config' in record:
-      record['config'] = legacy.upgrade(
-          record['config'], record.get('version', 1))
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise UserError(f'{beside} is damaged; get it again.') from error
-  if hashlib.sha256(content).hexdigest() != expected:
+  if hashlib.sha256(content).hexdigest() != record['sha256']:
     raise UserError(
         f'The weights file {path} is truncated or damaged: its SHA-256 is not '
         f'the one in {beside.name}; get it again.')
@@ -107,12 +107,20 @@ def load(path: str | os.PathLike, task: str | None = None
   if task not in (None, found):
     raise UserError(f'The weights file {path} is of the task {found!r}; give '
                     f'weights of the task {task!r}.')
+  try:
+    tensors = safetensors.numpy.load(content)
+  except Exception as error:  # Types that NumPy has not are KeyErrors.
+    raise UserError(f'{path} is not a safetensors file of gen3d '
+                    f'({excerpt(error)}); get it again.') from error
   tree = {}
-  for name, x in safetensors.numpy.load(content).items():
+  for name, x in tensors.items():
     *parents, last = name.split('/')
     node = tree
     for parent in parents:
       node = node.setdefault(parent, {})
+      if not isinstance(node, dict):
+        raise UserError(f'{path} has a tensor {excerpt(parent)} with others '
+                        'below it; get it again.')
     floating = np.issubdtype(x.dtype, np.floating)
     node[last] = x.astype(np.float32) if floating else x
   return tree, record
@@ -161,7 +169,12 @@ class Tokenizer:
   """The shipped subword tokenizer: padding 0, end 1, unknown 2."""
 
   def __init__(self, path: str | os.PathLike):
-    self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    try:
+      self._tokenizer = tokenizers.Tokenizer.from_str(
+          files.read_file(path).decode())
+    except Exception as error:  # The library raises no narrower kind.
+      raise UserError(f'The tokenizer {path} is missing or damaged '
+                      f'({excerpt(error)}); get it again.') from error
     self.vocab_size = self._tokenizer.get_vocab_size()
 
   def encode(
@@ -169,10 +182,12 @@ class Tokenizer:
   ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (tokens int32 [N, length], mask float32 [N, length]).
 
-    Longer texts are truncated; the last token is always the end token.
+    Longer texts are truncated; the last token is always the end token. Raises
+    UserError for texts that choices.check_prompt refuses.
     """
     tokens = np.zeros((len(texts), length), np.int32)
     for row, text in zip(tokens, texts):
+      check_prompt(text)
       ids = self._tokenizer.encode(text.lower()).ids[:length - 1] + [1]
       row[:len(ids)] = ids
     return tokens, (tokens != 0).astype(np.float32)

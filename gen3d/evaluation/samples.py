@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from gen3d.choices import UserError, pick
+from gen3d.choices import UserError, check_prompt, pick
 from gen3d.diffusion import loading, pixel_model, sampling
 from gen3d.io import images as image_io
 
@@ -27,6 +27,8 @@ def split_prompts(text: str) -> list[str]:
   prompts = [p.strip() for p in text.split(';') if p.strip()]
   if not prompts:
     raise UserError("No prompt is given; write --prompts='a red chair'.")
+  for prompt in prompts:
+    check_prompt(prompt)
   return prompts
 
 
@@ -59,6 +61,7 @@ def export(
     UserError: `sides` of a teacher without camera conditioning, no such
       teacher, or a folder that cannot be written to.
   """
+  check_prompt(negative_prompt)
   out, name = pathlib.Path(out), teacher['name']
   default_scale, default_batch = pick('teacher', DEFAULTS, name)
   if sides and name != 'shapes':

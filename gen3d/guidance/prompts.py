@@ -7,7 +7,7 @@ its direction.
 import jax
 import jax.numpy as jnp
 
-from gen3d.choices import UserError
+from gen3d.choices import UserError, check_prompt
 
 # The words of the shapes world's captions (data/shapes/captions.py).
 VIEWS = ('front view', 'side view', 'back view', 'overhead view')
@@ -18,8 +18,9 @@ def normalize(prompt: str) -> str:
   """The prompt without surplus spaces and punctuation at its end.
 
   Raises:
-    UserError: the prompt is empty.
+    UserError: the prompt is empty or too long.
   """
+  check_prompt(prompt)
   prompt = ' '.join(prompt.split()).rstrip(',.')
   if not prompt:
     raise UserError('The prompt is empty; set it, for example by '

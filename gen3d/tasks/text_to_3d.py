@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from gen3d.choices import UserError, pick
+from gen3d.choices import UserError, check_prompt, pick
 from gen3d.data import untextured
 from gen3d.engine import checkpoints, devices, optim
 from gen3d.engine import state as states
@@ -67,6 +67,7 @@ def make(config: ml_collections.ConfigDict,
   finished.export_options(config.export)  # raises before the training
   config = ml_collections.ConfigDict(_in_steps(config.to_dict(), config.steps))
   scene = make_scene(config, **_start(config))
+  check_prompt(config.negative_prompt)
   prompt = prompts.normalize(config.prompt) if scene.subjects == 1 else (
       prompts.split(config.prompt, scene.subjects))
   guidance = guidance or pick(

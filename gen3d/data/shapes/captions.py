@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from gen3d.choices import UserError
+from gen3d.choices import UserError, check_prompt, excerpt
 
 # Albedo in [0, 1]; shaded images are sRGB values without a tone curve.
 COLORS = {
@@ -183,11 +183,12 @@ def parse(text: str) -> Spec:
   Raises:
     Unknown: the caption has no category of the shapes world.
   """
+  check_prompt(text)
   nouns, colors, head, tail = _patterns()
   text = text.lower()
   match = head.search(text)
   if not match:
-    raise Unknown(f'No object of the shapes world is named in {text!r}; '
+    raise Unknown(f'No object of the shapes world is named in {excerpt(text)}; '
                   f'choose from {", ".join(CATEGORIES)}.')
   # Only after the noun: 'ice cream with a pink cone'.
   second = tail.search(text, match.end())
