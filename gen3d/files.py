@@ -269,6 +269,17 @@ def report_damage(path: str | os.PathLike) -> None:
   print(f'{path} is damaged and is made again.', file=sys.stderr)
 
 
+def is_system_file(name: str | os.PathLike) -> bool:
+  """True for what operating systems put beside files.
+
+  Those are ._NAME and .DS_Store, all below __MACOSX, Thumbs.db and
+  desktop.ini. `name` is a path with either kind of slash.
+  """
+  parts = os.fspath(name).replace('\\', '/').split('/')
+  return '__MACOSX' in parts or parts[-1].startswith(('._', '.DS_Store')) or (
+      parts[-1].lower() in ('thumbs.db', 'desktop.ini'))
+
+
 def to_tuples(node: Any) -> Any:
   """Returns JSON content with tuples for its lists, as configs have them."""
   if isinstance(node, dict):

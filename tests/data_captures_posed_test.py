@@ -278,8 +278,6 @@ def pose(scale):
 BAD = [
     ('blender', remove('train/r_3.png'),
      'train/r_3.png is missing, but .*transforms_train.json lists it'),
-    ('blender', resave('train/r_3.png', (20, 15)),
-     'r_3.png has 20 x 15 pixels, but r_1.png has 40 x 30'),
     ('blender', edit('train/r_3.png', lambda b: b[:40]),
      'r_3.png cannot be read as an image'),
     ('blender', edit('transforms_train.json', pose(0)),
@@ -290,6 +288,20 @@ BAD = [
      'transforms_train.json: the pose of ./train/r_2 .* mirrors'),
     ('blender', edit('transforms_train.json', lambda c: c['frames'][0].update(
         transform_matrix=[['a'] * 4] * 4)), 'r_1 has a matrix .* not made of'),
+    ('blender', edit('transforms_train.json', lambda c: c['frames'][0].update(
+        transform_matrix=[[10 ** 400] * 4] * 4)), 'r_1 has a matrix .* not'),
+    ('blender', edit('transforms_train.json', lambda c: c['frames'][0].update(
+        file_path=['r_1'])), 'every frame needs "file_path", a string'),
+    ('blender', edit('transforms_train.json', lambda c: c['frames'][0].update(
+        file_path=100_000 * 'x')), 'xxx ... is missing'),
+    ('blender', edit('transforms_train.json', lambda c: c.update(
+        camera_angle_x=7)), 'r_1 has the "camera_angle_x" 7; an angle of view'),
+    ('blender', edit('train/r_3.png', lambda b: b.replace(
+        b'IDAT', b'IDAT', 1)[:-20] + bytes([b[-20] ^ 1]) + b[-19:]),
+     'r_3.png cannot be read as an image'),
+    ('blender', edit('train/r_3.png', lambda b: b''), 'it is empty'),
+    ('blender', edit('train/r_3.png', lambda b: (
+        b'\0\0\0\x18ftypheic' + bytes(20))), 'it is a HEIC photograph'),
     ('blender', edit('transforms_train.json', lambda c: c['frames'].clear()),
      'transforms_train.json lists no "frames"'),
     ('blender', edit('transforms_train.json', lambda c: c.pop(
@@ -311,6 +323,14 @@ BAD = [
     ('llff', row(2, 15, -1.0), 'poses_bounds.npy has a bound that is not pos'),
     ('llff', edit('poses_bounds.npy', lambda b: b[:300]),
      'poses_bounds.npy cannot be read'),
+    ('llff', lambda folder: np.savez(
+        (folder / 'poses_bounds.npy').open('wb'), np.ones((18, 17))),
+     'poses_bounds.npy cannot be read as an array .* archive'),
+    ('llff', edit('poses_bounds.npy', lambda b: b'PK\3\4' + b[4:]),
+     'poses_bounds.npy cannot be read'),
+    ('llff', edit('poses_bounds.npy', lambda b: b.replace(
+        b'(18, 17), }' + 13 * b' ', b'(1000000000000, 17), }  ')),
+     'poses_bounds.npy cannot be read'),
     ('colmap_txt', edit('sparse/0/cameras.txt', lambda b: b.replace(
         b'PINHOLE', b'HOLE')), 'cameras.txt: camera 3 has the unknown model '
      "HOLE; choose from .'OPENCV'"),
@@ -322,6 +342,14 @@ BAD = [
         b' 3 frame 004', b' 4 frame 004')), 'frame 004.png has the camera 4'),
     ('colmap_txt', edit('sparse/0/images.txt', lambda b: b[:30]),
      'images.txt ends too early'),
+    ('colmap_txt', edit('sparse/0/images.txt', lambda b: (
+        b'# Number of images: 18, mean observations per image: 1\n'
+        + b[:len(b) // 2])), 'images.txt ends too early: .* announces 18'),
+    ('colmap_txt', edit('sparse/0/points3D.txt', lambda b: b[:-30]),
+     'points3D.txt ends too early'),
+    ('colmap_txt', edit('sparse/0/points3D.txt', lambda b: (
+        b'# Number of points: 126, mean track length: 2\n'
+        + b[:b.index(b'\n60 ') + 1])), 'points3D.txt ends too early: .* 126'),
     ('colmap_txt', remove('sparse/0/images.txt'), 'images.txt is missing'),
     ('colmap_txt', remove('images/frame 003.png'),
      'frame 003.png is missing, but .*images.txt lists it'),
@@ -340,6 +368,11 @@ BAD = [
     ('colmap_bin', edit('sparse/0/images.bin', lambda b: (
         b[:12] + bytes(32) + b[44:])),
      'images.bin: the pose of frame 017.png is singular'),
+    ('colmap_bin', edit('sparse/0/points3D.bin', lambda b: (
+        b[:16] + struct.pack('<d', 1e300) + b[24:])),
+     r'points3D.bin has a point at 1e\+300, .*, far from all others'),
+    ('nsvf', edit('intrinsics.txt', lambda b: b[:len(b) // 2]),
+     'intrinsics.txt ends too early'),
     ('nsvf', edit('bbox.txt', lambda b: b'100 100 100 101 101 101 .1'),
      r'bbox.txt: no camera sees the box from \[99.9, 99.9, 99.9\]'),
     ('nsvf', edit('bbox.txt', lambda b: b'1 1 1 0 2 2'),

@@ -153,7 +153,7 @@ def test_gray_images_of_16_bits(trained, tmp_path, kind, dtype):
 
 @pytest.mark.parametrize('pixels, sentence', [
     (np.full((16, 16), 70_000, np.int32), 'more than 16 bits'),
-    (np.full((16, 16), 0.5, np.float32), 'value of white in its floats')])
+    (np.full((16, 16), 40, np.float32), 'floats are from 40 to 40')])
 def test_images_without_a_known_white_are_refused(
     trained, tmp_path, pixels, sentence):
   Image.fromarray(pixels).save(tmp_path / 'a.tiff')

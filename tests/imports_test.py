@@ -8,7 +8,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Modules that every package may import; they import only each other.
-LEAVES = ('choices', 'schemas', 'files', 'legacy', 'notices', 'assets')
+LEAVES = ('choices', 'schemas', 'files', 'pixels', 'legacy', 'notices',
+          'assets')
 _ALL = ('ops', 'weights', 'models', 'diffusion', 'guidance', 'scenes', 'gan',
         'metrics', 'data', 'io', 'engine', 'render')
 # Package -> the packages that it may import beside itself and the leaves.

@@ -1,5 +1,6 @@
 """Targets and perceptual losses for the inversion of a 3-D GAN."""
 
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -7,11 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from PIL import Image, ImageOps
 
-from gen3d import assets
-from gen3d.choices import UserError, excerpt
+from gen3d import assets, files, pixels
+from gen3d.choices import UserError
 from gen3d.files import open_image
 from gen3d.gan import inference
 from gen3d.gan.projector import PerceptualLoss, Target
@@ -34,12 +34,14 @@ def read_target(trained: inference.Trained, path: str | os.PathLike,
     UserError: the file cannot be read, or the image is not square.
   """
   generator = trained.generator
+  content = files.read_file(path)
   try:
-    with open_image(path) as image:
-      image = _to_rgb(ImageOps.exif_transpose(image), generator.background)
+    with open_image(io.BytesIO(content)) as image:
+      image = pixels.to_rgb(ImageOps.exif_transpose(image),
+                            generator.background)
   except Exception as error:  # Pillow raises many kinds for one damage.
-    raise UserError(f'{path} cannot be read as an image ({excerpt(error)}); '
-                    'give a PNG or JPEG file.') from error
+    raise pixels.unreadable(
+        str(path), content[:pixels.HEAD], error) from error
   if image.width != image.height:
     raise UserError(
         f'{path} has {image.width} x {image.height} pixels; crop it to a '
@@ -101,18 +103,3 @@ def vgg16_loss(*paths: str | os.PathLike) -> PerceptualLoss:
       perceptual.load(*paths, learned=learned),
       lambda network, x: perceptual.embed(
           network, x, perceptual.PROJECTOR_SIDE))
-
-
-def _to_rgb(image, background):
-  """A PIL image of any mode as RGB, over a background where transparent."""
-  if image.mode.startswith('I'):  # Pillow would clip 16 bits at 255.
-    gray = np.asarray(image)
-    if gray.min() < 0 or gray.max() > 65535:
-      raise UserError('it has more than 16 bits')
-    image = Image.fromarray(np.round(gray / 257).astype(np.uint8))
-  elif image.mode == 'F':
-    raise UserError('the value of white in its floats is not known')
-  if image.has_transparency_data:
-    image = Image.alpha_composite(
-        Image.new('RGBA', image.size, background), image.convert('RGBA'))
-  return image.convert('RGB')

@@ -5,6 +5,7 @@ or exports an object depends neither on its scene nor on its task.
 """
 
 import functools
+import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d import notices
+from gen3d import files, notices
 from gen3d.choices import check
 from gen3d.engine import sharding
 from gen3d.io import images as image_io
@@ -25,6 +26,7 @@ from gen3d.scenes import Scene
 
 MODES = ('color', 'normal', 'textureless')
 FILES = ('turntable.mp4', 'preview.png', 'mesh.glb', 'mesh.ply')
+SIMILARITY = 'similarity.json'
 WHITE = (1.0, 1.0, 1.0)
 _SHEET_VIEWS = 8
 _SHEET_COLUMNS = 4
@@ -87,6 +89,8 @@ class Finished(NamedTuple):
     defaults: options of `export` that the run's config asks for.
     color: points [ops.mesh.CHUNK, 3] in world units -> colors in [0, 1], from
       which textures are baked; None where `mesh` has its final colors.
+    to_world: similarity [4, 4] from the scene's frame, in which y is up, to
+      world units; None where they are the same.
   """
   render: Callable[[cameras.Camera, Any, Any], np.ndarray]
   mesh: Callable[..., mesh_ops.Mesh]
@@ -94,6 +98,7 @@ class Finished(NamedTuple):
   modes: Sequence[str] = MODES
   defaults: ExportOptions = DEFAULTS
   color: bake.Color | None = None
+  to_world: np.ndarray | None = None
 
 
 def from_scene(scene: Scene, params: Any, path: cameras.Camera,
@@ -130,7 +135,7 @@ def from_scene(scene: Scene, params: Any, path: cameras.Camera,
 
   color = None if scene.color is None else functools.partial(
       _color_in_world, functools.partial(scene.color, params), to_world)
-  return Finished(render, mesh, path, modes, defaults, color)
+  return Finished(render, mesh, path, modes, defaults, color, to_world)
 
 
 def turntable(frames: int, orbit: Mapping[str, float]) -> cameras.Camera:
@@ -167,7 +172,8 @@ def export(finished: Finished, workdir: str | os.PathLike,
 
   Args:
     finished: the object.
-    workdir: folder for the files, by default FILES.
+    workdir: folder for the files, by default FILES, and SIMILARITY where the
+      mesh is not in the scene's frame.
     options: None for those of the object.
 
   Returns:
@@ -193,7 +199,13 @@ def export(finished: Finished, workdir: str | os.PathLike,
     surface = finished.mesh(options.resolution, options.keep_share)
   with notices.slow('Making the texture'):
     with_texture = textured(finished, surface, options.texture)
-  return [workdir / 'turntable.mp4', workdir / 'preview.png',
+  beside = []
+  if finished.to_world is not None:
+    beside = [workdir / SIMILARITY]
+    files.write_bytes(beside[0], json.dumps({
+        'scene_to_mesh': np.asarray(finished.to_world, np.float64).tolist()
+    }).encode())
+  return [*beside, workdir / 'turntable.mp4', workdir / 'preview.png',
           *meshes.save_formats(workdir / 'mesh', options.formats, surface,
                                with_texture)]
 

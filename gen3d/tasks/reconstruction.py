@@ -44,9 +44,9 @@ def make(config: Any) -> Task:
     UserError: the capture cannot be read, or a name is not known.
   """
   train = open_data(config.data, 'train')
-  frame, train = to_unit_frame(train, config.export.frames)
   # The test views must be in the frame of the training views.
-  test = in_frame(open_data(config.data, 'test'), frame.to_world)
+  test = in_frame(open_data(config.data, 'test'), unit_cube(train))
+  frame, train = to_unit_frame(train, config.export.frames)
   scene = radiance.make(config.scene, frame)
   optimizer = optim.make_optimizer(config.optimizer, config.steps)
   height, width = test.images.shape[1:3]
@@ -120,12 +120,24 @@ def _finish(state, workdir, *, score, test, scene, options):
   scalars, images = score(state.params, np.arange(len(test.names)))
   folder = workdir / 'test'
   folder.mkdir(exist_ok=True)
-  for name, image in zip(test.names, images):
-    image_io.save(folder / f'{pathlib.PurePath(name).stem}.png', image)
+  for name, image, (height, width) in zip(
+      _result_names(test.names), images, test.all_sizes()):
+    image_io.save(folder / name, np.concatenate([
+        half[:height, :width] for half in np.split(image, 2, axis=1)], axis=1))
   with files.atomic_write(workdir / RESULTS) as temporary:
     temporary.write_text(json.dumps(scalars, indent=2))
   return [workdir / RESULTS, folder, *finished.export(
       _finished_scene(scene, state.params, options), workdir)]
+
+
+def _result_names(names):
+  """Names of PNG files for photographs: unique, if need be with folders."""
+  stems = [pathlib.PurePosixPath(name).stem for name in names]
+  if len({*stems}) == len(names):
+    return [f'{stem}.png' for stem in stems]
+  # The suffix stays, in which names may differ as well.
+  return ['_'.join(part for part in pathlib.PurePosixPath(name).parts
+                   if part not in ('/', '..')) + '.png' for name in names]
 
 
 def _costs(*, scene, rays, samples, height):
@@ -171,31 +183,40 @@ def open_data(data: Any, split: str) -> posed.Posed:
                           box=data.get('box') or None)
 
 
+def unit_cube(photographs: posed.Posed) -> np.ndarray:
+  """[4, 4] from the unit frame to the frame of the photographs.
+
+  The photographs' box is scaled by its longest side into [-1, 1]^3.
+  """
+  low, high = np.asarray(photographs.box, np.float64)
+  half = float((high - low).max() / 2)
+  cube = np.diag([half, half, half, 1.0])
+  cube[:3, 3] = (low + high) / 2
+  return cube
+
+
 def to_unit_frame(train: posed.Posed, frames: int
                   ) -> tuple[radiance.Frame, posed.Posed]:
   """The unit frame of a capture, and its photographs in that frame.
 
-  The capture's box is scaled by its longest side into [-1, 1]^3.
-
   Args:
-    train: photographs in the world's frame.
+    train: photographs of open_data.
     frames: number of cameras on the path for films.
   """
-  low, high = np.asarray(train.box, np.float64)
-  half = float((high - low).max() / 2)
-  to_world = np.diag([half, half, half, 1.0])
-  to_world[:3, 3] = (low + high) / 2
-  train = in_frame(train, to_world)
-  return radiance.Frame(to_world, np.array([train.near, train.far]),
-                        camera_path(train, frames)), train
+  cube = unit_cube(train)
+  unit = in_frame(train, cube)
+  # Meshes are in the coordinates of the capture's files.
+  to_files = np.eye(4) if train.align is None else np.linalg.inv(train.align)
+  return radiance.Frame(to_files @ cube, np.array([unit.near, unit.far]),
+                        camera_path(unit, frames)), unit
 
 
-def in_frame(photographs: posed.Posed, to_world: np.ndarray) -> posed.Posed:
-  """Photographs with cameras and bounds in the frame of `to_world` [4, 4]."""
-  scale = to_world[0, 0]
-  c2w = records.transform_poses(np.linalg.inv(to_world), np.asarray(
+def in_frame(photographs: posed.Posed, cube: np.ndarray) -> posed.Posed:
+  """Photographs with cameras and bounds in the frame of `unit_cube`."""
+  scale = cube[0, 0]
+  c2w = records.transform_poses(np.linalg.inv(cube), np.asarray(
       photographs.camera.c2w, np.float64)).astype(np.float32)
-  corners = (np.asarray(photographs.box) - to_world[:3, 3]) / scale
+  corners = (np.asarray(photographs.box) - cube[:3, 3]) / scale
   return photographs._replace(
       camera=photographs.camera._replace(c2w=c2w),
       near=photographs.near / scale, far=photographs.far / scale,
@@ -239,7 +260,7 @@ def batches(
 
   Args:
     seed, first_step: of tasks.Task.batches.
-    train: photographs in the unit frame.
+    train: photographs in the unit frame; each is drawn equally often.
     size: rays in a batch.
     crop_steps: for so many steps pixels are drawn from the middle of each
       photograph only (NeRF's remedy against an empty start).
@@ -250,13 +271,13 @@ def batches(
     them, 'color': uint8 [size, 4], 'index': int32 [size]}.
   """
   count, height, width, _ = train.images.shape
-  index = np.arange(size, dtype=np.int32)
+  index, sides = np.arange(size, dtype=np.int32), train.all_sizes()[:, ::-1]
   for number in itertools.count(first_step):
     rng = np.random.default_rng((seed, number))
     fraction = crop_fraction if number < crop_steps else 1.0
     photograph = rng.integers(count, size=size)
     position = 0.5 + fraction * (rng.random((size, 2)) - 0.5)
-    column, row = (position * (width, height)).astype(int).T
+    column, row = (position * sides[photograph]).astype(int).T
     pixel = np.stack([(column + 0.5) / width, (row + 0.5) / height], axis=-1)
     c2w, intrinsics = train.camera
     yield {'camera': cameras.Camera(c2w[photograph], intrinsics[photograph]),
@@ -325,14 +346,19 @@ def score_test_views(
 
   Returns:
     ({'test/psnr', 'test/ssim' (, 'test/lpips')}: means over the photographs,
-    of 8-bit images; the images of `render_views`).
+    of 8-bit images; the images of `render_views`, white beside photographs
+    that are smaller than H x W).
   """
-  _, height, width, _ = test.images.shape
-  images = render_views(params, jax.tree.map(lambda x: x[rows], test.camera))
+  whole = test.images.shape[2]
+  images = np.array(render_views(
+      params, jax.tree.map(lambda x: x[rows], test.camera)))
   means = {}
   for row, image in zip(rows, images):
-    truth = posed.composite_over(test.images[row], 1.0)
-    color = image[:, :width] / 255.0
+    height, width = test.all_sizes()[row]
+    for half in np.split(image, [whole], axis=1):
+      half[height:] = half[:, width:] = 255
+    truth = posed.composite_over(test.images[row, :height, :width], 1.0)
+    color = image[:height, :width] / 255.0
     scores = {'test/psnr': image_metrics.psnr(truth, color)}
     # SSIM needs images as large as its filter.
     if min(height, width) >= image_metrics.TAPS:

@@ -1,11 +1,13 @@
 """Captures of Blender, instant-ngp and nerfstudio: transforms*.json.
 
-transforms_{train,val,test}.json has one split each (NeRF's Blender scenes); of
-a single transforms.json every eighth image, by name, is a test one.
+transforms_{train,val,test}.json has one split each (NeRF's Blender scenes). A
+single transforms.json may list the images of each split (nerfstudio's
+train_filenames, val_filenames and test_filenames); else every eighth image, by
+name, is a test one.
 """
 
-import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,68 +37,100 @@ def read_capture(path: pathlib.Path, factor: float) -> Capture:
     UserError: a file is missing or damaged.
   """
   del factor
-  split_files = sorted(path.glob('transforms_*.json'))
+  split_files = [(split, file) for split in ('test', 'train', 'val')
+                 if (file := path / f'transforms_{split}.json').is_file()]
   single = path / 'transforms.json'
-  frames = []
-  if split_files:
-    for file in split_files:
-      split = file.stem.removeprefix('transforms_')
-      frames += [_frame(file, split, *entry) for entry in _entries(file)]
+  find, frames = _image_finder(path), []
+  if ('train', path / 'transforms_train.json') in split_files:
+    for split, file in split_files:
+      # Only a scene to train on cannot be empty.
+      common, listed = _content(file, may_be_empty=split != 'train')
+      frames += [_frame(file, split, find, common, own) for own in listed]
   elif single.is_file():
+    common, listed = _content(single)
     # By name, so that the split is independent of the order of the file.
-    entries = sorted(_entries(single), key=lambda e: e[1]['file_path'])
-    frames = [_frame(single, folders.split_of(i), *entry)
-              for i, entry in enumerate(entries)]
+    listed.sort(key=lambda own: own['file_path'])
+    frames = [_frame(single, split, find, common, listed[i])
+              for i, split in _splits(single, common, listed)]
   else:
     raise UserError(f'{path} has no transforms_train.json and no '
                     'transforms.json.')
   return Capture(tuple(frames), Z_UP)
 
 
-def _entries(file: pathlib.Path) -> list[tuple[dict, dict]]:
-  """Pairs of the file's common values and the values of one frame."""
-  try:
-    content = json.loads(file.read_text())
-  except ValueError as error:
-    raise UserError(f'{file} is not valid JSON ({error}).') from error
+def _content(file: pathlib.Path, may_be_empty: bool = False
+             ) -> tuple[dict, list[dict]]:
+  """The file's common values, and the values of each frame."""
+  content = folders.read_json(file)
   frames = content.get('frames') if isinstance(content, dict) else None
-  if not isinstance(frames, list) or not frames:
+  if not isinstance(frames, list) or not (frames or may_be_empty):
     raise UserError(f'{file} lists no "frames".')
   for frame in frames:
-    if not (isinstance(frame, dict) and 'file_path' in frame
-            and 'transform_matrix' in frame):
-      raise UserError(f'{file}: every frame needs "file_path" and '
+    if not (isinstance(frame, dict) and 'transform_matrix' in frame
+            and isinstance(frame.get('file_path'), str)):
+      raise UserError(f'{file}: every frame needs "file_path", a string, and '
                       '"transform_matrix".')
-  return [(content, frame) for frame in frames]
+  return content, frames
 
 
-def _frame(file: pathlib.Path, split: str, common: dict, own: dict) -> Frame:
-  name = str(own['file_path']).replace('\\', '/')
+def _splits(file: pathlib.Path, common: dict, frames: list[dict]
+            ) -> list[tuple[int, str]]:
+  """(index of a frame, its split); a frame may be in several splits or none."""
+  listed = {split: common[key] for split in ('train', 'test', 'val')
+            if common.get(key := f'{split}_filenames')}
+  if not listed:
+    return [(i, folders.split_of(i)) for i in range(len(frames))]
+  plain = lambda name: str(pathlib.PurePosixPath(name.replace('\\', '/')))
+  index = {plain(frame['file_path']): i for i, frame in enumerate(frames)}
+  found = []
+  for split, names in listed.items():
+    if not (isinstance(names, list)
+            and all(isinstance(name, str) for name in names)):
+      raise UserError(f'{file}: "{split}_filenames" should be a list of file '
+                      'names.')
+    unknown = sorted({*map(plain, names)} - {*index})
+    if unknown:
+      raise UserError(
+          f'{file}: "{split}_filenames" has {unknown[0][:80]!r}, but no frame '
+          f'has this "file_path" ({len(unknown)} of {len(names)} names have '
+          'none).')
+    found += [(i, split) for i in sorted({index[plain(n)] for n in names})]
+  return found
+
+
+def _frame(file: pathlib.Path, split: str,
+           find: Callable[[str], pathlib.Path], common: dict, own: dict
+           ) -> Frame:
+  name = own['file_path'].replace('\\', '/')
+  where = f'{file}: {name[:80]}'
   try:
     c2w = np.eye(4)
     # Some files leave out the last row.
     c2w[:3] = np.array(own['transform_matrix'], float).reshape(-1, 4)[:3]
-    size, model = _camera_model(f'{file}: {name}', {**common, **own})
+    size, model = _camera_model(where, {**common, **own})
   except UserError:
     raise
-  except (TypeError, ValueError) as error:
-    raise UserError(f'{file}: {name} has a matrix or a camera model that is '
-                    'not made of numbers.') from error
-  return Frame(name, _image_file(file.parent, name), file, split,
+  except (TypeError, ValueError, OverflowError) as error:
+    raise UserError(f'{where} has a matrix or a camera model that is not made '
+                    'of numbers.') from error
+  return Frame(name, find(name), file, split,
                records.transform_poses(Z_UP, c2w), model, size)
 
 
-def _image_file(folder: pathlib.Path, name: str) -> pathlib.Path:
-  """The image of a `file_path`, whose suffix may be left out."""
-  file = folder / name
-  if file.suffix.lower() in folders.SUFFIXES:
-    return file
-  for suffix in folders.SUFFIXES:
-    for spelling in (suffix, suffix.upper()):
-      if (whole := file.with_name(file.name + spelling)).is_file():
-        return whole
-  # NeRF's files leave it out for PNG; this name is in the error message.
-  return file.with_name(f'{file.name}.png')
+def _image_finder(folder: pathlib.Path) -> Callable[[str], pathlib.Path]:
+  """Gives the image of a `file_path`, whose suffix may be left out."""
+  find = folders.image_finder(folder)
+  find_stem = folders.image_finder(folder, any_suffix=True)
+
+  def find_either(name):
+    if pathlib.PurePosixPath(name).suffix.lower() in folders.SUFFIXES:
+      return find(name)
+    file = find_stem(name)
+    # NeRF's files leave it out for PNG; this name is in the error message.
+    return file if file.suffix.lower() in folders.SUFFIXES else (
+        file.with_name(f'{file.name}.png'))
+
+  return find_either
 
 
 def _camera_model(where: str, values: dict[str, Any]
@@ -119,6 +153,12 @@ def _camera_model(where: str, values: dict[str, Any]
   size = (given['w'], given['h']) if 'w' in given and 'h' in given else None
   if not {'fl_x', 'camera_angle_x'} & given.keys():
     raise UserError(f'{where} has neither "camera_angle_x" nor "fl_x".')
+  for key in {'camera_angle_x', 'camera_angle_y'} & given.keys():
+    if key.replace('camera_angle', 'fl') in given:
+      continue  # not used
+    if not 0 < given[key] < np.pi:
+      raise UserError(f'{where} has the "{key}" {given[key]:g}; an angle of '
+                      'view in radians is between 0 and pi.')
 
   def model(width, height):
     # Numbers in pixels are of `size`, whatever the size of the image.

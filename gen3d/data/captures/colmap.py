@@ -5,7 +5,9 @@ OpenCV's axes, camera models are in pixels, whose centers are at +0.5. The
 observations in images and the tracks in points3D are skipped.
 """
 
+import os
 import pathlib
+import re
 import struct
 from typing import Any, NamedTuple
 
@@ -31,6 +33,11 @@ _SUPPORTED = {
     'SIMPLE_RADIAL': lambda f, x, y, k: (f, f, x, y, (k, 0, 0, 0)),
     'RADIAL': lambda f, x, y, k1, k2: (f, f, x, y, (k1, k2, 0, 0)),
     'OPENCV': lambda fx, fy, x, y, *k: (fx, fy, x, y, k)}
+
+
+# Points of structure from motion that are so many times as far off as half of
+# them: triangulation does not give such, damaged files do.
+_ABSURD = 1e6
 
 
 class RegisteredImage(NamedTuple):
@@ -61,7 +68,8 @@ def read_capture(path: pathlib.Path, factor: float) -> Capture:
   no bounds.
 
   Args:
-    path: folder with sparse/0, sparse or colmap/sparse/0, and images.
+    path: folder with sparse/0, sparse or colmap/sparse/0, and images; or the
+      folder of one model of a capture, such as its sparse/1.
     factor: of layouts.read.
 
   Raises:
@@ -73,13 +81,14 @@ def read_capture(path: pathlib.Path, factor: float) -> Capture:
     raise UserError(f'{path} has no cameras.bin or cameras.txt in sparse/0, '
                     'sparse or colmap/sparse/0.')
   sparse = read(folder)
+  _tell_of_larger(folder, len(sparse.images))
   c2w = np.stack(
       [np.linalg.inv(image.w2c) for image in sparse.images]) * OPENCV
   depths = _depths(c2w, sparse)
   # Without points, the extent of the cameras stands in for the distance.
   nearest = np.percentile(depths, 0.1) if len(depths) else np.ptp(
       c2w[:, :3, 3], axis=0).max() or 1.0
-  files = _image_files(path, factor, sparse)
+  files = _image_files(_root(path, folder), factor, sparse)
   frames = [
       Frame(image.name, file, sparse.file, folders.split_of(i), pose,
             records.fixed_model(image.model), image.size)
@@ -93,18 +102,43 @@ def read_capture(path: pathlib.Path, factor: float) -> Capture:
                  points=points if len(points) else None)
 
 
+def _root(path: pathlib.Path, model: pathlib.Path) -> pathlib.Path:
+  """The folder of the images: `path`, or one above where it is a model's."""
+  if path == model:
+    for folder in (path, *path.absolute().parents[:3]):
+      if (folder / 'images').is_dir():
+        return folder
+  return path
+
+
+def _tell_of_larger(folder: pathlib.Path, count: int) -> None:
+  """Tells of a model beside the one in `folder` that has more images."""
+  if folder.name != '0':  # chosen by the user
+    return
+  sizes = {other: _count_images(other) for other in _models(folder.parent)}
+  largest = max(sizes, key=lambda other: sizes[other], default=folder)
+  if sizes.get(largest, 0) > count:
+    folders.tell(f'{folder} has {count} images and is used, but {largest} has '
+                 f'{sizes[largest]}; give {largest} as the path to use that.')
+
+
+def _count_images(folder: pathlib.Path) -> int:
+  """Number of images of a sparse model; 0 where it cannot be read."""
+  file = folder / 'images.bin'
+  try:
+    return (_Stream(file).take('Q')[0] if file.is_file()
+            else len(_images_txt(file.with_suffix('.txt'))))
+  except (OSError, ValueError, IndexError, struct.error):
+    return 0
+
+
 def _image_files(path: pathlib.Path, factor: float, sparse: SparseModel
                  ) -> list[pathlib.Path]:
   """Image files of a sparse model, in its order."""
   folder = folders.image_folder(path, factor)
-  if folder.name == 'images':
-    return [folder / image.name for image in sparse.images]
   # Reduced images may have another suffix than the names in the model.
-  by_stem = {f.relative_to(folder).with_suffix('').as_posix(): f
-             for f in folder.rglob('*')}
-  stem = lambda name: pathlib.PurePosixPath(name).with_suffix('').as_posix()
-  return [by_stem.get(stem(image.name), folder / image.name)
-          for image in sparse.images]
+  find = folders.image_finder(folder, any_suffix=folder.name != 'images')
+  return [find(image.name) for image in sparse.images]
 
 
 def _depths(c2w: np.ndarray, sparse: SparseModel) -> np.ndarray:
@@ -124,11 +158,20 @@ def _depths(c2w: np.ndarray, sparse: SparseModel) -> np.ndarray:
 
 def _model_folder(path: pathlib.Path) -> pathlib.Path | None:
   """The folder of the sparse model in a capture's folder."""
-  for folder in ('sparse/0', 'sparse', 'colmap/sparse/0', '.'):
-    if any((path / folder / f'cameras{suffix}').is_file()
-           for suffix in ('.bin', '.txt')):
-      return path / folder
-  return None
+  named = [path / name for name in ('sparse/0', 'sparse', 'colmap/sparse/0',
+                                    '.') if _is_model(path / name)]
+  return next(iter([*named, *_models(path / 'sparse'),
+                    *_models(path / 'colmap' / 'sparse')]), None)
+
+
+def _models(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Sorted folders of the sparse models in a folder."""
+  return sorted(filter(_is_model, folder.glob('*')))
+
+
+def _is_model(folder: pathlib.Path) -> bool:
+  return any((folder / f'cameras{suffix}').is_file()
+             for suffix in ('.bin', '.txt'))
 
 
 def read(folder: pathlib.Path) -> SparseModel:
@@ -150,8 +193,7 @@ def read(folder: pathlib.Path) -> SparseModel:
   for file, reader in zip(files, readers):
     try:
       contents.append(reader(file) if file.is_file() else np.zeros((0, 3)))
-    except (struct.error, UnicodeDecodeError, IndexError, MemoryError
-            ) as error:
+    except (struct.error, IndexError, MemoryError) as error:
       raise UserError(f'{file} ends too early or is damaged; export the '
                       'model again.') from error
   cameras, poses, points = contents
@@ -167,8 +209,25 @@ def read(folder: pathlib.Path) -> SparseModel:
         *_camera_model(files[0], camera, *cameras[camera])))
   if not images:
     raise UserError(f'{files[1]} registers no image.')
-  return SparseModel(files[1], tuple(images),
-                     np.asarray(points, float).reshape(-1, 3))
+  points = np.asarray(points, float).reshape(-1, 3)
+  _check_points(files[2], points)
+  return SparseModel(files[1], tuple(images), points)
+
+
+def _check_points(file: pathlib.Path, points: np.ndarray) -> None:
+  """Raises UserError where a point is not finite or absurdly far off."""
+  if not len(points):
+    return
+  # Half of the largest number, so that no difference overflows.
+  limit = np.finfo(float).max ** 0.4
+  usual = np.clip(np.nan_to_num(points, nan=limit), -limit, limit)
+  away = np.linalg.norm(usual - np.median(usual, axis=0), axis=1)
+  wrong = ~np.isfinite(points).all(1) | (
+      away > _ABSURD * max(np.median(away), np.finfo(float).tiny))
+  if np.median(away) > 0 and wrong.any():
+    worst = ', '.join(f'{x:.3g}' for x in points[np.argmax(wrong)])
+    raise UserError(f'{file} has a point at {worst}, far from all others; it '
+                    'is damaged: export the model again.')
 
 
 def _pose(file: pathlib.Path, name: str, quaternion: Any,
@@ -233,7 +292,7 @@ class _Stream:
     if end < 0:
       raise struct.error('end of file')
     self.at = end + 1
-    return self.data[start:end].decode()
+    return os.fsdecode(self.data[start:end])
 
 
 def _cameras_bin(file: pathlib.Path) -> dict[int, tuple]:
@@ -269,8 +328,18 @@ def _points_bin(file: pathlib.Path) -> list[tuple]:
 
 def _lines(file: pathlib.Path) -> list[str]:
   """Lines without comments."""
-  return [line.strip() for line in file.read_text().splitlines()
+  return [line.strip() for line in folders.read_text(file).splitlines()
           if not line.startswith('#')]
+
+
+def _check_count(file: pathlib.Path, count: int) -> None:
+  """Raises UserError where a file has less than its header announces."""
+  announced = re.search(r'^# Number of \w+: (\d{1,12})',
+                        folders.read_text(file), re.MULTILINE)
+  if announced and count < int(announced[1]):
+    raise UserError(f'{file} ends too early: its header announces '
+                    f'{announced[1]} entries, but it has {count}; export the '
+                    'model again.')
 
 
 def _numbers(file: pathlib.Path, words: list[str], kind: Any = float) -> list:
@@ -291,6 +360,7 @@ def _cameras_txt(file: pathlib.Path) -> dict[int, tuple]:
         raise UserError(f'{file}: camera {number} has the unknown model '
                         f'{words[1]}; choose from {sorted(_SUPPORTED)}.')
       cameras[number] = words[1], width, height, _numbers(file, words[4:])
+  _check_count(file, len(cameras))
   return cameras
 
 
@@ -304,11 +374,17 @@ def _images_txt(file: pathlib.Path) -> list[tuple]:
     pose = _numbers(file, words[1:8])
     images.append((words[9], pose[:4], pose[4:],
                    _numbers(file, words[8:9], int)[0]))
+  _check_count(file, len(images))
   return images
 
 
 def _points_txt(file: pathlib.Path) -> list[list[float]]:
-  return [_numbers(file, line.split()[1:4]) for line in _lines(file) if line]
+  rows = [line.split() for line in _lines(file) if line]
+  # A point has a number, a position, a color and an error.
+  if any(len(row) < 8 for row in rows):
+    raise IndexError('a line ends too early')
+  _check_count(file, len(rows))
+  return [_numbers(file, row[1:4]) for row in rows]
 
 
 _BINARY = _cameras_bin, _images_bin, _points_bin

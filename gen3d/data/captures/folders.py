@@ -1,13 +1,27 @@
 """Files of a capture's folder: images, splits, matrices in text files."""
 
+import functools
+import json
+import os
 import pathlib
+import sys
+import threading
+import unicodedata
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+import tqdm
 
 from gen3d.choices import UserError
+from gen3d.files import is_system_file
 
 TEST_EVERY = 8  # every eighth image is a test one where no file names a split
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')
+# Encodings of names in files that other systems wrote.
+_ENCODINGS = ('utf-8', 'cp1252', 'gbk', 'shift_jis', 'cp437')
+_TOLD: set[str] = set()
+_LOCK = threading.Lock()
 
 
 def split_of(index: int) -> str:
@@ -15,20 +29,112 @@ def split_of(index: int) -> str:
   return 'test' if index % TEST_EVERY == 0 else 'train'
 
 
+def tell(message: str) -> None:
+  """Prints a message to stderr; the same one only once in a process."""
+  with _LOCK:  # Images are decoded in threads.
+    if message not in _TOLD:
+      _TOLD.add(message)
+      # Moves a progress bar out of the way.
+      tqdm.tqdm.write(message, file=sys.stderr)
+
+
+def files_in(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
+  """Sorted files of a folder with a suffix, without those of the system."""
+  return sorted(f for f in folder.glob(f'*{suffix}') if not is_system_file(f))
+
+
 def images_in(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Sorted image files of a folder.
+  """Sorted image files of a folder, without those of the system.
 
   Raises:
     UserError: there is no such folder.
   """
   if not folder.is_dir():
     raise UserError(f'{folder} is missing; it should hold the images.')
-  return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
+  return sorted(f for f in folder.iterdir() if _is_image(f))
+
+
+def _is_image(file: pathlib.Path) -> bool:
+  return (file.suffix.lower() in SUFFIXES and not is_system_file(file)
+          and os.path.isfile(file))  # False, no error, for odd names
+
+
+def image_finder(folder: pathlib.Path, any_suffix: bool = False
+                 ) -> Callable[[str], pathlib.Path]:
+  """A function that gives the file of a name in a capture's files.
+
+  A name that is not there as written is looked for with other slashes, in
+  other encodings and Unicode forms, and with letters of another case. Where
+  there is none, the result is the path of the name as written. Bytes of a name
+  that are not UTF-8 are surrogates, as os.fsdecode has them.
+
+  Args:
+    folder: that names are relative to.
+    any_suffix: True where a name's suffix may be missing or another one.
+  """
+
+  def stem(name):
+    path = pathlib.PurePosixPath(name)
+    return (path.with_suffix('') if any_suffix
+            and path.suffix.lower() in SUFFIXES else path).as_posix()
+
+  @functools.cache  # Listed only where a name is not found.
+  def by_key():
+    found: dict[str, pathlib.Path] = {}
+    for file in sorted(filter(_is_image, folder.rglob('*')), key=lambda f: (
+        SUFFIXES.index(f.suffix.lower()), f)):
+      found.setdefault(_key(stem(file.relative_to(folder).as_posix())), file)
+    return found
+
+  def find(name):
+    name = name.replace('\\', '/').removeprefix('./')
+    plain = folder / name
+    if _is_image(plain):
+      return plain
+    matches = (by_key().get(_key(stem(s))) for s in _spellings(name))
+    return next((file for file in matches if file), plain)
+
+  return find
+
+
+def _spellings(name: str) -> Iterator[str]:
+  """A name, and its bytes in other encodings."""
+  yield name
+  for encoding in _ENCODINGS:
+    try:
+      yield os.fsencode(name).decode(encoding)
+    except ValueError:
+      continue
+
+
+def _key(name: str) -> str:
+  """The same for names that differ in case or in the Unicode form."""
+  return unicodedata.normalize('NFC', name).casefold()
+
+
+def read_json(file: pathlib.Path) -> Any:
+  """Content of a JSON file in UTF-8 or UTF-16, with a byte order mark or not.
+
+  Raises:
+    UserError: it is missing, or not JSON.
+  """
+  try:
+    # From bytes, of which json detects the encoding.
+    return json.loads(file.read_bytes())
+  except OSError as error:
+    raise UserError(f'{file} cannot be read ({error.strerror}).') from error
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'{file} is not valid JSON ({error}).') from error
+
+
+def read_text(file: pathlib.Path) -> str:
+  """Content of a text file; bytes that are not UTF-8 become surrogates."""
+  return file.read_text('utf-8-sig', 'surrogateescape')
 
 
 def image_folder(path: pathlib.Path, factor: float) -> pathlib.Path:
   """images_{factor} in a capture's folder where there is one, or images."""
-  reduced = path / f'images_{factor}'
+  reduced = path / f'images_{factor:g}'
   return reduced if factor != 1 and reduced.is_dir() else path / 'images'
 
 
@@ -40,7 +146,7 @@ def read_numbers(file: pathlib.Path, count: int = 16) -> np.ndarray:
   """
   # Later ones are not read: NSVF's intrinsics.txt has other values below.
   try:
-    numbers = [float(word) for word in file.read_text().split()[:count]]
+    numbers = [float(word) for word in read_text(file).split()[:count]]
   except OSError as error:
     raise UserError(f'{file} is missing.') from error
   except ValueError as error:

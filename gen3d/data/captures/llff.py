@@ -6,6 +6,7 @@ nearest and the farthest depth that the camera sees.
 """
 
 import pathlib
+import zipfile
 
 import numpy as np
 
@@ -67,10 +68,14 @@ def read_capture(path: pathlib.Path, factor: float) -> Capture:
 def _read_rows(file: pathlib.Path) -> np.ndarray:
   """The array [N, 17] of the file."""
   try:
-    rows = np.load(file).astype(float)
+    content = np.load(file)
+    if not isinstance(content, np.ndarray):
+      raise ValueError('it is an archive of arrays')
+    rows = content.astype(float)
   except FileNotFoundError as error:
     raise UserError(f'{file} is missing.') from error
-  except (ValueError, EOFError, OSError) as error:
+  except (ValueError, TypeError, EOFError, OSError, MemoryError,
+          zipfile.BadZipFile) as error:
     raise UserError(f'{file} cannot be read as an array ({error}).'
                     ) from error
   if rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):

@@ -1,10 +1,9 @@
 """Photographs of one scene with known cameras: the input of reconstruction.
 
 `open_posed` reads any of the layouts of layouts.py into a Posed record, whose
-photographs are pinhole images of one size, in memory, and whose bounds are
-known. Distances are along unit rays. Bounds that are neither in the files nor
-given are computed from the cameras of all splits, so that every split has the
-same ones:
+photographs are pinhole images in memory, and whose bounds are known. Distances
+are along unit rays. Bounds that are neither in the files nor given are computed
+from the cameras of all splits, so that every split has the same ones:
 
   box     the 3-D points without the outermost half per cent (COLMAP); the
           frustums between near and far (LLFF, forward facing); else a cube
@@ -14,23 +13,28 @@ same ones:
   near,   those of the file (LLFF) or of the visible points (COLMAP), else the
   far     least and the largest distance of a camera from the box: 1.5 to 6.5
           for the published Blender scenes (2 to 6 is usual)
+
+Pixels are used as they are stored, as COLMAP, nerfstudio and instant-ngp do. A
+turn by EXIF is applied only where the size of the camera model demands it.
 """
 
 import concurrent.futures
+import io
 import os
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from gen3d import notices
+from gen3d import notices, pixels
 from gen3d.choices import UserError
-from gen3d.data.captures import camera_models, layouts, records
+from gen3d.data.captures import camera_models, folders, layouts, records
 from gen3d.data.captures.records import Capture, Frame
 from gen3d.files import open_image
 from gen3d.ops.cameras import Camera
 
 _MARGIN = 0.1      # around the points, as a fraction of their extent
+_ORIENTATION = 0x112  # tag of EXIF
 _CLOSEST = 0.005   # least automatic near, as a fraction of far
 
 
@@ -41,15 +45,18 @@ class Posed(NamedTuple):
     where: folder or scene, for messages.
     names: N file names.
     camera: Camera, float32 NumPy: c2w [N, 4, 4] (OpenGL axes), intrinsics
-      [N, 3, 3], normalized.
+      [N, 3, 3], normalized by W and H.
     images: uint8 [N, H, W, 4], RGB and straight alpha; alpha is 255 where the
-      files have none.
+      files have none. A photograph that is smaller than the largest width or
+      height is at the upper left, and all is 0 beside it.
     near, far: bounds of distances along unit rays.
     box: float32 [2, 3], lower and upper corner of what is to be
       reconstructed.
     has_alpha: True if any pixel of this split is not opaque.
     align: [4, 4], the similarity from the world of the files to this one;
       None where there are no files.
+    sizes: int [N, 2], height and width of each photograph; None where all are
+      H x W.
   """
   where: str
   names: tuple[str, ...]
@@ -60,6 +67,13 @@ class Posed(NamedTuple):
   box: np.ndarray
   has_alpha: bool
   align: np.ndarray | None = None
+  sizes: np.ndarray | None = None
+
+  def all_sizes(self) -> np.ndarray:
+    """Height and width of each photograph, int [N, 2]."""
+    count, height, width, _ = self.images.shape
+    return (np.tile((height, width), (count, 1)) if self.sizes is None
+            else self.sizes)
 
 
 def open_posed(path: str | os.PathLike, split: str = 'train', *,
@@ -79,7 +93,9 @@ def open_posed(path: str | os.PathLike, split: str = 'train', *,
   Args:
     path: the capture's folder.
     split: 'train', 'test' or, where there is one, 'val'. Where the files name
-      no split, every eighth image by name is a test one.
+      no split, every eighth image by name is a test one. Where they name no
+      test images, or those are not there, every eighth training image is one,
+      which is told.
     format: one of layouts.FORMATS, or 'auto' to detect it by the files.
     factor: by which the sides of the images are reduced.
     near, far: bounds in place of the automatic ones.
@@ -94,6 +110,7 @@ def open_posed(path: str | os.PathLike, split: str = 'train', *,
     raise UserError(f'factor is {factor}, but images are reduced by at least '
                     '1.')
   capture = layouts.read(path, format, factor)
+  capture = capture._replace(frames=_with_test(path, capture.frames))
   frames = [f for f in capture.frames if f.split == split]
   if not frames:
     splits = sorted({f.split for f in capture.frames})
@@ -102,19 +119,44 @@ def open_posed(path: str | os.PathLike, split: str = 'train', *,
   # Bounds are of all splits; images only of the one that is read.
   box = _box(path, capture, box)
   near, far = _near_and_far(path, capture, box, near, far)
-  missing = [f for f in frames if not f.file.is_file()]
+  missing = [f for f in frames if not os.path.isfile(f.file)]
   if missing:
+    file = str(missing[0].file)
+    name = f'{file[:200]} ...' if len(file) > 200 else file
     raise UserError(
-        f'{missing[0].file} is missing, but {missing[0].source} lists it '
+        f'{name} is missing, but {missing[0].source} lists it '
         f'({len(missing)} of {len(frames)} images are missing).')
-  images, intrinsics = _load(frames, factor, split)
+  images, intrinsics, sizes = _load(frames, factor, split)
   c2w = np.stack([f.c2w for f in frames])
   camera = Camera(c2w.astype(np.float32), intrinsics.astype(np.float32))
   _check_visible(path, capture, camera, box, near, far)
   return Posed(
       str(path), tuple(f.name for f in frames), camera, images, near, far,
-      box.astype(np.float32), bool(images[..., 3].min() < 255),
-      capture.align)
+      box.astype(np.float32),
+      any(image[:h, :w, 3].min() < 255 for image, (h, w) in zip(images, sizes)),
+      capture.align, sizes)
+
+
+def _with_test(path, frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
+  """The frames, some of which are test ones also where no files are."""
+  exists = lambda frame: os.path.isfile(frame.file)
+  of = lambda split: [frame for frame in frames if frame.split == split]
+  train = of('train')
+  if any(map(exists, of('test'))) or not any(map(exists, train)):
+    return frames
+  others = tuple(frame for frame in frames if frame.split != 'test')
+  if (val := of('val')) and all(map(exists, val)):
+    folders.tell(f'{path} has no test images; those for validation are used.')
+    return *others, *(frame._replace(split='test') for frame in val)
+  if len(train) == 1:
+    folders.tell(f'{path} has one image, on which the scene is also tested.')
+    return *others, train[0]._replace(split='test')
+  folders.tell(f'{path} has no test images; every {folders.TEST_EVERY}th '
+               'training image is held out for the test.')
+  held_out = {train[i].file for i in range(len(train))
+              if folders.split_of(i) == 'test'}
+  return tuple(frame._replace(split='test') if frame.split == 'train'
+               and frame.file in held_out else frame for frame in others)
 
 
 def composite_over(rgba: np.ndarray, background: Any) -> np.ndarray:
@@ -138,6 +180,9 @@ def _box(path, capture: Capture, box) -> np.ndarray:
   else:
     box = np.asarray(box, np.float64)
     box = np.outer([-box, box], np.ones(3)) if box.ndim == 0 else box
+  if not np.isfinite(box).all():
+    raise UserError(f'The box of {path}, {box.tolist()}, has numbers that are '
+                    'not finite; set --config.data.box.')
   if box.shape != (2, 3) or not np.all(box[1] > box[0]):
     raise UserError(f'The box of {path}, {box.tolist()}, is empty; its first '
                     'corner must be below the second in all coordinates.')
@@ -156,7 +201,7 @@ def _near_and_far(path, capture: Capture, box, near, far
       max(nearest, _CLOSEST * farthest), farthest)
   near = float(automatic[0] if near is None else near)
   far = float(automatic[1] if far is None else far)
-  if not 0 < near < far:
+  if not 0 < near < far < np.inf:
     raise UserError(f'The bounds of {path} are near {near:g} and far {far:g}; '
                     'they must be positive, and near the smaller one.')
   return near, far
@@ -172,8 +217,7 @@ def _automatic_box(path, capture: Capture) -> np.ndarray:
     return box + _MARGIN * np.maximum(
         np.diff(box, axis=0), 1e-6) * [[-1], [1]]
   c2w = np.stack([f.c2w for f in capture.frames])
-  # No image is open yet: where the size is unknown, images count as square.
-  intrinsics = np.stack([f.model(*(f.size or (1, 1))).intrinsics()
+  intrinsics = np.stack([f.model(*(f.size or _file_size(f))).intrinsics()
                          for f in capture.frames])
   if capture.bounds is not None and records.is_forward_facing(c2w):
     corners = np.concatenate([records.frustum(pose, k, depth)
@@ -193,8 +237,8 @@ def _automatic_box(path, capture: Capture) -> np.ndarray:
 
 
 def _load(frames: list[Frame], factor: float, split: str
-          ) -> tuple[np.ndarray, np.ndarray]:
-  """(uint8 [N, H, W, 4], intrinsics float64 [N, 3, 3]), decoded in threads."""
+          ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Images, intrinsics [N, 3, 3] and sizes of Posed, decoded in threads."""
   images, intrinsics = [], []
   # Pillow decodes without Python's lock.
   with concurrent.futures.ThreadPoolExecutor(
@@ -204,29 +248,25 @@ def _load(frames: list[Frame], factor: float, split: str
         f'Reading {split} images', len(frames)):
       images.append(image)
       intrinsics.append(k)
-      if image.shape != images[0].shape:
-        size = lambda image: f'{image.shape[1]} x {image.shape[0]}'
-        raise UserError(
-            f'{frames[len(images) - 1].file} has {size(image)} pixels, but '
-            f'{frames[0].file.name} has {size(images[0])}; all images of a '
-            'split must be of one size: crop or resize them, and their '
-            'cameras with them.')
-  return np.stack(images), np.stack(intrinsics)
+  sizes = np.array([image.shape[:2] for image in images])
+  height, width = sizes.max(0)
+  # Intrinsics relative to the common size have the same rays.
+  scale = np.ones((len(images), 3, 1))
+  scale[:, :2, 0] = sizes[:, ::-1] / (width, height)
+  if np.all(sizes == (height, width)):
+    return np.stack(images), np.stack(intrinsics), sizes
+  common = np.zeros((len(images), height, width, 4), np.uint8)
+  for place, image in zip(common, images):
+    place[:image.shape[0], :image.shape[1]] = image
+  return common, scale * np.stack(intrinsics), sizes
 
 
 def _read_image(frame: Frame, factor: float) -> tuple[np.ndarray, np.ndarray]:
   """One image, reduced and without distortion, and its intrinsics [3, 3]."""
-  try:
-    with open_image(frame.file) as opened:
-      image = opened.convert('RGBA')
-  except (UnidentifiedImageError, OSError, SyntaxError, ValueError,
-          Image.DecompressionBombError) as error:
-    raise UserError(f'{frame.file} cannot be read as an image; get it again '
-                    'or remove it.') from error
-  width, height = image.size
-  whole = frame.size or image.size
-  # A pixel and a half: both sides may have been rounded.
-  if abs(width * whole[1] / whole[0] - height) > 1.5:
+  image = _decode(frame)
+  height, width = image.shape[:2]
+  whole = frame.size or (width, height)
+  if not _is_of_aspect((width, height), whole):
     raise UserError(
         f'{frame.file} has {width} x {height} pixels, which is not the aspect '
         f'ratio of {whole[0]:g} x {whole[1]:g} in {frame.source}.')
@@ -239,8 +279,8 @@ def _read_image(frame: Frame, factor: float) -> tuple[np.ndarray, np.ndarray]:
   target = [max(1, round(side / factor)) for side in whole]
   # Images of a folder images_{factor} have their size already.
   if width > target[0] + 1 or height > target[1] + 1:
-    image = image.resize(target, Image.Resampling.BOX)
-  image = np.asarray(image)
+    image = np.asarray(Image.fromarray(image).resize(
+        target, Image.Resampling.BOX))
   if any(model.distortion):
     try:
       pinhole = camera_models.undistorted(model)
@@ -249,6 +289,56 @@ def _read_image(frame: Frame, factor: float) -> tuple[np.ndarray, np.ndarray]:
                       f'{error}.') from error
     image, model = camera_models.resample(image, model, pinhole), pinhole
   return image, model.intrinsics()
+
+
+def _file_size(frame: Frame) -> tuple[int, int]:
+  """(width, height) in the header of an image; (1, 1) where it has none."""
+  try:
+    with open_image(frame.file) as image:
+      return image.size
+  except Exception:  # Reported where the image is read.
+    return 1, 1
+
+
+def _is_of_aspect(size, whole) -> bool:
+  """Whether an image of `size` has the aspect ratio of `whole`."""
+  # A pixel and a half: both sides may have been rounded.
+  return abs(size[0] * whole[1] / whole[0] - size[1]) <= 1.5
+
+
+def _decode(frame: Frame) -> np.ndarray:
+  """Pixels uint8 [H, W, 4] of the file of a frame.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  content = b''
+  try:
+    content = frame.file.read_bytes()
+    # Decoding does not check the checksums of a PNG.
+    open_image(io.BytesIO(content)).verify()
+    with open_image(io.BytesIO(content)) as image:
+      if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = _turned(frame, image)
+      return pixels.to_rgba(image)
+  except Exception as error:  # Pillow raises many kinds for one damage.
+    raise pixels.unreadable(
+        str(frame.file), content[:pixels.HEAD], error) from error
+
+
+def _turned(frame: Frame, image: Image.Image) -> Image.Image:
+  """The image, turned by EXIF where it has the camera's size only then."""
+  turned = ImageOps.exif_transpose(image)
+  if frame.size and not _is_of_aspect(image.size, frame.size) and (
+      _is_of_aspect(turned.size, frame.size)):
+    folders.tell(f'{frame.source}: images are turned as their EXIF data say, '
+                 'since their cameras have the size of the turned ones.')
+    return turned
+  folders.tell(
+      f'{frame.source}: there are images that EXIF data would turn; they are '
+      'used as stored, as COLMAP and nerfstudio do. If the poses are of turned '
+      'images, turn the files (mogrify -auto-orient).')
+  return image
 
 
 def _check_visible(path, capture: Capture, camera: Camera, box, near, far

@@ -16,9 +16,13 @@ from gen3d.data.captures import camera_models
 
 # (width, height) of an image file -> camera_models.CameraModel
 ModelOfSize = Callable[[float, float], camera_models.CameraModel]
-# Length of the mean viewing direction from which cameras count as forward
-# facing; 1 is for equal directions, 0 for a full circle.
-_FORWARD = 0.5
+# Second singular value of the mean rotation below which cameras count as all
+# around: 1 is for equal rotations, 0 for a full circle at any elevation, 0.5
+# for an arc of 217 degrees.
+_AROUND = 0.5
+# Cosine of image rows with the vertical below which they do not tell up from
+# down.
+_SIDEWAYS = 0.1
 
 
 class Frame(NamedTuple):
@@ -82,8 +86,18 @@ def transform_poses(align: np.ndarray, c2w: np.ndarray) -> np.ndarray:
 
 
 def is_forward_facing(c2w: np.ndarray) -> bool:
-  """True if the cameras [N, 4, 4] have roughly one viewing direction."""
-  return bool(np.linalg.norm(c2w[:, :3, 2].mean(0)) > _FORWARD)
+  """True unless the cameras [N, 4, 4] surround a point.
+
+  A circle of cameras may be high above the point, where all directions are
+  similar: what differs from cameras that face forward is that the images turn
+  with the positions. Cameras whose axes do not meet, or meet behind them,
+  surround nothing: they face forward if they have one direction.
+  """
+  turning = np.linalg.svd(c2w[:, :3, :3].mean(0), compute_uv=False)
+  if turning[1] >= _AROUND:
+    return True
+  return bool(closest_point(c2w) is None
+              and np.linalg.norm(c2w[:, :3, 2].mean(0)) > _AROUND)
 
 
 def closest_point(c2w: np.ndarray) -> np.ndarray | None:
@@ -172,7 +186,11 @@ def normalize_poses(frames: Sequence[Frame], nearest: float
   centers, mean = c2w[:, :3, 3], c2w[:, :3].mean(0)
   if is_forward_facing(c2w):
     back = mean[:, 2] / np.linalg.norm(mean[:, 2])
-    right = np.cross(mean[:, 1], back)
+    # Upward directions that cancel, as of a drone that flies to and fro, leave
+    # the turn about the viewing direction open: the first image decides.
+    up = (mean[:, 1] if np.linalg.norm(mean[:, 1]) > _SIDEWAYS
+          else c2w[0, :3, 1])
+    right = np.cross(up, back)
     right /= np.linalg.norm(right)
     rotation = np.stack([right, np.cross(back, right), back])
     scale = 1 / (0.75 * nearest)
@@ -180,7 +198,10 @@ def normalize_poses(frames: Sequence[Frame], nearest: float
     # eigh sorts by variance, the least one first.
     _, axes = np.linalg.eigh(np.cov((centers - centers.mean(0)).T))
     rotation = np.stack([axes[:, 2], axes[:, 0], axes[:, 1]])
-    if rotation[1] @ mean[:, 1] < 0:  # y is up in the images
+    # Up is that of the images; of images that lie on their side it is where
+    # the cameras are, which mostly look downwards.
+    upright = rotation[1] @ mean[:, 1]
+    if (upright if abs(upright) > _SIDEWAYS else rotation[1] @ mean[:, 2]) < 0:
       rotation[1] *= -1
     rotation[2] *= np.linalg.det(rotation)  # no mirror image
     extent = np.abs((centers - centers.mean(0)) @ rotation.T).max()

@@ -58,18 +58,14 @@ def read_nsvf(path: pathlib.Path, factor: float) -> Capture:
 
 
 def _nsvf_model(file: pathlib.Path) -> ModelOfSize:
-  """The model in intrinsics.txt: a 4 x 4 matrix, or 'f cx cy ...'."""
-  numbers = folders.read_numbers(file, 3)
-  try:
-    rows = [line.split() for line in file.read_text().splitlines()]
-    if len(rows[0]) == 4 and len(rows) > 2 and len(rows[1]) == 4:
-      fx, _, cx, _ = map(float, rows[0])
-      _, fy, cy, _ = map(float, rows[1])
-    else:
-      fx, cx, cy = numbers
-      fy = fx
-  except ValueError as error:
-    raise UserError(f'{file} should hold numbers ({error}).') from error
+  """The model in intrinsics.txt: a 4 x 4 matrix, or 'f cx cy ...'.
+
+  The second number tells them apart: a matrix has zero there.
+  """
+  fx, cx, cy = folders.read_numbers(file, 3)
+  fy = fx
+  if cx == 0:
+    fx, _, cx, _, _, fy, cy = folders.read_numbers(file, 12)[:7]
   return lambda width, height: camera_models.from_pixels(
       width, height, fx, fy, cx, cy)
 
@@ -117,7 +113,7 @@ def read_nerfpp(path: pathlib.Path, factor: float) -> Capture:
 
 def _nerfpp_frames(folder: pathlib.Path, split: str) -> list[Frame]:
   images = folders.images_in(folder / 'rgb')
-  poses = sorted((folder / 'pose').glob('*.txt'))
+  poses = folders.files_in(folder / 'pose', '.txt')
   if {p.stem for p in images} != {p.stem for p in poses}:
     odd = sorted({p.stem for p in images} ^ {p.stem for p in poses})[0]
     raise UserError(f'{folder}: {odd} has an image in rgb or a pose in pose, '

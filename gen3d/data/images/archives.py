@@ -7,9 +7,8 @@ import zipfile
 from collections.abc import Callable
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
-from gen3d import files
+from gen3d import files, pixels
 from gen3d.choices import UserError, excerpt
 
 Read = Callable[[str], bytes]  # file name -> content
@@ -64,7 +63,7 @@ def open_zip(path: pathlib.Path) -> tuple[list[str], Read]:
 def decode(name: str, content: bytes, side: int | None = None) -> np.ndarray:
   """An image file's content as uint8 [H, W, 3].
 
-  Transparency is dropped, gray becomes three channels.
+  Transparent pixels are composited over white, gray becomes three channels.
 
   Args:
     name: of the file, for messages.
@@ -80,12 +79,13 @@ def decode(name: str, content: bytes, side: int | None = None) -> np.ndarray:
     with files.open_image(io.BytesIO(content)) as image:
       size = image.size
       if side is None or size == (side, side):
-        return np.asarray(image.convert('RGB'))
+        return np.asarray(pixels.to_rgb(image))
   except Exception as error:  # Pillow raises many kinds for one damage.
-    # An unidentified image is described by the object that holds its bytes.
-    reason = '' if isinstance(error, UnidentifiedImageError) else (
-        f' ({excerpt(error)})')
-    raise UserError(f'{name} cannot be read as an image{reason}; get it again '
-                    'or remove it.') from error
+    raise pixels.unreadable(name, content[:pixels.HEAD], error) from error
   raise UserError(f'{name} has {size[0]} x {size[1]} pixels, but the others '
                   f'have {side} x {side}; resize it.')
+
+
+def first_line(error: BaseException) -> str:
+  """First line of an error's message, without the final dot."""
+  return str(error).strip().partition('\n')[0].rstrip('.')

@@ -77,6 +77,7 @@ def open_images(path: str | os.PathLike) -> Images:
     raise UserError(f'{path} is neither a folder nor a zip with images; give '
                     'one in EG3D\'s format (gen3d/data/README.md, "Image '
                     'collections").')
+  members, read = _plain_names(members, read)
   names = sorted(n for n in members
                  if pathlib.PurePath(n).suffix.lower() in _SUFFIXES)
   if not names:
@@ -95,6 +96,22 @@ def open_images(path: str | os.PathLike) -> Images:
   return Images(
       str(path), tuple(names), labels,
       lambda index: decode(index, side if index else None), side)
+
+
+def _plain_names(members: list[str], read: archives.Read
+                 ) -> tuple[list[str], archives.Read]:
+  """Members as dataset.json names them, and `read` by these names.
+
+  Without the files of operating systems, with slashes, and without './' and
+  the one folder that holds all, where dataset.json is in that.
+  """
+  stored = {n.replace('\\', '/').removeprefix('./'): n for n in members
+            if not files.is_system_file(n)}
+  tops = {name.partition('/')[0] for name in stored}
+  folder = f'{tops.pop()}/' if len(tops) == 1 else ''
+  if folder and f'{folder}dataset.json' in stored:
+    stored = {name.removeprefix(folder): n for name, n in stored.items()}
+  return list(stored), lambda name: read(stored[name])
 
 
 def check(images: Images, threads: int | None = None) -> None:

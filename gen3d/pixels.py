@@ -1,0 +1,96 @@
+"""8-bit pixels of image files of every mode, and names of other files."""
+
+import numpy as np
+from PIL import Image
+
+from gen3d.choices import UserError
+
+# (offset, first bytes, what the file is, remedy) of files that are mistaken
+# for images that can be read.
+_CONVERT = 'convert it to PNG or JPEG'
+_KINDS = (
+    (4, b'ftyphe', 'a HEIC photograph', _CONVERT),
+    (4, b'ftypmif1', 'a HEIC photograph', _CONVERT),
+    (4, b'ftypmsf1', 'a HEIC photograph', _CONVERT),
+    (4, b'ftypavi', 'an AVIF picture', _CONVERT),
+    (4, b'ftyp', 'a film or a camera\'s own format', _CONVERT),
+    (4, b'JXL ', 'a JPEG XL picture', _CONVERT),
+    (0, b'\xff\x0a', 'a JPEG XL picture', _CONVERT),
+    (4, b'jP  ', 'a JPEG 2000 picture', _CONVERT),
+    (0, b'GIF8', 'a GIF', _CONVERT),
+    (0, b'v/1\x01', 'an OpenEXR picture', _CONVERT),
+    (0, b'8BPS', 'a Photoshop file', _CONVERT),
+    (0, b'%PDF', 'a PDF', _CONVERT),
+    (0, b'%!PS', 'a PostScript file', _CONVERT),
+    (0, b'\x00\x05\x16\x07', 'a file that macOS puts beside others',
+     'remove it'),
+    (0, b'version https://git-lfs', 'a pointer of Git LFS',
+     'get the file itself by `git lfs pull`'),
+    (0, b'<!DOCTYPE', 'a web page', 'download it again'),
+    (0, b'<html', 'a web page', 'download it again'))
+HEAD = 32  # first bytes of a file that `unreadable` needs
+
+
+def unreadable(name: str, head: bytes, error: Exception) -> UserError:
+  """The error for a file that cannot be read as an image.
+
+  Args:
+    name: of the file.
+    head: its first HEAD bytes.
+    error: what reading it raised.
+  """
+  message = f'{name} cannot be read as an image'
+  if isinstance(error, Image.DecompressionBombError):
+    return UserError(f'{message}: it has more pixels than the limit allows; '
+                     'reduce it.')
+  if isinstance(error, UserError):
+    return UserError(f'{message}: {error}.')
+  if not head:
+    return UserError(f'{message}: it is empty; get it again or remove it.')
+  for offset, start, kind, remedy in _KINDS:
+    if head[offset:].startswith(start):
+      return UserError(f'{message}: it is {kind}; {remedy}.')
+  return UserError(f'{message}; get it again or remove it.')
+
+
+def to_rgba(image: Image.Image) -> np.ndarray:
+  """The pixels of an image of any mode: uint8 [H, W, 4], straight alpha.
+
+  16-bit grays are divided by 257; floats in [0, 1] are multiplied by 255.
+
+  Raises:
+    UserError: it has more than 16 bits, or floats beyond [0, 1]; the message
+      completes a sentence about the file. Pillow's errors remain as they are.
+  """
+  return np.asarray(_to_8_bits(image).convert('RGBA'))
+
+
+def to_rgb(image: Image.Image, background: str = 'white') -> Image.Image:
+  """An image of any mode as RGB, over a background where it is transparent.
+
+  Args:
+    image: see `to_rgba`, of which the errors are.
+    background: Pillow's name of a color.
+  """
+  image = _to_8_bits(image)
+  if image.has_transparency_data:
+    image = Image.alpha_composite(
+        Image.new('RGBA', image.size, background), image.convert('RGBA'))
+  return image.convert('RGB')
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+  """The image, as 8-bit gray where its grays have more bits."""
+  if image.mode.startswith('I'):  # Pillow would clip 16 bits at 255.
+    gray, white = np.asarray(image), 65535
+    if gray.min() < 0 or gray.max() > white:
+      raise UserError('it has more than 16 bits; save it with 8 or 16')
+  elif image.mode == 'F':
+    gray, white = np.asarray(image), 1
+    if not (gray.min() >= 0 and gray.max() <= white):  # or NaN
+      raise UserError(
+          f'its floats are from {gray.min():.3g} to {gray.max():.3g} instead '
+          'of from 0 to 1; save it with 8 or 16 bits')
+  else:
+    return image
+  return Image.fromarray(np.round(gray * (255 / white)).astype(np.uint8))
