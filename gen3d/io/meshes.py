@@ -14,6 +14,7 @@ viewers take their colors as display values, so they are stored unchanged (with
 8 bits).
 """
 
+import io
 import os
 import pathlib
 import re
@@ -27,7 +28,7 @@ from PIL import Image
 
 from gen3d import files
 from gen3d.choices import UserError, excerpt
-from gen3d.io import mesh_references
+from gen3d.io import gltf, mesh_references
 from gen3d.ops import bake
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.cameras import Z_UP
@@ -36,7 +37,6 @@ from gen3d.ops.mesh import Mesh
 FORMATS = ('glb', 'ply', 'obj')
 SUFFIXES = tuple(f'.{name}' for name in FORMATS)
 DEFAULT_GRAY = 0.7  # display value of meshes without any color
-_GLTF = ('.glb', '.gltf')
 # Unlike a zip, they do not declare the size of their content.
 _COMPRESSED = {'bz2', 'tar.bz2', 'tar.gz'}
 _FARTHEST = 1e30  # coordinate whose square is a finite float64
@@ -135,10 +135,12 @@ def load(path: str | os.PathLike, up: str = 'y') -> tuple[Mesh, ...]:
   mesh_references.check(path)
   try:
     parts = _read_parts(path)
+  except UserError:
+    raise
   except Exception as error:  # each format's parser has its own exceptions
     raise UserError(f'{path} cannot be read as a mesh ({excerpt(error)}); '
                     'export it again, for instance as .glb.') from error
-  is_linear = path.suffix.lower() in _GLTF
+  is_linear = path.suffix.lower() in gltf.SUFFIXES
   upright = Z_UP if up == 'z' else np.eye(4)
   parts = [(part, matrix) for part, matrix in parts
            if isinstance(part, trimesh.Trimesh) and len(part.faces)]
@@ -263,9 +265,13 @@ def _read_parts(path: pathlib.Path) -> list[tuple[Any, np.ndarray]]:
     with zipfile.ZipFile(path) as archive:
       files.check_zip(archive, 'it')
   # trimesh opens textures itself, in any format that Pillow supports.
+  content = gltf.readable(path)
   with files.restricted_image_formats():
-    scene = trimesh.load_scene(path, process=False, resolver=_Resolver(
-        os.fspath(path)))
+    scene = (
+        trimesh.load_scene(path, process=False, resolver=_Resolver(str(path)))
+        if content is None else trimesh.load_scene(
+            io.BytesIO(content), path.suffix[1:].lower(), _Resolver(str(path)),
+            process=False))
   for part in scene.geometry.values():
     visual = getattr(part, 'visual', None)  # drawings have none
     if visual is not None and visual.kind == 'texture':
@@ -319,7 +325,7 @@ def _base_color(material: Any) -> tuple[Image.Image | None, np.ndarray]:
 
 
 def _to_unit(colors: Any) -> np.ndarray:
-  """RGB in [0, 1] of 8-bit or float colors, without alpha."""
+  """RGB in [0, 1] of integer or float colors, without alpha."""
   colors = np.asarray(colors)
-  scale = 255 if colors.dtype.kind in 'ui' else 1
+  scale = np.iinfo(colors.dtype).max if colors.dtype.kind in 'ui' else 1
   return colors[..., :3] / scale

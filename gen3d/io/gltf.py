@@ -1,0 +1,135 @@
+"""What trimesh does not read of glTF: normalized integers, compression.
+
+Blender writes vertex colors, and other programs texture coordinates, as
+integers that stand for fractions ("normalized"); trimesh takes them as they
+are. `readable` gives it floats instead.
+"""
+
+import base64
+import json
+import pathlib
+import struct
+from typing import Any
+
+import numpy as np
+
+from gen3d.choices import UserError
+
+SUFFIXES = ('.glb', '.gltf')
+_COMPRESSION = {'KHR_draco_mesh_compression': 'Draco',
+                'EXT_meshopt_compression': 'meshopt',
+                'KHR_meshopt_compression': 'meshopt',
+                'KHR_texture_basisu': 'Basis Universal'}
+_FLOAT, _JSON, _BIN = 5126, b'JSON', b'BIN\0'
+# Types of integers by glTF's number, and what stands for 1.
+_INTEGERS = {5120: (np.int8, 127), 5121: (np.uint8, 255),
+             5122: (np.int16, 32767), 5123: (np.uint16, 65535)}
+_ARITY = {'SCALAR': 1, 'VEC2': 2, 'VEC3': 3, 'VEC4': 4}
+
+
+def readable(path: pathlib.Path) -> bytes | None:
+  """A .glb or .gltf file with floats for normalized integers.
+
+  Args:
+    path: of a mesh file.
+
+  Returns:
+    The content for trimesh; None where it can read the file as it is, or the
+    file is damaged, which trimesh says, or of another format.
+
+  Raises:
+    UserError: the file needs a compression that cannot be read.
+  """
+  if path.suffix.lower() not in SUFFIXES:
+    return None
+  try:
+    tree, binary = _parse(path)
+    required = tree.get('extensionsRequired', ())
+    for name in required:
+      if name in _COMPRESSION:
+        raise UserError(
+            f'{path} is compressed by {_COMPRESSION[name]} ({name}), which is '
+            'not read; export it without compression.')
+    normalized = [a for a in tree.get('accessors', ())
+                  if a.get('normalized') and a['componentType'] in _INTEGERS
+                  and 'bufferView' in a and 'sparse' not in a]
+    if not normalized:
+      return None
+    buffers = [_content(path, buffer, binary) for buffer in tree['buffers']]
+    # The floats follow the binary chunk of a .glb; a .gltf gets a new buffer.
+    added, is_glb = b'', path.suffix.lower() == '.glb'
+    start, index = ((len(binary) + -len(binary) % 4, 0) if is_glb
+                    else (0, len(buffers)))
+    for accessor in normalized:
+      view = tree['bufferViews'][accessor['bufferView']]
+      values = _floats(accessor, view, buffers[view['buffer']]).tobytes()
+      tree['bufferViews'].append({
+          'buffer': index, 'byteOffset': start + len(added),
+          'byteLength': len(values)})
+      accessor.update(bufferView=len(tree['bufferViews']) - 1, byteOffset=0,
+                      componentType=_FLOAT, normalized=False)
+      for bound in ('min', 'max'):
+        accessor.pop(bound, None)
+      added += values
+  except UserError:
+    raise
+  except (OSError, ValueError, LookupError, TypeError, AttributeError,
+          struct.error):
+    return None
+  if not is_glb:
+    data = base64.b64encode(added).decode()
+    tree['buffers'].append({
+        'byteLength': len(added),
+        'uri': f'data:application/octet-stream;base64,{data}'})
+    return json.dumps(tree).encode()
+  binary = binary.ljust(start, b'\0') + added
+  tree['buffers'][0]['byteLength'] = len(binary)
+  return _glb(json.dumps(tree).encode(), binary)
+
+
+def _parse(path: pathlib.Path) -> tuple[dict[str, Any], bytes]:
+  """The JSON and, of a .glb, the binary chunk."""
+  content = path.read_bytes()
+  if content[:4] != b'glTF':
+    return json.loads(content), b''
+  size, = struct.unpack_from('<I', content, 12)
+  at = 20 + size
+  length, kind = struct.unpack_from('<I4s', content.ljust(at + 8, b'\0'), at)
+  return json.loads(content[20:at]), (
+      content[at + 8:at + 8 + length] if kind == _BIN else b'')
+
+
+def _content(path: pathlib.Path, buffer: dict[str, Any],
+             binary: bytes) -> bytes:
+  """The bytes of a buffer."""
+  uri = buffer.get('uri')
+  if uri is None:
+    return binary
+  if uri.startswith('data:'):
+    return base64.b64decode(uri.partition(',')[2])
+  file = (path.parent / uri).resolve()
+  if not file.is_relative_to(path.parent.resolve()):
+    raise ValueError('beyond the folder')
+  return file.read_bytes()
+
+
+def _floats(accessor: dict[str, Any], view: dict[str, Any],
+            buffer: bytes) -> np.ndarray:
+  """The values of a normalized accessor, float32 [count, arity]."""
+  kind, one = _INTEGERS[accessor['componentType']]
+  arity, count = _ARITY[accessor['type']], accessor['count']
+  item = arity * np.dtype(kind).itemsize
+  # Rows may have other attributes between them.
+  start = view.get('byteOffset', 0) + accessor.get('byteOffset', 0)
+  rows = np.ndarray((count, arity), kind, buffer, start, (
+      view.get('byteStride') or item, np.dtype(kind).itemsize))
+  return np.maximum(rows.astype(np.float32) / one, -1)
+
+
+def _glb(text: bytes, binary: bytes) -> bytes:
+  """A .glb file of two chunks."""
+  text, binary = text + -len(text) % 4 * b' ', binary + -len(binary) % 4 * b'\0'
+  chunks = [struct.pack('<I4s', len(chunk), kind) + chunk
+            for kind, chunk in ((_JSON, text), (_BIN, binary))]
+  return struct.pack('<4sII', b'glTF', 2, 12 + sum(map(len, chunks))
+                     ) + b''.join(chunks)

@@ -1,0 +1,94 @@
+"""io.gltf: integers that stand for fractions, and compressed files."""
+
+import base64
+import json
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen3d.choices import UserError
+from gen3d.io import meshes
+
+VERTICES = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], np.float32)
+FACE = np.array([0, 1, 2], np.uint32)
+COLORS = np.array([[0, 0.2, 1, 1], [0.5, 0.5, 0.5, 1], [1, 0.01, 0, 1]])
+UV = np.array([[0, 0], [1, 0.25], [0.5, 1]])
+FORMATS = {5121: (np.uint8, 255), 5123: (np.uint16, 65535)}
+
+
+def write(path, attributes, **tree):
+  """A mesh of one triangle; attributes are {name: (array, normalized)}."""
+  arrays = [(VERTICES, False), (FACE, False), *attributes.values()]
+  kinds = {'float32': 5126, 'uint32': 5125, 'uint8': 5121, 'uint16': 5123}
+  views, accessors, data = [], [], b''
+  for array, normalized in arrays:
+    views.append({'buffer': 0, 'byteOffset': len(data),
+                  'byteLength': array.nbytes})
+    data += array.tobytes() + -array.nbytes % 4 * b'\0'
+    accessors.append({
+        'bufferView': len(views) - 1, 'count': len(array),
+        'componentType': kinds[array.dtype.name], 'normalized': normalized,
+        'type': 'SCALAR' if array.ndim == 1 else f'VEC{array.shape[1]}'})
+  primitive = {'attributes': {'POSITION': 0, **{
+      name: 2 + i for i, name in enumerate(attributes)}}, 'indices': 1}
+  if 'materials' in tree:
+    primitive['material'] = 0
+  tree = {'asset': {'version': '2.0'}, 'scene': 0, 'scenes': [{'nodes': [0]}],
+          'nodes': [{'mesh': 0}], 'meshes': [{'primitives': [primitive]}],
+          'accessors': accessors, 'bufferViews': views,
+          'buffers': [{'byteLength': len(data)}], **tree}
+  if path.suffix == '.gltf':
+    uri = base64.b64encode(data).decode()
+    tree['buffers'][0]['uri'] = f'data:application/octet-stream;base64,{uri}'
+    path.write_text(json.dumps(tree))
+    return path
+  text = json.dumps(tree).encode()
+  text += -len(text) % 4 * b' '
+  path.write_bytes(
+      struct.pack('<4sII', b'glTF', 2, 28 + len(text) + len(data))
+      + struct.pack('<I4s', len(text), b'JSON') + text
+      + struct.pack('<I4s', len(data), b'BIN\0') + data)
+  return path
+
+
+@pytest.mark.parametrize('suffix', ['.glb', '.gltf'])
+@pytest.mark.parametrize('kind', [*FORMATS])
+@pytest.mark.parametrize('tree', [
+    {}, {'materials': [{'pbrMetallicRoughness': {'metallicFactor': 0.0}}]}])
+def test_normalized_vertex_colors_are_those_of_floats(
+    tmp_path, suffix, kind, tree):
+  dtype, one = FORMATS[kind]
+  stored = np.round(COLORS * one).astype(dtype)
+  floats = (stored / one).astype(np.float32)
+  found, expected = (meshes.load(write(
+      tmp_path / f'{name}{suffix}', {'COLOR_0': pair}, **tree))[0].colors
+      for name, pair in (('integers', (stored, True)),
+                         ('floats', (floats, False))))
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  # Linear values become display values; trimesh rounds some to 8 bits.
+  np.testing.assert_allclose(
+      found, meshes.to_srgb(COLORS[:, :3]), atol=4e-3 if tree and one > 255
+      else 0.04)
+
+
+def test_normalized_texture_coordinates_are_fractions(tmp_path):
+  texture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+  Image.fromarray(texture).save(tmp_path / 'a.png')
+  tree = {'materials': [{'pbrMetallicRoughness': {
+              'baseColorTexture': {'index': 0}}}],
+          'textures': [{'source': 0}], 'images': [{'uri': 'a.png'}]}
+  mesh, = meshes.load(write(tmp_path / 'a.gltf', {'TEXCOORD_0': (
+      np.round(UV * 65535).astype(np.uint16), True)}, **tree))
+  np.testing.assert_allclose(mesh.uv, [[0, 1], [1, 0.75], [0.5, 0]], atol=1e-4)
+  np.testing.assert_array_equal(mesh.texture, texture)
+
+
+@pytest.mark.parametrize('extension, words', [
+    ('KHR_draco_mesh_compression', 'compressed by Draco'),
+    ('EXT_meshopt_compression', 'compressed by meshopt')])
+def test_compressed_files_are_refused_by_name(tmp_path, extension, words):
+  write(tmp_path / 'a.glb', {}, extensionsRequired=[extension])
+  with pytest.raises(UserError, match=f'a.glb is {words}.*without compression'):
+    meshes.load(tmp_path / 'a.glb')
