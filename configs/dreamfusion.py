@@ -40,6 +40,7 @@ _DEEPFLOYD_TEACHER = {
     'flash': False}    # cuDNN's attention: faster; NVIDIA and bfloat16 only
 _STABLE_DIFFUSION_TEACHER = {
     **_DEEPFLOYD_TEACHER, 'name': 'stable_diffusion', 'control': '',
+    'lora': '',        # PATH or PATH:SCALE
     'remat': False}    # recompute the encoder: less memory, more time
 
 

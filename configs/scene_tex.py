@@ -62,7 +62,7 @@ def _base():
       'views': 1,
       'teacher': {'name': 'stable_diffusion', 'path': '', 'revision': '',
                   'variant': '', 'dtype': '', 'prediction': '',
-                  'flash': False, 'remat': False,
+                  'flash': False, 'remat': False, 'lora': '',
                   'control': ''},  # folder of the ControlNet of depth
       'guidance': {
           'name': 'sds', 'scale': 100.0,

@@ -192,6 +192,10 @@ class Tokenizer:
       row[:len(ids)] = ids
     return tokens, (tokens != 0).astype(np.float32)
 
+  def fits(self, text: str, length: int = CAPTION_LENGTH) -> bool:
+    """Returns True if `encode` truncates nothing of a text."""
+    return len(self._tokenizer.encode(text.lower()).ids) < length
+
 
 @functools.cache
 def tokenizer() -> Tokenizer:

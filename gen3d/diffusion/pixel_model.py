@@ -280,17 +280,23 @@ def to_teacher(model: PixelModel, params: Weights) -> Teacher:
       lambda: {name: params[name] for name in params if name != 't5'},
       model.add_camera if conditioned else without_camera, conditioned,
       model.add_depth if model.control else without_depth,
-      bool(model.control))
+      bool(model.control), assets.tokenizer().fits)
 
 
 def tokenize(prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
   """(tokens, mask) [N, L] by the shipped tokenizer.
 
-  Logs a warning that names the words which the shapes world's captions lack.
+  Logs a warning that names the words which the shapes world's captions lack,
+  and one for each prompt that is cut.
   """
   advice = captions.advice(prompts)
   if advice:
     logging.warning(advice)
+  for prompt in prompts:
+    if not assets.tokenizer().fits(prompt):
+      logging.warning('The text encoder takes %d tokens; the end of %r is '
+                      'ignored.', assets.CAPTION_LENGTH,
+                      prompt if len(prompt) < 60 else f'{prompt[:60]}...')
   return assets.tokenizer().encode(prompts)
 
 

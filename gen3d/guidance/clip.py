@@ -75,7 +75,8 @@ def make(towers: clip_pair.Towers, augment: augmentations.Augment,
   def load(prompt, negative_prompt):
     del negative_prompt  # There is no classifier-free guidance.
     weights = towers.load()
-    texts = prompts.with_views(prompt) if nearest_view else [prompt]
+    texts = (prompts.with_views(prompt, towers.fits) if nearest_view
+             else [prompt])
     encode = jax.jit(partial(clip.text_features, towers.model))
     image = None if image_feature is None else clip.normalize(
         jnp.asarray(image_feature, jnp.float32))

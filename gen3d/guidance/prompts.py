@@ -4,8 +4,11 @@ A prompt becomes four, in the order of VIEWS; each view uses the one nearest to
 its direction.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from gen3d.choices import UserError, check_prompt
 
@@ -42,10 +45,35 @@ def split(prompt: str, count: int) -> tuple[str, ...]:
   return parts
 
 
-def with_views(prompt: str) -> list[str]:
-  """The prompts of the four VIEWS; errors of `normalize`."""
+def with_views(prompt: str, fits: Callable[[str], bool] = lambda text: True
+               ) -> list[str]:
+  """The prompts of the four VIEWS; errors of `normalize`.
+
+  A prompt that is too long loses its last words, with a warning, and not those
+  of the view, which a text encoder would cut first.
+
+  Args:
+    prompt: in words.
+    fits: whether a text encoder takes all of a text.
+  """
   prompt = normalize(prompt)
-  return [f'{prompt}, {view}' for view in VIEWS]
+  views = lambda text: [f'{text}, {view}' for view in VIEWS]
+  if all(map(fits, views(prompt))):
+    return views(prompt)
+  words = prompt.split()
+  # The largest number of words that fits, at least one.
+  low, high = 1, len(words) - 1
+  while low < high:
+    middle = (low + high + 1) // 2
+    if all(map(fits, views(normalize(' '.join(words[:middle]))))):
+      low = middle
+    else:
+      high = middle - 1
+  kept = ' '.join(words[:low]).rstrip(',.')
+  logging.warning('The prompt has %d words, more than the text encoder takes '
+                  'with those of the view; it ends with %r.', len(words),
+                  ' '.join(words[max(0, low - 5):low]))
+  return views(kept)
 
 
 def expand(template: str, subjects: tuple[str, ...]) -> list[str]:

@@ -61,7 +61,8 @@ def load(teacher: Teacher, templates: Mapping[str, str],
   subjects = (prompt,) if isinstance(prompt, str) else prompt
   texts = {name: prompts.expand(template, subjects)
            for name, template in templates.items()}
-  of_views = [text for one in subjects for text in prompts.with_views(one)]
+  of_views = [text for one in subjects
+              for text in prompts.with_views(one, teacher.fits)]
   groups = [[*of_views, negative_prompt], *texts.values()]
   # First the embeddings, whose text encoder is freed before `load` reads the
   # rest of the teacher.

@@ -8,7 +8,6 @@ about one. Submodules have the names of diffusers' files, by which
 loading.fill finds their weights.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -110,12 +109,13 @@ def scaled_draw(key: jax.Array, config: AutoencoderConfig, mean: jax.Array,
   return config.scale * (mean + jnp.exp(0.5 * log_variance) * noise)
 
 
-def load(path: str | os.PathLike, dtype: Any = jnp.float32, variant: str = '',
-         remat: bool = False) -> tuple[Autoencoder, dict[str, Any]]:
+def load(path: hub.Path | hub.Folder, dtype: Any = jnp.float32,
+         variant: str = '', remat: bool = False
+         ) -> tuple[Autoencoder, dict[str, Any]]:
   """An autoencoder and its parameters from the folder `vae` of diffusers.
 
   Args:
-    path: folder with config.json and weights.
+    path: folder with config.json and weights, or what hub.read gives of it.
     dtype: of the parameters and of the computation.
     variant: see hub.read.
     remat: see Autoencoder.

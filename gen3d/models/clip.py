@@ -251,7 +251,7 @@ def load(path: str | os.PathLike, dtype: Any = jnp.float32,
 
 
 def load_tokenizer(path: str | os.PathLike,
-                   config: TextConfig) -> hub.Tokenize:
+                   config: TextConfig) -> hub.Tokenizer:
   """The tokenizer in a CLIP's folder; see hub.load_tokenizer.
 
   Raises:
@@ -266,7 +266,7 @@ def load_tokenizer(path: str | os.PathLike,
   return tokenize
 
 
-def load_text(path: str | os.PathLike, dtype: Any = jnp.float32,
+def load_text(path: hub.Path | hub.Folder, dtype: Any = jnp.float32,
               variant: str = '') -> tuple[TextTower, dict[str, Any]]:
   """A text tower without projection: `text_encoder` of Stable Diffusion.
 

@@ -39,10 +39,12 @@ class Towers(NamedTuple):
     model: both towers.
     tokenize: N strings -> tokens int32 [N, L].
     load: () -> params of the model.
+    fits: whether `tokenize` cuts nothing of a text.
   """
   model: clip.CLIP
   tokenize: Callable[[Sequence[str]], np.ndarray]
   load: Callable[[], Any]
+  fits: Callable[[str], bool]
 
 
 def open_towers(path: str | os.PathLike) -> Towers:
@@ -61,15 +63,15 @@ def open_towers(path: str | os.PathLike) -> Towers:
       raise UserError(f'{path} holds no CLIP pair; give weights that the task '
                       "'clip' has written, or the folder of a CLIPModel.")
     config = pair_config(record['config'])
-    encode = assets.tokenizer().encode
+    tokenizer, length = assets.tokenizer(), config.text.length
     return Towers(clip.CLIP(config),
-                  lambda texts: encode(list(texts), config.text.length)[0],
-                  lambda: params)
+                  lambda texts: tokenizer.encode(list(texts), length)[0],
+                  lambda: params, lambda text: tokenizer.fits(text, length))
   folder = hub.locate(path).path
   config = clip.clip_config(hub.Folder(folder, hub.read_config(folder), {}))
   tokenize = clip.load_tokenizer(folder, config.text)
   return Towers(clip.CLIP(config), lambda texts: tokenize(texts)[0],
-                lambda: clip.load(folder)[1])
+                lambda: clip.load(folder)[1], tokenize.fits)
 
 
 def load(path: str | os.PathLike = assets.CLIP) -> ClipPair:

@@ -95,8 +95,13 @@ def load(path: Path) -> Loaded:
     UserError: a setting of the network is of another type or out of range.
   """
   module = pickles.load(path)
-  # The alias-free generator of StyleGAN3 is a 'Generator' too; the names of
-  # its weights do not fit, which is an error of `port`.
+  # The alias-free generator of StyleGAN3 is a 'Generator' too.
+  if any(name.startswith('synthesis.input.')
+         for name in pickles.tensors(module)):
+    raise pickles.PickleError(
+        f'{path} contains a StyleGAN3, whose alias-free generator is not '
+        'supported and cannot be converted; give a StyleGAN2, StyleGAN2-ADA '
+        'or EG3D.')
   kinds = {'TriPlaneGenerator': _eg3d, 'Generator': _stylegan2}
   if module.class_name not in kinds:
     raise pickles.PickleError(

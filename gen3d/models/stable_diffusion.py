@@ -6,7 +6,6 @@ embedding is added; at most levels each is followed by a *transformer*:
 self-attention of the pixels, cross-attention to the text and a gated MLP.
 """
 
-import os
 from typing import Any
 
 import flax.linen as nn
@@ -73,13 +72,13 @@ LAYERS = Layers(
     text=no_pooling)
 
 
-def load_unet(path: str | os.PathLike, dtype: Any = jnp.float32,
+def load_unet(path: hub.Path | hub.Folder, dtype: Any = jnp.float32,
               variant: str = '', **options: Any
               ) -> tuple[UNet, dict[str, Any]]:
   """A U-Net and its parameters from the folder `unet` of diffusers.
 
   Args:
-    path: folder with config.json and weights.
+    path: folder with config.json and weights, or what hub.read gives of it.
     dtype: of the parameters and of the computation.
     variant: see hub.read.
     **options: remat and flash of UNet.

@@ -4,8 +4,9 @@ Vocabulary. A *checkpoint* is a folder as diffusers and transformers write
 it. The checkpoint of a pipeline has a subfolder for each of its networks: unet,
 vae, text_encoder. The folder of a network has a config.json and its weights in
 safetensors, in one file or in *shards* that an index lists, and possibly a
-second time in the *variant* fp16. pytorch_model.bin is read if there are no
-safetensors. All other files of a folder are ignored.
+second time in the *variant* fp16. PyTorch's .bin files are read if there are no
+safetensors. All other files of a folder are ignored. A Stable Diffusion may
+also be a single file (single_file.py).
 """
 
 import functools
@@ -17,13 +18,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
+from absl import logging
 
 from gen3d import files, schemas
 from gen3d.choices import UserError, check_prompt, excerpt
-from gen3d.weights import torch_files
+from gen3d.weights import lora, single_file, torch_files
 
 _STEMS = ('diffusion_pytorch_model', 'model')
-_PICKLE = 'pytorch_model.bin'
+_PICKLES = ('diffusion_pytorch_model', 'pytorch_model')  # stems of .bin files
+# Packages whose objects are in a .ckpt beside the tensors.
+_LIGHTNING = ('pytorch_lightning', 'lightning', 'lightning_fabric')
 _TOKENIZER = ['tokenizer.json', 'tokenizer_config.json', 'vocab.json',
               'merges.txt', 'special_tokens_map.json', 'spiece.model']
 _MODEL_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
@@ -49,15 +53,13 @@ _SCHEDULER = {
 
 Path = str | os.PathLike
 Config = dict[str, Any]  # of a config.json
-# List of N strings -> (tokens int32, mask float32) [N, length].
-Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
 
 class Checkpoint(NamedTuple):
-  """The local folder of a checkpoint.
+  """The local folder, or the single file, of a checkpoint.
 
   Attributes:
-    path: of the folder.
+    path: of the folder or file.
     name: folder or hub id that the user gave.
     revision: commit on the hub; '' for a folder of the user.
   """
@@ -100,7 +102,8 @@ def locate(name: Path, subfolders: Sequence[str] = ('',),
   change: the returned revision gives the same weights again later.
 
   Args:
-    name: a folder, or 'owner/model' on the hub.
+    name: a folder, or 'owner/model' on the hub; for a pipeline also a single
+      file.
     subfolders: that are needed; '' is the folder itself.
     revision: branch, tag or commit on the hub; the main branch if None.
     variant: '' or 'fp16': weights to download.
@@ -116,6 +119,13 @@ def locate(name: Path, subfolders: Sequence[str] = ('',),
       raise UserError(f'{path} has no folder {" and no ".join(missing)}; '
                       f'give a checkpoint with {list(subfolders)}.')
     return Checkpoint(path, str(name), '')
+  if path.is_file():
+    if 'vae' in subfolders and path.suffix.lower() in single_file.SUFFIXES:
+      return Checkpoint(path, str(name), '')
+    raise UserError(
+        f'{path} is a file; give the folder of a checkpoint (for a Stable '
+        'Diffusion also a file that ends in '
+        f'{" or ".join(single_file.SUFFIXES)}).')
   if str(name) in _MOVED:
     raise UserError(f'{name} was deleted from the hub; use '
                     f'{_MOVED[str(name)]}.')
@@ -128,27 +138,90 @@ def locate(name: Path, subfolders: Sequence[str] = ('',),
                      if not sub.startswith('tokenizer')
                      and not any((path / sub).glob('*.safetensors'))]
   if without_weights:
-    _download(str(name), path.name, [f'{sub}/{_PICKLE}'.lstrip('/')
-                                     for sub in without_weights])
+    _download(str(name), path.name, [
+        f'{sub}/{stem}*.bin{index}'.lstrip('/') for sub in without_weights
+        for stem in _PICKLES for index in ('', '.index.json')])
   return Checkpoint(path, str(name), path.name)
 
 
-def read(path: Path, variant: str = '') -> Folder:
+def read(path: Path | Folder, variant: str = '') -> Folder:
   """Config and weights of one network; tensors are read at their first use.
 
   Args:
-    path: folder with config.json and weights.
+    path: folder with config.json and weights; a Folder is returned as it is.
     variant: preferred weights: '' or 'fp16'; the other if they are missing.
 
   Raises:
     UserError: a file is missing or broken.
   """
+  if isinstance(path, Folder):
+    return path
   path = pathlib.Path(path)
   config = read_config(path)
   readers = {}
   for file in _weights(path, variant):
     readers |= _readers(file)
   return Folder(path, config, Tensors(readers))
+
+
+def read_part(path: Path, part: str, variant: str = '',
+              changes: str = '') -> Folder:
+  """Config and weights of one network of a pipeline.
+
+  Args:
+    path: folder of the pipeline, or the single file of a Stable Diffusion. The
+      configs of the latter are those of a pipeline in the file's folder, as on
+      the hub; else they follow from the tensors.
+    part: 'unet', 'vae' or 'text_encoder'.
+    variant: of `read`.
+    changes: 'PATH' or 'PATH:SCALE' of a LoRA that is applied; '' for none.
+
+  Raises:
+    UserError: a file is missing or broken, or does not fit.
+  """
+  path = pathlib.Path(path)
+  if path.is_file():
+    network = single_file.parts(str(path), _stored(path))[part]
+    beside = path.parent / part
+    config = (read_config(beside) if (beside / 'config.json').is_file()
+              else network.config)
+    folder = Folder(path / part, config, Tensors(network.readers))
+  else:
+    folder = read(path / part, variant)
+  if not changes:
+    return folder
+  file, scale = lora.parse(changes)
+  found = lora.read(file, torch_files.read(
+      pathlib.Path(file).expanduser()), scale)
+  tensors = folder.tensors
+  return folder._replace(tensors=Tensors(lora.apply(
+      file, found.get(part, {}),
+      {name: functools.partial(tensors.__getitem__, name)
+       for name in tensors})))
+
+
+def folder_of(path: Path) -> pathlib.Path:
+  """The folder of a pipeline, or the one that a single file is in."""
+  path = pathlib.Path(path)
+  return path.parent if path.is_file() else path
+
+
+def _stored(file: pathlib.Path) -> dict[str, single_file.Stored]:
+  """{name: Stored} of a single file."""
+  if file.suffix.lower() == '.safetensors':
+    handle = _open_safetensors(file)
+    return {name: single_file.Stored(
+        tuple(handle.get_slice(name).get_shape()),
+        functools.partial(handle.get_tensor, name))
+            for name in handle.keys()}  # noqa: SIM118
+  content = torch_files.read_object(file, _LIGHTNING)
+  if isinstance(content, dict):
+    content = content.get('state_dict', content)
+  if not isinstance(content, dict):
+    raise UserError(f'{file} contains no state_dict; give a Stable Diffusion.')
+  return {name: single_file.Stored(x.shape, functools.partial(np.asarray, x))
+          for name, x in content.items()
+          if isinstance(name, str) and isinstance(x, np.ndarray)}
 
 
 def read_config(path: Path, name: str = 'config.json') -> Config:
@@ -183,8 +256,41 @@ def renamed(tensors: Mapping[str, np.ndarray],
                   for name in tensors})
 
 
-def load_tokenizer(path: Path, vocab: int, length: int = 77) -> Tokenize:
-  """The tokenizer in a folder, as a function.
+class Tokenizer:
+  """A tokenizer of transformers that cuts or pads texts to one length."""
+
+  def __init__(self, tokenizer: Any, length: int) -> None:
+    """`tokenizer` is that of transformers, `length` in tokens."""
+    self._tokenizer, self._length = tokenizer, length
+
+  def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """N strings -> (tokens int32, mask float32) [N, length].
+
+    The mask is 0 at padding. A warning tells of texts that are cut.
+
+    Raises:
+      UserError: a text is too long for any encoder.
+    """
+    for text in texts:
+      check_prompt(text)
+      if not self.fits(text):
+        logging.warning(
+            'The text encoder takes %d tokens; the end of %r is ignored.',
+            self._length, text if len(text) < 60 else f'{text[:60]}...')
+    encoded = self._tokenizer(
+        list(texts), padding='max_length', truncation=True,
+        max_length=self._length, return_tensors='np')
+    return (encoded['input_ids'].astype(np.int32),
+            encoded['attention_mask'].astype(np.float32))
+
+  def fits(self, text: str) -> bool:
+    """True if no part of a text is cut."""
+    encoded = self._tokenizer([text], truncation=False, verbose=False)
+    return len(encoded['input_ids'][0]) <= self._length
+
+
+def load_tokenizer(path: Path, vocab: int, length: int = 77) -> Tokenizer:
+  """The tokenizer in a folder.
 
   The padding token is that of the folder: Stable Diffusion 1 was trained with
   its last token as padding, Stable Diffusion 2 with token 0.
@@ -193,10 +299,6 @@ def load_tokenizer(path: Path, vocab: int, length: int = 77) -> Tokenize:
     path: folder as transformers saves it.
     vocab: number of tokens in the vocabulary of the text encoder.
     length: in tokens, to which each text is cut or padded.
-
-  Returns:
-    list of N strings -> (tokens int32, mask float32) [N, length]; the mask is
-    0 at padding.
 
   Raises:
     UserError: the folder contains no tokenizer, or that of another encoder.
@@ -219,15 +321,7 @@ def load_tokenizer(path: Path, vocab: int, length: int = 77) -> Tokenize:
         f'The tokenizer in {path} has {len(tokenizer)} tokens and the text '
         f'encoder {vocab}: files are missing, or it belongs to another model; '
         'download both from one checkpoint.')
-
-  def tokenize(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    for text in texts:
-      check_prompt(text)
-    encoded = tokenizer(list(texts), padding='max_length', truncation=True,
-                        max_length=length, return_tensors='np')
-    return (encoded['input_ids'].astype(np.int32),
-            encoded['attention_mask'].astype(np.float32))
-  return tokenize
+  return Tokenizer(tokenizer, length)
 
 
 def class_of(config: Config) -> str:
@@ -305,34 +399,39 @@ def expect(folder: Folder, supported: Mapping[str, Sequence[Any]]) -> None:
 
 def _readers(file: pathlib.Path) -> dict[str, Callable[[], np.ndarray]]:
   """{name: function that reads one tensor of a file}."""
-  if file.name == _PICKLE:
+  if file.suffix == '.bin':
     tensors = torch_files.read(file)
     return {name: functools.partial(tensors.get, name) for name in tensors}
-  try:
-    handle = safetensors.safe_open(file, 'numpy')
-  except safetensors.SafetensorError as error:
-    raise UserError(f'{file} is not a complete safetensors file '
-                    f'({excerpt(error)}); download it again.') from error
+  handle = _open_safetensors(file)
   return {name: functools.partial(handle.get_tensor, name)
           for name in handle.keys()}  # noqa: SIM118
 
 
+def _open_safetensors(file: pathlib.Path) -> Any:
+  """An open .safetensors file, of which tensors are read one by one."""
+  try:
+    return safetensors.safe_open(file, 'numpy')
+  except safetensors.SafetensorError as error:
+    raise UserError(f'{file} is not a complete safetensors file '
+                    f'({excerpt(error)}); download it again.') from error
+
+
 def _weights(path: pathlib.Path, variant: str) -> list[pathlib.Path]:
   """The files with the weights of a network."""
-  for kind in (variant, *({'', 'fp16'} - {variant})):
-    dot = f'.{kind}' if kind else ''
-    for stem in _STEMS:
-      single = path / f'{stem}{dot}.safetensors'
-      if single.is_file():
-        return [single]
-      index = path / f'{stem}.safetensors.index{dot}.json'
-      if index.is_file():
-        return _shards(index)
-  if (path / _PICKLE).is_file():
-    return [path / _PICKLE]
+  for suffix, stems in (('safetensors', _STEMS), ('bin', _PICKLES)):
+    for kind in (variant, *({'', 'fp16'} - {variant})):
+      dot = f'.{kind}' if kind else ''
+      for stem in stems:
+        single = path / f'{stem}{dot}.{suffix}'
+        if single.is_file():
+          return [single]
+        index = path / f'{stem}.{suffix}.index{dot}.json'
+        if index.is_file():
+          return _shards(index)
   raise UserError(
       f'{path} has no weights: neither {_STEMS[0]}.safetensors nor '
-      f'{_STEMS[1]}.safetensors, in one file or in shards, nor {_PICKLE}; '
+      f'{_STEMS[1]}.safetensors, in one file or in shards, nor '
+      f'{" nor ".join(f"{stem}.bin" for stem in _PICKLES)}; '
       'download them.')
 
 

@@ -103,6 +103,10 @@ def load(path: str | os.PathLike) -> Module:
   except PickleError as error:
     raise PickleError(f'{path}: {error}') from None
   except DAMAGE as error:
+    with path.open('rb') as file:
+      if file.read(64).lstrip().startswith(b'<'):
+        raise PickleError(f'{path} is a web page and no network; download the '
+                          'file itself.') from error
     raise PickleError(
         f'{path} is not an official network pickle, or is cut off or damaged '
         f'({excerpt(error)}); get it again.') from error
@@ -258,6 +262,11 @@ class Unpickler(pickle.Unpickler):
       return self._allowed[module, name]
     if name in _CLASSES.get(module, ()):
       return self._stand_in(name)
+    if module.startswith('dnnlib.tflib'):
+      raise PickleError(
+          'it is a network of TensorFlow (StyleGAN2 and before), of which '
+          'nothing was run; convert it by legacy.py of stylegan2-ada-pytorch '
+          '(python legacy.py --source=IN.pkl --dest=OUT.pkl).')
     raise PickleError(
         f'the pickle refers to {excerpt(f"{module}.{name}")[1:-1]}, which no '
         'weights need; it is refused, and nothing in it was run.')

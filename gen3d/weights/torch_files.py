@@ -23,7 +23,7 @@ from gen3d import files
 from gen3d.choices import UserError, excerpt
 from gen3d.weights import pickles
 
-_SUFFIXES = {'.safetensors', '.npz', '.pth', '.pt', '.bin'}
+_SUFFIXES = {'.safetensors', '.npz', '.pth', '.pt', '.bin', '.ckpt'}
 # (dtype, key, count) -> array [count].
 StorageReader = Callable[[np.dtype, str, int], np.ndarray | None]
 

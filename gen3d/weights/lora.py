@@ -1,0 +1,144 @@
+"""LoRA: low-rank changes of a network's matrices (Hu et al., 2106.09685).
+
+W + scale alpha / r B A, with A [r, in] and B [out, r]; alpha is r where a file
+has none. Read are the names of diffusers (with or without PEFT) and of
+kohya-ss, for the U-Net and the text encoder of Stable Diffusion. A file is
+applied as a whole or refused by the name that does not fit.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from gen3d.choices import UserError
+
+# What the two factors are called; the first is A.
+_FACTORS = {'lora_A': 0, 'lora_B': 1, 'lora_down': 0, 'lora_up': 1,
+            'lora.down': 0, 'lora.up': 1, 'lora_linear_layer.down': 0,
+            'lora_linear_layer.up': 1, '_lora.down': 0, '_lora.up': 1}
+_NAME = re.compile(r'(?P<target>.+?)(?P<kind>\.processor)?[._](?P<factor>'
+                   r'lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up|'
+                   r'lora_linear_layer\.down|lora_linear_layer\.up)'
+                   r'(\.default)?\.weight')
+_ALPHA = re.compile(r'(?P<target>.+)\.alpha')
+# Prefix of a name -> the part of a pipeline.
+_PARTS = {'unet.': 'unet', 'lora_unet_': 'unet', 'text_encoder.':
+          'text_encoder', 'lora_te_': 'text_encoder', 'base_model.model.': ''}
+
+
+class Change(NamedTuple):
+  """The change of one matrix: A, B and the factor of their product."""
+  down: np.ndarray
+  up: np.ndarray
+  scale: float
+
+
+def parse(setting: str) -> tuple[str, float]:
+  """(path, scale) of PATH or PATH:SCALE.
+
+  Raises:
+    UserError: the path is missing, or the scale is not a finite number.
+  """
+  path, colon, scale = setting.rpartition(':')
+  if not colon or scale.lower().endswith('.safetensors'):
+    path, scale = setting, '1'
+  try:
+    number = float(scale)
+  except ValueError:
+    number = np.nan
+  if not (path and np.isfinite(number)):
+    raise UserError(f'The LoRA {setting!r} should be PATH or PATH:SCALE, such '
+                    'as style.safetensors:0.8.')
+  return path, number
+
+
+def read(where: str, tensors: Mapping[str, np.ndarray], scale: float
+         ) -> dict[str, dict[str, Change]]:
+  """{part: {target: Change}} of a file; targets are as the file spells them.
+
+  Args:
+    where: the file, for messages.
+    tensors: of the file.
+    scale: factor of all changes.
+
+  Raises:
+    UserError: a tensor is of no known kind, or a factor is missing.
+  """
+  factors: dict[str, dict[int, np.ndarray]] = {}
+  alphas: dict[str, float] = {}
+  for name, tensor in tensors.items():
+    if match := _ALPHA.fullmatch(name):
+      alphas[match['target']] = float(np.asarray(tensor).ravel()[0])
+      continue
+    match = _NAME.fullmatch(name)
+    if not match:
+      raise UserError(f'{where}: {name[:80]} is no factor of a LoRA for '
+                      'Stable Diffusion (others, such as LoHa, DoRA and those '
+                      'for norms, are not applied); use a plain LoRA.')
+    index = _FACTORS[match['factor']]
+    # Older diffusers: attn1.processor.to_q_lora.down.
+    factors.setdefault(match['target'].replace('.processor.', '.'), {})[
+        index] = np.asarray(tensor, np.float32)
+  changes: dict[str, dict[str, Change]] = {}
+  for target, pair in factors.items():
+    prefix = next((p for p in _PARTS if target.startswith(p)), None)
+    if len(pair) < 2 or not prefix or not _PARTS[prefix]:
+      raise UserError(f'{where}: {target[:80]} has only one of two factors, or '
+                      'is not of a U-Net or a text encoder of Stable '
+                      'Diffusion; use a LoRA for it.')
+    rank = pair[0].shape[0]
+    changes.setdefault(_PARTS[prefix], {})[target.removeprefix(prefix)] = (
+        Change(pair[0], pair[1], scale * alphas.get(target, rank) / rank))
+  if not changes:
+    raise UserError(f'{where} holds no LoRA.')
+  return changes
+
+
+def apply(where: str, changes: Mapping[str, Change],
+          readers: Mapping[str, Callable[[], np.ndarray]]
+          ) -> dict[str, Callable[[], np.ndarray]]:
+  """Readers of the changed tensors of one network.
+
+  Args:
+    where: the file of the changes, for messages.
+    changes: {target: Change} of `read`.
+    readers: {PyTorch's name: function that reads the tensor}.
+
+  Raises:
+    UserError: a change is of no tensor of the network, or has another shape.
+  """
+  # kohya-ss writes underscores for dots, which cannot be undone by themselves.
+  names = {spell(name.removesuffix('.weight')): name for name in readers
+           if name.endswith('.weight')
+           for spell in (lambda n: n, lambda n: n.replace('.', '_'))}
+  changed = dict(readers)
+  for target, change in changes.items():
+    # Older diffusers has no index after to_out.
+    options = (target, f'{target}.0', f'text_model.{target}',
+               re.sub(r'^text_model[._]', '', target))
+    name = next((names[o] for o in options if o in names), None)
+    if name is None:
+      raise UserError(f'{where} changes {target[:80]}, which this network does '
+                      'not have; it is a LoRA of another model.')
+    changed[name] = functools.partial(
+        _changed, f'{where}: {target}', readers[name], change)
+  return changed
+
+
+def _changed(where: str, read: Callable[[], np.ndarray],
+             change: Change) -> np.ndarray:
+  """The tensor plus the product of the factors."""
+  tensor = read()
+  down, up, scale = change
+  rank = down.shape[0]
+  if not (up.ndim == down.ndim >= 2 and up.shape[1] == rank and (
+      up.shape[0], down[0].size) == (tensor.shape[0], tensor[0].size)):
+    raise UserError(
+        f'{where} has factors of {list(up.shape)} and {list(down.shape)} for a '
+        f'tensor of {list(tensor.shape)}; it is a LoRA of another model.')
+  product = up.reshape(-1, rank) @ down.reshape(rank, -1)
+  # In single precision: changes are often below the steps of a half.
+  return tensor.astype(np.float32) + scale * product.reshape(tensor.shape)

@@ -1,0 +1,322 @@
+"""Stable Diffusion in one file, and LoRA files: the folder's weights again."""
+
+import json
+import shutil
+
+import checkpoint_folders
+import numpy as np
+import pytest
+import torch_state
+from official_pickles import Name
+from safetensors import numpy as safetensors
+
+from gen3d.choices import UserError
+from gen3d.diffusion import pretrained
+from gen3d.models import autoencoder, clip
+from gen3d.models import stable_diffusion as sd
+from gen3d.weights import hub, lora
+
+PARTS = ('unet', 'vae', 'text_encoder')
+LEVELS = {'block_out_channels': [32, 64, 64, 96], 'layers_per_block': 2}
+
+
+@pytest.fixture(scope='module', params=['1.x', '2.x'])
+def folder(request, tmp_path_factory):
+  """A small Stable Diffusion with the heads that single files imply."""
+  second = request.param == '2.x'
+  path = tmp_path_factory.mktemp('sd')
+  unet = LEVELS | {'cross_attention_dim': 128, 'sample_size': 64} | (
+      {'attention_head_dim': [1, 1, 1, 1], 'use_linear_projection': True}
+      if second else {'attention_head_dim': 8})
+  checkpoint_folders.write_pipeline(
+      path, unet, {'block_out_channels': [32, 64, 64], 'layers_per_block': 1,
+                   'sample_size': 512},
+      {'hidden_size': 128, 'intermediate_size': 512, 'num_hidden_layers': 2,
+       'num_attention_heads': 2,
+       'hidden_act': 'gelu' if second else 'quick_gelu'})
+  return path
+
+
+def original_unet(name, blocks=2, levels=4):
+  """The name of a tensor of the U-Net in the authors' code."""
+  for new, old in (('time_embedding.linear_1', 'time_embed.0'),
+                   ('time_embedding.linear_2', 'time_embed.2'),
+                   ('conv_norm_out', 'out.0'), ('conv_out', 'out.2'),
+                   ('conv_in', 'input_blocks.0.0')):
+    if name.startswith(f'{new}.'):
+      return name.replace(new, old, 1)
+  words = name.split('.')
+  for new, old in (('norm1', 'in_layers.0'), ('conv1', 'in_layers.2'),
+                   ('time_emb_proj', 'emb_layers.1'), ('norm2', 'out_layers.0'),
+                   ('conv2', 'out_layers.3'),
+                   ('conv_shortcut', 'skip_connection')):
+    if 'resnets' in words and words[-2] == new:
+      words[-2] = old
+  if words[0] == 'mid_block':
+    index = {'resnets.0': 0, 'attentions.0': 1, 'resnets.1': 2}
+    return '.'.join([f'middle_block.{index[".".join(words[1:3])]}',
+                     *words[3:]])
+  level, kind, i = int(words[1]), words[2], int(words[3])
+  if words[0] == 'down_blocks':
+    at = 1 + level * (blocks + 1) + (blocks if 'samplers' in kind else i)
+    rest = ['0', 'op', *words[5:]] if 'samplers' in kind else [
+        '0' if kind == 'resnets' else '1', *words[4:]]
+    return '.'.join(['input_blocks', str(at), *rest])
+  at = level * (blocks + 1) + (blocks if 'samplers' in kind else i)
+  # The coarsest level has no attention before its upsampling.
+  rest = (['1' if level == 0 else '2', 'conv', *words[5:]]
+          if 'samplers' in kind else
+          ['0' if kind == 'resnets' else '1', *words[4:]])
+  return '.'.join(['output_blocks', str(at), *rest])
+
+
+def original_vae(name, levels=3):
+  """The name of a tensor of the autoencoder in the authors' code."""
+  words = name.split('.')
+  if words[0] not in ('encoder', 'decoder'):
+    return name
+  if words[1] == 'mid_block':
+    where = ('attn_1' if words[2] == 'attentions'
+             else f'block_{int(words[3]) + 1}')
+    leaf = {'group_norm': 'norm', 'to_q': 'q', 'to_k': 'k', 'to_v': 'v',
+            'to_out': 'proj_out'}.get(words[4], words[4])
+    rest = [leaf, words[-1]] if words[2] == 'attentions' else words[4:]
+    return '.'.join([words[0], 'mid', where, *rest])
+  if words[1] in ('down_blocks', 'up_blocks'):
+    kind = words[1].removesuffix('_blocks')
+    level = int(words[2]) if kind == 'down' else levels - 1 - int(words[2])
+    rest = (['block', *words[4:]] if words[3] == 'resnets'
+            else [f'{kind}sample', *words[5:]])
+    name = '.'.join([words[0], kind, str(level), *rest])
+    return name.replace('conv_shortcut', 'nin_shortcut')
+  return name.replace('conv_norm_out', 'norm_out')
+
+
+def original_text(tensors, second):
+  """The tensors of the text encoder in the authors' code."""
+  if not second:
+    return {f'cond_stage_model.transformer.{name}': x
+            for name, x in tensors.items()}
+  result, whole = {}, {}
+  for name, x in tensors.items():
+    short = name.removeprefix('text_model.')
+    for new, old in (('embeddings.position_embedding.weight',
+                      'positional_embedding'),
+                     ('embeddings.token_embedding', 'token_embedding'),
+                     ('final_layer_norm', 'ln_final'),
+                     ('encoder.layers', 'transformer.resblocks'),
+                     ('layer_norm1', 'ln_1'), ('layer_norm2', 'ln_2'),
+                     ('mlp.fc1', 'mlp.c_fc'), ('mlp.fc2', 'mlp.c_proj'),
+                     ('self_attn', 'attn')):
+      short = short.replace(new, old)
+    for third in 'qkv':
+      if f'.{third}_proj.' in short:
+        whole.setdefault(short.replace(f'{third}_proj.', 'in_proj_'), {})[
+            third] = x
+        break
+    else:
+      result[short] = x
+  result |= {name: np.concatenate([thirds[t] for t in 'qkv'])
+             for name, thirds in whole.items()}
+  # One more layer, which is not used, and what else such files have.
+  last = {name.replace('resblocks.1.', 'resblocks.2.'): x + 1
+          for name, x in result.items() if 'resblocks.1.' in name}
+  result |= last | {'text_projection': np.ones((4, 4), np.float16)}
+  return {f'cond_stage_model.model.{name}': x for name, x in result.items()}
+
+
+def original(folder):
+  """All tensors of a folder under the names of the authors' code."""
+  read = lambda part: safetensors.load_file(folder / part / 'model.safetensors')
+  stored = {f'model.diffusion_model.{original_unet(name)}': x
+            for name, x in read('unet').items()}
+  second = 'use_linear_projection' in (
+      folder / 'unet' / 'config.json').read_text()
+  for name, x in read('vae').items():
+    old = f'first_stage_model.{original_vae(name)}'
+    stored[old] = x[:, :, None, None] if (
+        '.attn_1.' in old and x.ndim == 2) else x
+  stored |= original_text(read('text_encoder'), second)
+  return stored | {'model_ema.decay': np.float32([0.5]),
+                   'betas': np.ones(4, np.float32)}
+
+
+@pytest.fixture(scope='module')
+def single(folder, tmp_path_factory):
+  file = tmp_path_factory.mktemp('single') / 'v1-5.safetensors'
+  safetensors.save_file(
+      {name: np.ascontiguousarray(x) for name, x in original(folder).items()},
+      file)
+  return file
+
+
+def check_equal(file, folder):
+  for part in PARTS:
+    ours, theirs = hub.read_part(file, part), hub.read(folder / part)
+    extra = {'position_ids'}
+    assert {*ours.tensors} == {*theirs.tensors} - extra
+    for name in theirs.tensors:
+      np.testing.assert_array_equal(
+          ours.tensors[name], theirs.tensors[name], err_msg=name)
+    read = {'unet': sd.unet_config, 'vae': autoencoder.autoencoder_config,
+            'text_encoder': clip.text_config}[part]
+    assert read(ours) == read(theirs)
+
+
+def test_a_single_file_has_the_tensors_and_configs_of_the_folder(
+    single, folder):
+  check_equal(single, folder)
+
+
+def test_a_checkpoint_of_lightning_is_read_and_runs_nothing(single, folder):
+  tensors = safetensors.load_file(single)
+  file = torch_state.save(
+      single.with_suffix('.ckpt'), tensors, 'state_dict', global_step=5,
+      callbacks={Name('pytorch_lightning.callbacks.model_checkpoint',
+                      'ModelCheckpoint'): {'best': 1}})
+  check_equal(file, folder)
+
+
+def test_configs_of_a_pipeline_beside_the_file_are_used(
+    single, folder, tmp_path):
+  copy = shutil.copytree(folder, tmp_path / 'sd')
+  shutil.copy(single, copy / 'v1-5.safetensors')
+  config = copy / 'unet' / 'config.json'
+  content = json.loads(config.read_text())
+  config.write_text(json.dumps(content | {'sample_size': 24}))
+  found = hub.read_part(copy / 'v1-5.safetensors', 'unet')
+  assert found.config['sample_size'] == 24
+  assert pretrained.stable_diffusion_teacher(
+      copy / 'v1-5.safetensors').latent == (24, 24, 4)
+
+
+def test_a_teacher_of_a_single_file_needs_the_tokenizer_beside_it(
+    single, folder, monkeypatch):
+  second = hub.read_part(single, 'unet').config['use_linear_projection']
+  options = {'prediction': 'v_prediction'} if second else {}
+  monkeypatch.setattr(hub, '_download', lambda *args: _raise_offline())
+  with pytest.raises(UserError, match='holds no tokenizer.*tokenizer. into'):
+    pretrained.stable_diffusion_teacher(single, **options)
+  shutil.copytree(folder / 'tokenizer', single.parent / 'tokenizer')
+  teacher = pretrained.stable_diffusion_teacher(single, **options)
+  assert teacher.latent == ((96, 96, 4) if second else (64, 64, 4))
+  if second:
+    with pytest.raises(UserError, match='prediction=v_prediction'):
+      pretrained.stable_diffusion_teacher(single)
+
+
+def _raise_offline():
+  raise UserError('the hub cannot be reached.')
+
+
+@pytest.mark.parametrize('lose, words', [
+    ('first_stage_model.', 'no autoencoder'),
+    ('cond_stage_model.', 'no text encoder'),
+    ('model.diffusion_model.', 'no U-Net'),
+    ('model.diffusion_model.output_blocks.', 'no tensor output_blocks')])
+def test_files_of_a_part_are_refused_by_name(single, tmp_path, lose, words):
+  file = tmp_path / 'part.safetensors'
+  safetensors.save_file(
+      {name: x for name, x in safetensors.load_file(single).items()
+       if not name.startswith(lose)}, file)
+  with pytest.raises(UserError, match=f'part.safetensors .*{words}'):
+    hub.read_part(file, 'vae')
+
+
+@pytest.mark.parametrize('name, words', [
+    ('conditioner.embedders.0.x', 'Stable Diffusion XL'),
+    ('unet.a.lora_A.weight', 'LoRA'), ('x', 'no U-Net')])
+def test_other_single_files_are_named(tmp_path, name, words):
+  safetensors.save_file({name: np.zeros(2, np.float32)},
+                        tmp_path / 'a.safetensors')
+  with pytest.raises(UserError, match=f'a.safetensors is .*{words}'):
+    hub.read_part(tmp_path / 'a.safetensors', 'unet')
+  with pytest.raises(UserError, match='a.safetensors is a file'):
+    hub.locate(tmp_path / 'a.safetensors', ['unet', 'text_encoder'])
+
+
+def lora_file(path, folder, style):
+  """A LoRA of two matrices and a convolution; returns {part: {name: W}}."""
+  rng = np.random.default_rng(0)
+  unet = 'down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_out.0'
+  text = 'text_model.encoder.layers.1.mlp.fc1'
+  conv = 'up_blocks.1.resnets.0.conv1'
+  stored, expected = {}, {'unet': {}, 'text_encoder': {}}
+  for part, name in (('unet', unet), ('unet', conv), ('text_encoder', text)):
+    whole = np.float32(hub.read(folder / part).tensors[f'{name}.weight'])
+    down = rng.normal(size=(3, *whole.shape[1:])).astype(np.float32)
+    up = rng.normal(size=(len(whole), 3, *(1 for _ in whole.shape[2:]))).astype(
+        np.float32)
+    product = np.einsum('or,ri->oi', up.reshape(-1, 3), down.reshape(3, -1))
+    alpha = 3.0
+    if style == 'kohya':
+      alpha = 1.5
+      prefix = {'unet': 'lora_unet_', 'text_encoder': 'lora_te_'}[part]
+      key = prefix + name.replace('.', '_')
+      stored |= {f'{key}.alpha': np.array(alpha, np.float32),
+                 f'{key}.lora_down.weight': down, f'{key}.lora_up.weight': up}
+    elif style == 'peft':
+      stored |= {f'{part}.{name}.lora_A.weight': down,
+                 f'{part}.{name}.lora_B.weight': up}
+    else:
+      key = f'{part}.{name.removesuffix(".0")}'
+      stored |= {f'{key}.lora.down.weight': down, f'{key}.lora.up.weight': up}
+    expected[part][f'{name}.weight'] = (
+        whole + 0.5 * alpha / 3 * product.reshape(whole.shape))
+  safetensors.save_file(stored, path)
+  return expected
+
+
+@pytest.mark.parametrize('style', ['kohya', 'peft', 'diffusers'])
+def test_a_lora_adds_its_products_and_nothing_else(folder, tmp_path, style):
+  file = tmp_path / 'style.safetensors'
+  expected = lora_file(file, folder, style)
+  for part in PARTS:
+    plain = hub.read(folder / part).tensors
+    changed = hub.read_part(folder, part, changes=f'{file}:0.5').tensors
+    assert {*plain} == {*changed}
+    for name in plain:
+      target = expected.get(part, {}).get(name)
+      if target is None:
+        np.testing.assert_array_equal(changed[name], plain[name])
+      else:
+        np.testing.assert_allclose(changed[name], target, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name, other, words', [
+    ('unet.down_blocks.9.to_q.lora_A.weight',
+     'unet.down_blocks.9.to_q.lora_B.weight', 'changes down_blocks.9.to_q'),
+    ('unet.down_blocks.0.to_q.lora_A.weight', 'unet.conv_in.lora_A.weight',
+     'only one of two factors'),
+    ('lora_te2_a.lora_down.weight', 'lora_te2_a.lora_up.weight',
+     'not of a U-Net'),
+    ('lora_unet_a.hada_w1_a', 'lora_unet_a.hada_w1_b', 'LoHa'),
+    ('unet.conv_in.lora_A.weight', 'unet.conv_in.lora_B.weight',
+     'LoRA of another model')])
+def test_a_lora_that_does_not_fit_is_refused_by_name(
+    folder, tmp_path, name, other, words):
+  safetensors.save_file({x: np.ones((2, 2), np.float32)
+                         for x in (name, other)}, tmp_path / 'a.safetensors')
+  with pytest.raises(UserError, match=f'a.safetensors.*{words}'):
+    dict(hub.read_part(
+        folder, 'unet', changes=f'{tmp_path}/a.safetensors').tensors)
+
+
+def test_the_scale_of_a_lora_follows_its_path():
+  assert lora.parse('a/b.safetensors') == ('a/b.safetensors', 1.0)
+  assert lora.parse('a/b.safetensors:0.75') == ('a/b.safetensors', 0.75)
+  for setting in ('a.safetensors:x', 'a.safetensors:nan', ':1'):
+    with pytest.raises(UserError, match='PATH:SCALE'):
+      lora.parse(setting)
+
+
+@pytest.mark.parametrize('stem', [
+    'diffusion_pytorch_model', 'diffusion_pytorch_model.fp16',
+    'pytorch_model', 'pytorch_model.fp16'])
+def test_pytorch_files_of_both_stems_and_variants_are_read(tmp_path, stem):
+  tensors = checkpoint_folders.random_tensors()
+  checkpoint_folders.write_network(tmp_path, tensors)
+  torch_state.save(tmp_path / f'{stem}.bin', {'x': np.zeros(2)})
+  assert {*hub.read(tmp_path).tensors} == {*tensors}
+  (tmp_path / 'model.safetensors').unlink()
+  assert {*hub.read(tmp_path).tensors} == {'x'}
