@@ -4,14 +4,18 @@ A file that is read may be damaged, or made to harm: what it declares is
 checked before memory is allocated for it.
 """
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import pathlib
 import re
 import secrets
+import shutil
 import stat
 import sys
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Generator
@@ -71,9 +75,40 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def cache_dir() -> pathlib.Path:
-  """Returns the folder of caches: $GEN3D_CACHE, else ~/.cache/gen3d."""
-  return pathlib.Path(os.environ.get('GEN3D_CACHE') or
-                      pathlib.Path.home() / '.cache' / 'gen3d')
+  """Returns the folder of caches: $GEN3D_CACHE, else ~/.cache/gen3d.
+
+  Where it cannot be written, it is a temporary folder of this process, and a
+  note is printed once.
+  """
+  given = os.environ.get('GEN3D_CACHE')
+  path = (pathlib.Path(given).expanduser() if given else home_cache())
+  return path if _is_writable(path) else _temporary_cache(path)
+
+
+def home_cache() -> pathlib.Path:
+  """Returns ~/.cache/gen3d, or a temporary path where there is no home."""
+  try:
+    return pathlib.Path.home() / '.cache' / 'gen3d'
+  except RuntimeError:
+    return pathlib.Path(tempfile.gettempdir()) / f'gen3d-{os.getuid()}'
+
+
+def _is_writable(path: pathlib.Path) -> bool:
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return False
+  return os.access(path, os.W_OK | os.X_OK)
+
+
+@functools.cache
+def _temporary_cache(path: pathlib.Path) -> pathlib.Path:
+  """A folder instead of the cache at `path`; deleted when the process ends."""
+  folder = tempfile.mkdtemp(prefix='gen3d-cache-')
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  print(f'Nothing is kept for the next run, because {path} cannot be written; '
+        'set GEN3D_CACHE to a folder that can.', file=sys.stderr)
+  return pathlib.Path(folder)
 
 
 def read_file(path: str | os.PathLike) -> bytes:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from configs import text_to_image as config_file
 from gen3d import assets
+from gen3d.engine import cli
 from gen3d.tasks import text_to_image
 
 
@@ -59,3 +60,14 @@ def test_sample_refuses_what_it_cannot_do(tmp_path):
 def test_evaluate_says_what_is_missing(tmp_path):
   assert _refused(_run('evaluate', f'--runs={tmp_path}'),
                   'no finished text-to-3D run', str(tmp_path))
+
+
+def test_home_folders_in_values_of_flags_are_expanded(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  expanded = {
+      '--workdir=~/runs': '--workdir=/home/me/runs',
+      '--config.data.path=~/a,~/b': '--config.data.path=/home/me/a,/home/me/b',
+      '--config=~/nerf.py:tiny': '--config=/home/me/nerf.py:tiny',
+      '--prompts=a ~ sign': '--prompts=a ~ sign', '~/a=b': '~/a=b'}
+  for argument, expected in expanded.items():
+    assert cli._expanded(argument) == expected

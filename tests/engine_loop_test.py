@@ -136,6 +136,32 @@ def test_finish_runs_once_per_number_of_steps(tmp_path):
   assert len(calls) == 2  # After step 5 and after step 8.
 
 
+def test_results_of_a_moved_workdir_are_known_and_deleted_ones_made_again(
+    tmp_path):
+  calls = []
+
+  def writing(task):
+    def finish(state, workdir):
+      calls.append(workdir)
+      (pathlib.Path(workdir) / 'mesh.glb').write_text('mesh')
+      return [pathlib.Path(workdir) / 'mesh.glb']
+    return task._replace(finish=finish)
+
+  run(tmp_path / 'run', writing, steps=3)
+  marker = json.loads((tmp_path / 'run' / 'finished.json').read_text())
+  assert marker == {'step': 3, 'files': ['mesh.glb']}
+  (tmp_path / 'run').rename(tmp_path / 'moved')
+  run(tmp_path / 'moved', writing, steps=3)
+  assert len(calls) == 1
+  (tmp_path / 'moved' / 'mesh.glb').unlink()
+  run(tmp_path / 'moved', writing, steps=3)
+  assert (tmp_path / 'moved' / 'mesh.glb').exists()
+  (tmp_path / 'moved' / 'finished.json').write_text('[')
+  run(tmp_path / 'moved', writing, steps=3)
+  assert len(calls) == 3
+  assert run(tmp_path / 'moved', writing, steps=5).step == 5
+
+
 def test_workdir_of_another_config_is_refused(tmp_path):
   run(tmp_path / 'run', steps=2)
   stored = (tmp_path / 'run' / 'config.json').read_text()

@@ -332,3 +332,32 @@ def test_unwritable_folder_is_a_user_error(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='Cannot write .*/file/a.bin: '):
     files.write_bytes(tmp_path / 'file' / 'a.bin', b'')
+
+
+@pytest.mark.parametrize('cache', ['file', 'file/below', '/proc/cache'])
+def test_a_cache_that_cannot_be_written_is_replaced_with_one_note(
+    tmp_path, monkeypatch, capsys, cache):
+  (tmp_path / 'file').write_text('not a folder')
+  monkeypatch.setenv('GEN3D_CACHE', str(tmp_path / cache))
+  folder = files.cache_dir()
+  files.write_bytes(folder / 'a' / 'b', b'1')
+  assert files.cache_dir() == folder
+  assert capsys.readouterr().err.count('Nothing is kept for the next run') == 1
+
+
+def test_the_cache_without_a_home(monkeypatch):
+  def no_home():
+    raise RuntimeError('Could not determine home directory.')
+
+  monkeypatch.delenv('GEN3D_CACHE', raising=False)
+  monkeypatch.setattr(pathlib.Path, 'home', no_home)
+  assert files.home_cache().name == f'gen3d-{os.getuid()}'
+  assert files.cache_dir().is_dir()
+
+
+@pytest.mark.parametrize('name, is_one', [
+    ('a/._b.png', True), ('__MACOSX/a.png', True), ('x\\__MACOSX\\a', True),
+    ('Thumbs.db', True), ('a/desktop.ini', True), ('.DS_Store', True),
+    ('a/b.png', False), ('a/_b.png', False), ('.hidden.png', False)])
+def test_files_of_operating_systems(name, is_one):
+  assert files.is_system_file(name) == is_one

@@ -1,5 +1,8 @@
 """io.video: round trips, streaming and errors of the encoder."""
 
+import subprocess
+
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
@@ -24,6 +27,27 @@ def test_video_round_trip(tmp_path, height, width):
   # The index comes before the pictures.
   data = path.read_bytes()
   assert data.index(b'moov') < data.index(b'mdat') and b'avc1' in data
+
+
+def test_colors_are_of_bt709_and_tagged(tmp_path):
+  colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 120, 40]],
+                    np.uint8)
+  frames = np.broadcast_to(
+      np.repeat(colors, 16, axis=0), (4, 64, 64, 3))
+  video.save(tmp_path / 'a.mp4', frames)
+  told = subprocess.run(
+      [imageio_ffmpeg.get_ffmpeg_exe(), '-i', str(tmp_path / 'a.mp4')],
+      capture_output=True, text=True).stderr
+  assert 'yuv420p(tv, bt709, ' in told
+  back, _ = video.load(tmp_path / 'a.mp4')
+  np.testing.assert_allclose(back[2, 32, 8::16], colors, atol=6)
+  # The luma of BT.709 for green: 16 + 219 * 0.7152.
+  raw = subprocess.run(
+      [imageio_ffmpeg.get_ffmpeg_exe(), '-loglevel', 'error', '-i',
+       str(tmp_path / 'a.mp4'), '-f', 'rawvideo', '-pix_fmt', 'yuv420p', '-'],
+      capture_output=True).stdout
+  luma = np.frombuffer(raw, np.uint8)[:64 * 64].reshape(64, 64)
+  assert abs(int(luma[32, 24]) - 173) < 4
 
 
 def test_frames_of_another_type_or_number_are_refused(tmp_path):

@@ -31,6 +31,14 @@ NETWORK = eg3d.Generator(
     super_resolution_clamp=256)
 
 
+def test_stylegan3_is_named(tmp_path):
+  (tmp_path / 'stylegan3-t.pkl').write_bytes(dumps({'G_ema': module(
+      'Generator', {'synthesis.input.weight': np.zeros((2, 2), np.float32)},
+      z_dim=2)}))
+  with pytest.raises(pickles.PickleError, match='StyleGAN3.*alias-free'):
+    nvidia.load(tmp_path / 'stylegan3-t.pkl')
+
+
 @pytest.fixture(scope='module')
 def variables():
   label, z = jnp.zeros((1, 25)), jnp.zeros((1, 8))

@@ -286,6 +286,16 @@ def test_texts_are_padded_with_the_token_of_the_folder(tmp_path, pad):
   assert (tokens.dtype, mask.dtype) == (np.int32, np.float32)
 
 
+def test_texts_that_are_cut_are_told(tmp_path, caplog):
+  ids = write_tokenizer(tmp_path, '!')
+  tokenizer = hub.load_tokenizer(tmp_path, len(ids), 7)
+  assert tokenizer.fits('z ' * 5) and not tokenizer.fits('z ' * 6)
+  tokenizer(['z ' * 5])
+  assert not caplog.text
+  tokenizer(['z ' * 6])
+  assert 'takes 7 tokens' in caplog.text
+
+
 def test_a_tokenizer_of_another_encoder_is_a_user_error(tmp_path):
   ids = write_tokenizer(tmp_path, '!')
   for vocab in (len(ids) - 1, 49408):

@@ -169,6 +169,9 @@ def test_invalid_arrays_do_not_reach_memory(tmp_path, hostile, said):
 @pytest.mark.parametrize('content, said', [
     (b'', 'not an official network pickle'),
     (b'\x89PNG\r\n', 'not an official network pickle'),
+    (b'<!DOCTYPE html><html>', 'is a web page'),
+    (dumps((None, None, Call(Name('dnnlib.tflib.network', 'Network')))),
+     'a network of TensorFlow .* legacy.py'),
     (dumps([1, 2]), 'contains no network G_ema'),
     (dumps({'G': 1}), 'contains no network G_ema'),
     (dumps({'G_ema': network()[0]})[:-40], 'not an official network pickle')])

@@ -6,6 +6,7 @@ its traceback.
 """
 
 import logging as python_logging
+import os
 import re
 import sys
 import warnings
@@ -118,11 +119,25 @@ def _parse(argv):
   """
   if any(word in _HELP for word in argv[1:]):
     app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
+  argv = [_expanded(argument) for argument in argv]
   try:
     check_config(argv)
     return flags.FLAGS(_with_paths(argv))
   except (UserError, flags.Error) as error:
     _fail(error)
+
+
+def _expanded(argument):
+  """An argument with the home folder for ~ in the paths of its value.
+
+  A shell expands ~ at the start of an argument, but not in --name=~/a,~/b.
+  """
+  flag, equals, value = argument.partition('=')
+  if not (flag.startswith('-') and equals):
+    return argument
+  return flag + equals + ','.join(
+      os.path.expanduser(part) if part.startswith('~') else part
+      for part in value.split(','))
 
 
 def _with_paths(argv):

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from gen3d import files
 from gen3d.choices import UserError
 
 
@@ -75,7 +76,7 @@ def cache_compilations() -> None:
   cannot be written, prints a warning and disables the cache.
   """
   path = pathlib.Path(os.environ.get('JAX_COMPILATION_CACHE_DIR')
-                      or pathlib.Path.home() / '.cache' / 'gen3d' / 'jax')
+                      or files.home_cache() / 'jax').expanduser()
   try:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):

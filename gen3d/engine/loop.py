@@ -207,11 +207,16 @@ def _finish(task, config, workdir, state):
   marker = workdir / 'finished.json'
   before = files.read_result(marker, _FINISHED)
   if before and before['step'] == int(state.step):
-    return state, before['files']
+    listed = [str(workdir / name) for name in before['files']]
+    # Results that were deleted are made again.
+    if all(map(os.path.exists, listed)):
+      return state, listed
   with notices.slow('Writing the results'):
     written = [str(file) for file in task.finish(state, str(workdir)) or ()]
-  files.write_bytes(marker, json.dumps(
-      {'step': int(state.step), 'files': written}).encode())
+  # Relative, so that the workdir may be moved.
+  files.write_bytes(marker, json.dumps({
+      'step': int(state.step),
+      'files': [os.path.relpath(file, workdir) for file in written]}).encode())
   return state, written
 
 

@@ -345,9 +345,5 @@ def _chunks_of(source: dataset.Images) -> Iterator[np.ndarray]:
 def _cache() -> pathlib.Path:
   """The folder of stored statistics, which is made."""
   folder = files.cache_dir() / 'fid'
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(f'Cannot write {folder}: {error.strerror}; set GEN3D_CACHE '
-                    'to a folder that can be written.') from error
+  folder.mkdir(parents=True, exist_ok=True)
   return folder

@@ -125,7 +125,7 @@ def load(path: str | os.PathLike, up: str = 'y') -> tuple[Mesh, ...]:
       missing; it is of an unknown format, damaged, has no triangles, or
       vertices that are not finite.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(path).expanduser()
   formats = sorted(trimesh.available_formats() - _COMPRESSED)
   if path.suffix[1:].lower() not in formats:
     raise UserError(f'{path} is not a mesh file that can be read; choose one '

@@ -42,7 +42,10 @@ def save(path: str | os.PathLike, frames: np.ndarray | Iterable[np.ndarray],
       '-f', 'rawvideo', '-pix_fmt', 'rgb24', '-s', f'{width}x{height}',
       '-r', str(fps), '-i', '-', '-c:v', 'libx264', '-pix_fmt', 'yuv420p',
       # The index goes first, so that playback starts during the download.
-      '-crf', '18', '-movflags', '+faststart']
+      '-crf', '18', '-movflags', '+faststart',
+      # Players take untagged colors as BT.601 or BT.709 by the frame's size.
+      '-vf', 'scale=out_color_matrix=bt709:out_range=tv,setparams=range=tv:'
+      'colorspace=bt709:color_primaries=bt709:color_trc=bt709']
   with files.atomic_write(path) as temporary, tempfile.TemporaryFile() as log:
     # Not imageio_ffmpeg.write_frames, whose fork may deadlock with JAX.
     with subprocess.Popen([*command, str(temporary)], stdin=subprocess.PIPE,

@@ -191,8 +191,7 @@ def read_part(path: Path, part: str, variant: str = '',
   if not changes:
     return folder
   file, scale = lora.parse(changes)
-  found = lora.read(file, torch_files.read(
-      pathlib.Path(file).expanduser()), scale)
+  found = lora.read(file, torch_files.read(file), scale)
   tensors = folder.tensors
   return folder._replace(tensors=Tensors(lora.apply(
       file, found.get(part, {}),

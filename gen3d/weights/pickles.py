@@ -96,7 +96,7 @@ def load(path: str | os.PathLike) -> Module:
       that networks do not need.
     OSError: the file cannot be read.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(path).expanduser()
   try:
     with path.open('rb') as file:
       content = Unpickler(file).load()

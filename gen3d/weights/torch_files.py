@@ -73,7 +73,7 @@ def read_object(
     UserError: there is no such file, its ending is another, it is damaged, or
       it refers to other code.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(path).expanduser()
   if path.suffix.lower() not in _SUFFIXES:
     raise UserError(f'{path} is not in a supported format; give a file whose '
                     f'name ends in one of {sorted(_SUFFIXES)}.')

@@ -56,7 +56,7 @@ def read(path: str | os.PathLike, format: str = 'auto',
     UserError: files are missing or damaged, or a pose is singular; names the
       file.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(path).expanduser()
   check('format', (*FORMATS, 'auto'), format)
   if not path.is_dir():
     raise UserError(f'{path} is not a folder; give the one that holds the '

@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import os
 import pathlib
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -68,7 +67,7 @@ def open_images(path: str | os.PathLike) -> Images:
     source = tfds.open_split(str(path))
     return Images(str(path), source.names, source.labels, source.pixels,
                   source.pixels(0).shape[0], source.files)
-  path = pathlib.Path(path)
+  path = pathlib.Path(path).expanduser()
   if path.is_dir():
     members, read = archives.open_folder(path)
   elif zipfile.is_zipfile(path):
@@ -146,13 +145,8 @@ def check(images: Images, threads: int | None = None) -> None:
     for _ in notices.track(pool.map(check_size, range(len(images.names))),
                            'Checking images', len(images.names)):
       pass
-  try:
-    stamp.parent.mkdir(parents=True, exist_ok=True)
-    stamp.touch()
-  except OSError as error:
-    print(f'The check of {images.where} will be repeated at the next start, '
-          f'since {stamp.parent} cannot be written ({error.strerror}).',
-          file=sys.stderr)
+  stamp.parent.mkdir(parents=True, exist_ok=True)
+  stamp.touch()
 
 
 def batches(images: Images, size: int, seed: int, first_step: int = 0, *,
