@@ -1,5 +1,6 @@
 """Command lines that sample and evaluate, called as a user would."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -9,8 +10,10 @@ from PIL import Image
 
 from configs import text_to_image as config_file
 from gen3d import assets
-from gen3d.engine import cli
+from gen3d.engine import cli, config_files
 from gen3d.tasks import text_to_image
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def _run(module, *flags):
@@ -60,6 +63,18 @@ def test_sample_refuses_what_it_cannot_do(tmp_path):
 def test_evaluate_says_what_is_missing(tmp_path):
   assert _refused(_run('evaluate', f'--runs={tmp_path}'),
                   'no finished text-to-3D run', str(tmp_path))
+
+
+def test_configs_are_found_from_any_folder(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  path, variant = config_files.resolve('configs/nerf.py:tiny').split(':')
+  assert pathlib.Path(path) == ROOT / 'configs' / 'nerf.py'
+  assert variant == 'tiny'
+  assert config_files.resolve('configs/none.py') == 'configs/none.py'
+  # One of the user's own goes first.
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'nerf.py').touch()
+  assert config_files.resolve('configs/nerf.py') == 'configs/nerf.py'
 
 
 def test_home_folders_in_values_of_flags_are_expanded(monkeypatch):

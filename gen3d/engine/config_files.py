@@ -34,11 +34,15 @@ def resolve(text: str) -> str:
 
   Args:
     text: FILE.py[:VARIANT], which is returned as it is, or NAME[:VARIANT].
+      configs/NAME.py is the name where the current folder has no such file.
 
   Raises:
     UserError: gen3d has no config of this name.
   """
   name, colon, variant = text.partition(':')
+  beside = re.fullmatch(r'configs/(\w+)\.py', name)
+  if beside and not pathlib.Path(name).exists() and beside[1] in names():
+    name = beside[1]
   if not re.fullmatch(r'\w+', name) or pathlib.Path(name).exists():
     return text
   check('config', names(), name)
