@@ -259,6 +259,17 @@ def test_names_of_other_systems_are_found(tmp_path, name, stored):
   assert all(file.is_file() for file in names)
 
 
+def test_names_of_another_encoding_in_json_are_found(tmp_path):
+  write_dialect(tmp_path, around())
+  file = tmp_path / 'transforms.json'
+  file.write_bytes(file.read_bytes().replace(
+      b'images/000', 'images/caf\xe9'.encode('cp1252')))
+  (tmp_path / 'images' / '000.jpg').rename(
+      tmp_path / 'images' / 'caf\xe9.jpg')
+  assert len(posed.open_posed(tmp_path).names) + len(
+      posed.open_posed(tmp_path, 'test').names) == COUNT
+
+
 def test_pictures_of_one_name_in_two_folders_stay_apart(tmp_path):
   write_colmap_bin(tmp_path, around(), points_in_front(around())[0])
   file = tmp_path / 'sparse' / '0' / 'images.bin'

@@ -156,7 +156,9 @@ def test_files_of_a_finished_run_are_in_the_world_of_the_capture(
       params={**state.params, 'frame': moved}), tmp_path)
   assert {pathlib.Path(f).name for f in files} == {
       'test.json', 'test', 'turntable.mp4', 'preview.png', 'mesh.glb',
-      'mesh.ply'}
+      'mesh.ply', 'similarity.json'}
+  similarity = json.loads((tmp_path / 'similarity.json').read_text())
+  assert similarity == {'scene_to_mesh': np.diag([5.0, 5, 5, 1]).tolist()}
   scores = json.loads((tmp_path / 'test.json').read_text())
   assert scores['test/psnr'] > 18
   assert len(list((tmp_path / 'test').iterdir())) == 6

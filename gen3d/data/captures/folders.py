@@ -115,12 +115,15 @@ def _key(name: str) -> str:
 def read_json(file: pathlib.Path) -> Any:
   """Content of a JSON file in UTF-8 or UTF-16, with a byte order mark or not.
 
+  Bytes of other encodings become surrogates, as in `read_text`.
+
   Raises:
     UserError: it is missing, or not JSON.
   """
   try:
-    # From bytes, of which json detects the encoding.
-    return json.loads(file.read_bytes())
+    content = file.read_bytes()
+    return json.loads(content.decode(
+        json.detect_encoding(content), 'surrogateescape'))
   except OSError as error:
     raise UserError(f'{file} cannot be read ({error.strerror}).') from error
   except (ValueError, RecursionError) as error:
@@ -150,7 +153,8 @@ def read_numbers(file: pathlib.Path, count: int = 16) -> np.ndarray:
   except OSError as error:
     raise UserError(f'{file} is missing.') from error
   except ValueError as error:
-    raise UserError(f'{file} should hold numbers ({error}).') from error
+    raise UserError(f'{file} should hold numbers ({str(error)[:80]}).'
+                    ) from error
   if len(numbers) < count:
     raise UserError(f'{file} ends too early: it has {len(numbers)} numbers '
                     f'instead of {count}.')

@@ -76,7 +76,7 @@ def _read_rows(file: pathlib.Path) -> np.ndarray:
     raise UserError(f'{file} is missing.') from error
   except (ValueError, TypeError, EOFError, OSError, MemoryError,
           zipfile.BadZipFile) as error:
-    raise UserError(f'{file} cannot be read as an array ({error}).'
+    raise UserError(f'{file} cannot be read as an array ({str(error)[:80]}).'
                     ) from error
   if rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):
     raise UserError(f'{file} has the shape {rows.shape} instead of (N, 17).')
