@@ -164,7 +164,8 @@ def read_result(path: str | os.PathLike, schema: schemas.Schema | None = None
 
 def parse_json(content: bytes, where: Any,
                schema: schemas.Schema | None = None, kind: type = dict,
-               remedy: str = 'get it again', nan: bool = False) -> Any:
+               remedy: str = 'get it again', nan: bool = False,
+               errors: str = 'strict') -> Any:
   """The value of a JSON text in UTF-8, UTF-16 or UTF-32.
 
   A byte order mark may precede it.
@@ -176,6 +177,7 @@ def parse_json(content: bytes, where: Any,
     kind: type that the value must have: dict, or object for any.
     remedy: end of the messages.
     nan: whether NaN and infinities are accepted, as in results.
+    errors: of bytes.decode: what becomes of bytes of other encodings.
 
   Raises:
     UserError: it is not JSON, is nested too deep, has NaN, an infinity or half
@@ -186,7 +188,7 @@ def parse_json(content: bytes, where: Any,
 
   try:
     encoding = json.detect_encoding(content)
-    text = content.decode(encoding)
+    text = content.decode(encoding, errors)
     value = json.loads(text, parse_int=_parse_int,
                        parse_constant=float if nan else _refuse_constant)
     # Only escapes can be halves, which no file or terminal could be given.

@@ -218,7 +218,7 @@ def test_byte_order_marks_and_utf_16_are_read(tmp_path):
     file.write_text(text, encoding)
     assert len(posed.open_posed(tmp_path).names) == 15
   file.write_text(100_000 * '[')
-  with pytest.raises(UserError, match='not valid JSON'):
+  with pytest.raises(UserError, match='is not JSON'):
     posed.open_posed(tmp_path)
 
 

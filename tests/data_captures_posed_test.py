@@ -404,7 +404,7 @@ def test_errors_are_one_sentence_with_the_file(
 
 def test_invalid_json_is_named(tmp_path):
   (tmp_path / 'transforms.json').write_text('{"frames": [')
-  with pytest.raises(ValueError, match='transforms.json is not valid JSON'):
+  with pytest.raises(ValueError, match='transforms.json is not JSON'):
     posed.open_posed(tmp_path)
   (tmp_path / 'transforms.json').write_text('{"frames": [{}]}')
   with pytest.raises(ValueError, match='every frame needs "file_path"'):

@@ -21,7 +21,7 @@ def test_there_is_a_run_for_each_guidance_prompt_and_seed():
   folder = pathlib.Path('runs/asd/a-blue-car/seed_1')
   line = lines[folder]
   assert line[3:] == [
-      '--config=configs/score_distillation.py:asd',
+      '--config=score_distillation:asd',
       '--config.prompt=a blue car', '--config.seed=1', '--config.steps=8',
       f'--workdir={folder}']
 

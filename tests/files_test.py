@@ -137,7 +137,7 @@ def test_files_of_others_are_read_in_one_place():
                          r'\bimread\b') == set()
   # workdirs.py parses what ml_collections has just written.
   assert reading_modules(r'\bjson\.loads?\(') <= {
-      'files.py', 'engine/workdirs.py', 'data/captures/blender.py'}
+      'files.py', 'engine/workdirs.py'}
   # These read .npy, which is no archive.
   assert reading_modules(r'\bnp\.load\(') <= {
       'data/captures/llff.py', 'evaluation/fid.py', 'guidance/clip.py'}

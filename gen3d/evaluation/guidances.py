@@ -31,14 +31,14 @@ from gen3d.tasks import text_to_3d
 
 # Variants that differ in their guidance only.
 GUIDANCES = {
-    'sds': 'configs/dreamfusion.py',
-    'csd': 'configs/dreamfusion.py:csd',
-    'vsd': 'configs/prolific_dreamer.py',
-    'asd': 'configs/score_distillation.py:asd',
-    'bridge': 'configs/score_distillation.py:bridge',
-    'hifa': 'configs/score_distillation.py:hifa',
-    'ism': 'configs/score_distillation.py:ism',
-    'sdi': 'configs/score_distillation.py:sdi'}
+    'sds': 'dreamfusion',
+    'csd': 'dreamfusion:csd',
+    'vsd': 'prolific_dreamer',
+    'asd': 'score_distillation:asd',
+    'bridge': 'score_distillation:bridge',
+    'hifa': 'score_distillation:hifa',
+    'ism': 'score_distillation:ism',
+    'sdi': 'score_distillation:sdi'}
 RESAMPLES = 2000
 _VIEW = {'azimuth': 30.0, 'size': 64}  # of a run's picture
 
@@ -158,8 +158,9 @@ def read(pair: clip_pair.ClipPair, folder: pathlib.Path, seed: int) -> Run:
 
 def seconds_of(folder: pathlib.Path, steps: int) -> float:
   """Seconds of a run's steps, by the median of those that it logged."""
-  logged = [json.loads(line) for line in (
-      folder / 'scalars.jsonl').read_text().splitlines()]
+  file = folder / 'scalars.jsonl'
+  logged = [files.parse_json(line, file)
+            for line in file.read_bytes().splitlines()]
   step = np.array([row['step'] for row in logged])
   time = np.array([row['time'] for row in logged])
   return float(np.median(np.diff(time) / np.diff(step)) * steps)

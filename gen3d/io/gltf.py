@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gen3d import files
 from gen3d.choices import UserError
 
 SUFFIXES = ('.glb', '.gltf')
@@ -38,7 +39,8 @@ def readable(path: pathlib.Path) -> bytes | None:
     file is damaged, which trimesh says, or of another format.
 
   Raises:
-    UserError: the file needs a compression that cannot be read.
+    UserError: the file needs a compression that cannot be read, or its JSON is
+      damaged.
   """
   if path.suffix.lower() not in SUFFIXES:
     return None
@@ -91,11 +93,11 @@ def _parse(path: pathlib.Path) -> tuple[dict[str, Any], bytes]:
   """The JSON and, of a .glb, the binary chunk."""
   content = path.read_bytes()
   if content[:4] != b'glTF':
-    return json.loads(content), b''
+    return files.parse_json(content, path), b''
   size, = struct.unpack_from('<I', content, 12)
   at = 20 + size
   length, kind = struct.unpack_from('<I4s', content.ljust(at + 8, b'\0'), at)
-  return json.loads(content[20:at]), (
+  return files.parse_json(content[20:at], path), (
       content[at + 8:at + 8 + length] if kind == _BIN else b'')
 
 
@@ -110,7 +112,7 @@ def _content(path: pathlib.Path, buffer: dict[str, Any],
   file = (path.parent / uri).resolve()
   if not file.is_relative_to(path.parent.resolve()):
     raise ValueError('beyond the folder')
-  return file.read_bytes()
+  return files.read_file(file)
 
 
 def _floats(accessor: dict[str, Any], view: dict[str, Any],

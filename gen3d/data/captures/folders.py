@@ -1,18 +1,16 @@
 """Files of a capture's folder: images, splits, matrices in text files."""
 
 import functools
-import json
 import os
 import pathlib
-import sys
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import tqdm
 
+from gen3d import files, notices
 from gen3d.choices import UserError
 from gen3d.files import is_system_file
 
@@ -34,8 +32,7 @@ def tell(message: str) -> None:
   with _LOCK:  # Images are decoded in threads.
     if message not in _TOLD:
       _TOLD.add(message)
-      # Moves a progress bar out of the way.
-      tqdm.tqdm.write(message, file=sys.stderr)
+      notices.message(message)
 
 
 def files_in(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
@@ -120,14 +117,8 @@ def read_json(file: pathlib.Path) -> Any:
   Raises:
     UserError: it is missing, or not JSON.
   """
-  try:
-    content = file.read_bytes()
-    return json.loads(content.decode(
-        json.detect_encoding(content), 'surrogateescape'))
-  except OSError as error:
-    raise UserError(f'{file} cannot be read ({error.strerror}).') from error
-  except (ValueError, RecursionError) as error:
-    raise UserError(f'{file} is not valid JSON ({error}).') from error
+  return files.parse_json(files.read_file(file), file, kind=object,
+                          errors='surrogateescape')
 
 
 def read_text(file: pathlib.Path) -> str:
