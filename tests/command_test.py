@@ -61,7 +61,7 @@ def test_configs_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
   path = str(ROOT / 'configs/eg3d.py')
   assert config_files.resolve('eg3d') == path
   assert config_files.resolve('eg3d:cats') == path + ':cats'
-  assert config_files.resolve('configs/eg3d.py:cats') == 'configs/eg3d.py:cats'
+  assert config_files.resolve('configs/eg3d.py:cats') == path + ':cats'
   cli.check_config(['train', '--config=eg3d:tiny', '--config.steps=3'])
   cli.check_config(['train', '--config', 'eg3d:tiny', '--config.steps=3'])
   with pytest.raises(UserError, match="config 'dremfusion'.*'dreamfusion'"):

@@ -289,7 +289,8 @@ BAD = [
     ('blender', edit('transforms_train.json', lambda c: c['frames'][0].update(
         transform_matrix=[['a'] * 4] * 4)), 'r_1 has a matrix .* not made of'),
     ('blender', edit('transforms_train.json', lambda c: c['frames'][0].update(
-        transform_matrix=[[10 ** 400] * 4] * 4)), 'r_1 has a matrix .* not'),
+        transform_matrix=[[10 ** 400] * 4] * 4)),
+     'r_1 has numbers .* not finite'),
     ('blender', edit('transforms_train.json', lambda c: c['frames'][0].update(
         file_path=['r_1'])), 'every frame needs "file_path", a string'),
     ('blender', edit('transforms_train.json', lambda c: c['frames'][0].update(

@@ -16,8 +16,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def _write(folder, rate, psnr, gigabytes):
   folder.mkdir(parents=True)
-  lines = [{'step': 0, 'psnr': 3.0}] + [
-      {'step': 100 * (i + 1), 'test/psnr': x, 'test/ssim': x / 40}
+  lines = [{'step': 0, 'time': 0.0, 'psnr': 3.0}] + [
+      {'step': 100 * (i + 1), 'time': 0.0, 'test/psnr': x, 'test/ssim': x / 40}
       for i, x in enumerate(psnr)]
   (folder / 'scalars.jsonl').write_text('\n'.join(map(json.dumps, lines)))
   (folder / representations.BENCHMARK).write_text(json.dumps({

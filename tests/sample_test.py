@@ -93,7 +93,8 @@ def test_images_of_the_shipped_model(tmp_path):
 @pytest.mark.parametrize('flags, sentence', [
     ((), 'The flag --out is missing'),
     (('--out=x', '--prompts=;'), 'No prompt is given'),
-    (('--out=x', '--teacher=deepfloyd', '--sides=2'), 'deepfloyd has none'),
+    (('--out=x', '--teacher=deepfloyd', '--sides=2'),
+     '--sides has no effect with --teacher=deepfloyd'),
     (('--out=x', '--seeds=0-7'), 'seeds')])
 def test_missing_and_invalid_flags(flags, sentence):
   done = run(*flags)

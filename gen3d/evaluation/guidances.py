@@ -18,7 +18,7 @@ import numpy as np
 
 from gen3d import assets, files
 from gen3d.choices import UserError, pick
-from gen3d.engine import cli, sweeps
+from gen3d.engine import cli, report, sweeps
 from gen3d.evaluation import text_to_3d as runs_evaluation
 from gen3d.evaluation.text_to_3d import RunScores
 from gen3d.guidance import prompts as prompting
@@ -158,9 +158,7 @@ def read(pair: clip_pair.ClipPair, folder: pathlib.Path, seed: int) -> Run:
 
 def seconds_of(folder: pathlib.Path, steps: int) -> float:
   """Seconds of a run's steps, by the median of those that it logged."""
-  file = folder / 'scalars.jsonl'
-  logged = [files.parse_json(line, file)
-            for line in file.read_bytes().splitlines()]
+  logged = report.read_scalars(folder / 'scalars.jsonl')
   step = np.array([row['step'] for row in logged])
   time = np.array([row['time'] for row in logged])
   return float(np.median(np.diff(time) / np.diff(step)) * steps)

@@ -253,7 +253,7 @@ def distill(
   """
   text = texts.add_depth(teacher, weights, text, render)
   color_only = render.color_only
-  loss, metrics, x = distillation_loss(
+  loss, metrics, x = _distill(
       teacher, settings, weights, key, render.image[None], text, step,
       None if color_only is None else color_only[None])
   return loss, metrics, x, text
@@ -262,8 +262,7 @@ def distill(
 def distillation_loss(
     teacher: Teacher, settings: Settings, weights: Weights, key: jax.Array,
     images: jax.Array, text: texts.ViewText, step: jax.Array | int,
-    color_only: jax.Array | None = None
-) -> tuple[jax.Array, Metrics, jax.Array]:
+    color_only: jax.Array | None = None) -> tuple[jax.Array, Metrics]:
   """A surrogate loss whose gradient in x is w g / B (DreamFusion, eq. 3).
 
   Args:
@@ -278,11 +277,17 @@ def distillation_loss(
       guidance ratio is one.
 
   Returns:
-    (scalar, {'sds/grad_norm', 'sds/t'}, x [B, ...] without gradient).
+    (scalar, {'sds/grad_norm', 'sds/t'}).
 
   Raises:
     UserError: color_only is missing.
   """
+  return _distill(teacher, settings, weights, key, images, text, step,
+                  color_only)[:2]
+
+
+def _distill(teacher, settings, weights, key, images, text, step, color_only):
+  """`distillation_loss`, and x [B, ...] without gradient."""
   key_encode, key_t, key_noise = jax.random.split(key, 3)
   encode = lambda images: teacher.encode(weights, images, key_encode)
   x = encode(images)

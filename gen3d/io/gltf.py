@@ -39,8 +39,7 @@ def readable(path: pathlib.Path) -> bytes | None:
     file is damaged, which trimesh says, or of another format.
 
   Raises:
-    UserError: the file needs a compression that cannot be read, or its JSON is
-      damaged.
+    UserError: the file needs a compression that cannot be read.
   """
   if path.suffix.lower() not in SUFFIXES:
     return None
@@ -91,14 +90,21 @@ def readable(path: pathlib.Path) -> bytes | None:
 
 def _parse(path: pathlib.Path) -> tuple[dict[str, Any], bytes]:
   """The JSON and, of a .glb, the binary chunk."""
-  content = path.read_bytes()
+  content = files.read_file(path)
   if content[:4] != b'glTF':
-    return files.parse_json(content, path), b''
+    return _json(content), b''
   size, = struct.unpack_from('<I', content, 12)
   at = 20 + size
   length, kind = struct.unpack_from('<I4s', content.ljust(at + 8, b'\0'), at)
-  return files.parse_json(content[20:at], path), (
+  return _json(content[20:at]), (
       content[at + 8:at + 8 + length] if kind == _BIN else b'')
+
+
+def _json(content: bytes) -> dict[str, Any]:
+  try:
+    return files.parse_json(content, 'the file')
+  except UserError as error:
+    raise ValueError(str(error)) from error
 
 
 def _content(path: pathlib.Path, buffer: dict[str, Any],

@@ -18,9 +18,10 @@ _MAX_DIGITS = 40
 _REFUSED = {'EXT1', 'EXT2', 'EXT4', 'NEXT_BUFFER', 'READONLY_BUFFER'}
 # Bytes of the length before an argument, by pickletools' number.
 _LENGTHS = {-2: 1, -3: 4, -4: 4, -5: 8}
-# What a value on the stack is. Only a _KEY, a number or a text, may be the key
-# of a dict or the member of a set. All weights have such keys, and neither the
-# hashes of numbers of 64 bits nor Python's random hashes of texts collide.
+# What a value on the stack is. Only a _KEY, a number or a text, or a _NAME, a
+# class, may be the key of a dict or the member of a set. All weights have such
+# keys (Lightning's callbacks have classes), and neither the hashes of numbers
+# of 64 bits and of classes nor Python's random hashes of texts collide.
 _KEY, _NAME, _OTHER, _MARK = 'key', 'name', 'other', 'mark'
 _KEYS = {'int', 'int_or_bool', 'bool', 'None', 'float', 'str', 'bytes',
          'bytes_or_str'}
@@ -187,7 +188,7 @@ def _check_taken(name, below, above):
     keys = above[::2]
   else:
     keys = above if name in ('ADDITEMS', 'FROZENSET') else ()
-  if any(kind != _KEY for kind in keys):
+  if any(kind not in (_KEY, _NAME) for kind in keys):
     raise _refused('a key is neither a number nor a text')
   if name == 'BUILD' and below[0] == _NAME:
     raise _refused('it changes a class or a function')
