@@ -1,4 +1,4 @@
-"""Classifier score distillation (Yu et al., 2310.19415).
+r"""Classifier score distillation (Yu et al., 2310.19415).
 
 Variants:
   shapes  The default, an object of the shapes world: dreamfusion.py:csd.

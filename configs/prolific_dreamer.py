@@ -1,4 +1,4 @@
-"""ProlificDreamer: variational score distillation (Wang et al., 2305.16213).
+r"""ProlificDreamer: variational score distillation (Wang et al., 2305.16213).
 
 Variants:
   shapes      The default. An object of the shapes world, by the shipped

@@ -1,4 +1,4 @@
-"""Successors of SDS on the shapes world, one variant for each paper.
+r"""Successors of SDS on the shapes world, one variant for each paper.
 
 Scene, cameras, times and weights are those of configs/dreamfusion.py:shapes.
 What is distilled differs:
