@@ -6,7 +6,7 @@ Variants:
            32 x 32. On two CPU cores 2, then 1.7 steps/s: about 3 hours.
   cats     Cats of the shapes world, seen from the front: EG3D's row in the
            comparison of 3-D GANs (configs/README.md). On one CPU core
-           1.2, then 0.9 steps/s: 80 minutes.
+           1 step/s: 100 minutes.
   ffhq512  Faces, with the official hyper-parameters: 25 million images,
            rendered at 64 x 64. On 8 V100, 24 s for 1000 images: 7 days.
   ffhq512_128

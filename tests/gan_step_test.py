@@ -305,3 +305,28 @@ def test_images_that_do_not_fit_the_networks(change, message):
   arguments = {'resolution': RESOLUTION, 'label_width': 25, **change}
   with pytest.raises(ValueError, match=message):
     gan_eg3d.networks(EG3D, **arguments)
+
+
+def test_opacity_weight_penalizes_half_transparent_rays():
+  latents = gan_networks.Latents(
+      jax.random.key(1), jnp.arange(2), jnp.ones((2, 6)), labels(2), labels(2))
+  make = lambda weight: gan_eg3d.networks(
+      ml_collections.ConfigDict(
+          {**EG3D, 'density_weight': 0.0, 'opacity_weight': weight}),
+      RESOLUTION, 25)
+  variables = make(0.0).init(jax.random.key(0))['generator']
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def penalty(weight, density):
+    # A density that is nearly the same everywhere, before its activation.
+    params = dict(variables['params'])
+    out = dict(params['decoder']['net.2'])
+    out['bias'] = out['bias'].at[0].set(density)
+    params['decoder'] = {**params['decoder'], 'net.2': out}
+    return make(weight).regularize(
+        {**variables, 'params': params}, latents, jnp.zeros(()))[0]
+
+  empty, middle, opaque = (penalty(1.0, x) for x in (-30.0, 0.5, 200.0))
+  assert middle > 0.05 and middle > 4 * empty and middle > 4 * opaque
+  np.testing.assert_allclose(penalty(2.0, 0.5), 2 * middle, rtol=1e-5)
+  assert make(0.0).regularize is None

@@ -60,7 +60,6 @@ def networks(config: Any, resolution: int, label_width: int) -> GANNetworks:
   discriminator = stylegan2.Discriminator(
       resolution, labeled=True, **config.discriminator)
   rendering = generator.rendering
-  opacity_weight = config.get('opacity_weight', 0.0)
   apply = functools.partial(apply_module, generator)
 
   def planes_of(variables, latents):
@@ -88,6 +87,33 @@ def networks(config: Any, resolution: int, label_width: int) -> GANNetworks:
     # The first layer is never mixed: its w is that of z, for the running mean.
     return fakes, ws[:, 0]
 
+  def discriminate(variables, x, label) -> Any:
+    return discriminator.apply(
+        variables, eg3d.dual_image(x['image'], x['image_raw']), label)
+
+  return GANNetworks(
+      init=functools.partial(
+          _init, generator, discriminator, config.z_dim, resolution),
+      generate=generate,
+      # Dual discrimination: the raw image of a real one is itself, reduced.
+      prepare_reals=lambda x, render_size: {
+          'image': x, 'image_raw': images.resize(x, render_size)},
+      discriminate=discriminate,
+      regularize=_regularizer(config, apply, planes_of, jitter_of),
+      update_w_avg=functools.partial(
+          update_w_avg, ('backbone', 'mapping'), _W_AVG_RATE),
+      z_dim=config.z_dim, is_3d=True,
+      samples_per_ray=(rendering.samples_coarse, rendering.samples_fine),
+      parts=functools.partial(
+          _parts, generator, generate, discriminate, config.z_dim))
+
+
+def _regularizer(config, apply, planes_of, jitter_of) -> Callable | None:
+  """GANNetworks.regularize of EG3D; None where both weights are zero."""
+  opacity_weight = config.get('opacity_weight', 0.0)
+  if not config.density_weight and not opacity_weight:
+    return None
+
   def regularize(variables, latents, pl_mean):
     _, planes, first, key = planes_of(variables, latents)
     variation = regularizers.density_variation(
@@ -102,26 +128,7 @@ def networks(config: Any, resolution: int, label_width: int) -> GANNetworks:
       penalty += opacity_weight * jnp.mean(losses.opacity_entropy(opacity))
     return penalty, pl_mean
 
-  def discriminate(variables, x, label) -> Any:
-    return discriminator.apply(
-        variables, eg3d.dual_image(x['image'], x['image_raw']), label)
-
-  return GANNetworks(
-      init=functools.partial(
-          _init, generator, discriminator, config.z_dim, resolution),
-      generate=generate,
-      # Dual discrimination: the raw image of a real one is itself, reduced.
-      prepare_reals=lambda x, render_size: {
-          'image': x, 'image_raw': images.resize(x, render_size)},
-      discriminate=discriminate,
-      regularize=(
-          regularize if config.density_weight or opacity_weight else None),
-      update_w_avg=functools.partial(
-          update_w_avg, ('backbone', 'mapping'), _W_AVG_RATE),
-      z_dim=config.z_dim, is_3d=True,
-      samples_per_ray=(rendering.samples_coarse, rendering.samples_fine),
-      parts=functools.partial(
-          _parts, generator, generate, discriminate, config.z_dim))
+  return regularize
 
 
 def _init(generator, discriminator, z_dim, resolution, key):
