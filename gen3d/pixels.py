@@ -40,9 +40,6 @@ def unreadable(name: str, head: bytes, error: Exception) -> UserError:
     error: what reading it raised.
   """
   message = f'{name} cannot be read as an image'
-  if isinstance(error, Image.DecompressionBombError):
-    return UserError(f'{message}: it has more pixels than the limit allows; '
-                     'reduce it.')
   if isinstance(error, UserError):
     return UserError(f'{message}: {error}.')
   if not head:

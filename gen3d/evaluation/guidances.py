@@ -9,7 +9,6 @@ bootstrap over prompts and, within a prompt, over seeds.
 import json
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -89,12 +88,13 @@ def compare(workdir: str | os.PathLike, prompts: Sequence[str], seeds: int,
   if seeds < 1:
     raise UserError(f'--seeds={seeds} makes no run; take 1 or more.')
   workdir = pathlib.Path(workdir)
+  prompts = [prompting.normalize(prompt) for prompt in prompts]
   lines = commands(workdir, prompts, seeds, guidances, settings)
   missing = [line for folder, line in lines.items()
              if not (folder / 'finished.json').exists()]
   sweeps.run(missing, keep_going=False)
   pair, embed = clip_pair.load(assets.CLIP), features.shapes_clip().embed
-  runs = {name: [[read(pair, workdir / name / _slug(prompt), seed)
+  runs = {name: [[read(pair, workdir / name / sweeps.folder_name(prompt), seed)
                   for seed in range(seeds)] for prompt in prompts]
           for name in guidances}
   rows = {name: summarize(of_name, embed) for name, of_name in runs.items()}
@@ -116,17 +116,17 @@ def commands(workdir: pathlib.Path, prompts: Sequence[str], seeds: int,
              ) -> dict[pathlib.Path, list[str]]:
   """{workdir: command line of gen3d.train} of all runs; checks them all.
 
-  Arguments and errors are those of `compare`.
+  Arguments and errors are those of `compare`; the prompts are normalized.
   """
   common = [f'--config.{setting}' for setting in settings]
   lines = {}
   # Guidances of one prompt and seed are neighbors: a table of what is there
   # compares like with like.
   for seed in range(seeds):
-    for prompt in map(prompting.normalize, prompts):
+    for prompt in prompts:
       for name in guidances:
         config = pick('guidance', GUIDANCES, name)
-        folder = workdir / name / _slug(prompt) / f'seed_{seed}'
+        folder = workdir / name / sweeps.folder_name(prompt) / f'seed_{seed}'
         lines[folder] = [
             sys.executable, '-m', 'gen3d.train', f'--config={config}',
             f'--config.prompt={prompt}', f'--config.seed={seed}', *common,
@@ -134,10 +134,6 @@ def commands(workdir: pathlib.Path, prompts: Sequence[str], seeds: int,
   for line in {line[3]: line for line in lines.values()}.values():
     cli.check_config(line)
   return lines
-
-
-def _slug(prompt):
-  return re.sub(r'[^\w.=-]+', '-', prompting.normalize(prompt))[:60]
 
 
 def read(pair: clip_pair.ClipPair, folder: pathlib.Path, seed: int) -> Run:

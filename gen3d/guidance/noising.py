@@ -25,7 +25,7 @@ from gen3d.guidance import Guidance, prompts, score
 from gen3d.guidance.score import Context, Noised
 from gen3d.ops import schedules
 
-# What a poor optimization looks like, by SDS-Bridge's table of descriptions.
+# A description of poor renders, of SDS-Bridge.
 BAD_RENDER = ('{prompt}, {view}, oversaturated, smooth, pixelated, cartoon, '
               'foggy, hazy, blurry, bad structure, noisy, malformed')
 

@@ -220,9 +220,7 @@ def make(teacher: Teacher, settings: Settings,
     templates: {name: template} of further texts for the reference, see
       prompts.expand.
   """
-  templates = dict(templates or {})
-  if settings.coefficients.empty != 0:
-    templates['empty'] = ''
+  templates = needed_templates(settings, templates or {})
 
   def loss(params, frozen, key, render, text, step):
     del params
@@ -235,6 +233,13 @@ def make(teacher: Teacher, settings: Settings,
       condition=partial(texts.condition, teacher, nearest_view, templates,
                         settings.perp_neg != 0),
       loss=loss)
+
+
+def needed_templates(settings: Settings, templates: Mapping[str, str]
+                     ) -> dict[str, str]:
+  """The templates, with that of the empty prompt where Settings need it."""
+  empty = {'empty': ''} if settings.coefficients.empty != 0 else {}
+  return {**templates, **empty}
 
 
 def distill(
@@ -339,7 +344,7 @@ def gradients(
       context.teacher, context.weights, noised.x_t, noised.t, context.text,
       settings.coefficients, step, settings.perp_neg)
   if settings.denoising_steps > 1:
-    eps_hat = _prediction_of_steps(context, settings, noised, step)
+    eps_hat = _prediction_of_steps(context, settings, noised, eps_hat, step)
   reference = settings.reference(context, key, noised)
   alpha, sigma = (level(noised.t).reshape(-1, *(1,) * (noised.x.ndim - 1))
                   for level in (schedule.alpha, schedule.sigma))
@@ -349,15 +354,24 @@ def gradients(
   return jax.lax.stop_gradient((w * g, w * (eps_c - reference)))
 
 
-def _prediction_of_steps(context, settings, noised, step):
-  """The eps that leads from x_t to the clean image after several steps."""
-  teacher = context.teacher
+def _prediction_of_steps(context, settings, noised, eps_hat, step):
+  """The eps that leads from x_t to the clean image after several steps.
+
+  The first of them, of DDIM, has the prediction eps_hat that is there.
+  """
+  teacher, steps = context.teacher, settings.denoising_steps
   predict = lambda x_t, t: combine_predictions(
       teacher, context.weights, x_t, t, context.text, settings.coefficients,
       step, settings.perp_neg)[0]
+  clean = noise.x_from_eps(teacher.schedule, noised.x_t, eps_hat, noised.t)
+  if teacher.bound is not None:
+    clean = jnp.clip(clean, -teacher.bound, teacher.bound)
+    eps_hat = noise.eps_from_x(teacher.schedule, noised.x_t, clean, noised.t)
+  t = noised.t * (steps - 1) / steps
   clean = samplers.denoise(
-      jax.random.key(0), predict, teacher.schedule, noised.x_t, noised.t,
-      settings.denoising_steps, clip=teacher.bound)
+      jax.random.key(0), predict, teacher.schedule,
+      noise.diffuse(teacher.schedule, clean, eps_hat, t), t, steps - 1,
+      clip=teacher.bound)
   return noise.eps_from_x(teacher.schedule, noised.x_t, clean, noised.t)
 
 

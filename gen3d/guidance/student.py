@@ -165,9 +165,7 @@ def make(teacher: Teacher, settings: score.Settings, student: Student,
     load_base: () -> weights from which the student is made; None for those of
       the teacher.
   """
-  templates = dict(_PLAIN)
-  if settings.coefficients.empty != 0:
-    templates['empty'] = ''
+  templates = score.needed_templates(settings, _PLAIN)
 
   def load(prompt, negative_prompt):
     frozen = texts.load(teacher, templates, prompt, negative_prompt)

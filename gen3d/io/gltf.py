@@ -36,7 +36,7 @@ def readable(path: pathlib.Path) -> bytes | None:
 
   Returns:
     The content for trimesh; None where it can read the file as it is, or the
-    file is damaged, which trimesh says, or of another format.
+    file is damaged, which trimesh reports, or of another format.
 
   Raises:
     UserError: the file needs a compression that cannot be read.

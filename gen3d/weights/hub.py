@@ -265,7 +265,7 @@ class Tokenizer:
   def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """N strings -> (tokens int32, mask float32) [N, length].
 
-    The mask is 0 at padding. A warning tells of texts that are cut.
+    The mask is 0 at padding. A warning names texts that are cut.
 
     Raises:
       UserError: a text is too long for any encoder.

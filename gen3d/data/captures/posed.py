@@ -95,7 +95,7 @@ def open_posed(path: str | os.PathLike, split: str = 'train', *,
     split: 'train', 'test' or, where there is one, 'val'. Where the files name
       no split, every eighth image by name is a test one. Where they name no
       test images, or those are not there, every eighth training image is one,
-      which is told.
+      with a note.
     format: one of layouts.FORMATS, or 'auto' to detect it by the files.
     factor: by which the sides of the images are reduced.
     near, far: bounds in place of the automatic ones.

@@ -199,7 +199,7 @@ def normalize_poses(frames: Sequence[Frame], nearest: float
     _, axes = np.linalg.eigh(np.cov((centers - centers.mean(0)).T))
     rotation = np.stack([axes[:, 2], axes[:, 0], axes[:, 1]])
     # Up is that of the images; of images that lie on their side it is where
-    # the cameras are, which mostly look downwards.
+    # the cameras are, which mostly point downwards.
     upright = rotation[1] @ mean[:, 1]
     if (upright if abs(upright) > _SIDEWAYS else rotation[1] @ mean[:, 2]) < 0:
       rotation[1] *= -1

@@ -60,7 +60,7 @@ def read_nsvf(path: pathlib.Path, factor: float) -> Capture:
 def _nsvf_model(file: pathlib.Path) -> ModelOfSize:
   """The model in intrinsics.txt: a 4 x 4 matrix, or 'f cx cy ...'.
 
-  The second number tells them apart: a matrix has zero there.
+  The second number distinguishes them: a matrix has zero there.
   """
   fx, cx, cy = folders.read_numbers(file, 3)
   fy = fx

@@ -84,8 +84,3 @@ def decode(name: str, content: bytes, side: int | None = None) -> np.ndarray:
     raise pixels.unreadable(name, content[:pixels.HEAD], error) from error
   raise UserError(f'{name} has {size[0]} x {size[1]} pixels, but the others '
                   f'have {side} x {side}; resize it.')
-
-
-def first_line(error: BaseException) -> str:
-  """First line of an error's message, without the final dot."""
-  return str(error).strip().partition('\n')[0].rstrip('.')
