@@ -55,7 +55,9 @@ def deepfloyd():
   scene = config.scene
   scene.camera.update({'jitter_position': 0.0, 'jitter_target': 0.0,
                        'jitter_up': 0.0})
-  scene.light.albedo_steps = 5001
+  # Of the albedo; then half of the views are of the normals.
+  scene.light.shaded_prob = 0.0
+  scene.light.normals_prob = ((5000, 0.0), (5001, 0.5))
   rays = scene.size**2
   scene.penalties = ml_collections.ConfigDict({
       'orientation': ((0, 1.0 / rays), (5000, 100.0 / rays)),

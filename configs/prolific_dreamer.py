@@ -9,8 +9,10 @@ Variants:
               at 64 pixels in threestudio. The authors' student is LoRA on
               Stable Diffusion 2.1, which predicts v: give its folder as
               guidance.student.path and guidance.student.loss=v.
+  sd_geometry Stage 2: the mesh of a finished run by SDS on images of its
+              normals, 15,000 steps. The official code has a tetrahedral grid
+              in place of a mesh, and black behind it in place of gray.
   sd_texture  Stage 3: a texture for the mesh of a finished run, 30,000 steps.
-              Stage 2, the geometry, is configs/refine.py:sd.
   tiny        Seconds; for tests.
 
   python -m gen3d.train --config=configs/prolific_dreamer.py \
@@ -20,9 +22,15 @@ Variants:
     --config.guidance.student.path=checkpoints/stable-diffusion-2-1 \
     --config.guidance.student.loss=v \
     --config.prompt='a pineapple' --workdir=runs/pineapple
+  python -m gen3d.train --config=configs/prolific_dreamer.py:sd_geometry \
+    --config.teacher.path=checkpoints/stable-diffusion-2-1-base \
+    --config.scene.start_from=runs/pineapple \
+    --config.prompt='a pineapple' --workdir=runs/pineapple_geometry
 
 The official implementation takes 9 hours on an RTX 4090 for its three stages.
-`particles` objects of one prompt share the student; each view of a step shows
+`particles` objects of one prompt share the student and are exported into
+folders particle_0, particle_1, ..., which other commands take as a workdir
+(export --workdir=runs/chair/particle_1); each view of a step shows
 one of them.
 """
 
@@ -92,6 +100,24 @@ def stable_diffusion():
   return config
 
 
+def sd_geometry():
+  """Stage 2: the vertices of a mesh; no VSD."""
+  config = refine.stable_diffusion()
+  config.steps = 15_000
+  config.guidance.scale = 100.0
+  config.guidance.options.update({'time_min': 0.02, 'time_max': 0.98})
+  scene = config.scene
+  scene.light.normals_prob = 1.0
+  with config.ignore_type():
+    scene.background_mlp = None
+  scene.random_background_prob, scene.background_range = 1.0, 0.0
+  scene.laplacian.update({'start': 1e4, 'end': 1e4})
+  config.optimizer.learning_rate = 5e-3
+  # The image has no gradient for the texture.
+  config.optimizer.lr_multipliers = {}
+  return config
+
+
 def sd_texture():
   """Stage 3: the texture of a mesh whose vertices stay."""
   config = _vsd(refine.stable_diffusion(), 7.5, 1e-4)
@@ -112,4 +138,4 @@ def tiny(steps=4):
 
 
 VARIANTS = {'shapes': shapes, 'particles': particles, 'sd': stable_diffusion,
-            'sd_texture': sd_texture, 'tiny': tiny}
+            'sd_geometry': sd_geometry, 'sd_texture': sd_texture, 'tiny': tiny}

@@ -73,6 +73,13 @@ SMALL = {
         'attention_head_dim': 16, 'cross_attention_dim': 64,
         'encoder_hid_dim': 128, 'addition_embed_type_num_heads': 4}}
 
+# Two levels of DeepFloyd IF.
+SMALL_PIXEL_UNET = SMALL['if'] | {
+    'block_out_channels': [32, 64], 'sample_size': 8,
+    'down_block_types': ['ResnetDownsampleBlock2D',
+                         'SimpleCrossAttnDownBlock2D'],
+    'up_block_types': ['SimpleCrossAttnUpBlock2D', 'ResnetUpsampleBlock2D']}
+
 
 def diffusers():
   pytest.importorskip('torch', reason='PyTorch is a parity extra')
@@ -111,6 +118,28 @@ def save_autoencoder(path, **saving):
       up_block_types=3 * ['UpDecoderBlock2D']))
   model.save_pretrained(path, **saving)
   return model
+
+
+def save_small_deepfloyd(path):
+  """A small DeepFloyd IF saved in a folder; {part: PyTorch network}."""
+  unet = save_unet(path / 'unet', SMALL_PIXEL_UNET)
+  import tokenizers
+  import transformers
+  words = ['<pad>', '</s>', '<unk>', 'a', 'dog', ',', 'front', 'side', 'back',
+           'overhead', 'view']
+  inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(
+      {word: i for i, word in enumerate(words)}, unk_token='<unk>'))
+  inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  inner.post_processor = tokenizers.processors.TemplateProcessing(
+      single='$A </s>', special_tokens=[('</s>', 1)])
+  transformers.PreTrainedTokenizerFast(
+      tokenizer_object=inner, pad_token='<pad>', eos_token='</s>',
+      unk_token='<unk>').save_pretrained(path / 'tokenizer')
+  text = jitter(transformers.T5EncoderModel(transformers.T5Config(
+      vocab_size=len(words), num_layers=2, d_model=128, num_heads=4, d_kv=8,
+      d_ff=64, feed_forward_proj='gated-gelu')))
+  text.save_pretrained(path / 'text_encoder')
+  return {'unet': unet, 'text': text}
 
 
 def random_params(network, inputs):

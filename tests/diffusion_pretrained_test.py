@@ -27,11 +27,6 @@ UNET = folders.SMALL['1.5'] | {
     'block_out_channels': [32, 64], 'sample_size': 8,
     'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D'],
     'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D']}
-PIXEL_UNET = folders.SMALL['if'] | {
-    'block_out_channels': [32, 64], 'sample_size': 8,
-    'down_block_types': ['ResnetDownsampleBlock2D',
-                         'SimpleCrossAttnDownBlock2D'],
-    'up_block_types': ['SimpleCrossAttnUpBlock2D', 'ResnetUpsampleBlock2D']}
 
 
 def _scheduler(path, **config):
@@ -62,24 +57,7 @@ def stable_diffusion(tmp_path_factory):
 def deepfloyd(tmp_path_factory):
   """The same of DeepFloyd IF."""
   path = tmp_path_factory.mktemp('checkpoints') / 'if'
-  unet = folders.save_unet(path / 'unet', PIXEL_UNET)
-  import tokenizers
-  import transformers
-  words = ['<pad>', '</s>', '<unk>', 'a', 'dog', ',', 'front', 'side', 'back',
-           'overhead', 'view']
-  inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(
-      {word: i for i, word in enumerate(words)}, unk_token='<unk>'))
-  inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-  inner.post_processor = tokenizers.processors.TemplateProcessing(
-      single='$A </s>', special_tokens=[('</s>', 1)])
-  transformers.PreTrainedTokenizerFast(
-      tokenizer_object=inner, pad_token='<pad>', eos_token='</s>',
-      unk_token='<unk>').save_pretrained(path / 'tokenizer')
-  text = folders.jitter(transformers.T5EncoderModel(transformers.T5Config(
-      vocab_size=len(words), num_layers=2, d_model=128, num_heads=4, d_kv=8,
-      d_ff=64, feed_forward_proj='gated-gelu')))
-  text.save_pretrained(path / 'text_encoder')
-  return path, {'unet': unet, 'text': text}
+  return path, folders.save_small_deepfloyd(path)
 
 
 def test_a_pipeline_without_pytorch_files_is_a_teacher(tmp_path):

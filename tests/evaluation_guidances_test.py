@@ -8,7 +8,7 @@ import pytest
 
 from gen3d.choices import UserError
 from gen3d.evaluation import guidances
-from gen3d.evaluation.guidances import Run
+from gen3d.evaluation.guidances import Cost, Run
 from gen3d.evaluation.text_to_3d import RunScores
 
 PROMPTS = ('a red chair', 'a blue car')
@@ -68,13 +68,15 @@ def test_diversity_is_the_mean_distance_of_seeds():
   assert rows['color'].mean == pytest.approx(0.875)
   # The cosine of (1, 0, 0) and (1, 1, 0) for one prompt, equal for the other.
   assert rows['diversity'].mean == pytest.approx((1 - 2**-0.5) / 2)
-  text = guidances.table({'sds': rows}, 2, 2)
-  assert '| sds | 88 % (' in text and '| 60 (60 to 60) |' in text
+  text = guidances.table({'sds': rows}, {'sds': Cost(4800.0, 5.71)}, 2, 2)
+  assert '| sds | 88 % (' in text
+  assert '| 60 (60 to 60) | 4,800 | 5.7 |' in text
 
 
 def test_a_table_without_named_colors_and_of_one_seed():
   rows = guidances.summarize([[_run(1.0, 0, np.nan)]], None)
-  line = guidances.table({'csd': rows}, 1, 1).splitlines()[-1]
+  line = guidances.table({'csd': rows}, {'csd': Cost(1.0, 1.0)}, 1,
+                         1).splitlines()[-1]
   assert line.count('| - ') == 2  # color error and diversity
 
 

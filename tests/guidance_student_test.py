@@ -12,11 +12,11 @@ import pytest
 from configs import clip_mesh, prolific_dreamer
 from gen3d.choices import UserError
 from gen3d.diffusion import loading, noise, teachers
-from gen3d.engine import sharding
+from gen3d.engine import checkpoints, sharding, workdirs
 from gen3d.guidance import score, student
 from gen3d.models import lora
 from gen3d.ops import cameras
-from gen3d.scenes import Render
+from gen3d.scenes import Render, particles
 from gen3d.tasks import text_to_3d
 
 SHAPE = (2, 2, 3)
@@ -319,6 +319,19 @@ def test_particles_are_exported_into_folders_of_their_own(tmp_path):
   state = task.init(jax.random.key(0))
   files = task.finish(state, tmp_path)
   assert {path.parent.name for path in files} == {'particle_0', 'particle_1'}
+  # Commands take a particle's folder as a workdir.
+  manager = checkpoints.Checkpoints(tmp_path)
+  manager.save(state)
+  manager.close()
+  workdirs.write_config(config, tmp_path)
+  folders = text_to_3d.folders(tmp_path)
+  assert [text_to_3d.folders(folder) for folder in folders] == [
+      [folder] for folder in folders]
+  for index, folder in enumerate(folders):
+    _, params, of_particle = text_to_3d.load_run(folder)
+    jax.tree.map(np.testing.assert_array_equal, params,
+                 particles.select(state.params['scene'], index))
+    assert of_particle.scene == text_to_3d.load_run(tmp_path)[2].scene
   _, images = task.evaluate(state, jax.random.key(1))
   assert images['preview'].shape[0] > images['preview'].shape[1]
 

@@ -23,6 +23,10 @@ def test_lambertian_against_the_formula():
   np.testing.assert_allclose(away, 0.1 * albedo, rtol=1e-6)
   white = shading.lambertian(albedo, normal, point, _light(textureless=1.0))
   np.testing.assert_allclose(white, np.full(3, 0.64), rtol=1e-6)
+  colored = shading.lambertian(albedo, normal, point, _light(normals=1.0))
+  np.testing.assert_allclose(colored, [0.5, 0.8, 0.9], rtol=1e-6)
+  np.testing.assert_allclose(shading.lambertian(
+      albedo, normal, point, _light(normals=0.0)), color, rtol=1e-6)
 
 
 def test_lights_are_around_the_camera():

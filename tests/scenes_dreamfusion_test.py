@@ -48,6 +48,19 @@ def test_normals_of_a_ball_point_outwards(kind):
   assert np.abs(rendered.normals[0, 0]).max() < 1e-3
 
 
+@pytest.mark.parametrize('kind', dreamfusion.NORMALS)
+def test_a_view_of_normals_has_their_colors(kind):
+  scene = dreamfusion.make(_config(normals=kind))
+  params = jax.jit(scene.init)(jax.random.key(0))
+  view = _view()
+  view = view._replace(light=view.light._replace(normals=1.0))
+  rendered = jax.jit(scene.render)(params, None, view)
+  solid = np.asarray(rendered.opacity) > 0.995
+  assert solid.sum() > 10
+  np.testing.assert_allclose(
+      rendered.image[solid], 0.5 * (rendered.normals[solid] + 1), atol=0.01)
+
+
 def test_analytic_normals_agree_with_finite_differences():
   config = configs.get_config('paper').scene
   config.field.width, config.field.blocks, config.field.degree = 16, 1, 4
@@ -191,6 +204,24 @@ def test_lights_follow_the_schedule_of_the_paper():
       late.light.textureless.mean(), 0.375, atol=0.03)
   assert np.all(late.light.textureless[~shaded] == 0)
   assert np.all(late.learned == 1)
+
+
+def test_views_of_normals_follow_their_schedule():
+  config = _config(size=2)
+  keys = jax.random.split(jax.random.key(0), 2000)
+  draw = lambda scene, step: jax.jit(jax.vmap(scene.sample_view, (0, None)))(
+      keys, step)
+  without = draw(dreamfusion.make(config), 6)
+  assert without.light.normals is None
+  config.light.normals_prob = ((5, 0.0), (6, 0.5))
+  scene = dreamfusion.make(config)
+  assert np.all(draw(scene, 5).light.normals == 0)
+  with_normals = draw(scene, 6)
+  np.testing.assert_allclose(
+      with_normals.light.normals.mean(), 0.5, atol=0.04)
+  # The rest of the random stream is the same.
+  np.testing.assert_array_equal(with_normals.camera.c2w, without.camera.c2w)
+  np.testing.assert_array_equal(with_normals.background, without.background)
 
 
 def test_background_range_goes_from_gray_to_all_colors():

@@ -104,6 +104,18 @@ def test_a_sphere_has_the_depth_normals_and_area_of_a_sphere():
       atol=1e-5)
 
 
+def test_a_view_of_normals_has_their_colors_and_no_gradient_for_texels():
+  view = _view()
+  view = view._replace(light=view.light._replace(normals=jnp.float32(1.0)))
+  params = _params([1.0, 0.0, 0.0, 1.0])
+  render = _render()(params, None, view)
+  np.testing.assert_allclose(
+      render.image[16, 16], 0.5 * (render.normals[16, 16] + 1), atol=1e-5)
+  _, gradient = _slope(params, view, (0, 0, 1, 0))
+  assert np.abs(gradient['texture'][..., :3]).max() == 0
+  assert np.abs(gradient['offsets']).max() > 0
+
+
 def test_the_gradient_of_the_opacity_moves_silhouettes():
   params, view = _params([1.0, 1.0, 1.0, 1.0]), _view()
   start = params['surface'].start

@@ -2,8 +2,9 @@
 
 Every guidance is run on every prompt with every seed, each in a workdir of its
 own, GUIDANCE/PROMPT/SEED; the same command goes on where it was stopped. The
-scores of a run are those of evaluation/text_to_3d.py. Intervals are of the
-bootstrap over prompts and, within a prompt, over seeds.
+scores of a run are those of evaluation/text_to_3d.py; beside them are the cost
+of its training in noise predictions of the teacher and in operations. Intervals
+are of the bootstrap over prompts and, within a prompt, over seeds.
 """
 
 import json
@@ -13,11 +14,16 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
-from gen3d import assets, files
+from gen3d import assets, files, notices
 from gen3d.choices import UserError, pick
-from gen3d.engine import cli, report, sweeps
+from gen3d.diffusion import loading
+from gen3d.engine import checkpoints, cli, report, sweeps
+from gen3d.evaluation import flops, speed
 from gen3d.evaluation import text_to_3d as runs_evaluation
 from gen3d.evaluation.text_to_3d import RunScores
 from gen3d.guidance import prompts as prompting
@@ -60,6 +66,18 @@ class Run(NamedTuple):
   image: np.ndarray
 
 
+class Cost(NamedTuple):
+  """The work of a run's training.
+
+  Attributes:
+    evaluations: noise predictions of the teacher, each of one image.
+    tflop: floating-point operations of all steps, in 10^12; with those of a
+      student and of rendering.
+  """
+  evaluations: float
+  tflop: float
+
+
 class Estimate(NamedTuple):
   """A mean and its 95 % interval."""
   mean: float
@@ -98,11 +116,14 @@ def compare(workdir: str | os.PathLike, prompts: Sequence[str], seeds: int,
                   for seed in range(seeds)] for prompt in prompts]
           for name in guidances}
   rows = {name: summarize(of_name, embed) for name, of_name in runs.items()}
-  text = table(rows, len(prompts), seeds)
+  costs = {name: cost_of(checkpoints.load_config(
+      workdir / name / sweeps.folder_name(prompts[0]) / 'seed_0'))
+           for name in notices.track(guidances, 'Counting operations')}
+  text = table(rows, costs, len(prompts), seeds)
   files.write_bytes(workdir / 'comparison.md', f'{text}\n'.encode())
   files.write_bytes(workdir / 'comparison.json', json.dumps(
       {name: {column: None if np.isnan(estimate.mean) else list(estimate)
-              for column, estimate in row.items()}
+              for column, estimate in row.items()} | costs[name]._asdict()
        for name, row in rows.items()}, indent=1).encode())
   # A row for each guidance, the first seed of each prompt.
   image_io.save(workdir / 'comparison.png', image_io.tile(
@@ -160,6 +181,22 @@ def seconds_of(folder: pathlib.Path, steps: int) -> float:
   return float(np.median(np.diff(time) / np.diff(step)) * steps)
 
 
+def cost_of(config: ml_collections.ConfigDict) -> Cost:
+  """The Cost of a run with this config; nothing is computed."""
+  task = text_to_3d.make(config)
+  of_step = speed.step_flops(
+      task, task.costs().scopes, task.init(jax.random.key(0)),
+      next(iter(task.batches(0, 0))))
+  teacher = loading.make_teacher(config.teacher)
+  weights = teacher.load()
+  text = teacher.add_camera(weights, teacher.embed(['']), jnp.zeros((1, 25)))
+  of_one = flops.by_scope(
+      teacher.denoise, (weights, np.zeros((1, *teacher.latent), np.float32),
+                        np.zeros(1, np.float32), text), ['unet'])
+  return Cost(config.steps * of_step['unet'] / of_one['unet'],
+              config.steps * sum(of_step.values()) / 1e12)
+
+
 def summarize(
     runs: Sequence[Sequence[Run]],
     embed: Callable[[np.ndarray], np.ndarray]) -> dict[str, Estimate]:
@@ -213,22 +250,25 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> Estimate:
       float, np.percentile(means, [2.5, 97.5])))
 
 
-def table(rows: Mapping[str, Mapping[str, Estimate]], prompts: int, seeds: int
-          ) -> str:
-  """A Markdown table of `summarize`, with the intervals.
+def table(rows: Mapping[str, Mapping[str, Estimate]],
+          costs: Mapping[str, Cost], prompts: int, seeds: int) -> str:
+  """A Markdown table of `summarize`, with the intervals, and of the costs.
 
   Args:
     rows: {guidance: {score: Estimate}}.
+    costs: {guidance: Cost}.
     prompts, seeds: their numbers.
   """
   columns = [*_COLUMNS, 'diversity', 'seconds']
-  headings = [_COLUMNS.get(name, name) for name in columns]
+  headings = [*(_COLUMNS.get(name, name) for name in columns),
+              'teacher evaluations', 'TFLOP']
   lines = [f'{prompts} prompts, {seeds} seeds; 95 % intervals of the bootstrap '
            'over both.', '', f'| guidance | {" | ".join(headings)} |',
-           '|---' * (1 + len(columns)) + '|']
+           '|---' * (1 + len(headings)) + '|']
   for name, row in rows.items():
     cells = [_cell(row[column], column) if column in row else '-'
              for column in columns]
+    cells += [f'{costs[name].evaluations:,.0f}', f'{costs[name].tflop:.1f}']
     lines.append(f'| {name} | {" | ".join(cells)} |')
   return '\n'.join(lines)
 

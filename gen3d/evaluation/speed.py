@@ -7,7 +7,7 @@ import pathlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,16 +17,18 @@ from jax.sharding import Mesh
 from gen3d import files, tasks
 from gen3d.choices import UserError
 from gen3d.engine import loop, sharding
+from gen3d.evaluation import flops
 
 
 class Measurement(NamedTuple):
   """A number with its name and the unit that its format depends on."""
   name: str
   value: Any
-  unit: str = ''  # 's', 'GB', '/s', or '' for counts
+  unit: str = ''  # 's', 'GB', '/s', 'TFLOP', or '' for counts
 
 
 Report = Callable[[Measurement], None]
+_FORMATS = {'GB': '.3g', '/s': '.0f', 'TFLOP': '.3g'}
 
 
 class Step:
@@ -168,6 +170,9 @@ def measure(task: tasks.Task, *, name: str, seed: int, steps: int,
   leaves = jax.tree.leaves(state.params)
   add('parameters', sum(x.size for x in leaves))
   add('bytes of parameters', sum(x.nbytes for x in leaves))
+  for scope, count in step_flops(
+      task, costs.scopes, state, batch, static).items():
+    add(f'TFLOP of {scope} in a step', count / 1e12, 'TFLOP')
   step = Step(task, state, mesh)
   add('planned peak of a chip in GB',
       step.planned_gigabytes(batch, static), 'GB')
@@ -190,6 +195,28 @@ def measure(task: tasks.Task, *, name: str, seed: int, steps: int,
     _measure_parts(costs, step.params(), batch, mesh.size, repeats, add)
   add('peak memory in GB', peak_gigabytes(), 'GB')
   return numbers
+
+
+def step_flops(task: tasks.Task, scopes: Sequence[str], state: Any, batch: Any,
+               static: Hashable = None) -> dict[str, int]:
+  """{scope: operations} of a training step on the whole batch.
+
+  Args:
+    task: Task.
+    scopes: see tasks.Costs; without any, nothing is counted.
+    state: TrainState, of which the shapes count.
+    batch: of the task.
+    static: the step's static argument, see tasks.Task.
+  """
+  if not scopes:
+    return {}
+  given = {} if static is None else {'static': static}
+  step = lambda state, batch, key: task.step(state, batch, key, **given)
+  # One device that has the whole batch.
+  of_device = jax.vmap(step, (None, 0, None), axis_name=sharding.AXIS)
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (
+      state, jax.tree.map(lambda x: x[None], batch), jax.random.key(0)))
+  return flops.by_scope(of_device, shapes, scopes)
 
 
 def largest_static(costs: tasks.Costs, last: Hashable) -> Hashable:
@@ -258,7 +285,7 @@ def print_measurement(measurement: Measurement) -> None:
   """Prints one number in the format of its unit."""
   name, value, unit = measurement
   text = (format_seconds(value) if unit == 's'
-          else f'{value:{ {"GB": ".3g", "/s": ".0f"}.get(unit, ",")}}')
+          else f'{value:{_FORMATS.get(unit, ",")}}')
   print(f'{name}: {text}')
 
 

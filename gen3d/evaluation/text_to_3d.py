@@ -154,13 +154,16 @@ def score_run(pair: clip_pair.ClipPair, folder: pathlib.Path,
 
 
 def finished_runs(runs: str | os.PathLike) -> list[pathlib.Path]:
-  """Paths of the finished text-to-3D workdirs in a folder, sorted.
+  """Paths of the finished text-to-3D objects in a folder, sorted.
+
+  They are workdirs, or of a run with several objects the folder of each.
 
   Raises:
     UserError: there are none.
   """
-  folders = sorted(p.parent for p in pathlib.Path(runs).glob('*/finished.json')
-                   if _is_text_to_3d(p.parent))
+  folders = sorted(
+      folder for p in pathlib.Path(runs).glob('*/finished.json')
+      if _is_text_to_3d(p.parent) for folder in text_to_3d.folders(p.parent))
   if not folders:
     raise UserError(f'There is no finished text-to-3D run in {runs}; give '
                     'the folder that holds the workdirs.')
@@ -195,8 +198,10 @@ def contact_sheet(runs: str | os.PathLike, size: int = 128) -> np.ndarray:
     size: of each object's image, in pixels.
   """
   images, labels = [], []
-  for stored in sorted(pathlib.Path(runs).glob(f'*/{REPORT}')):
-    scene, params, config = text_to_3d.load_run(stored.parent)
+  for folder in finished_runs(runs):
+    if not (folder / REPORT).exists():
+      continue  # It could not be evaluated.
+    scene, params, config = text_to_3d.load_run(folder)
     render = finished.make_renderer(scene, size, ('color',))
     camera = cameras.orbit([SHEET_AZIMUTH], **config.orbit)
     images.append(render(params, camera)[0])

@@ -93,7 +93,7 @@ def low_rank(teacher: Teacher, rank: int = 4) -> Student:
     with lora.applied(functions, (unet.UNet, conditional_unet.UNet)):
       return teacher.denoise(weights, x_t, t, text)
 
-  return Student(init, predict)
+  return Student(init, jax.named_scope('student')(predict))
 
 
 def _embed_pose(params, pose):
@@ -117,7 +117,8 @@ def copy(teacher: Teacher) -> Student:
     return teacher.denoise({**weights, **params}, x_t, t, text)
 
   return Student(lambda key, weights: {
-      'unet': jax.tree.map(jnp.array, weights['unet'])}, predict)
+      'unet': jax.tree.map(jnp.array, weights['unet'])},
+                 jax.named_scope('student')(predict))
 
 
 def from_config(config: ml_collections.ConfigDict) -> Guidance:

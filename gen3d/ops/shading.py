@@ -15,11 +15,16 @@ TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0),
 
 
 class Light(NamedTuple):
-  """A point light with an ambient term; `textureless` whitens the albedo."""
+  """A point light with an ambient term; `textureless` whitens the albedo.
+
+  `normals` is 1 where the image shows the normals, as colors, in place of
+  shaded colors; None where it never does.
+  """
   position: Any     # [..., 3]
   ambient: Any      # [...]
   diffuse: Any      # [...]
   textureless: Any  # [...] 0 or 1
+  normals: Any = None  # [...] 0 or 1
 
 
 def lambertian(albedo: jax.Array, normals: jax.Array, points: jax.Array,
@@ -27,7 +32,7 @@ def lambertian(albedo: jax.Array, normals: jax.Array, points: jax.Array,
   """Diffuse shading [..., 3] (DreamFusion, section 3.1).
 
   color = rho * (l_d * max(0, n . (l - x) / |l - x|) + l_a), with rho = 1
-  where the light is textureless.
+  where the light is textureless. Normals n as colors are (n + 1) / 2.
 
   Args:
     albedo: [..., 3].
@@ -39,7 +44,11 @@ def lambertian(albedo: jax.Array, normals: jax.Array, points: jax.Array,
   cosine = jnp.maximum(0.0, jnp.sum(normals * toward, axis=-1))
   shade = light.ambient + light.diffuse * cosine
   white = jnp.asarray(light.textureless)[..., None]
-  return (albedo * (1 - white) + white) * shade[..., None]
+  color = (albedo * (1 - white) + white) * shade[..., None]
+  if light.normals is None:
+    return color
+  share = jnp.asarray(light.normals)[..., None]
+  return (1 - share) * color + share * 0.5 * (normals + 1)
 
 
 def sample_position(key: jax.Array, camera_position: jax.Array,

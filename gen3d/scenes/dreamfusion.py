@@ -254,6 +254,8 @@ def _shade_surface(field, light, epsilon, rays, ray_samples):
   # All samples of a ray have the shade of its surface.
   shade = shading.lambertian(jnp.ones_like(points), normals, points, light)
   white = light.textureless
+  if light.normals is not None:  # `shade` then has the color.
+    white = jnp.maximum(white, light.normals)
   values = (1 - white) * ray_samples.values + white
   shaded = lambda weights: shade * volume.composite(weights, values)
   return _pixels(

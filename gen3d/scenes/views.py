@@ -39,6 +39,8 @@ class Lighting(NamedTuple):
     shaded_prob: of a shaded view after them.
     textureless_prob: of a shaded view to be without texture.
     ambient, diffuse: intensities in a shaded view.
+    normals_prob: of a view to show normals in place of colors (stage 2 of
+      ProlificDreamer, stage 1 of CSD); a schedule.
   """
   distance_range: tuple
   albedo_steps: int
@@ -46,6 +48,7 @@ class Lighting(NamedTuple):
   textureless_prob: float
   ambient: float
   diffuse: float
+  normals_prob: float | tuple = 0.0
 
 
 class Backgrounds(NamedTuple):
@@ -165,7 +168,9 @@ def dreamfusion(key: jax.Array, step: Any, part: tuple = (0.0, 1.0), *,
   textureless = shaded * bernoulli(keys[3], lighting.textureless_prob)
   light = shading.Light(
       position, ambient=1 - shaded + shaded * lighting.ambient,
-      diffuse=shaded * lighting.diffuse, textureless=textureless)
+      diffuse=shaded * lighting.diffuse, textureless=textureless,
+      normals=bernoulli(keys[6], schedules.piecewise(
+          step, lighting.normals_prob)) if lighting.normals_prob else None)
   # Around gray, the mean of all colors.
   color_range = schedules.piecewise(step, random_backgrounds.color_range)
   background = 0.5 + color_range * (jax.random.uniform(keys[4], (3,)) - 0.5)

@@ -57,6 +57,8 @@ class Costs(NamedTuple):
       `seconds_of(static)` times a step with that static argument. Or None.
     parts: (params, batch, devices) -> {name: function without arguments},
       parts of the step on one device. Or None.
+    scopes: names of jax.named_scope in the step, whose operations are counted
+      apart.
   """
   sizes: dict[str, Any]
   unit: tuple[str, int] | None = None
@@ -64,6 +66,7 @@ class Costs(NamedTuple):
       [Callable[[Hashable], float]], Iterator[tuple[str, float]]] | None = None
   parts: Callable[
       [Any, Any, int], dict[str, Callable[[], Any]]] | None = None
+  scopes: tuple[str, ...] = ()
 
 
 def _no_static(step: int) -> None:

@@ -21,7 +21,7 @@ import optax
 
 from gen3d.choices import UserError, check_prompt, pick
 from gen3d.data import untextured
-from gen3d.engine import checkpoints, devices, optim
+from gen3d.engine import checkpoints, devices, optim, workdirs
 from gen3d.engine import state as states
 from gen3d.guidance import Guidance, clip, noising, prompts, score, student
 from gen3d.io import images as image_io
@@ -42,6 +42,9 @@ GUIDANCES = {'sds': partial(score.from_config, score.sds),
              'asd': noising.asd, 'bridge': noising.bridge,
              'ism': noising.ism, 'sdi': noising.sdi,
              'vsd': student.from_config, 'clip': clip.from_config}
+# Parts of a step whose operations are counted apart: rendering, the encoder of
+# the teacher, the student of VSD, the teacher's noise predictions.
+SCOPES = ('render', 'encoder', 'student', 'unet')
 
 
 class Parts(NamedTuple):
@@ -65,7 +68,8 @@ def make(config: ml_collections.ConfigDict,
       is not possible.
   """
   finished.export_options(config.export)  # raises before the training
-  config = ml_collections.ConfigDict(_in_steps(config.to_dict(), config.steps))
+  settings = config.to_dict()
+  config = ml_collections.ConfigDict(_in_steps(settings, config.steps))
   scene = make_scene(config, **_start(config))
   check_prompt(config.negative_prompt)
   prompt = prompts.normalize(config.prompt) if scene.subjects == 1 else (
@@ -84,8 +88,8 @@ def make(config: ml_collections.ConfigDict,
           _evaluate, path=finished.turntable(4, dict(config.orbit)),
           view=finished.make_renderer(scene, 96, ('color', 'normal')),
           count=count),
-      finish=partial(_finish, scene=scene, config=config),
-      costs=lambda: Costs(_sizes(config)))
+      finish=partial(_finish, scene=scene, config=config, settings=settings),
+      costs=lambda: Costs(_sizes(config), scopes=SCOPES))
 
 
 def _particles(config) -> int:
@@ -181,15 +185,27 @@ def _texture_start(scene):
   return start
 
 
-def load_run(workdir: str | os.PathLike, step: int | None = None,
-             particle: int = 0
+def folders(workdir: str | os.PathLike) -> list[pathlib.Path]:
+  """The folders of a run's objects, each of which `load_run` takes.
+
+  A run of one object has itself, one of several a folder for each particle;
+  arguments and errors are those of tasks.load_config.
+  """
+  workdir = pathlib.Path(workdir)
+  config = load_config(workdir, ['text_to_3d'])
+  if _particles(config) == 1 or 'particle' in config:
+    return [workdir]
+  return [workdir / f'particle_{index}' for index in range(config.particles)]
+
+
+def load_run(workdir: str | os.PathLike, step: int | None = None
              ) -> tuple[Scene, Any, ml_collections.ConfigDict]:
   """(scene, its parameters, config) of a run of this task.
 
   Args:
-    workdir: of the run.
+    workdir: of the run, or the folder of one of its particles; of a run with
+      several, the first is read.
     step: of the checkpoint; None for the newest.
-    particle: which of several objects of the run.
 
   Raises:
     UserError: there is no such run, it is damaged, or it is of another task.
@@ -199,9 +215,11 @@ def load_run(workdir: str | os.PathLike, step: int | None = None,
   # Of the checkpoint only the scene is read: the guidance's teacher may not be
   # on this machine.
   scene = make_scene(config)
+  if 'particle' in config:
+    workdir = pathlib.Path(workdir).absolute().parent
   params = checkpoints.load_tree(workdir, 'params/scene', step)
   if _particles(config) > 1:
-    params = particles.select(params, particle)
+    params = particles.select(params, config.get('particle') or 0)
   if scene.running:
     params = {**params, **checkpoints.load_tree(workdir, 'extra', step)}
   return scene, jax.tree.map(jnp.asarray, params), config
@@ -213,14 +231,23 @@ def load(workdir: str | os.PathLike,
   return _finished(*load_run(workdir, step))
 
 
-def _finish(state, workdir, *, scene, config):
-  """Exports the object, or each of several into a folder of its own."""
+def _finish(state, workdir, *, scene, config, settings):
+  """Exports the object, or each of several into a folder of its own.
+
+  A particle's folder also gets the config, with its index, by which commands
+  find the checkpoint in the folder above.
+  """
   params = _scene_params(state)
   if _particles(config) == 1:
     return finished.export(_finished(scene, params, config), workdir)
-  return [file for index in range(config.particles) for file in finished.export(
-      _finished(scene, particles.select(params, index), config),
-      pathlib.Path(workdir) / f'particle_{index}')]
+  files = []
+  for index in range(config.particles):
+    folder = pathlib.Path(workdir) / f'particle_{index}'
+    files += finished.export(
+        _finished(scene, particles.select(params, index), config), folder)
+    workdirs.write_config(ml_collections.ConfigDict(
+        {**settings, 'particle': index}), folder)
+  return files
 
 
 def _finished(scene: Scene, params: Any,
@@ -298,7 +325,8 @@ def _view_loss(params, state, key, index, *, parts):
   # Azimuths are stratified over the views of a step: less variance.
   part = (index / parts.views, (index + 1) / parts.views)
   view = scene.sample_view(key_view, step, part)
-  render = scene.render(scene_params, key_render, view)
+  with jax.named_scope('render'):
+    render = scene.render(scene_params, key_render, view)
   # Guidances of a single prompt need not know of subjects.
   subject = () if scene.subjects == 1 else (view.subject,)
   loss, metrics = guidance.loss(
