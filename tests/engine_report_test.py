@@ -30,20 +30,53 @@ def test_scalars_after_the_resumed_step_are_dropped(tmp_path, capsys):
   np.testing.assert_array_equal(np.asarray(preview), image)
 
 
-def test_tensorboard_has_the_scalars(tmp_path):
-  writer = report.Report(tmp_path, 0, 100)
-  writer.scalars(10, {'loss/sds': .5})
-  writer.close()
-  scalars = {}
-  for path in (tmp_path / 'tensorboard').iterdir():
+def events(folder):
+  """{tag: (step, summary value)} of the newest events of TensorBoard files."""
+  found = {}
+  for path in folder.iterdir():
     content = path.read_bytes()
     while content:  # Records: length, its checksum, the event, its checksum.
       size = int.from_bytes(content[:8], 'little')
       event = event_pb2.Event.FromString(content[12:12 + size])
-      scalars.update({v.tag: (event.step, v.simple_value)
-                    for v in event.summary.value})
+      found.update({v.tag: (event.step, v) for v in event.summary.value})
       content = content[16 + size:]
-  assert scalars == {'loss/sds': (10, .5)}
+  return found
+
+
+def test_tensorboard_has_scalars_with_their_meaning_and_the_config(tmp_path):
+  writer = report.Report(tmp_path, 0, 100, config='{"steps": 100}')
+  for step in range(1, 11):
+    writer.progress(step, lambda: {})
+  writer.scalars(10, {'weighted_penalty/opacity_entropy': .5})
+  writer.close()
+  found = events(tmp_path / 'tensorboard')
+  step, scalar = found['weighted_penalty/opacity_entropy']
+  assert (step, scalar.simple_value) == (10, .5)
+  assert 'grows by design' in scalar.metadata.summary_description
+  text = lambda tag: found[tag][1].tensor.string_val[0].decode()
+  assert '    {"steps": 100}' in text('config/text_summary')
+  assert '| `weighted_penalty/opacity_entropy` | Penalty' in text(
+      'curves/text_summary')
+  assert found['run/steps_per_second'][1].simple_value > 0
+  # Of the tests' process, which has imported JAX.
+  assert .05 < found['run/peak_memory_gb'][1].simple_value < 100
+
+
+def test_speed_leaves_out_the_first_step_and_evaluations(tmp_path, monkeypatch):
+  now = [1000.]
+  monkeypatch.setattr(report.time, 'monotonic', lambda: now[0])
+  writer = report.Report(tmp_path, 0, 100)
+  for step in range(1, 13):
+    now[0] += 60. if step == 1 else .5
+    writer.progress(step, lambda: {})
+    if step == 6:
+      writer.scalars(step, {'loss': 1.})
+      now[0] += 300.  # an evaluation
+      writer.images(step, {})
+  writer.scalars(12, {'loss': 1.})
+  writer.close()
+  step, speed = events(tmp_path / 'tensorboard')['run/steps_per_second']
+  assert step == 12 and speed.simple_value == 2.
 
 
 def test_progress_lines_without_a_terminal(tmp_path, capsys, monkeypatch):

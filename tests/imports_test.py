@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Modules that every package may import; they import only each other.
 LEAVES = ('choices', 'schemas', 'files', 'pixels', 'legacy', 'notices',
-          'assets')
+          'glossary', 'assets')
 _ALL = ('ops', 'weights', 'models', 'diffusion', 'guidance', 'scenes', 'gan',
         'metrics', 'data', 'io', 'engine', 'render')
 # Package -> the packages that it may import beside itself and the leaves.

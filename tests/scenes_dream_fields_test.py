@@ -176,7 +176,7 @@ def test_training_moves_the_origin_alike_on_one_and_two_devices(tmp_path):
   moved = np.asarray(alone.extra['origin'])
   assert np.all(moved != 0)
   np.testing.assert_allclose(two.extra['origin'], moved, rtol=1e-4)
-  assert {'loss/transmittance', 'opacity'} <= set(metrics)
+  assert {'weighted_penalty/transmittance', 'opacity'} <= set(metrics)
   # A finished run is read with its origin.
   assert len(files) == 4
   _, params, _ = text_to_3d.load_run(tmp_path)

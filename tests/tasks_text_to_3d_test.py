@@ -106,7 +106,8 @@ def test_an_object_gets_the_color_of_the_prompt_and_is_exported(tmp_path):
   config.scene.random_background_prob = 1.0
   task, state, metrics = _run(config, 1, steps=60)
   assert int(state.step) == 60
-  assert {'opacity', 'sds/grad_norm', 'loss/orientation'} <= set(metrics)
+  assert {'opacity', 'sds/grad_norm',
+          'weighted_penalty/orientation'} <= set(metrics)
   scene = text_to_3d.make_scene(config)
   albedo = scene.show(state.params['scene'], cameras.orbit(0.0, 0.0, 1.6, 1.3),
                       9, ('albedo',))['albedo']

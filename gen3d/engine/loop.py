@@ -133,7 +133,8 @@ def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
       workdir, start, config.steps, config.get('progress', ()),
       active=jax.process_index() == 0,
       throughput=((config.throughput_unit, config.batch)
-                  if 'throughput_unit' in config else None))
+                  if 'throughput_unit' in config else None),
+      config=config.to_json_best_effort(indent=2))
   report.message(
       f'Training from step {start} to {config.steps} on {mesh.size} '
       f'{jax.devices()[0].platform} device(s), into {workdir}; the first step '
@@ -148,7 +149,7 @@ def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
       buffer.add(done, metrics)
       report.progress(done, buffer.newest)
       if done in (1, config.steps) or done % config.log_every == 0:
-        report.scalars(done, buffer.means())
+        report.scalars(done, {**buffer.means(), **task.scheduled(done - 1)})
       # Evaluation.
       if _due(done, config.eval_every, config.steps):
         buffer.drain()

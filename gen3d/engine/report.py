@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,8 +17,13 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from gen3d import files, schemas
+from gen3d import files, glossary, schemas
 from gen3d.choices import UserError
+
+try:
+  import resource
+except ImportError:  # Windows
+  resource = None
 
 # Seconds between two lines of progress where stderr is not a terminal.
 _PLAIN_SECONDS = 30.
@@ -32,7 +38,7 @@ class Report:
   def __init__(
       self, workdir: str | os.PathLike, step: int, steps: int,
       shown: Sequence[str] = (), active: bool = True,
-      throughput: tuple[str, int] | None = None):
+      throughput: tuple[str, int] | None = None, config: str = ''):
     """Opens the reports of a run that stands at `step` of `steps`.
 
     Args:
@@ -44,6 +50,7 @@ class Report:
       active: False on all processes but one, where nothing is written.
       throughput: (unit, number a step), such as ('rays', 4096), whose rate is
         printed beside that of the steps.
+      config: the run's, as JSON, which TensorBoard shows as a text.
     """
     self._active = active
     if not active:
@@ -57,17 +64,32 @@ class Report:
     import tensorboardX
     self._board = tensorboardX.SummaryWriter(
         str(pathlib.Path(workdir) / 'tensorboard'), purge_step=step + 1)
+    if config:
+      # Indented text is code in Markdown.
+      self._board.add_text('config', textwrap.indent(config, ' ' * 4), step)
+    self._described: set[str] = set()
+    self._speed = _Speed()
     self._line = _ProgressLine(step, steps, tuple(shown), throughput)
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes {name: float} of a step."""
+    """Writes {name: float} of a step.
+
+    TensorBoard also gets what gen3d/glossary.py says about each, the speed
+    since the last call and the memory.
+    """
     if not self._active:
       return
     line = {'step': step, 'time': round(time.time(), 3), **values}
     self._file.write(json.dumps(line) + '\n')
     self._file.flush()
+    values = {**values, **self._speed.since_last(), **peak_memory()}
     for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+      self._board.add_scalar(
+          name, value, step, summary_description=glossary.meaning(name))
+    if not set(values) <= self._described:
+      self._described |= set(values)
+      self._board.add_text('curves', glossary.table(self._described), step)
+    self._speed.restart()
 
   def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Writes {name: uint8 [H, W, 3]} as previews/NAME_STEP.png."""
@@ -76,11 +98,14 @@ class Report:
       Image.fromarray(image).save(
           self._previews / f'{name.replace("/", "_")}_{step:06d}.png')
       self._board.add_image(name, image, step, dataformats='HWC')
+    if self._active:
+      self._speed.restart()
 
   def progress(
       self, step: int, metrics: Callable[[], Mapping[str, float]]) -> None:
     """Advances the progress line to a step; reads `metrics` if it prints."""
     if self._active:
+      self._speed.count(step)
       self._line.move(step, metrics)
 
   def message(self, text: str) -> None:
@@ -133,6 +158,51 @@ def provenance(workdir: str | os.PathLike) -> dict[str, Any]:
              if device.platform == 'cpu' else
              f'{jax.device_count()} x {device.device_kind}')
   return {'hours': round(worked / 3600, 2), 'machine': machine}
+
+
+def peak_memory() -> dict[str, float]:
+  """The most memory in use so far, in gigabytes.
+
+  Returns:
+    {'run/peak_memory_gb'} of the process, where the system tells it, and
+    {'run/peak_device_memory_gb'} of the first device, if it has its own.
+  """
+  found = {}
+  if resource is not None:
+    # In bytes on macOS, else in kilobytes.
+    unit = 1 if sys.platform == 'darwin' else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found['run/peak_memory_gb'] = peak * unit / 1e9
+  stats = jax.local_devices()[0].memory_stats() or {}  # None on a CPU
+  if 'peak_bytes_in_use' in stats:
+    found['run/peak_device_memory_gb'] = stats['peak_bytes_in_use'] / 1e9
+  return found
+
+
+class _Speed:
+  """Steps per second, without what other work takes between the steps."""
+
+  def __init__(self):
+    self._step = self._since = None
+    self._steps, self._seconds = 0, 0.0
+
+  def count(self, step):
+    """A step is done; the first one is mostly compilation."""
+    now = time.monotonic()
+    if self._step is not None:
+      self._steps += step - self._step
+      self._seconds += now - self._since
+    self._step, self._since = step, now
+
+  def restart(self):
+    """Leaves out the time since the last step."""
+    self._since = time.monotonic()
+
+  def since_last(self):
+    """{name: value} since the last call; {} without a step."""
+    steps, seconds = self._steps, self._seconds
+    self._steps, self._seconds = 0, 0.0
+    return {'run/steps_per_second': steps / seconds} if seconds else {}
 
 
 class _ProgressLine:

@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import pathlib
-import resource
-import sys
 import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +15,7 @@ from jax.sharding import Mesh
 from gen3d import files, tasks
 from gen3d.choices import UserError
 from gen3d.engine import loop, sharding
+from gen3d.engine.report import peak_memory
 from gen3d.evaluation import flops
 
 
@@ -267,11 +266,8 @@ def median_seconds(function: Callable[[], Any], repeats: int) -> float:
 
 def peak_gigabytes() -> float:
   """Peak memory of the device where it is reported, else of the process."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  if 'peak_bytes_in_use' in stats:
-    return stats['peak_bytes_in_use'] / 1e9
-  unit = 1 if sys.platform == 'darwin' else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+  # The device's is the last.
+  return list(peak_memory().values())[-1]
 
 
 def print_sizes(task: str, numbers: dict[str, Any],

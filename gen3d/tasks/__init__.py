@@ -24,7 +24,7 @@ import ml_collections
 import numpy as np
 
 from gen3d.choices import UserError, excerpt, pick
-from gen3d.engine import checkpoints
+from gen3d.engine import checkpoints, optim
 from gen3d.engine.sharding import Execution, Step
 from gen3d.engine.state import TrainState
 
@@ -77,6 +77,11 @@ def _no_costs() -> Costs:
   return Costs({})
 
 
+def _none_scheduled(step: int) -> dict[str, float]:
+  del step
+  return {}
+
+
 class Task(NamedTuple):
   """A training, as the loop runs it.
 
@@ -98,6 +103,8 @@ class Task(NamedTuple):
       resolution of rendering, phases that are due), or None.
     execution: options of the compiler and of placement.
     costs: () -> Costs.
+    scheduled: step number -> {name: value} of what changes by a schedule, such
+      as learning rates, for the report.
   """
   init: Callable[[jax.Array], TrainState]
   step: Step
@@ -107,6 +114,14 @@ class Task(NamedTuple):
   static: Callable[[int], Hashable | None] = _no_static
   execution: Execution = Execution()
   costs: Callable[[], Costs] = _no_costs
+  scheduled: Callable[[int], Mapping[str, float]] = _none_scheduled
+
+
+def scheduled_rate(
+    config: ml_collections.ConfigDict) -> Callable[[int], dict[str, float]]:
+  """`scheduled` of a Task whose learning rate alone has a schedule."""
+  rate: Any = optim.learning_rate(config.optimizer, config.steps)
+  return lambda step: {'schedule/learning_rate': float(rate(step))}
 
 
 def module_of(config: ml_collections.ConfigDict) -> ModuleType:

@@ -34,7 +34,7 @@ from gen3d.metrics import text as text_metrics
 from gen3d.models import clip, clip_pair
 from gen3d.ops import backgrounds
 from gen3d.ops import images as image_ops
-from gen3d.tasks import Costs, Task
+from gen3d.tasks import Costs, Task, scheduled_rate
 
 # Fraction of textureless objects in training, larger than in the world: a
 # caption of any color is consistent with them, and the pair has to tell them
@@ -116,7 +116,8 @@ def make(config: ml_collections.ConfigDict) -> Task:
       evaluate=functools.partial(evaluate, config=config),
       finish=finish,
       costs=lambda: Costs({'image': config.image.resolution,
-                           'batch': config.batch}))
+                           'batch': config.batch}),
+      scheduled=scheduled_rate(config))
 
 
 def batches(seed: int, first_step: int, *,

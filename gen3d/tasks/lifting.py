@@ -25,7 +25,7 @@ from gen3d.gan import generator2d, lifting, lifting_losses
 from gen3d.io import images as image_io
 from gen3d.models import lifted_gan, lresnet, perceptual
 from gen3d.ops import depth_mesh
-from gen3d.tasks import Costs, Task
+from gen3d.tasks import Costs, Task, scheduled_rate
 
 # Of VGG16's maps, those after relu2_2, relu3_3 and relu4_3.
 _MAPS = slice(1, 4)
@@ -133,7 +133,8 @@ def make(config: Any) -> Task:
       evaluate=report,
       finish=finish,
       costs=lambda: Costs({'image': source.config['resolution'],
-                           'batch': config.batch}))
+                           'batch': config.batch}),
+      scheduled=scheduled_rate(config))
 
 
 def check(config: Any) -> None:

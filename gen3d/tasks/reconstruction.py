@@ -31,7 +31,7 @@ from gen3d.models import perceptual
 from gen3d.ops import cameras
 from gen3d.render import finished
 from gen3d.scenes import Scene, View, radiance
-from gen3d.tasks import Costs, Task, load_config
+from gen3d.tasks import Costs, Task, load_config, scheduled_rate
 
 MODES = ('color', 'depth', 'normal')  # of films
 RESULTS = 'test.json'
@@ -76,7 +76,8 @@ def make(config: Any) -> Task:
       costs=partial(
           _costs, scene=scene, rays=config.batch,
           samples=(config.scene.coarse.samples, config.scene.fine.samples),
-          height=train.images.shape[1]))
+          height=train.images.shape[1]),
+      scheduled=scheduled_rate(config))
 
 
 def load(workdir: str | os.PathLike, step: int | None = None
@@ -318,7 +319,7 @@ def step(
     photometric, coarse = error(render.image), [
         error(image) for image in render.passes]
     penalties = scene.penalties(params, render, state.step)
-    metrics = {f'loss/{name}': x for name, x in penalties.items()}
+    metrics = {f'weighted_penalty/{name}': x for name, x in penalties.items()}
     metrics['loss/photometric'] = photometric
     total = photometric + sum(coarse_weight * e for e in coarse)
     return total + sum(penalties.values()), metrics

@@ -32,7 +32,13 @@ from gen3d.ops.mesh import Mesh
 from gen3d.render import finished
 from gen3d.scenes import Scene, dream_fields, dreamfusion, particles, texture
 from gen3d.scenes import mesh as mesh_scene
-from gen3d.tasks import Costs, Task, load_config, load_finished
+from gen3d.tasks import (
+    Costs,
+    Task,
+    load_config,
+    load_finished,
+    scheduled_rate,
+)
 
 # (config.scene) -> Scene, and (config) -> Guidance, by name.
 SCENES = {'dreamfusion': dreamfusion.make, 'dream_fields': dream_fields.make,
@@ -89,7 +95,8 @@ def make(config: ml_collections.ConfigDict,
           view=finished.make_renderer(scene, 96, ('color', 'normal')),
           count=count),
       finish=partial(_finish, scene=scene, config=config, settings=settings),
-      costs=lambda: Costs(_sizes(config), scopes=SCOPES))
+      costs=lambda: Costs(_sizes(config), scopes=SCOPES),
+      scheduled=_scheduled(config))
 
 
 def _particles(config) -> int:
@@ -114,6 +121,29 @@ def _in_steps(settings, steps):
   """Nested settings with the times of their schedules in steps."""
   return {key: _in_steps(value, steps) if isinstance(value, dict) else
           schedules.in_steps(value, steps) for key, value in settings.items()}
+
+
+def _scheduled(config):
+  """Task.scheduled: learning rate, guidance scale, every schedule's value.
+
+  Their names are the keys of the config.
+  """
+  rate = scheduled_rate(config)
+  shown = {key: value for key, value in _flat(config.to_dict())
+           if key == 'guidance.scale' or schedules.is_schedule(value)}
+  return lambda step: {
+      **rate(step),
+      **{f'schedule/{key}': float(schedules.piecewise(step, value))
+         for key, value in shown.items()}}
+
+
+def _flat(settings, prefix=''):
+  """Yields (dotted key, value) of nested settings."""
+  for key, value in settings.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
 
 
 def make_scene(config: ml_collections.ConfigDict, **start: Any) -> Scene:
@@ -333,7 +363,8 @@ def _view_loss(params, state, key, index, *, parts):
       params['guidance'], frozen, key_guidance, render,
       guidance.condition(frozen, view.camera, *subject), step)
   penalties = scene.penalties(scene_params, render, step)
-  metrics |= {f'loss/{name}': value for name, value in penalties.items()}
+  metrics |= {f'weighted_penalty/{name}': value
+              for name, value in penalties.items()}
   metrics['opacity'] = jnp.mean(render.opacity)
   return loss + sum(penalties.values()), (metrics, render.measured)
 

@@ -47,7 +47,7 @@ from gen3d.io import images as image_io
 from gen3d.models import unet
 from gen3d.ops import cameras
 from gen3d.ops import images as image_ops
-from gen3d.tasks import Costs, Task
+from gen3d.tasks import Costs, Task, scheduled_rate
 
 # Name in the parameters (and in checkpoints) of the matrices that
 # `text_probe_loss` trains. They are not a part of the released model.
@@ -101,7 +101,8 @@ def make(config: ml_collections.ConfigDict) -> Task:
       batches=functools.partial(batches, config=config),
       evaluate=functools.partial(evaluate, config=config, model=model),
       finish=functools.partial(_finish, config=config),
-      costs=lambda: Costs({'image': config.model.size, 'batch': config.batch}))
+      costs=lambda: Costs({'image': config.model.size, 'batch': config.batch}),
+      scheduled=scheduled_rate(config))
 
 
 def parts_of(model: PixelModel) -> tuple[str, ...]:

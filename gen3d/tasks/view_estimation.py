@@ -27,7 +27,7 @@ from gen3d.metrics import face_model, faces
 from gen3d.models import deep3d, view_estimator
 from gen3d.models.view_estimator import Estimate
 from gen3d.ops import cameras, images
-from gen3d.tasks import Costs, Task
+from gen3d.tasks import Costs, Task, scheduled_rate
 
 _CHUNK = 64  # pictures that are read at a time
 
@@ -69,7 +69,8 @@ def make(config: ml_collections.ConfigDict) -> Task:
       batches=functools.partial(batches, config=config),
       evaluate=functools.partial(evaluate, config=config),
       finish=finish,
-      costs=lambda: Costs({'image': config.size, 'batch': config.batch}))
+      costs=lambda: Costs({'image': config.size, 'batch': config.batch}),
+      scheduled=scheduled_rate(config))
 
 
 def truth(views: Any) -> Estimate:
