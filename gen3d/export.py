@@ -30,6 +30,12 @@ _TEXTURE = flags.DEFINE_integer(
 _FORMATS = flags.DEFINE_list(
     'formats', None, 'Mesh files to write, of glb, ply and obj; glb,ply if '
     'not given.')
+_FACES = flags.DEFINE_integer(
+    'faces', None, 'Reduce the mesh to about this number of triangles; all of '
+    'them if not given, or 0.')
+_GROUND = flags.DEFINE_bool(
+    'ground', None, 'Move the mesh up or down until its lowest point is at '
+    'y = 0.')
 _OUT = flags.DEFINE_string(
     'out', '', 'Folder to write into; the workdir if not given.')
 
@@ -39,10 +45,10 @@ def main() -> None:
   run = tasks.load_finished(_WORKDIR.value, _STEP.value)
   options = run.defaults._replace(
       resolution=_RESOLUTION.value, size=_SIZE.value)
-  if _KEEP_SHARE.value is not None:
-    options = options._replace(keep_share=_KEEP_SHARE.value)
-  if _TEXTURE.value is not None:
-    options = options._replace(texture=_TEXTURE.value)
+  given = {'keep_share': _KEEP_SHARE.value, 'texture': _TEXTURE.value,
+           'faces': _FACES.value, 'ground': _GROUND.value}
+  options = options._replace(**{
+      key: value for key, value in given.items() if value is not None})
   if _FORMATS.value:
     options = options._replace(formats=_FORMATS.value)
   for path in finished.export(run, _OUT.value or _WORKDIR.value, options):

@@ -316,3 +316,27 @@ def test_files_with_vertex_colors_have_normals(tmp_path, name, property):
   meshes.save(tmp_path / name, Mesh(
       np.eye(3), np.array([[0, 1, 2]]), colors=np.ones((3, 3))))
   assert property in (tmp_path / name).read_bytes()
+
+
+def test_trimesh_shows_the_colors_of_our_files(tmp_path, ball):
+  texture = random_texture()
+  textured = ball._replace(colors=None, uv=np.random.default_rng(0).random(
+      (len(ball.vertices), 2)), texture=texture)
+  meshes.save(tmp_path / 'textured.glb', textured)
+  meshes.save(tmp_path / 'plain.glb', ball)
+  meshes.save(tmp_path / 'plain.ply', ball)
+  read = lambda name: trimesh.load_mesh(tmp_path / name, process=False).visual
+  visual = read('textured.glb')
+  assert isinstance(visual, trimesh.visual.TextureVisuals)
+  np.testing.assert_array_equal(
+      np.asarray(visual.material.baseColorTexture.convert('RGB')), texture)
+  # Beside a material, without which viewers would show metal, trimesh has
+  # vertex colors as an attribute, linear as in the file.
+  part, = trimesh.load_scene(tmp_path / 'plain.glb').geometry.values()
+  np.testing.assert_allclose(
+      meshes.to_srgb(part.visual.vertex_attributes['color'][:, :3]),
+      ball.colors, atol=1e-3)
+  visual = read('plain.ply')
+  assert isinstance(visual, trimesh.visual.ColorVisuals)
+  np.testing.assert_allclose(visual.vertex_colors[:, :3] / 255, ball.colors,
+                             atol=0.003)

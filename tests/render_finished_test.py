@@ -1,10 +1,13 @@
 """render.finished on an analytic scene: renderers, films, sheets, meshes."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from gen3d.choices import UserError
 from gen3d.io import meshes, video
 from gen3d.ops import bake, cameras
 from gen3d.ops import mesh as mesh_ops
@@ -199,3 +202,29 @@ def test_without_a_texture_or_a_color_function_the_mesh_is_as_it_is(tmp_path):
   surface = run.mesh(16)
   assert finished.textured(run, surface, 0) is surface
   assert finished.textured(run._replace(color=None), surface, 64) is surface
+
+
+@pytest.mark.parametrize('colored', ['by the field', 'final'])
+def test_reduced_meshes_have_the_colors_of_the_object(tmp_path, colored):
+  options = finished.ExportOptions(
+      resolution=48, size=16, texture=128, faces=300, ground=True)
+  run = blob_run(defaults=options)
+  if colored == 'final':
+    run = run._replace(color=None)
+  finished.export(run, tmp_path)
+  textured, = meshes.load(tmp_path / 'mesh.glb')
+  plain, = meshes.load(tmp_path / 'mesh.ply')
+  shift, = np.unique(json.loads((tmp_path / finished.SIMILARITY).read_text())[
+      'scene_to_mesh'][1][3])
+  assert abs(shift - RADIUS) < 0.05
+  for mesh, colors in ((textured, bake.vertex_colors(textured)),
+                       (plain, plain.colors)):
+    assert 250 < len(mesh.faces) <= 300
+    assert abs(mesh.vertices[:, 1].min()) < 1e-6
+    points = mesh.vertices - [0, shift, 0]
+    np.testing.assert_allclose(colors, np.clip(points + 0.5, 0, 1), atol=0.08)
+
+
+def test_too_few_triangles_are_refused(tmp_path):
+  with pytest.raises(UserError, match='reduced to 3 triangles.*at least 4'):
+    finished.export(blob_run(), tmp_path, finished.ExportOptions(faces=3))

@@ -129,7 +129,8 @@ def dense_colors(color: bake.Color, surface: Mesh) -> Mesh:
   vertices, normals, faces = divide(
       np.asarray(surface.vertices), np.asarray(surface.normals),
       np.asarray(surface.faces))
-  points = bake.inner_points(vertices, normals, surface)
+  points = bake.inner_points(
+      vertices, normals, bake.inner_depth(surface))
   return Mesh(vertices, faces, normals, np.clip(mesh_ops.map_chunks(
       color, points.astype(np.float32)), 0, 1))
 

@@ -9,9 +9,11 @@ maps and animations are ignored.
 Color space. The colors and textures of an ops.mesh.Mesh are display values
 (sRGB). glTF 2.0 (sections 3.7.2.1 and 3.9.2) defines vertex colors and color
 factors as linear and textures as sRGB, so for .glb and .gltf the former two
-are converted in both directions. The other formats define no color space;
-viewers take their colors as display values, so they are stored unchanged (with
-8 bits).
+are converted in both directions. (trimesh shows a texture as such, and vertex
+colors as `visual.vertex_attributes['color']` of a scene's geometry, linear:
+they come with a material, since viewers show metal without one.) The other
+formats define no color space; viewers take their colors as display values, so
+they are stored unchanged (with 8 bits).
 """
 
 import io

@@ -34,23 +34,27 @@ def check_size(size: int) -> None:
         'vertex colors.')
 
 
-def bake(color: Color, mesh: Mesh, size: int) -> Mesh:
+def bake(color: Color, mesh: Mesh, size: int,
+         depth: float | None = None) -> Mesh:
   """Unwraps a mesh and bakes a color function into its texture.
 
   Args:
     color: of points within the object.
     mesh: as ops.mesh.extract returns it.
     size: texels per side.
+    depth: below the surface at which colors are read; `inner_depth(mesh)` if
+      not given.
 
   Returns:
     Mesh with uv, texture [size, size, 3] and normals, without vertex colors;
     see atlas.unwrap.
   """
   unwrapped = atlas.unwrap(mesh._replace(colors=None), size)
-  return unwrapped._replace(texture=texture(color, unwrapped, size))
+  return unwrapped._replace(texture=texture(color, unwrapped, size, depth))
 
 
-def texture(color: Color, mesh: Mesh, size: int) -> np.ndarray:
+def texture(color: Color, mesh: Mesh, size: int,
+            depth: float | None = None) -> np.ndarray:
   """The texture uint8 [size, size, 3] of a color function on a surface.
 
   The gutter has the colors of the nearest charts, so that neither bilinear
@@ -60,11 +64,13 @@ def texture(color: Color, mesh: Mesh, size: int) -> np.ndarray:
     color: of points within the object.
     mesh: with normals, and uv in [0, 1] without overlap.
     size: texels per side.
+    depth: as for `bake`.
   """
   found = atlas.texels(mesh.uv, mesh.faces, size)
   interpolate = partial(atlas.interpolate, found, mesh.faces)
   points = inner_points(
-      interpolate(mesh.vertices), interpolate(mesh.normals), mesh)
+      interpolate(mesh.vertices), interpolate(mesh.normals),
+      inner_depth(mesh) if depth is None else depth)
   colors = mesh_ops.map_chunks(color, points.astype(np.float32))
   return fill(found, colors, size)
 
@@ -85,24 +91,48 @@ def texture_of_colors(mesh: Mesh, size: int) -> np.ndarray:
   return fill(found, colors, size)
 
 
-def inner_points(points: np.ndarray, normals: np.ndarray,
-                 mesh: Mesh) -> np.ndarray:
-  """Points [N, 3] half a typical edge of a mesh below its surface.
+def inner_depth(mesh: Mesh) -> float:
+  """Half a typical edge of a mesh.
 
   A field's color is trained only where there is density. The edges of an
   extracted mesh are about as long as the cells of its grid; see
   ops.mesh.extract.
+  """
+  a, b, c = np.asarray(mesh.vertices, np.float64)[np.asarray(mesh.faces).T]
+  return 0.5 * float(np.median(np.linalg.norm(
+      np.concatenate([b - a, c - b, a - c]), axis=-1)))
+
+
+def inner_points(points: np.ndarray, normals: np.ndarray,
+                 depth: float) -> np.ndarray:
+  """Points [N, 3] below a surface.
 
   Args:
     points: [N, 3] on the surface.
     normals: [N, 3] there, of any length.
-    mesh: the surface.
+    depth: distance from the surface.
   """
-  a, b, c = np.asarray(mesh.vertices, np.float64)[np.asarray(mesh.faces).T]
-  edge = np.median(np.linalg.norm(
-      np.concatenate([b - a, c - b, a - c]), axis=-1))
   length = np.linalg.norm(normals, axis=-1, keepdims=True)
-  return points - 0.5 * edge * normals / np.maximum(length, 1e-12)
+  return points - depth * normals / np.maximum(length, 1e-12)
+
+
+def nearest_color(mesh: Mesh) -> Color:
+  """A color function: that of the nearest texel or vertex of a mesh.
+
+  Args:
+    mesh: with a texture and uv in [0, 1] without overlap, or with colors.
+  """
+  points, colors = mesh.vertices, mesh.colors
+  if mesh.texture is not None:
+    size = max(mesh.texture.shape[:2])
+    found = atlas.texels(mesh.uv, mesh.faces, size)
+    points, uv = (atlas.interpolate(found, mesh.faces, x)
+                  for x in (mesh.vertices, mesh.uv))
+    factor = 1.0 if colors is None else atlas.interpolate(
+        found, mesh.faces, colors)
+    colors = texture_colors(mesh.texture, uv) * factor
+  tree = scipy.spatial.KDTree(points)
+  return lambda x: colors[tree.query(x)[1]]
 
 
 def fill(found: atlas.Texels, colors: np.ndarray, size: int) -> np.ndarray:

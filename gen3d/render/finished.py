@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen3d import files, notices
-from gen3d.choices import check
+from gen3d.choices import UserError, check
 from gen3d.engine import sharding
 from gen3d.io import images as image_io
 from gen3d.io import meshes, video
-from gen3d.ops import bake, cameras
+from gen3d.ops import bake, cameras, decimation
 from gen3d.ops import mesh as mesh_ops
 from gen3d.scenes import Scene
 
@@ -30,6 +30,7 @@ SIMILARITY = 'similarity.json'
 WHITE = (1.0, 1.0, 1.0)
 _SHEET_VIEWS = 8
 _SHEET_COLUMNS = 4
+_FEWEST_FACES = 4  # of a closed surface
 # Frames that a device renders between two updates of the progress.
 _FRAMES_AT_ONCE = 4
 
@@ -48,6 +49,9 @@ class ExportOptions(NamedTuple):
     texture: texels per side of the texture of .glb and .obj files; 0 for
       vertex colors, which a .ply always has.
     formats: of the mesh files, of io.meshes.FORMATS.
+    faces: the mesh is reduced to about so many triangles; 0: not.
+    ground: whether the mesh is moved up or down until its lowest point is at
+      y = 0.
   """
   resolution: int = 192
   size: int = 256
@@ -55,6 +59,8 @@ class ExportOptions(NamedTuple):
   keep_share: float = 1.0
   texture: int = 1024
   formats: Sequence[str] = ('glb', 'ply')
+  faces: int = 0
+  ground: bool = False
 
 
 DEFAULTS = ExportOptions()
@@ -166,6 +172,29 @@ def textured(finished: Finished, surface: mesh_ops.Mesh,
   return bake.bake(finished.color, surface, size)
 
 
+def reduced(finished: Finished, surface: mesh_ops.Mesh, size: int,
+            faces: int) -> tuple[mesh_ops.Mesh, mesh_ops.Mesh]:
+  """A mesh with fewer triangles and the object's colors at them.
+
+  Args:
+    finished: the object.
+    surface: its mesh.
+    size: texels per side of the texture; 0 for vertex colors.
+    faces: number of the triangles.
+
+  Returns:
+    The mesh with vertex colors, and it with a texture, if that has a size.
+  """
+  color, depth = finished.color, bake.inner_depth(surface)
+  if color is None:  # The surface has its final colors.
+    color, depth = bake.nearest_color(surface), 0.0
+  small = decimation.decimate(surface, faces)
+  points = bake.inner_points(small.vertices, small.normals, depth)
+  colors = mesh_ops.map_chunks(color, points.astype(np.float32))
+  plain = small._replace(colors=np.clip(colors, 0, 1).astype(np.float32))
+  return plain, bake.bake(color, plain, size, depth) if size else plain
+
+
 def export(finished: Finished, workdir: str | os.PathLike,
            options: ExportOptions | None = None) -> list[pathlib.Path]:
   """Writes the film, a sheet of views and the mesh of a finished object.
@@ -198,12 +227,22 @@ def export(finished: Finished, workdir: str | os.PathLike,
   with notices.slow('Extracting the mesh'):
     surface = finished.mesh(options.resolution, options.keep_share)
   with notices.slow('Making the texture'):
-    with_texture = textured(finished, surface, options.texture)
-  beside = []
-  if finished.to_world is not None:
+    if options.faces:
+      surface, with_texture = reduced(
+          finished, surface, options.texture, options.faces)
+    else:
+      with_texture = textured(finished, surface, options.texture)
+  beside, to_world = [], finished.to_world
+  if options.ground:
+    shift = np.eye(4)
+    shift[1, 3] = -float(np.asarray(surface.vertices)[:, 1].min())
+    surface, with_texture = (_shifted(x, shift)
+                             for x in (surface, with_texture))
+    to_world = shift if to_world is None else shift @ to_world
+  if to_world is not None:
     beside = [workdir / SIMILARITY]
     files.write_bytes(beside[0], json.dumps({
-        'scene_to_mesh': np.asarray(finished.to_world, np.float64).tolist()
+        'scene_to_mesh': np.asarray(to_world, np.float64).tolist()
     }).encode())
   return [*beside, workdir / 'turntable.mp4', workdir / 'preview.png',
           *meshes.save_formats(workdir / 'mesh', options.formats, surface,
@@ -252,9 +291,18 @@ def _film(finished, size):
   return np.concatenate(frames)[:count]
 
 
+def _shifted(mesh, matrix):
+  moved = mesh_ops.transform(mesh, matrix)
+  return moved._replace(vertices=moved.vertices.astype(np.float32))
+
+
 def _check(options):
   """Raises UserError where an option has a value that is not possible."""
   bake.check_size(options.texture)
+  if options.faces and options.faces < _FEWEST_FACES:
+    raise UserError(
+        f'A mesh cannot be reduced to {options.faces} triangles (--faces, or '
+        f'--config.export.faces); give at least {_FEWEST_FACES}, or 0 for all.')
   for name in options.formats:
     check('mesh format', meshes.FORMATS, name)
 
