@@ -29,13 +29,11 @@ _GUIDE = {
 
 VARIANTS = {
     'shapes': {},
-    'guide': {**_GUIDE, 'steps': 2400,
-              'optimizer': {'name': 'muon', 'cooldown': 500}},
+    'guide': {**_GUIDE, 'steps': 2400, 'optimizer': {'name': 'muon'}},
     # Goes on from the weights of `guide`: set start_from.
     'guide_robust': {
         **_GUIDE, 'seed': 3, 'adversary': 1.5, 'steps': 1000,
-        'optimizer': {'name': 'muon', 'learning_rate': 7e-4, 'warmup': 50,
-                      'cooldown': 500}},
+        'optimizer': {'name': 'muon', 'learning_rate': 7e-4}},
     'tiny': {
         'resolution': 16, 'views': 16, 'held_out': 96, 'features': 16,
         'batch': 8, 'steps': 2, 'log_every': 1, 'eval_every': 2,
@@ -43,6 +41,10 @@ VARIANTS = {
         'text': {'width': 16, 'layers': 1, 'heads': 2},
         'optimizer': {'warmup': 1, 'cooldown': 1}},
 }
+
+# Warm-up and cool-down: `steps` times the first number, divided by the second.
+_PHASES = {'shapes': ((1, 30), (1, 3)), 'guide': ((1, 24), (5, 24)),
+           'guide_robust': ((1, 20), (1, 2))}
 
 
 def get_config(variant='shapes'):
@@ -76,7 +78,7 @@ def get_config(variant='shapes'):
   config.steps = 3000
   config.optimizer = {
       'name': 'adamw', 'learning_rate': 1e-3, 'schedule': 'trapezoid',
-      'warmup': 100, 'cooldown': 1000, 'b1': 0.9, 'b2': 0.98,
+      'warmup': 0, 'cooldown': 0, 'b1': 0.9, 'b2': 0.98,
       'eps': 1e-6, 'weight_decay': 0.1, 'clip': 1.0}
   config.ema_decay = 0.995
 
@@ -87,5 +89,8 @@ def get_config(variant='shapes'):
   config.keep_checkpoints = 1
   config.progress = ('loss/contrastive', 'accuracy/text_of_image')
 
+  for key, (part, whole) in zip(
+      ('warmup', 'cooldown'), _PHASES.get(variant, ())):
+    config.optimizer[key] = part * config.get_ref('steps') // whole
   config.update(VARIANTS[variant])
   return config

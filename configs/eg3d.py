@@ -35,7 +35,10 @@ Variants:
 `steps`, `blur_fade_images` and `ema_images` are for batches of 32; in the
 official code, the latter two are proportional to the batch. `render_size` is
 ((images seen, rays a side), ...), interpolated linearly and rounded down to
-multiples of `render_bucket`. `start_from` is a generator's .safetensors, with
+multiples of `render_bucket`; a number of images with a decimal point is a
+fraction of the training's. In `shapes` and `cats` all phases follow `steps` and
+`batch`; with the official hyper-parameters they are numbers of images, as
+published. `start_from` is a generator's .safetensors, with
 its discriminator's in the same folder. It also continues a training without
 checkpoints:
 
@@ -149,10 +152,12 @@ def shapes():
       'channel_base': 1024, 'channel_max': 64, 'mbstd_group': 4,
       'mapping_layers': 2})
   config.schedule.update({
-      'r1_gamma': 0.1, 'pose_swap_fade_images': 50_000,
-      'blur_init_sigma': 2.0, 'blur_fade_images': 8_000,
-      'ema_images': 5_000})
-  config.render_size = ((0, 24), (100_000, 24), (100_001, 32))
+      'r1_gamma': 0.1, 'blur_init_sigma': 2.0, 'ema_images': 5_000})
+  images = config.get_ref('steps') * config.get_ref('batch')
+  config.schedule.pose_swap_fade_images = 25 * images // 84  # 50,000
+  config.schedule.blur_fade_images = images // 21  # 8000
+  # From 100,000 images on.
+  config.render_size = ((0.0, 24), (25 / 42, 24), (25 / 42, 32))
   config.render_bucket = 8
   config.distance_count = 1000
   config.log_every, config.eval_every, config.checkpoint_every = 20, 2000, 500
@@ -167,8 +172,11 @@ def cats():
   # The losses of R3GAN (2501.05441), their penalties in every 8th step.
   config.schedule.update({
       'relativistic': True, 'r2': True, 'd_reg_interval': 8,
-      'r1_gamma': 3.0, 'r1_gamma_final': 1.0, 'r1_gamma_fade_images': 30_000,
-      'pose_swap_fade_images': 20_000, 'ema_ramp': 0.05})
+      'r1_gamma': 3.0, 'r1_gamma_final': 1.0, 'ema_ramp': 0.05})
+  images = config.get_ref('steps') * config.get_ref('batch')
+  config.schedule.r1_gamma_fade_images = 5 * images // 8
+  config.schedule.pose_swap_fade_images = 5 * images // 12
+  config.schedule.blur_fade_images = images // 6
   # White objects before white are transparent otherwise.
   config.model.opacity_weight = 1.0
   config.render_size = ((0, 32), (1, 32))
@@ -179,6 +187,8 @@ def cpu128():
   """A small EG3D at the official proportions."""
   config = shapes()
   config.name, config.resolution, config.batch = 'cpu128', 128, 4
+  config.schedule.update(
+      {'pose_swap_fade_images': 50_000, 'blur_fade_images': 8_000})
   config.data.update({'count': 64, 'size': 128})
   model = config.model
   model.z_dim, model.features, model.pose_conditioning = 512, 32, 1.0
@@ -212,7 +222,9 @@ def tiny():
       'channel_base': 64, 'channel_max': 8, 'mbstd_group': 1,
       'mapping_layers': 1})
   # All phases in every step: one program until the rendering grows.
-  config.schedule.update({'d_reg_interval': 1, 'g_reg_interval': 1})
+  config.schedule.update({
+      'd_reg_interval': 1, 'g_reg_interval': 1,
+      'pose_swap_fade_images': 50_000, 'blur_fade_images': 8_000})
   config.render_size, config.render_bucket = ((0, 4), (8, 8)), 4
   config.distance_count = 8
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2

@@ -20,7 +20,7 @@ VARIANTS = nerf.VARIANTS
 
 def get_config(variant='blender'):
   """The config of one of VARIANTS."""
-  return nerf.base(variant, {
+  config = nerf.base(variant, {
       'blender': {
           'steps': 1_000_000,
           'crop.steps': 0,
@@ -31,10 +31,12 @@ def get_config(variant='blender'):
               'samples': 128, 'loss_weight': 0.1, 'separate': False},
           'scene.fine': {'samples': 128, 'include_coarse': False,
                          'resample_padding': 0.01},
-          'optimizer.final': 0.01,
-          'optimizer.warmup': 2500},
+          'optimizer.final': 0.01},
       'quick': {'crop.steps': 0, 'optimizer.learning_rate': 1e-3},
       'race': {'optimizer.final': 0.1},
       'tiny': {
           'crop.steps': 0, 'optimizer.warmup': 1, 'scene.field.depth': 2,
           'scene.field.width': 16, 'scene.field.skip': 1}})
+  if variant == 'blender':
+    config.optimizer.warmup = config.get_ref('steps') // 400
+  return config

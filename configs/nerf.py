@@ -48,8 +48,9 @@ def base(variant, changes):
     _quick(config)
   if variant == 'race':
     config.steps, config.eval_every, config.log_every = 1000, 125, 20
-    config.optimizer.learning_rate, config.optimizer.warmup = 1e-3, 50
-    config.crop.steps = 50
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup = config.get_ref('steps') // 20
+    config.crop.steps = config.get_ref('steps') // 20
     config.scene.chunk = 4096  # One chunk, so that memory is comparable.
     config.data.factor, config.eval_views = 2, 3
     config.export.update({'resolution': 64, 'size': 100, 'frames': 8})
@@ -61,7 +62,7 @@ def base(variant, changes):
 
 
 def _blender():
-  return ml_collections.ConfigDict({
+  config = ml_collections.ConfigDict({
       'task': 'reconstruction',
       'seed': 0,
       'steps': 500_000,
@@ -73,7 +74,7 @@ def _blender():
                # Bounds of distances, and half the side of a cube around the
                # origin that is reconstructed; 0 for automatic ones.
                'near': 0.0, 'far': 0.0, 'box': 0.0},
-      'crop': {'steps': 500, 'fraction': 0.5},
+      'crop': {'steps': 0, 'fraction': 0.5},
       'scene': {
           'field': {
               'encode': {'name': 'frequencies', 'degree': 10},
@@ -102,15 +103,17 @@ def _blender():
       'checkpoint_every': 5000, 'keep_checkpoints': 2,
       'progress': ('psnr',), 'throughput_unit': 'rays',
   })
+  config.crop.steps = config.get_ref('steps') // 1000
+  return config
 
 
 def _quick(config):
   config.steps, config.batch = 1500, 512
-  config.crop.steps = 100
   config.scene.extent = 'box'
   config.scene.coarse.samples, config.scene.fine.samples = 32, 32
   config.scene.chunk = 256
-  config.optimizer.warmup = 100
+  config.optimizer.warmup = config.get_ref('steps') // 15
+  config.crop.steps = config.get_ref('steps') // 15
   config.export.update({'resolution': 160, 'size': 200, 'frames': 48})
   config.eval_every, config.checkpoint_every = 500, 500
 

@@ -27,6 +27,10 @@ CelebA's are the central 256 of the images at a shorter side of 320, resized.
 At each stage's beginning its first block fades in, `fade_steps` long; the
 noise of the densities ends after `noise_steps`.
 
+In `cats` all of these follow `steps`: a first step with a decimal point is a
+fraction of them. In the released trainings they are absolute, as published,
+whatever the number of steps.
+
 `ema_images` is the half-life of a decay by 0.999 in a step. Rendering is free
 of a resolution: faces that were trained at 64 x 64 pixels are rendered at 128 x
 128 or more.
@@ -119,7 +123,7 @@ def carla():
 
 def cats():
   """Cats of the shapes world, seen from the front."""
-  config = base('cats', ((0, 32, 8, 4e-4, 8e-4), (3200, 64, 4, 2e-4, 4e-4)))
+  config = base('cats', ((0.0, 32, 8, 4e-4, 8e-4), (0.8, 64, 4, 2e-4, 4e-4)))
   config.steps = 4000
   config.data = stylegan2.cats_data()
   model = config.model
@@ -135,7 +139,9 @@ def cats():
                  'pitch': math.radians(15), 'radius': 1.7, 'fov': 40.647},
       'discriminator': {
           'kind': 'ccs_encoder', 'widths': (32, 64, 96, 128, 128, 128)},
-      'pose_weight': 15.0, 'noise_steps': 500, 'fade_steps': 500})
+      'pose_weight': 15.0})
+  model.noise_steps = config.get_ref('steps') // 8
+  model.fade_steps = config.get_ref('steps') // 8
   # Chunks of few samples stay in a core's cache: twice as fast.
   model.rendering = ml_collections.ConfigDict({
       'samples': 12, 'near': 1.2, 'far': 2.2, 'white_background': True,
@@ -167,6 +173,7 @@ def tiny():
   config.data.update({'count': 16, 'size': 16})
   model = config.model
   model.z_dim, model.fade_from, model.fade_steps = 6, (0, 1), 4
+  model.noise_steps = 500
   model.siren.update({'width': 8, 'layers': 2})
   model.mapping.update({'width': 8, 'layers': 1})
   model.discriminator.widths = (8, 8, 8, 8)

@@ -157,7 +157,9 @@ def cats():
   # R1 alone, the discriminator wins: the losses of R3GAN (2501.05441).
   config.schedule.update({
       'ada_target': 0.0, 'g_reg_interval': 0, 'relativistic': True, 'r2': True,
-      'r1_gamma': 5.0, 'r1_gamma_final': 0.5, 'r1_gamma_fade_images': 48_000})
+      'r1_gamma': 5.0, 'r1_gamma_final': 0.5})
+  config.schedule.r1_gamma_fade_images = (
+      3 * config.get_ref('steps') * config.get_ref('batch') // 4)
   return config
 
 

@@ -51,7 +51,7 @@ VARIANTS = {
         'batch': 512, 'steps': 900, 'eval_every': 0, 'ema_decay': 0.99,
         'drop_caption': 0.0, 'drop_camera': 0.0,
         'loss_weights': {'v': 0.0, 'text_probe': 0.0},
-        'optimizer': {'learning_rate': 5e-3, 'warmup': 50, 'cooldown': 650,
+        'optimizer': {'learning_rate': 5e-3,
                       'lr_multipliers': {'t5': 0.0, 'unet': 0.0}},
         'progress': ('loss/prior_image',)},
     # A ControlNet of depth maps for the shipped weights, which are frozen, on
@@ -61,7 +61,6 @@ VARIANTS = {
         'trained_parts': ('control',), 'data_seed': 1, 'views': 16_000,
         'steps': 4_000, 'model': {'control': {'blocks': (1, 2, 1)}},
         'loss_weights': {'text_probe': 0.0, 'prior_image': 0.0},
-        'optimizer': {'warmup': 200, 'cooldown': 2000},
         'progress': ('loss/v',)},
     'tiny': _TINY,
     'depth_tiny': {
@@ -71,9 +70,17 @@ VARIANTS = {
         'progress': ('loss/v',)}}
 
 
+# Warm-up and cool-down: `steps` times the first number, divided by the second.
+_PHASES = {'shapes': ((3, 100), (1, 5)), 'light_field': ((1, 18), (13, 18)),
+           'depth': ((1, 20), (1, 2))}
+
+
 def get_config(variant='shapes'):
   """The config of one of VARIANTS."""
   config = shapes()
+  for key, (part, whole) in zip(
+      ('warmup', 'cooldown'), _PHASES.get(variant, ())):
+    config.optimizer[key] = part * config.get_ref('steps') // whole
   config.update(VARIANTS[variant])
   if config.trained_parts:
     # The multipliers are those of parts that are frozen.
@@ -114,7 +121,7 @@ def shapes():
   config.steps = 10_000
   config.optimizer = {
       'name': 'adamw', 'learning_rate': 1e-3, 'schedule': 'trapezoid',
-      'warmup': 300, 'cooldown': 2000, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-8,
+      'warmup': 0, 'cooldown': 0, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-8,
       'weight_decay': 0.01, 'clip': 1.0,
       # Higher for layers that are added to a trained network.
       # 'sketch' and 'sketch_share' are the U-Net's layers of the prior image.

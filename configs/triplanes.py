@@ -58,7 +58,8 @@ def hybrid(variant, encode):
   config.scene.epsilon = 0.03  # Larger than a cell of the grid.
   config.optimizer.learning_rate = 1e-3
   config.optimizer.final = 0.1
-  config.optimizer.warmup = {'tiny': 1, 'race': 50}.get(variant, 100)
+  config.optimizer.warmup = 1 if variant == 'tiny' else config.get_ref(
+      'steps') // {'blender': 300, 'quick': 30, 'race': 20}[variant]
   config.optimizer.eps = 1e-15
   config.optimizer.lr_multipliers = {'encode': 20.0}
   return config

@@ -27,7 +27,7 @@ def get_config(variant='shapes'):
 def shapes():
   """Cats and cars of the shapes world."""
   data = {'cats': stylegan2.cats_data(), 'cars': stylegan2.shapes_data(64)}
-  return ml_collections.ConfigDict({
+  config = ml_collections.ConfigDict({
       'task': 'view_estimation',
       'seed': 0,
       # Sets of tasks/gan.py's form, from which pictures are drawn in equal
@@ -42,11 +42,13 @@ def shapes():
       'batch': 32, 'steps': 1500,
       'optimizer': {
           'name': 'adamw', 'learning_rate': 2e-3, 'schedule': 'cosine',
-          'warmup': 100, 'weight_decay': 0.02, 'clip': 1.0},
+          'warmup': 0, 'weight_decay': 0.02, 'clip': 1.0},
       'ema_decay': 0.995,
       'log_every': 20, 'eval_every': 500, 'checkpoint_every': 250,
       'keep_checkpoints': 1,
       'progress': ('loss/direction', 'loss/depth')}, convert_dict=True)
+  config.optimizer.warmup = config.get_ref('steps') // 15
+  return config
 
 
 def tiny():
@@ -56,6 +58,7 @@ def tiny():
     data.update({'count': 8, 'size': 16})
   config.size, config.held_out, config.batch, config.steps = 16, 4, 4, 2
   config.model.update({'widths': (8, 8), 'hidden': 8})
+  config.optimizer.warmup = 1
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
   return config
 

@@ -47,7 +47,7 @@ def check(
   version = before.get('version', 1)
   if version != legacy.VERSION:
     raise UserError(legacy.incompatible(workdir, version))
-  differ = _differences(before, json.loads(config.to_json_best_effort()))
+  differ = _differences(before, _values(config, before.get('steps')))
   if differ:
     raise UserError(
         f'The workdir {workdir} holds a run of another config, which differs '
@@ -102,6 +102,17 @@ def _tell_of_other_steps(workdir, steps):
     notices.message(
         f'The run began with {before} steps and goes on to {steps}: schedules '
         f'that are fractions of the steps now follow {steps}.')
+
+
+def _values(config, steps):
+  """The values of a config if it had so many steps, which others follow."""
+  present = config.steps
+  try:
+    if isinstance(steps, int):
+      config.steps = steps
+    return json.loads(config.to_json_best_effort())
+  finally:
+    config.steps = present
 
 
 def _differences(before, now, prefix=''):

@@ -8,6 +8,7 @@ import jax
 from gen3d.choices import pick
 from gen3d.gan import Generator3D, eg3d, giraffe, lifting, pigan, stylegan2
 from gen3d.gan.networks import GANNetworks, Variables
+from gen3d.ops import schedules
 from gen3d.ops.cameras import Camera
 
 # (config.model, resolution, width of the labels) -> GANNetworks
@@ -40,7 +41,17 @@ def networks(config: Any, label_width: int = 25) -> GANNetworks:
     UserError: there are no such networks, or they do not fit the images.
   """
   builder = pick('kind of networks', NETWORKS, config.networks)
-  return builder(config.model, config.resolution, label_width)
+  return builder(_in_steps(config), config.resolution, label_width)
+
+
+def _in_steps(config):
+  """A config's `model` with the times of pi-GAN's stages in steps."""
+  if 'fade_from' not in config.model:
+    return config.model
+  model = config.model.copy_and_resolve_references()
+  model.fade_from = tuple(schedules.step_of(time, config.steps)
+                          for time in model.fade_from)
+  return model
 
 
 def new_generator(networks: GANNetworks, key: jax.Array) -> Variables:

@@ -59,9 +59,10 @@ def networks(config: Any, resolution: int, label_width: int) -> GANNetworks:
 
   def at(step):
     return make(
-        noise=jnp.maximum(0.0, 1 - step / config.noise_steps),
+        # Fractions of a few steps may be none.
+        noise=jnp.maximum(0.0, 1 - step / max(config.noise_steps, 1)),
         alpha=pigan_discriminators.fade_in(
-            step, config.fade_from, config.fade_steps))
+            step, config.fade_from, max(config.fade_steps, 1)))
 
   return make(noise=None, alpha=1.0)._replace(at=at)
 

@@ -34,25 +34,32 @@ def in_steps(value: Any, steps: int) -> Any:
     value: anything; a schedule is a sequence of several pairs of numbers.
     steps: of the training.
   """
-  if not _is_schedule(value) or not any(map(_is_fraction, value)):
+  if not is_schedule(value) or not any(
+      _is_fraction(time) for time, _ in value):
     return value
   pairs = []
   for time, x in value:
-    # Rounding errors of products such as 0.29 * 100 are far below a step.
-    step = int(time * steps + 1e-6) if _is_fraction((time, x)) else time
+    step = step_of(time, steps)
     pairs.append((max(step, pairs[-1][0] + 1) if pairs else step, x))
   return tuple(pairs)
 
 
-def _is_schedule(value):
+def step_of(time: float, steps: int) -> int:
+  """The step of a time: a float of at most 1 is a fraction of `steps`."""
+  # Rounding errors of products such as 0.29 * 100 are far below a step.
+  return int(time * steps + 1e-6) if _is_fraction(time) else int(time)
+
+
+def is_schedule(value: Any) -> bool:
+  """Whether a config's value is a sequence of several pairs of numbers."""
   several = isinstance(value, (tuple, list)) and len(value) > 1
   return several and all(
       isinstance(pair, (tuple, list)) and len(pair) == 2
       and all(isinstance(x, (int, float)) for x in pair) for pair in value)
 
 
-def _is_fraction(pair):
-  return isinstance(pair[0], float) and 0.0 <= pair[0] <= 1.0
+def _is_fraction(time):
+  return isinstance(time, float) and 0.0 <= time <= 1.0
 
 
 def piecewise(step: int | jax.Array, value: Schedule) -> jax.Array:

@@ -5,7 +5,8 @@ The training step is in gan/step.py; gan/build.py selects the networks.
 Where a config has `stages`, a tuple of Stage, the resolution of the images,
 the batch and the learning rates depend on the step (pi-GAN's curricula).
 Elsewhere `render_size` is the resolution of the neural rendering by the number
-of images seen.
+of images seen. Times in both that are floats of at most 1 are fractions of the
+training (ops/schedules.py).
 """
 
 import functools
@@ -34,6 +35,7 @@ from gen3d.gan import schedule as gan_schedule
 from gen3d.gan import step as gan_step
 from gen3d.io import images as image_io
 from gen3d.metrics import distribution, features
+from gen3d.ops import schedules
 from gen3d.render import objects
 from gen3d.tasks import Costs, Task
 
@@ -129,7 +131,8 @@ def make(config: Any) -> Task:
                   config.batch), schedule.views_per_latent),
           min_per_device_key='model.discriminator.mbstd_group',
           batch_sizes=tuple(stage.batch for stage in _stages(config))),
-      costs=functools.partial(_costs, config, networks, schedule))
+      costs=functools.partial(_costs, config, networks, schedule),
+      scheduled=functools.partial(_scheduled, config, schedule))
 
 
 def check(config: Any) -> None:
@@ -162,7 +165,7 @@ def check(config: Any) -> None:
     raise UserError(
         f'--config.render_size is {pairs}; write pairs of images seen and '
         "rays a side, as '((0, 32),)'.")
-  images_seen, sizes = zip(*pairs, strict=True)
+  images_seen, sizes = zip(*_render_sizes(config), strict=True)
   rising = list(images_seen) == sorted(set(images_seen))
   if not rising or min(sizes) < config.render_bucket:
     raise UserError(
@@ -193,7 +196,8 @@ def _check_stages(config):
 def _stages(config) -> list[Stage]:
   """The curriculum of a config; one stage where it has none."""
   if 'stages' in config:
-    return [Stage(*stage) for stage in config.stages]
+    return [Stage(schedules.step_of(start, config.steps), *rest)
+            for start, *rest in config.stages]
   return [Stage(0, config.resolution, config.batch, config.generator_rate,
                 config.discriminator_rate)]
 
@@ -313,7 +317,12 @@ def render_size_at(config: Any, step: int) -> int:
   if 'render_size' not in config:
     return 0
   return render_size(
-      step * config.batch, config.render_size, config.render_bucket)
+      step * config.batch, _render_sizes(config), config.render_bucket)
+
+
+def _render_sizes(config):
+  """A config's `render_size` with its times in images."""
+  return schedules.in_steps(config.render_size, config.steps * config.batch)
 
 
 def render_size(
@@ -384,6 +393,18 @@ def _distance_fn(config, networks, source) -> sampling.Measure:
       functools.partial(distribution.distance_to_real, features.shapes_clip))
 
 
+def _scheduled(config, schedule, step):
+  """Task.scheduled: learning rates, weight of R1, resolutions."""
+  stage = [stage for stage in _stages(config) if stage.start <= step][-1]
+  values = {'learning_rate_generator': stage.generator_rate,
+            'learning_rate_discriminator': stage.discriminator_rate,
+            'r1_gamma': gan_schedule.gamma(schedule, step * config.batch)}
+  size = render_size_at(config, step)
+  if size:
+    values['render_size'] = size
+  return {f'schedule/{name}': float(x) for name, x in values.items()}
+
+
 def _costs(config, networks, schedule) -> Costs:
   """The Costs of a step at the last resolution of `render_size`."""
   # Most of a training has that resolution.
@@ -391,7 +412,7 @@ def _costs(config, networks, schedule) -> Costs:
   if 'stages' in config:
     size = last.pixels
   elif 'render_size' in config:
-    size = render_size(0, config.render_size[-1:], config.render_bucket)
+    size = render_size(0, _render_sizes(config)[-1:], config.render_bucket)
   sizes = {'image': last.pixels, 'batch': last.batch}
   if networks.samples_per_ray:
     sizes |= {'rays a side': size, 'samples a ray': networks.samples_per_ray}
