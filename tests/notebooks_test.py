@@ -1,16 +1,20 @@
-"""Runs the code of each notebook in a new process, with small numbers."""
+"""Runs each notebook's file in a new process, with small numbers."""
 
+import io
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import types
+import urllib.request
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Parameters that replace those of the cell with the tag 'parameters', as
-# papermill does it.
+NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
+# Parameters that replace those of the cell with the tag 'parameters'.
 SMALL = {
     'eg3d_latents.ipynb': {
         'PAIRS': 1, 'RESOLUTION': 24, 'STEPS': 5, 'TUNING': 2},
@@ -20,35 +24,69 @@ SMALL = {
     'volume_rendering.ipynb': {'PHOTOGRAPHS': 10, 'SIZE': 32, 'STEPS': 5}}
 
 
-def code_of(cell, parameters):
-  """The code of a cell, with assignments after that of the parameters."""
-  code = ''.join(cell['source'])
-  if 'parameters' not in cell['metadata'].get('tags', ()):
-    return code
-  variables = {}
-  exec(code, variables)
-  assert set(parameters) == {name for name in variables if name.isupper()}
-  return '\n'.join([
-      code, *(f'{name} = {value}' for name, value in parameters.items())])
+def sources(path, kind):
+  return [''.join(cell['source']) for cell in json.loads(path.read_text())[
+      'cells'] if cell['cell_type'] == kind]
 
 
-@pytest.mark.parametrize(
-    'path', sorted((ROOT / 'notebooks').glob('*.ipynb')), ids=lambda p: p.name)
-def test_notebook_runs_and_has_stored_images(path, tmp_path):
-  notebook = json.loads(path.read_text())
-  parameters = SMALL[path.name]
-  cells = [code_of(cell, parameters) for cell in notebook['cells']
-           if cell['cell_type'] == 'code']
-  assert len(cells) > 3
-  assert sum('\nSTEPS = 5\n' in f'\n{cell}\n' for cell in cells) == 1
-  script = tmp_path / 'cells.py'
-  script.write_text('\n\n'.join(cells))
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.name)
+def test_notebook_runs_in_its_folder(path):
+  environment = {**os.environ, 'MPLBACKEND': 'Agg'}
+  environment.pop('PYTHONPATH', None)  # The first cell finds gen3d.
   process = subprocess.run(
-      [sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT,
-      timeout=900, env={**os.environ, 'MPLBACKEND': 'Agg',
-                        'PYTHONPATH': str(ROOT)})
+      [sys.executable, str(ROOT / 'tests/notebook_runner.py'), str(path),
+       json.dumps(SMALL[path.name])],
+      capture_output=True, text=True, timeout=900, env=environment)
   assert process.returncode == 0, process.stderr[-3000:]
-  # Notebooks are committed with the images of a full run.
+  assert process.stdout.splitlines()[-1].startswith('cells: ')
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.name)
+def test_notebook_is_small_has_images_and_formulas_that_render(path):
+  notebook = json.loads(path.read_text())
+  # Committed with the images of a full run.
   assert any('image/png' in output.get('data', {})
              for cell in notebook['cells']
              for output in cell.get('outputs', ()))
+  assert path.stat().st_size < 500_000
+  for text in sources(path, 'markdown'):
+    assert not re.search(r'\\\\[a-zA-Z]', text), 'a doubled backslash'
+    assert text.count('$') % 2 == 0
+  # No folders of the machine that the outputs are from.
+  assert not re.search(r'/(home|root|work|tmp|Users)/', path.read_text())
+
+
+def test_notebooks_have_one_first_cell():
+  first = {sources(path, 'code')[0] for path in NOTEBOOKS}
+  assert len(first) == 1 and "REPOSITORY = ''" in first.pop()
+
+
+@pytest.mark.parametrize('opened, address', [
+    ('/fileId=https%3A//github.com/a/b-c/blob/main/notebooks/x.ipynb',
+     'https://github.com/a/b-c'),
+    ('/content/drive/Untitled.ipynb', None), (None, None)])
+def test_first_cell_clones_the_repository_that_colab_shows(
+    monkeypatch, tmp_path, opened, address):
+  """Without gen3d; on Colab, its server is asked for the notebook's path."""
+  started, asked = [], []
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'path', list(sys.path))
+  monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+  monkeypatch.setattr(subprocess, 'run', lambda words, check: started.append(
+      words))
+  if opened is not None:
+    monkeypatch.setenv('COLAB_JUPYTER_IP', '1.2.3.4')
+    monkeypatch.setattr(urllib.request, 'urlopen', lambda url: (
+        asked.append(url), io.BytesIO(
+            json.dumps([{'path': opened}]).encode()))[1])
+  run = lambda: exec(sources(NOTEBOOKS[0], 'code')[0],
+                     types.ModuleType('cell').__dict__)
+  if address:
+    run()
+    assert asked == ['http://1.2.3.4:9000/api/sessions']
+    assert started[0] == ['git', 'clone', '--depth=1', address, 'gen3d_repo']
+    assert sys.path[0] == 'gen3d_repo'
+  else:
+    with pytest.raises(ImportError, match='set REPOSITORY above'):
+      run()
+    assert not started
