@@ -17,6 +17,7 @@ after a stop.
 
 from absl import flags
 
+from gen3d import notices
 from gen3d.engine import cli
 from gen3d.evaluation import gan_comparison, guidances, representations
 
@@ -63,9 +64,11 @@ def main() -> None:
         _SET.value))
     return
   if _WHAT.value == 'gans':
-    print(gan_comparison.compare(
-        _NETWORKS.value, _WORKDIR.value, samples=_SAMPLES.value,
-        seeds=_SEEDS.value))
+    with notices.slow('Comparing GANs'):
+      text = gan_comparison.compare(
+          _NETWORKS.value, _WORKDIR.value, samples=_SAMPLES.value,
+          seeds=_SEEDS.value)
+    print(text)
     return
   print(representations.compare(
       _DATA.value, _WORKDIR.value, _CONFIGS.value, _VARIANT.value, _SET.value))

@@ -25,7 +25,7 @@ import types
 
 from absl import flags
 
-from gen3d import assets
+from gen3d import assets, notices
 from gen3d.engine import cli
 from gen3d.evaluation import (
   clip,
@@ -132,7 +132,10 @@ def main() -> None:
   cli.check_flags(f'--what={_WHAT.value}', {
       f'--what={what}': names.split()
       for what, (names, _) in _REPORTS.items()})
-  print(report(_WHAT.value))
+  # Around the notices of the parts of some evaluations.
+  with notices.slow(f'Evaluating {_WHAT.value}'):
+    text = report(_WHAT.value)
+  print(text)
 
 
 def report(what: str) -> str:

@@ -32,6 +32,9 @@ def check(
   """
   if config.steps < 0:
     raise UserError(f'config.steps is {config.steps}; give a number from 0 on.')
+  if config.log_every < 1:
+    raise UserError(f'--config.log_every is {config.log_every}; give the steps '
+                    'between two lines of scalars.jsonl, 1 or more.')
   workdir = pathlib.Path(workdir).absolute()
   parent = next(p for p in (workdir, *workdir.parents) if p.exists())
   if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):

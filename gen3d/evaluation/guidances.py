@@ -112,10 +112,11 @@ def compare(workdir: str | os.PathLike, prompts: Sequence[str], seeds: int,
              if not (folder / 'finished.json').exists()]
   sweeps.run(missing, keep_going=False)
   pair, embed = clip_pair.load(assets.CLIP), features.shapes_clip().embed
-  runs = {name: [[read(pair, workdir / name / sweeps.folder_name(prompt), seed)
-                  for seed in range(seeds)] for prompt in prompts]
-          for name in guidances}
-  rows = {name: summarize(of_name, embed) for name, of_name in runs.items()}
+  with notices.slow('Evaluating the runs'):
+    runs = {name: [[
+        read(pair, workdir / name / sweeps.folder_name(prompt), seed)
+        for seed in range(seeds)] for prompt in prompts] for name in guidances}
+    rows = {name: summarize(of_name, embed) for name, of_name in runs.items()}
   costs = {name: cost_of(checkpoints.load_config(
       workdir / name / sweeps.folder_name(prompts[0]) / 'seed_0'))
            for name in notices.track(guidances, 'Counting operations')}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen3d import notices
 from gen3d.evaluation import speed
 from gen3d.ops import cameras, raster, silhouettes, textures
 from gen3d.ops.mesh import Mesh
@@ -81,7 +82,8 @@ def _measure(triangles, size, repeats, plan_only):
   for count in triangles:
     for name, function, arguments in programs(bumpy_sphere(count), size):
       name = f'{count:,} triangles, {name}'
-      compiled = jax.jit(function).lower(*arguments).compile()
+      with notices.slow('Compiling'):
+        compiled = jax.jit(function).lower(*arguments).compile()
       plan = compiled.memory_analysis()
       if plan is not None:
         add(f'{name}, planned memory in GB', (

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gen3d import files, tasks
+from gen3d import files, notices, tasks
 from gen3d.choices import UserError
 from gen3d.engine import loop, sharding
 from gen3d.engine.report import peak_memory
@@ -165,7 +165,8 @@ def measure(task: tasks.Task, *, name: str, seed: int, steps: int,
     report(Measurement(name, value, unit))
 
   # Memory: of the parameters, and as planned for the step.
-  state = loop.replicate_state(task.init(jax.random.key(0)), mesh)
+  with notices.slow('Preparing the networks'):
+    state = loop.replicate_state(task.init(jax.random.key(0)), mesh)
   leaves = jax.tree.leaves(state.params)
   add('parameters', sum(x.size for x in leaves))
   add('bytes of parameters', sum(x.nbytes for x in leaves))
@@ -257,7 +258,7 @@ def _measure_parts(costs, params, batch, devices, repeats, add):
 def median_seconds(function: Callable[[], Any], repeats: int) -> float:
   """Median seconds of `repeats` calls after a first one, which compiles."""
   times = []
-  for _ in range(repeats + 1):
+  for _ in notices.track(range(repeats + 1), 'Timing'):
     begin = time.perf_counter()
     jax.block_until_ready(function())
     times.append(time.perf_counter() - begin)

@@ -303,6 +303,10 @@ def _check(options):
     raise UserError(
         f'A mesh cannot be reduced to {options.faces} triangles (--faces, or '
         f'--config.export.faces); give at least {_FEWEST_FACES}, or 0 for all.')
+  for key, least in (('resolution', 8), ('size', 1), ('fps', 1)):
+    if getattr(options, key) < least:
+      raise UserError(f'--config.export.{key} is {getattr(options, key)}; it '
+                      f'must be at least {least}.')
   for name in options.formats:
     check('mesh format', meshes.FORMATS, name)
 

@@ -151,7 +151,8 @@ def interpolate(trained: inference.Trained, seeds: Sequence[int],
       render(start + fraction * (end - start),
              jax.tree.map(lambda x: x[None], inference.camera_at(
                  trained.camera, azimuth)))[0]
-      for start, end in itertools.pairwise(ws)
+      for start, end in notices.track(
+          itertools.pairwise(ws), 'Morphing objects', len(seeds))
       for fraction, azimuth in zip(eased, azimuths, strict=True)),
       turn_fps(frames))
   return path

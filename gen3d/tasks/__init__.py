@@ -117,6 +117,24 @@ class Task(NamedTuple):
   scheduled: Callable[[int], Mapping[str, float]] = _none_scheduled
 
 
+def check_least(
+    config: ml_collections.ConfigDict, least: Mapping[str, int]) -> None:
+  """Raises UserError where a number of a config is too small.
+
+  Args:
+    config: of a task.
+    least: {dotted key: least value}; keys that the config has not are left
+      out.
+  """
+  for key, smallest in least.items():
+    value: Any = config
+    for name in key.split('.'):
+      value = value.get(name) if hasattr(value, 'get') else None
+    if isinstance(value, (int, float)) and value < smallest:
+      raise UserError(f'--config.{key} is {value}; it must be at least '
+                      f'{smallest}.')
+
+
 def scheduled_rate(
     config: ml_collections.ConfigDict) -> Callable[[int], dict[str, float]]:
   """`scheduled` of a Task whose learning rate alone has a schedule."""

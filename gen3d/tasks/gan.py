@@ -37,7 +37,7 @@ from gen3d.io import images as image_io
 from gen3d.metrics import distribution, features
 from gen3d.ops import schedules
 from gen3d.render import objects
-from gen3d.tasks import Costs, Task
+from gen3d.tasks import Costs, Task, check_least
 
 
 class Stage(NamedTuple):
@@ -138,16 +138,10 @@ def make(config: Any) -> Task:
 def check(config: Any) -> None:
   """Raises UserError where numbers in a config make no training possible."""
   schedule = config.schedule
-  for name, value, least in (
-      ('batch', config.batch, 1),
-      ('data.count', config.data.get('count', 1), 1),
-      ('schedule.d_reg_interval', schedule.d_reg_interval, 0),
-      ('schedule.g_reg_interval', schedule.g_reg_interval, 0),
-      ('schedule.ada_interval', schedule.ada_interval, 1),
-      ('render_bucket', config.get('render_bucket', 1), 1)):
-    if value < least:
-      raise UserError(f'--config.{name} is {value}; it must be at least '
-                      f'{least}.')
+  check_least(config, {
+      'batch': 1, 'data.count': 1, 'schedule.d_reg_interval': 0,
+      'schedule.g_reg_interval': 0, 'schedule.ada_interval': 1,
+      'render_bucket': 1, 'resolution': 1})
   views = schedule.get('views_per_latent', 1)
   if views != 1 and config.networks != 'eg3d':
     raise UserError(f'--config.schedule.views_per_latent is {views}, but only '

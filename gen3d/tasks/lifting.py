@@ -25,7 +25,7 @@ from gen3d.gan import generator2d, lifting, lifting_losses
 from gen3d.io import images as image_io
 from gen3d.models import lifted_gan, lresnet, perceptual
 from gen3d.ops import depth_mesh
-from gen3d.tasks import Costs, Task, scheduled_rate
+from gen3d.tasks import Costs, Task, check_least, scheduled_rate
 
 # Of VGG16's maps, those after relu2_2, relu3_3 and relu4_3.
 _MAPS = slice(1, 4)
@@ -139,11 +139,7 @@ def make(config: Any) -> Task:
 
 def check(config: Any) -> None:
   """Raises UserError where a config makes no training possible."""
-  for name, value, least in (('batch', config.batch, 1),
-                             ('rank_pooling', config.rank_pooling, 1)):
-    if value < least:
-      raise UserError(f'--config.{name} is {value}; it must be at least '
-                      f'{least}.')
+  check_least(config, {'batch': 1, 'rank_pooling': 1, 'sheet': 1})
   settings = config.model.settings
   if not 0 < settings.min_depth < settings.border_depth <= settings.max_depth:
     raise UserError(

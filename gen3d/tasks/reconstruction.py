@@ -31,7 +31,13 @@ from gen3d.models import perceptual
 from gen3d.ops import cameras
 from gen3d.render import finished
 from gen3d.scenes import Scene, View, radiance
-from gen3d.tasks import Costs, Task, load_config, scheduled_rate
+from gen3d.tasks import (
+    Costs,
+    Task,
+    check_least,
+    load_config,
+    scheduled_rate,
+)
 
 MODES = ('color', 'depth', 'normal')  # of films
 RESULTS = 'test.json'
@@ -43,6 +49,10 @@ def make(config: Any) -> Task:
   Raises:
     UserError: the capture cannot be read, or a name is not known.
   """
+  check_least(config, {
+      'batch': 1, 'scene.coarse.samples': 1, 'scene.fine.samples': 0,
+      'scene.chunk': 1, 'data.factor': 1, 'data.count': 1, 'data.size': 1,
+      'eval_views': 1, 'export.frames': 1})
   train = open_data(config.data, 'train')
   # The test views must be in the frame of the training views.
   test = in_frame(open_data(config.data, 'test'), unit_cube(train))

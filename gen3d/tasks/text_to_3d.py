@@ -35,6 +35,7 @@ from gen3d.scenes import mesh as mesh_scene
 from gen3d.tasks import (
     Costs,
     Task,
+    check_least,
     load_config,
     load_finished,
     scheduled_rate,
@@ -74,6 +75,10 @@ def make(config: ml_collections.ConfigDict,
       is not possible.
   """
   finished.export_options(config.export)  # raises before the training
+  check_least(config, {
+      'views': 1, 'particles': 1, 'scene.size': 1, 'scene.samples': 1,
+      'scene.chunk': 1, 'scene.importance.samples': 0,
+      'scene.importance.stride': 1, 'export.frames': 1})
   settings = config.to_dict()
   config = ml_collections.ConfigDict(_in_steps(settings, config.steps))
   scene = make_scene(config, **_start(config))
