@@ -72,9 +72,11 @@ _MEANINGS = {
     'accuracy/*': 'Share of the batch that is matched rightly.',
     'r_precision/*': 'Share of held-out images whose caption is retrieved.',
     'scale': 'Inverse temperature of the contrastive loss; it is learned.',
-    '*/angle': 'Median error of the direction on held-out pictures, degrees.',
     'l1/own_view': 'Absolute error of the reconstructed images.',
     'loss/*': 'A term of the loss: smaller is better.',
+    '*/angle': 'Median error of the direction on held-out pictures, degrees.',
+    '*/depth': 'Mean error of the depth on held-out pictures, world units.',
+    '*/mask_iou': 'Overlap of estimated and true silhouette, at most 1.',
 }
 
 

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from gen3d import glossary
+
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(path.name for path in ROOT.glob('configs/*.py'))
 
@@ -40,5 +42,8 @@ def test_two_steps_of_the_tiny_variant(name, tmp_path):
   assert max(line['step'] for line in lines) == 2
   values = [x for line in lines for x in line.values()]
   assert all(math.isfinite(x) for x in values)
+  names = {name for line in lines for name in line} - {'step', 'time'}
+  assert any(name.startswith('schedule/learning_rate') for name in names)
+  assert not [name for name in names if not glossary.meaning(name)]
   assert (workdir / 'finished.json').exists()
   assert (workdir / 'checkpoints').is_dir()

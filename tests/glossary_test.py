@@ -11,6 +11,7 @@ from gen3d import glossary
     ('schedule/learning_rate_generator', 'Learning rate'),
     ('schedule/scene.penalties.opacity_entropy', 'Weight of'),
     ('schedule/scene.background_range', 'key of the config'),
+    ('loss/depth', 'term of the loss'), ('cats/depth', 'world units'),
     ('loss/generator', 'balance'), ('loss/anything', 'smaller is better'),
     ('frechet_shapes_clip/generated', 'smaller is better')])
 def test_the_first_pattern_that_fits_counts(name, part):

@@ -1,0 +1,55 @@
+"""Typical mistakes: one sentence with a remedy, status 2, before the work."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+TRAIN = ['train', '--config=dreamfusion', '--workdir=NEW']
+# (arguments, a part of the sentence); NEW is a folder that must not be made,
+# TEXT a text file, EMPTY an empty folder.
+MISTAKES = [
+    (['trian'], "Did you mean 'train'?"),
+    (['train', '--config=dreamfuson', '--workdir=NEW'],
+     "Did you mean 'dreamfusion'"),
+    ([*TRAIN, '--config.promt=x'], "Did you mean 'prompt'?"),
+    ([*TRAIN, '--config.steps=-1'], 'give a number from 0 on'),
+    ([*TRAIN, '--config.views=0'], '--config.views is 0; it must be at least'),
+    ([*TRAIN, '--config.scene.size=-64'], '--config.scene.size is -64'),
+    ([*TRAIN, '--config.export.resolution=1'], '--config.export.resolution'),
+    ([*TRAIN, '--config.log_every=0'], '--config.log_every is 0'),
+    ([*TRAIN, '--config.prompt= '], 'The prompt is empty'),
+    (['train', '--config=nerf', '--config.data.path=EMPTY', '--workdir=NEW'],
+     'EMPTY'),
+    (['train', '--config=nerf', '--config.data.path=shapes:a car',
+      '--config.batch=0', '--workdir=NEW'], '--config.batch is 0'),
+    (['export', '--workdir=EMPTY'], 'There is no run in'),
+    (['generate', '--network=TEXT', '--out=NEW'], 'TEXT'),
+    (['generate', '--network=shapes', '--seeds=7-0', '--out=NEW'], '7-0'),
+    (['evaluate', '--runs=EMPTY'], 'EMPTY'),
+    (['make_data', '--mesh=TEXT', '--out=NEW'], 'TEXT')]
+
+
+def test_mistakes_get_one_sentence_and_make_nothing(tmp_path):
+  names = {'NEW': tmp_path / 'new', 'TEXT': tmp_path / 'notes.txt',
+           'EMPTY': tmp_path / 'empty'}
+  names['TEXT'].write_text('some notes')
+  names['EMPTY'].mkdir()
+
+  def expanded(text):
+    for name, path in names.items():
+      text = text.replace(name, str(path))
+    return text
+
+  lines = [[expanded(word) for word in words] for words, _ in MISTAKES]
+  done = subprocess.run(
+      [sys.executable, str(ROOT / 'tests/mistakes_runner.py')],
+      input=json.dumps(lines), capture_output=True, text=True, timeout=600,
+      cwd=ROOT)
+  assert done.returncode == 0, done.stderr[-3000:]
+  results = json.loads(done.stdout)
+  for (words, part), (status, text) in zip(MISTAKES, results, strict=True):
+    assert status == 2 and expanded(part) in text, (words, status, text)
+    assert 'Traceback' not in text and text.count('\n') == 1, (words, text)
+  assert not names['NEW'].exists() and not any(names['EMPTY'].iterdir())
