@@ -306,6 +306,21 @@ def report_damage(path: str | os.PathLike) -> None:
   print(f'{path} is damaged and is made again.', file=sys.stderr)
 
 
+def check_folder(path: str | os.PathLike) -> None:
+  """Raises UserError where a folder for results cannot be made or written.
+
+  For before the work; it makes nothing.
+  """
+  folder = pathlib.Path(path).absolute()
+  present = next(p for p in (folder, *folder.parents) if p.exists())
+  if not present.is_dir():
+    raise UserError(f'{present} is a file; name a folder for the results '
+                    '(--out).')
+  if not os.access(present, os.W_OK | os.X_OK):
+    raise UserError(f'{present} cannot be written to; name another folder for '
+                    'the results (--out).')
+
+
 def is_system_file(name: str | os.PathLike) -> bool:
   """True for what operating systems put beside files.
 

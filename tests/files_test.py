@@ -361,3 +361,12 @@ def test_the_cache_without_a_home(monkeypatch):
     ('a/b.png', False), ('a/_b.png', False), ('.hidden.png', False)])
 def test_files_of_operating_systems(name, is_one):
   assert files.is_system_file(name) == is_one
+
+
+def test_a_folder_for_results_is_checked_and_not_made(tmp_path):
+  files.check_folder(tmp_path / 'new' / 'deep')
+  assert not (tmp_path / 'new').exists()
+  (tmp_path / 'file').write_text('')
+  for path in (tmp_path / 'file', tmp_path / 'file' / 'deep'):
+    with pytest.raises(UserError, match='file is a file; name a folder'):
+      files.check_folder(path)

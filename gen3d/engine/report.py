@@ -183,7 +183,9 @@ class _Speed:
   """Steps per second, without what other work takes between the steps."""
 
   def __init__(self):
-    self._step = self._since = None
+    # Of the last step, and the time from which the next one is measured.
+    self._step: int | None = None
+    self._since = time.monotonic()
     self._steps, self._seconds = 0, 0.0
 
   def count(self, step):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
+from gen3d import files
 from gen3d.choices import UserError, check_prompt, pick
 from gen3d.diffusion import loading, pixel_model, sampling
 from gen3d.io import images as image_io
@@ -62,6 +63,7 @@ def export(
       teacher, or a folder that cannot be written to.
   """
   check_prompt(negative_prompt)
+  files.check_folder(out)
   out, name = pathlib.Path(out), teacher['name']
   default_scale, default_batch = pick('teacher', DEFAULTS, name)
   if sides and name != 'shapes':

@@ -215,6 +215,7 @@ def export(finished: Finished, workdir: str | os.PathLike,
   workdir = pathlib.Path(workdir)
   options = options or finished.defaults
   _check(options)
+  files.check_folder(workdir)
   size, path = options.size, finished.path
   film = _film(finished, size)
   video.save(workdir / 'turntable.mp4', film, options.fps)

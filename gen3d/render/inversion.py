@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen3d import files
-from gen3d.choices import UserError
 from gen3d.gan import inference, projector
 from gen3d.io import images as image_io
 from gen3d.io import video
@@ -48,9 +47,8 @@ def export(name: str | os.PathLike, trained: inference.Trained,
     UserError: `out` cannot be written to, or there is no texture of this size.
   """
   bake.check_size(texture)
+  files.check_folder(out)
   out, record = pathlib.Path(out), inference.record_of(name)
-  if out.is_file():
-    raise UserError(f'{out} is a file; name a folder for the results.')
   # Opened before the work, so that an unwritable folder fails early.
   with files.atomic_write(out / 'latent.npz') as latent:
     ws, variables, projection_loss = projector.project(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen3d import notices
+from gen3d import files, notices
 from gen3d.gan import inference
 from gen3d.io import images as image_io
 from gen3d.io import meshes, video
@@ -74,6 +74,7 @@ def export(trained: inference.Trained, seeds: Sequence[int],
   Raises:
     UserError: `out` cannot be written to, or there is no texture of this size.
   """
+  files.check_folder(out)
   out, written, rows = pathlib.Path(out), [], []
   render = inference.make_renderer(trained)
   extract = inference.make_mesh_extractor(trained, resolution)
