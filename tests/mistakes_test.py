@@ -19,6 +19,7 @@ MISTAKES = [
     ([*TRAIN, '--config.scene.size=-64'], '--config.scene.size is -64'),
     ([*TRAIN, '--config.export.resolution=1'], '--config.export.resolution'),
     ([*TRAIN, '--config.log_every=0'], '--config.log_every is 0'),
+    ([*TRAIN, '--config.guidance.scale=large'], "'large' is no schedule"),
     ([*TRAIN, '--config.prompt= '], 'The prompt is empty'),
     (['train', '--config=nerf', '--config.data.path=EMPTY', '--workdir=NEW'],
      'EMPTY'),

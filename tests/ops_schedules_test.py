@@ -37,6 +37,15 @@ def test_fractions_become_steps(value, in_100):
   assert schedules.in_steps(value, 100) == in_100
 
 
+@pytest.mark.parametrize('value, message', [
+    ('large', "'large' is no schedule"), ((), 'no schedule'),
+    (((0, 1.0), (5,)), 'write a number, or pairs'),
+    (((5, 1.0), (1, 2.0)), 'times that fall')])
+def test_what_is_no_schedule_is_refused(value, message):
+  with pytest.raises(UserError, match=message):
+    schedules.points(value)
+
+
 def test_equal_fractions_are_a_jump():
   value = schedules.in_steps(((0.5, 1.0), (0.5, 6.0)), 10)
   assert [float(schedules.piecewise(i, value)) for i in (0, 5, 6, 9)] == [

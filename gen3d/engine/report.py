@@ -74,8 +74,9 @@ class Report:
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Writes {name: float} of a step.
 
-    TensorBoard also gets what gen3d/glossary.py says about each, the speed
-    since the last call and the memory.
+    TensorBoard also gets the speed since the last call, the memory, and as a
+    text what gen3d/glossary.py says about each. (Its data server drops the
+    descriptions of scalars.)
     """
     if not self._active:
       return
@@ -84,8 +85,7 @@ class Report:
     self._file.flush()
     values = {**values, **self._speed.since_last(), **peak_memory()}
     for name, value in values.items():
-      self._board.add_scalar(
-          name, value, step, summary_description=glossary.meaning(name))
+      self._board.add_scalar(name, value, step)
     if not set(values) <= self._described:
       self._described |= set(values)
       self._board.add_text('curves', glossary.table(self._described), step)

@@ -4,10 +4,13 @@ A schedule is a number or ((step, value), ...), joined by straight lines. In a
 config its times may be fractions of the training (`in_steps`).
 """
 
+import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from gen3d.choices import UserError
 
 Schedule = Any  # a number, or a tuple of pairs (step, value)
 
@@ -17,10 +20,23 @@ def points(value: Schedule) -> tuple[tuple[int, float], ...]:
 
   (number,) is a number: a command-line flag gives that form where the config
   has a schedule.
+
+  Raises:
+    UserError: it is neither, or its times fall.
   """
   several = value if isinstance(value, (tuple, list)) else (value,)
-  return tuple(tuple(x) if isinstance(x, (tuple, list)) else (0, x)
-               for x in several)
+  pairs = tuple(tuple(x) if isinstance(x, (tuple, list)) else (0, x)
+                for x in several)
+  if not pairs or not all(
+      len(pair) == 2 and all(isinstance(x, numbers.Real) for x in pair)
+      for pair in pairs):
+    raise UserError(f'{value!r} is no schedule; write a number, or pairs of '
+                    "time and value, such as '((0.25, 1.0), (0.5, 6.0))'.")
+  times = [time for time, _ in pairs]
+  if times != sorted(times):
+    raise UserError(f'The schedule {value!r} has times that fall; write them '
+                    'in their order.')
+  return pairs
 
 
 def in_steps(value: Any, steps: int) -> Any:

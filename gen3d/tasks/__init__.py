@@ -118,7 +118,7 @@ class Task(NamedTuple):
 
 
 def check_least(
-    config: ml_collections.ConfigDict, least: Mapping[str, int]) -> None:
+    config: ml_collections.ConfigDict, least: Mapping[str, float]) -> None:
   """Raises UserError where a number of a config is too small.
 
   Args:

@@ -78,7 +78,7 @@ def make(config: ml_collections.ConfigDict,
   check_least(config, {
       'views': 1, 'particles': 1, 'scene.size': 1, 'scene.samples': 1,
       'scene.chunk': 1, 'scene.importance.samples': 0,
-      'scene.importance.stride': 1, 'export.frames': 1})
+      'scene.importance.stride': 1, 'scene.bound': 0.01, 'export.frames': 1})
   settings = config.to_dict()
   config = ml_collections.ConfigDict(_in_steps(settings, config.steps))
   scene = make_scene(config, **_start(config))
