@@ -76,12 +76,15 @@ def check_flags(
                       f'{" and ".join(users)}.')
 
 
-def check_config(argv: Sequence[str]) -> None:
+def check_config(argv: Sequence[str]) -> set[str]:
   """Checks the config file, its variant and the overridden keys.
 
   Args:
     argv: the command line, with --config=FILE[:VARIANT], or the name of one of
       gen3d's, and --config.KEY=VALUE.
+
+  Returns:
+    The dotted keys of the config; none without a config.
 
   Raises:
     UserError: there is no such file, name, variant or key; names the near
@@ -93,13 +96,14 @@ def check_config(argv: Sequence[str]) -> None:
     if match:
       path = match[3] if match[2] else following
   if path is None:
-    return
+    return set()
   config = config_files.load(*config_files.resolve(path).partition(':')[::2])
   keys = _keys(config)
   for flag in argv[1:]:
     match = re.match(r'--?(?:no)?config\.([^=\[]+)', flag)
     if match:
       _check_key(keys, match[1])
+  return keys
 
 
 def _check_key(keys, key):
@@ -120,9 +124,14 @@ def _parse(argv):
   if any(word in _HELP for word in argv[1:]):
     app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
   argv = [_expanded(argument) for argument in argv]
+  keys: set[str] = set()
   try:
-    check_config(argv)
+    keys = check_config(argv)
     return flags.FLAGS(_with_paths(argv))
+  except flags.UnrecognizedFlagError as error:
+    _fail(UserError(
+        f'Unknown flag --{error.flagname}; write --config.{error.flagname} for '
+        'that key of the config.') if error.flagname in keys else error)
   except (UserError, flags.Error) as error:
     _fail(error)
 

@@ -61,7 +61,12 @@ def execute(path: str) -> dict[str, Any]:
     raise UserError(f'There is no config file {path!r}; choose from '
                     f'{beside or names()}.')
   _make_importable(file)
-  module = runpy.run_path(str(file))
+  try:
+    module = runpy.run_path(str(file))
+  except (SyntaxError, UnicodeDecodeError, ValueError) as error:
+    # ValueError: null bytes.
+    raise UserError(f'{path} is no Python file of a config ({error}); give a '
+                    f'name of {names()}.') from error
   if 'get_config' not in module:
     raise UserError(f'{path} is not a config file: it has no get_config(); '
                     f'give a name of {names()}.')

@@ -205,6 +205,10 @@ def settings_of(coefficients: Coefficients, options: dict[str, Any],
   weighting = pick('weighting', WEIGHTINGS, options.pop('weighting'))
   for name in options:
     check('option of the guidance', Settings._fields, name)
+  for name in ('time_min', 'time_max'):
+    if any(not 0 <= t <= 1 for _, t in schedules.points(options.get(name, 0))):
+      raise UserError(f'--config.guidance.options.{name} is {options[name]}; '
+                      'noise levels are from 0 (none) to 1 (pure noise).')
   return Settings(coefficients, weighting, **options, **functions)
 
 
