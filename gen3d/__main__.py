@@ -12,8 +12,9 @@ import sys
 
 from gen3d import choices
 
-COMMANDS = ('train', 'sample', 'generate', 'export', 'invert', 'evaluate',
-            'compare', 'make_data', 'sweep', 'benchmark', 'configs')
+COMMANDS = ('train', 'sample', 'generate', 'export', 'view', 'gallery',
+            'invert', 'evaluate', 'compare', 'make_data', 'sweep', 'benchmark',
+            'configs')
 
 
 def main() -> None:

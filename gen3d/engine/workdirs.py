@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterable
 
 import jax
 import ml_collections
@@ -133,3 +134,15 @@ def _differences(before, now, prefix=''):
 def _short(value):
   """A config's value as JSON, in at most 80 characters."""
   return printable(json.dumps(value), 80)
+
+
+def runs_in(paths: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
+  """The paths, with the runs in a folder of runs in its place.
+
+  A folder of runs has no config.json, but some of its folders have one.
+  """
+  found = []
+  for path in map(pathlib.Path, paths):
+    inside = sorted(file.parent for file in path.glob('*/config.json'))
+    found += [path] if (path / 'config.json').is_file() else inside or [path]
+  return found

@@ -301,22 +301,25 @@ def make_renderer(
   # Weights are arguments: closed over, they would be constants of the program.
   def render(shared, camera):
     variables, representation, ws = shared
-    generated = generator.render(
-        variables, representation, ws[None], camera, size, None)
-    shape = generated.image.shape[1:]
-    resize = lambda x: jax.image.resize(
-        jnp.broadcast_to(x, (*x.shape[:2], 3)), shape, 'nearest')
-    images = {'image': generated.image[0],
-              'image_raw': resize(generated.image_raw[0]),
-              'depth': resize(2 * depth_to_gray(generated)[0, ..., None] - 1)}
-    # The panels side by side, from [-1, 1] to bytes.
-    row = jnp.concatenate([images[name] for name in panels], axis=1)
-    return jnp.round(255 * jnp.clip(row / 2 + 0.5, 0, 1)).astype(
-        jnp.uint8)[None]
+    return row_of_panels(generator.render(
+        variables, representation, ws[None], camera, size, None), panels)[None]
 
   over_devices = sharding.map_over_devices(render, 1, 'Rendering views')
   return lambda ws, camera: over_devices(
       (trained.variables, synthesize(trained.variables, ws), ws), camera)
+
+
+def row_of_panels(generated: Generated, panels: tuple[str, ...]) -> jax.Array:
+  """The first object's `panels`, side by side: uint8 [R, len(panels) R, 3]."""
+  shape = generated.image.shape[1:]
+  resize = lambda x: jax.image.resize(
+      jnp.broadcast_to(x, (*x.shape[:2], 3)), shape, 'nearest')
+  images = {'image': generated.image[0],
+            'image_raw': resize(generated.image_raw[0]),
+            'depth': resize(2 * depth_to_gray(generated)[0, ..., None] - 1)}
+  # From [-1, 1] to bytes.
+  row = jnp.concatenate([images[name] for name in panels], axis=1)
+  return jnp.round(255 * jnp.clip(row / 2 + 0.5, 0, 1)).astype(jnp.uint8)
 
 
 def depth_to_gray(generated: Generated) -> jax.Array:

@@ -97,6 +97,10 @@ class Finished(NamedTuple):
       which textures are baked; None where `mesh` has its final colors.
     to_world: similarity [4, 4] from the scene's frame, in which y is up, to
       world units; None where they are the same.
+    offered: modes of `render`.
+    reload: (step of a checkpoint, None for the newest) -> the Finished of the
+      same run at this step, by the programs that are compiled already; None
+      where there is no run.
   """
   render: Callable[[cameras.Camera, Any, Any], np.ndarray]
   mesh: Callable[..., mesh_ops.Mesh]
@@ -105,12 +109,16 @@ class Finished(NamedTuple):
   defaults: ExportOptions = DEFAULTS
   color: bake.Color | None = None
   to_world: np.ndarray | None = None
+  offered: Sequence[str] = MODES
+  reload: Callable[[int | None], 'Finished'] | None = None
 
 
 def from_scene(scene: Scene, params: Any, path: cameras.Camera,
                modes: Sequence[str] = MODES,
                defaults: ExportOptions = DEFAULTS,
-               to_world: np.ndarray | None = None) -> Finished:
+               to_world: np.ndarray | None = None,
+               load_params: Callable[[int | None], Any] | None = None
+               ) -> Finished:
   """Returns the Finished of a scene with trained parameters.
 
   Args:
@@ -121,9 +129,24 @@ def from_scene(scene: Scene, params: Any, path: cameras.Camera,
     defaults: options of `export`.
     to_world: similarity [4, 4] from the scene's frame to that of the mesh, or
       None where they are the same.
+    load_params: step of a checkpoint -> params, for `reload`.
   """
   # Compiled once for each size and modes, whatever the path.
   renderer = functools.cache(functools.partial(make_renderer, scene))
+  with_params = functools.partial(
+      _with_params, scene, renderer, path=path, modes=modes, defaults=defaults,
+      to_world=to_world, offered=scene.modes)
+  if load_params is None:
+    return with_params(params)
+
+  def reload(step):
+    return with_params(load_params(step))._replace(reload=reload)
+
+  return with_params(params)._replace(reload=reload)
+
+
+def _with_params(scene, renderer, params, *, defaults, to_world, **fields):
+  """The Finished of a scene whose compiled renderers exist."""
 
   def render(camera, size, mode):
     modes = (mode,) if isinstance(mode, str) else tuple(mode)
@@ -141,7 +164,8 @@ def from_scene(scene: Scene, params: Any, path: cameras.Camera,
 
   color = None if scene.color is None else functools.partial(
       _color_in_world, functools.partial(scene.color, params), to_world)
-  return Finished(render, mesh, path, modes, defaults, color, to_world)
+  return Finished(render, mesh, defaults=defaults, color=color,
+                  to_world=to_world, **fields)
 
 
 def turntable(frames: int, orbit: Mapping[str, float]) -> cameras.Camera:

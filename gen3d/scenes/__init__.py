@@ -107,6 +107,7 @@ class Scene(NamedTuple):
       the mesh has its final colors. Call it with ops.mesh.CHUNK points, for
       which it is compiled.
     running: Running, or None.
+    modes: of `show`.
   """
   init: Callable[[jax.Array], Params]
   sample_view: SampleView
@@ -119,3 +120,4 @@ class Scene(NamedTuple):
   subjects: int = 1
   color: Color | None = None
   running: Running | None = None
+  modes: tuple[str, ...] = ('color', 'normal', 'textureless')

@@ -74,7 +74,8 @@ def make(config: Any) -> Scene:
       init=init, sample_view=sample_view, render=render,
       penalties=partial(_penalties, transmittance=dict(config.transmittance),
                         weights=dict(config.penalties)),
-      show=partial(dreamfusion.show, render, modes_of_light=SHADING_MODES),
+      show=partial(dreamfusion.show, render, bound=bound,
+                   modes_of_light=SHADING_MODES), modes=views.MODES,
       mesh=partial(_mesh, query, bound), bound=bound,
       color=lambda params, points: query(params, points + params['origin'])[1],
       running=Running({'origin': jnp.zeros(3)}, partial(

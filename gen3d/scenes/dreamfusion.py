@@ -97,7 +97,7 @@ def make(config: Any) -> Scene:
       sample_view=views.sampler(config),
       render=render,
       penalties=partial(_penalties, weights=dict(config.penalties)),
-      show=partial(show, render),
+      show=partial(show, render, bound=bound), modes=views.MODES,
       mesh=partial(_mesh, query, bound), bound=bound,
       color=lambda params, points: query(params, points)[1])
 
@@ -148,13 +148,14 @@ def _mesh(query, bound, params, resolution, keep_share):
 
 def show(
     render: Callable, params: Any, camera: cameras.Camera, size: Any,
-    modes: Any, background: jax.Array | None = None, *,
+    modes: Any, background: jax.Array | None = None, *, bound: float,
     modes_of_light: Any = views.SHADING_MODES) -> dict[str, jax.Array]:
   """Previews; see Scene. Shading is deferred for all kinds of normals.
 
   Args:
     render: of a Scene.
     params, camera, size, modes, background: see Scene.
+    bound: radius that the mode 'depth' covers.
     modes_of_light: {mode: (ambient, diffuse, textureless)}.
 
   Returns:
@@ -179,6 +180,9 @@ def show(
   def image(mode):
     if mode == 'normal':
       return 0.5 * opacity * (normals + 1) + behind
+    if mode == 'depth':
+      return views.object_depth(
+          camera, rendered.depth, rendered.opacity, bound)
     ambient, diffuse, textureless = pick('mode', modes_of_light, mode)
     base = opacity if textureless else rendered.albedo
     return behind + base * shading.lambertian(

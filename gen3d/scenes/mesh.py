@@ -56,7 +56,6 @@ def _loop_limit(faces, count):
 # constant without gradient), by the name in a config.
 SURFACES = {'vertices': _itself, 'loop_limit': _loop_limit,
             'clip_mesh_limit': surfaces.refined_loop_limit}
-MODES = (*views.SHADING_MODES, 'normal')
 LAPLACIANS = ('positions', 'offsets')
 
 
@@ -165,8 +164,9 @@ def make(config: Any, start: Mesh | None = None) -> Scene:
           _penalties, laplacian=Laplacian(**config.laplacian),
           consistency=config.normal_consistency,
           variation=config.normal_variation, settings=settings),
-      show=partial(_show, **drawing), mesh=partial(_mesh, settings=settings),
-      bound=config.bound, project=_project,
+      show=partial(_show, bound=config.bound, **drawing),
+      mesh=partial(_mesh, settings=settings), bound=config.bound,
+      modes=views.MODES, project=_project,
       running=Running({'surface': surface}, lambda values, measured: values))
 
 
@@ -275,10 +275,10 @@ def _render(params, key, view, *, background, settings):
 
 
 def _show(params, camera, size, modes, background_color=None, *, background,
-          settings):
+          settings, bound):
   """Previews; see Scene."""
   for mode in modes:
-    check('mode', MODES, mode)
+    check('mode', views.MODES, mode)
   height, width = (size, size) if isinstance(size, int) else size
   layers = _layers(params, camera, (height, width), settings)
   learned = background_color is None
@@ -288,6 +288,10 @@ def _show(params, camera, size, modes, background_color=None, *, background,
   behind = _behind(params, view, background)
 
   def image(mode):
+    if mode == 'depth':
+      distance, _ = _first(layers, camera)
+      return views.object_depth(
+          camera, distance, layers[0].hit, bound)
     if mode == 'normal':
       light = shading.Light(jnp.zeros(3), 1.0, 0.0, 1.0)
       color = lambda layer: 0.5 * (cameras.normalize(layer.normals) + 1)

@@ -27,7 +27,7 @@ from gen3d.ops import (
   shading,
   volume,
 )
-from gen3d.scenes import Render, Scene, View
+from gen3d.scenes import Render, Scene, View, views
 
 BACKGROUNDS = ('white', 'black', 'random', 'learned')
 EXTENTS = ('box', 'range')
@@ -106,7 +106,7 @@ def make(config: Any, frame: Frame, view_size: int = 64) -> Scene:
       penalties=partial(_penalties, total_variation=config.total_variation),
       show=partial(_show, render, _field_of(config), epsilon=config.epsilon,
                    white=config.background != 'black'),
-      mesh=partial(_mesh, query), bound=1.0,
+      modes=MODES, mesh=partial(_mesh, query), bound=1.0,
       color=lambda params, points: query(params, points)[1])
 
 
@@ -340,9 +340,8 @@ def _show(render, field_of, params, camera, size, modes, background=None, *,
       return rendered.image
     if mode == 'depth':
       near, far = params['frame'].bounds
-      return jnp.broadcast_to(jnp.clip(
-          (far - rendered.depth) / (far - near), 0, 1)[..., None] * opacity,
-                              rendered.image.shape)
+      return views.depth_image(
+          rendered.depth, rendered.opacity, near, far)
     # Computed for previews only, at the expected depth.
     normals = shading.difference_normals(
         field_of(params, 'fine'),

@@ -95,7 +95,7 @@ def make(config: Any, objects: Objects | None = None,
       sample_view=sample_view,
       render=lambda params, key, view: render(params, view, config.size),
       penalties=lambda params, render, step: {},
-      show=partial(_show, render),
+      show=partial(_show, render, bound=config.bound), modes=views.MODES,
       mesh=partial(_mesh, jax.jit(color), config.texture_size),
       bound=config.bound, subjects=subjects,
       running=Running({'surface': surface}, lambda values, measured: values))
@@ -327,16 +327,19 @@ def seen_faces(surface: dict[str, Any], *, sample_view: Callable,
   return np.asarray(survey(surface))
 
 
-def _show(render, params, camera, size, modes, background=None):
+def _show(render, params, camera, size, modes, background=None, *, bound):
   """Previews; see Scene."""
   behind = jnp.full(3, 0.5) if background is None else jnp.asarray(background)
 
   def image(mode):
     light = AMBIENT
-    if mode != 'normal':
+    if mode not in ('normal', 'depth'):
       light = shading.camera_light(
           camera, *pick('mode', views.SHADING_MODES, mode))
     rendered = render(params, View(camera, None, light, behind, 0.0), size)
+    if mode == 'depth':
+      return views.object_depth(
+          camera, rendered.depth, rendered.opacity, bound)
     if mode != 'normal':
       return rendered.image
     opacity = rendered.opacity[..., None]

@@ -17,6 +17,29 @@ from gen3d.scenes import SampleView, View
 # (ambient, diffuse, textureless) of the lights of previews.
 SHADING_MODES = {'color': (0.4, 0.6, 0.0), 'albedo': (1.0, 0.0, 0.0),
                  'textureless': (0.2, 0.8, 1.0)}
+# Modes of the `show` of scenes of one object.
+MODES = (*SHADING_MODES, 'normal', 'depth')
+
+
+def depth_image(distance: jax.Array, opacity: jax.Array, near: Any, far: Any
+                ) -> jax.Array:
+  """Gray image [H, W, 3] of a depth: white at `near`, black at `far`.
+
+  Args:
+    distance: [H, W] from the camera.
+    opacity: [H, W], by which the brightness is multiplied.
+    near, far: distances.
+  """
+  closeness = jnp.clip((far - distance) / (far - near), 0, 1)
+  return jnp.broadcast_to(
+      (opacity * closeness)[..., None], (*distance.shape, 3))
+
+
+def object_depth(camera: Any, distance: jax.Array, opacity: jax.Array,
+                 bound: float) -> jax.Array:
+  """`depth_image` of an object within `bound` of the world's origin."""
+  center = jnp.linalg.norm(camera.c2w[:3, 3])
+  return depth_image(distance, opacity, center - bound, center + bound)
 
 
 class CameraRange(NamedTuple):

@@ -25,7 +25,7 @@ from gen3d import assets
 from gen3d.choices import UserError, pick
 from gen3d.data.images import camera_labels, dataset
 from gen3d.data.images import open as opening
-from gen3d.engine import devices, sharding
+from gen3d.engine import checkpoints, devices, sharding
 from gen3d.engine import state as states
 from gen3d.engine.release import save_release
 from gen3d.engine.state import TrainState
@@ -37,7 +37,7 @@ from gen3d.io import images as image_io
 from gen3d.metrics import distribution, features
 from gen3d.ops import schedules
 from gen3d.render import objects
-from gen3d.tasks import Costs, Task, check_least
+from gen3d.tasks import Costs, Task, check_least, load_config
 
 
 class Stage(NamedTuple):
@@ -352,6 +352,33 @@ def evaluate(
   size = size_at(int(state.step))
   return (measure(state.ema, size),
           {'samples_coarse': sheet_of(state.ema, size)})
+
+
+def load_generator(
+    workdir: str | os.PathLike, step: int | None = None) -> inference.Trained:
+  """The generator of a run, at a checkpoint; its data must exist.
+
+  Args:
+    workdir: of the run.
+    step: of the checkpoint; None for the newest.
+
+  Raises:
+    UserError: there is no such run, it is damaged or of another task, or it
+      generates images instead of 3-D objects.
+    FileNotFoundError: there is no such checkpoint.
+  """
+  config = load_config(workdir, ['gan'])
+  if config.networks not in gan_build.GENERATORS:
+    raise UserError(f'The run in {workdir} trains a generator of images, not '
+                    'of 3-D objects; its samples are in previews/.')
+  camera = typical_camera(config, _open_data(config))
+  if camera is None:
+    raise UserError(f'The data of the run in {workdir} have no cameras, so '
+                    'that there is no view to begin with.')
+  step = checkpoints.latest(workdir) if step is None else step
+  return inference.from_config(
+      config, checkpoints.load_tree(workdir, 'ema', step), camera,
+      render_size_at(config, step))
 
 
 def typical_camera(

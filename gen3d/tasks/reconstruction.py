@@ -106,7 +106,8 @@ def load(workdir: str | os.PathLike, step: int | None = None
   params = _load_params(workdir, step)
   scene = radiance.make(config.scene, params['frame'])
   return _finished_scene(
-      scene, params, finished.export_options(config.export))
+      scene, params, finished.export_options(config.export),
+      partial(_load_params, workdir))
 
 
 def _load_params(workdir, step):
@@ -118,11 +119,11 @@ def _load_params(workdir, step):
       frame['to_world'], frame['bounds'], cameras.Camera(**frame['path']))}
 
 
-def _finished_scene(scene, params, options):
+def _finished_scene(scene, params, options, load_params=None):
   """The Finished of a scene; `options` are those of finished.export."""
   frame = params['frame']
   return finished.from_scene(
-      scene, params, frame.path, MODES, options, frame.to_world)
+      scene, params, frame.path, MODES, options, frame.to_world, load_params)
 
 
 def _finish(state, workdir, *, score, test, scene, options):

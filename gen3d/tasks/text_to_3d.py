@@ -250,6 +250,11 @@ def load_run(workdir: str | os.PathLike, step: int | None = None
   # Of the checkpoint only the scene is read: the guidance's teacher may not be
   # on this machine.
   scene = make_scene(config)
+  return scene, _load_params(workdir, scene, config, step), config
+
+
+def _load_params(workdir, scene, config, step):
+  """The parameters of a scene in a checkpoint."""
   if 'particle' in config:
     workdir = pathlib.Path(workdir).absolute().parent
   params = checkpoints.load_tree(workdir, 'params/scene', step)
@@ -257,13 +262,15 @@ def load_run(workdir: str | os.PathLike, step: int | None = None
     params = particles.select(params, config.get('particle') or 0)
   if scene.running:
     params = {**params, **checkpoints.load_tree(workdir, 'extra', step)}
-  return scene, jax.tree.map(jnp.asarray, params), config
+  return jax.tree.map(jnp.asarray, params)
 
 
 def load(workdir: str | os.PathLike,
          step: int | None = None) -> finished.Finished:
   """The finished scene of a run; arguments and errors of `load_run`."""
-  return _finished(*load_run(workdir, step))
+  scene, params, config = load_run(workdir, step)
+  return _finished(scene, params, config, partial(
+      _load_params, workdir, scene, config))
 
 
 def _finish(state, workdir, *, scene, config, settings):
@@ -285,13 +292,14 @@ def _finish(state, workdir, *, scene, config, settings):
   return files
 
 
-def _finished(scene: Scene, params: Any,
-              config: ml_collections.ConfigDict) -> finished.Finished:
+def _finished(scene: Scene, params: Any, config: ml_collections.ConfigDict,
+              load_params: Any = None) -> finished.Finished:
   """The Finished of a run's scene, with the orbit of its config as path."""
   return finished.from_scene(
       scene, params,
       finished.turntable(config.export.frames, dict(config.orbit)),
-      defaults=finished.export_options(config.export))
+      defaults=finished.export_options(config.export),
+      load_params=load_params)
 
 
 def _sizes(config):

@@ -1,0 +1,155 @@
+"""A page of several runs: films, meshes to turn, curves, what differs.
+
+The page is a folder that needs nothing else: index.html, turntable.js and a
+folder of files for each run. It opens from file://, too.
+"""
+
+import base64
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from gen3d import assets, files, notices
+from gen3d.choices import UserError
+from gen3d.engine import checkpoints, config_text, workdirs
+from gen3d.render import gallery_page
+
+# A run's own files, and those in the folder of the first of several objects.
+_FILM, _SHEET, _MESH = 'turntable.mp4', 'preview.png', 'mesh.glb'
+_NUMBERS = ('evaluation.json', 'r_precision.json', 'test.json')
+_SCRIPT = 'turntable.js'
+_POINTS = 200  # of a curve
+
+
+class Run(NamedTuple):
+  """What the page shows of a run.
+
+  Attributes:
+    title: its prompt, else the name of its folder.
+    folder: of its files, beside the page.
+    step, steps: of its newest checkpoint, and of its config.
+    config: {dotted key: value}.
+    curves: {name: [(step, value), ...]}.
+    numbers: {name: number or text}, of `evaluate` and of the run itself.
+    files: names of _FILM, _SHEET and _MESH that are in `folder`, and of a
+      preview, where the run has no sheet yet.
+  """
+  title: str
+  folder: str
+  step: int
+  steps: int
+  config: Mapping[str, Any]
+  curves: Mapping[str, Sequence[tuple[float, float]]]
+  numbers: Mapping[str, Any]
+  files: Sequence[str]
+
+
+def write(paths: Sequence[str | os.PathLike],
+          out: str | os.PathLike) -> pathlib.Path:
+  """Writes the page of runs.
+
+  Args:
+    paths: workdirs, or folders of workdirs.
+    out: folder of the page.
+
+  Returns:
+    The path of its index.html.
+
+  Raises:
+    UserError: a path is no run, or `out` cannot be written to.
+  """
+  out = pathlib.Path(out)
+  workdirs_of_runs = workdirs.runs_in(paths)
+  configs = [checkpoints.load_config(path) for path in workdirs_of_runs]
+  if (out / 'config.json').exists():
+    raise UserError(f'{out} is the workdir of a run; give another --out.')
+  runs = [_collect(path, config, out, number) for number, (path, config)
+          in enumerate(notices.track(
+              list(zip(workdirs_of_runs, configs, strict=True)),
+              'Collecting the runs'), 1)]
+  files.write_bytes(out / _SCRIPT, (assets.FOLDER / _SCRIPT).read_bytes())
+  index = out / 'index.html'
+  files.write_bytes(index, gallery_page.page(runs, _SCRIPT).encode())
+  return index
+
+
+def read_curves(path: pathlib.Path) -> dict[str, list[tuple[float, float]]]:
+  """{name: [(step, value), ...]} of a scalars.jsonl, thinned out.
+
+  Lines that are not complete, as of a run that is writing, are left out, and
+  so are numbers that are not finite.
+  """
+  curves: dict[str, list[tuple[float, float]]] = {}
+  lines = path.read_text(errors='replace').splitlines() if path.exists() else []
+  for line in lines:
+    try:
+      row = json.loads(line)
+      step = row['step']
+    except (ValueError, KeyError, TypeError):
+      continue
+    for name, value in row.items():
+      if name not in ('step', 'time') and isinstance(value, int | float) and (
+          abs(value) < float('inf')):
+        curves.setdefault(name, []).append((step, value))
+  # The last point is always one of them.
+  return {name: points[::-1][::-(-len(points) // _POINTS)][::-1]
+          for name, points in sorted(curves.items())}
+
+
+def _collect(workdir, config, out, number):
+  """Copies a run's files into a folder of the page; returns its Run."""
+  title = _title(config, workdir)
+  name = f'{number:02d}-{_slug(title)}'
+  folder = out / name
+  try:
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier page
+    folder.mkdir(parents=True)
+    copied = _copy(workdir, folder)
+  except OSError as error:
+    raise UserError(f'{folder} cannot be written ({error.strerror}); give '
+                    'another --out.') from error
+  numbers = {}
+  for file in _NUMBERS:
+    content = files.read_result(workdir / file)
+    numbers |= {key: value for key, value in config_text.flat(
+        content if isinstance(content, dict) else {}).items()
+                if isinstance(value, int | float | str)}
+  return Run(title, name, checkpoints.latest(workdir), int(config.steps),
+             config_text.flat(config), read_curves(workdir / 'scalars.jsonl'),
+             numbers, copied)
+
+
+def _copy(workdir, folder):
+  """Copies a run's files for the page; returns their names."""
+  copied = []
+  for name in (_FILM, _SHEET, _MESH):
+    found = [workdir / name, *sorted(workdir.glob(f'*/{name}'))]
+    found = [file for file in found if file.is_file()]
+    if found:
+      shutil.copyfile(found[0], folder / name)
+      copied.append(name)
+  if _SHEET not in copied:
+    previews = sorted(workdir.glob('previews/*.png'),
+                      key=lambda file: file.stat().st_mtime)
+    if previews:
+      shutil.copyfile(previews[-1], folder / _SHEET)
+      copied.append(_SHEET)
+  if _MESH in copied:
+    content = base64.b64encode((folder / _MESH).read_bytes()).decode()
+    files.write_bytes(folder / 'mesh.js', (
+        f'gen3dMesh({json.dumps(folder.name)}, "{content}");\n').encode())
+  return copied
+
+
+def _title(config, workdir):
+  prompt = config.get('prompt') or workdir.resolve().name
+  return prompt if isinstance(prompt, str) else '; '.join(map(str, prompt))
+
+
+def _slug(title):
+  """Letters, digits and dashes, for names of folders in the page's links."""
+  return re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')[:40] or 'run'
