@@ -154,10 +154,11 @@
   function draw(state) {
     const {canvas, mesh} = state;
     const [width, height] = [canvas.width, canvas.height];
-    shared.width = width;
-    shared.height = height;
+    if (shared.width !== width) shared.width = width;
+    if (shared.height !== height) shared.height = height;
     program = program || compile();
     gl.viewport(0, 0, width, height);
+    gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
     gl.enable(gl.DEPTH_TEST);
     gl.useProgram(program);
     const [sa, ca] = [Math.sin(state.azimuth), Math.cos(state.azimuth)];
@@ -166,7 +167,7 @@
     gl.uniformMatrix3fv(place('turn'), false, [
       ca, sa * se, -sa * ce, 0, ce, se, sa, -ca * se, ca * ce]);
     gl.uniformMatrix4fv(place('view'), false, perspective(
-        2.9 * mesh.radius / state.zoom, mesh.radius, width / height));
+        2.4 * mesh.radius / state.zoom, mesh.radius, width / height));
     gl.uniform3fv(place('center'), mesh.center);
     for (const part of mesh.parts) {
       gl.bindVertexArray(part.array);
