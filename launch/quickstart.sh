@@ -103,6 +103,8 @@ quoted() {
 to=$(quoted "$workdir")
 cat <<END
 Next, after ". $root/.venv/bin/activate":
+  gen3d view $to
+  gen3d gallery $(quoted "$root/runs") --out=$(quoted "$root/gallery")
   gen3d export --workdir=$to --resolution=256 --formats=glb,obj,ply
   gen3d train --config=refine --config.scene.start_from=$to \\
     --config.prompt=$(quoted "$prompt") --workdir=$(quoted "$workdir-mesh")

@@ -161,8 +161,11 @@ def test_sh_runs_the_script_by_bash_or_names_it(ready, tmp_path):
 def test_next_steps_are_printed(ready):
   lines = launch(ready, 'quickstart.sh', 'a cat').stdout.splitlines()
   steps = lines[lines.index(f'Next, after ". {ready}/.venv/bin/activate":'):]
-  words = shlex.split(steps[1])
-  assert words[:3] == ['gen3d', 'export', f'--workdir={ready}/runs/a-cat']
+  view, gallery, export = map(shlex.split, steps[1:4])
+  assert view == ['gen3d', 'view', f'{ready}/runs/a-cat']
+  assert gallery == ['gen3d', 'gallery', f'{ready}/runs',
+                     f'--out={ready}/gallery']
+  assert export[:3] == ['gen3d', 'export', f'--workdir={ready}/runs/a-cat']
   assert shlex.split(steps[-1])[-1] == f'--logdir={ready}/runs'
   done = launch(ready, 'quickstart.sh', "a cat's $HOME")
   refine = done.stdout.partition('\n  gen3d train')[2].partition('\n  pip')[0]

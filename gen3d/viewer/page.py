@@ -198,7 +198,8 @@ def serve(openings: Mapping[str, Callable[[], Thing]], *,
   except KeyboardInterrupt:
     pass
   ended = page.painter.stop(10.0)
-  server.stop()
+  with contextlib.redirect_stdout(io.StringIO()):
+    server.stop()
   if not ended:  # A compilation cannot be interrupted, nor Python end in it.
     os._exit(0)
 

@@ -164,8 +164,8 @@ class Painter:
     with self._condition:
       if version == self._version and window.moved == moved:
         window.size = size if size < thing.sizes[-1] else None
-    self._report(f'{size} pixels a side' + (
-        '.' if new else f', {1 / max(seconds, 1e-3):.1f} images a second.'))
+    rate = f', {1 / max(seconds, 1e-3):.1f} images a second'
+    self._report(f'{size} pixels a side{rate if first and not new else ""}.')
 
   def _open(self, opening):
     """Opens a Thing; until it can be opened, its error is the status."""
