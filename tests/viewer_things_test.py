@@ -148,9 +148,8 @@ def test_mesh_has_a_file_for_each_mode(tmp_path):
 
 def test_capture_has_its_cameras_and_pictures(tmp_path):
   c2w = posed_layouts.around()
-  world = posed_layouts.write_blender(
+  posed_layouts.write_blender(
       tmp_path, c2w, posed_layouts.points_in_front(c2w))
-  del world
   thing = things.of_capture(tmp_path)
   assert len(thing.photographs) == posed_layouts.COUNT
   np.testing.assert_allclose(thing.center, 0, atol=0.05)
@@ -235,6 +234,20 @@ def test_other_paths_are_refused(tmp_path, name, sentence):
   (tmp_path / 'notes.txt').write_text('a')
   with pytest.raises(UserError, match=sentence):
     opening.kind_of(tmp_path / name)
+
+
+def test_capture_is_shown_with_its_reconstruction_or_by_itself(tmp_path):
+  capture, run = tmp_path / 'capture', tmp_path / 'run'
+  capture.mkdir()
+  run.mkdir()
+  c2w = posed_layouts.around()
+  posed_layouts.write_blender(
+      capture, c2w, posed_layouts.points_in_front(c2w))
+  (run / 'config.json').write_text(json.dumps({'task': 'text_to_3d'}))
+  paths = [str(capture), str(run)]
+  assert list(opening.open_all(paths)) == paths
+  (run / 'config.json').write_text(json.dumps({'task': 'reconstruction'}))
+  assert list(opening.open_all(paths)) == [str(run)]
 
 
 def test_run_with_nothing_to_turn_is_refused(tmp_path):

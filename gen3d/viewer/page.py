@@ -1,6 +1,7 @@
 """The page in the browser, by viser: controls, cameras, photographs, meshes."""
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -22,7 +23,7 @@ from gen3d.viewer.things import Slider, Thing
 
 PORT = 8080
 _PORTS = 20  # that are tried from the one asked for on
-_FRUSTUM = 0.12  # size of a frustum, in distances of its camera
+_FRUSTUM = 0.07  # size of a frustum, in distances of its camera
 _ORANGE = (230, 120, 20)
 
 
@@ -69,13 +70,12 @@ class Page:
   def _adopt(self, thing):
     """Shows a Thing, or the newer state of the one that is shown."""
     before, self._thing = self._thing, thing
-    self._note.content = thing.note
+    self._note.content = f'**{_plain(thing.title)}**\n\n{thing.note}'
     if before is not None and (before.title, before.sliders, before.modes) == (
         thing.title, thing.sliders, thing.modes):
       return
     for handle in (*self._controls, *self._nodes):
       handle.remove()
-    self._note.content = f'**{_plain(thing.title)}**\n\n{thing.note}'
     self._add_controls(thing)
     self._add_photographs(thing)
     self._meshes = {
@@ -236,7 +236,7 @@ def free_port(host: str, port: int) -> int:
         raise UserError(f'The port {candidate} needs more rights; give '
                         '--port=8080.') from error
       except OSError as error:
-        if error.errno == 99:  # EADDRNOTAVAIL
+        if error.errno == errno.EADDRNOTAVAIL:
           raise UserError(f'{host} is no address of this machine; give '
                           '--host=127.0.0.1.') from error
   raise UserError(f'The ports {port} to {port + _PORTS - 1} are in use; give '
