@@ -6,6 +6,7 @@ checked before memory is allocated for it.
 
 import atexit
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -33,6 +34,8 @@ IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'TIFF', 'BMP')
 MAX_PIXELS = 100_000_000  # of an image, which decodes to 0.4 GB
 # Pillow warns of a limit of its own, below this one.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+_TOKEN_BYTES = 8  # in the names of temporary files
+_TEMPORARY = re.compile(rf'\..+\.[0-9a-f]{{{2 * _TOKEN_BYTES}}}(\.\w+)?')
 _MAX_BYTES = 2 ** 30  # of a file that is read whole
 # A zip may unpack to this many bytes, and to this many times its own size.
 # Images and weights hardly shrink; bombs have ratios of 1,000 and more.
@@ -50,11 +53,11 @@ def atomic_write(path: str | os.PathLike) -> Generator[pathlib.Path]:
   removed and the earlier `path` stays.
 
   Raises:
-    UserError: the folder cannot be made or written to.
+    UserError: the folder cannot be made or written to, or the disk is full.
   """
   path = pathlib.Path(path)
   temporary = path.with_name(
-      f'.{path.stem}.{secrets.token_hex(8)}{path.suffix}')
+      f'.{path.stem}.{secrets.token_hex(_TOKEN_BYTES)}{path.suffix}')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.touch()
@@ -64,8 +67,30 @@ def atomic_write(path: str | os.PathLike) -> Generator[pathlib.Path]:
   try:
     yield temporary
     os.replace(temporary, path)
+  except OSError as error:
+    if not is_full(error):
+      raise
+    error.filename = str(path)  # not the temporary one, or none
+    raise UserError(f'Cannot write {path}: {error.strerror}; free space there '
+                    'and run the same command again.') from error
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def is_full(error: BaseException | None) -> bool:
+  """Whether an error says that a disk is full or can only be read."""
+  return isinstance(error, OSError) and error.errno in (
+      errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def remove_temporary(folder: pathlib.Path) -> None:
+  """Removes what killed processes have left of `atomic_write` in a folder.
+
+  No other process may be writing files there. Folders in it are not searched.
+  """
+  for path in folder.glob('.*'):
+    if _TEMPORARY.fullmatch(path.name) and path.is_file():
+      path.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:

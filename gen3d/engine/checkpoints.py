@@ -4,13 +4,17 @@ Each holds the SHA-256 of every array, so that damage is reported when the
 checkpoint is read instead of appearing as a wrong result later.
 """
 
+import contextlib
+import errno
 import functools
 import hashlib
 import os
 import pathlib
 import sys
+import threading
 from collections.abc import Mapping
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import jax
 import ml_collections
@@ -22,15 +26,19 @@ from jax.sharding import PartitionSpec as P
 
 from gen3d import files, legacy, schemas
 from gen3d.choices import UserError, excerpt
-from gen3d.engine import sharding
+from gen3d.engine import sharding, storage
 from gen3d.engine.state import TrainState, copy, to_save
+from gen3d.engine.stopping import AtOnce
+
+_CLOSE_SECONDS = 30.0
 
 
 class Checkpoints:
   """The checkpoints in workdir/checkpoints, saved in the background.
 
   All processes of a run make one such object and call it alike. A checkpoint
-  appears complete or not at all.
+  appears complete or not at all. As a context it waits, when it ends, for the
+  save in progress.
   """
 
   def __init__(
@@ -45,6 +53,11 @@ class Checkpoints:
     verbosity = logging.get_verbosity()
     if read_only:  # Orbax warns that it will not write.
       logging.set_verbosity(logging.ERROR)
+    self._saving = threading.RLock()
+    self._last = -1
+    self._hook = sys.unraisablehook
+    if not read_only:
+      _hide_reports()
     try:
       options = ocp.CheckpointManagerOptions(
           max_to_keep=None if read_only else keep, read_only=read_only,
@@ -60,8 +73,36 @@ class Checkpoints:
     finally:
       logging.set_verbosity(verbosity)
 
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None,
+               error: BaseException | None, trace: TracebackType | None):
+    if error is None:
+      self.close()
+    elif isinstance(error, UserError) and not isinstance(error, AtOnce):
+      # A save may be in progress. It may also never end.
+      closing = threading.Thread(target=self._try_to_close, daemon=True)
+      closing.start()
+      closing.join(_CLOSE_SECONDS)
+
+  def _try_to_close(self):
+    with contextlib.suppress(Exception):  # An error came before.
+      self.close()
+
   def save(self, state: TrainState) -> None:
-    """Begins to save a TrainState, without state.frozen."""
+    """Begins to save a TrainState, without state.frozen.
+
+    Raises:
+      OSError: this or the save before cannot be written.
+    """
+    with self._saving, self._writing():
+      step = int(sharding.unreplicate(state.step))
+      if step != self._last:
+        self._save(step, state)
+      self._last = step
+
+  def _save(self, step: int, state: TrainState):
     tree = to_save(state)
     if jax.process_count() == 1:
       # Of the arrays on several devices, Orbax would take a slice from each,
@@ -69,9 +110,11 @@ class Checkpoints:
       tree = sharding.unreplicate(tree)
     # A copy, because the next step reuses the state's own buffers.
     tree = copy(tree)
+    if jax.process_index() == 0:
+      size = sum(x.nbytes for x in jax.tree.leaves(tree))
+      storage.check_room(self.path, size)
     leaves = _digests(tree)
     meta = {'sha256': _total(leaves), 'leaves': leaves}
-    step = int(sharding.unreplicate(state.step))
     self._manager.save(step, args=ocp.args.Composite(
         state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
 
@@ -121,12 +164,35 @@ class Checkpoints:
     return result
 
   def wait(self) -> None:
-    """Returns when the save in progress, if any, is on disk."""
-    self._manager.wait_until_finished()
+    """Returns when the save in progress, if any, is on disk.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    with self._writing():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _writing(self):
+    """Turns what Orbax raises where it cannot write into an OSError."""
+    try:
+      yield
+    except OSError:
+      raise
+    except Exception as error:
+      if storage.is_unwritable(error):
+        raise OSError(errno.EIO, excerpt(error), str(self.path)) from error
+      raise
 
   def close(self) -> None:
-    """Waits for the save in progress and closes the directory."""
-    self._manager.close()
+    """Waits for the save in progress and closes the directory.
+
+    Raises:
+      OSError: the save cannot be written.
+    """
+    with self._writing():
+      self._manager.close()
+    sys.unraisablehook = self._hook
 
 
 def latest(workdir: str | os.PathLike) -> int:
@@ -267,11 +333,23 @@ def _read(folder: pathlib.Path, keys: list[str]) -> dict[str, Any]:
     checkpointer.close()
 
 
-def _ignore_late_arrays(hook, unraisable):
-  """A sys.unraisablehook for reading a checkpoint; the others go to `hook`.
+def _hide_reports():
+  """Hides what Orbax and TensorStore print beside what they raise."""
+  logging.get_absl_logger().addFilter(_is_not_of_orbax)
+  sys.unraisablehook = functools.partial(
+      _ignore_late_arrays, sys.unraisablehook)
 
-  Orbax ends its event loop at the first array that cannot be read. TensorStore
-  then has no caller for each of the other arrays, and would print a traceback.
+
+def _is_not_of_orbax(record):
+  return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+def _ignore_late_arrays(hook, unraisable):
+  """A sys.unraisablehook for checkpoints; the other errors go to `hook`.
+
+  Orbax ends its event loop at the first array that cannot be read or written.
+  TensorStore then has no caller for each of the other arrays, and would print
+  a traceback, until the process ends.
   """
   if str(unraisable.exc_value) != 'Event loop is closed':
     hook(unraisable)

@@ -9,14 +9,16 @@ import logging as python_logging
 import os
 import re
 import sys
+import threading
+import traceback
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from absl import app, flags, logging
 
-from gen3d import legacy
+from gen3d import files, legacy
 from gen3d.choices import UserError, check, printable
-from gen3d.engine import config_files, devices
+from gen3d.engine import config_files, devices, peers, stopping
 
 _CONFIG_FLAG = re.compile(r'(--?config)(=(.*))?', re.DOTALL)
 _HELP = ('-h', '-help', '--help', '-helpshort', '--helpshort')
@@ -46,12 +48,19 @@ def run(main: Callable[..., None], positional: bool = False) -> None:
       devices.cache_compilations()
       devices.initialize_distributed()
       main(*argv[1:])
-    except KeyboardInterrupt:
-      sys.exit(130)
     except (UserError, OSError) as error:
       _fail(error)
+    except Exception:
+      if not peers.several():
+        raise
+      traceback.print_exc()
+      peers.end(1)
 
-  app.run(guarded, flags_parser=_parse)
+  with stopping.interrupts():
+    try:
+      app.run(guarded, flags_parser=_parse)
+    except KeyboardInterrupt:
+      stopping.exit_soon(130)
 
 
 def require(*names: str) -> None:
@@ -168,6 +177,10 @@ def _plain_messages():
   for handler in python_logging.getLogger('jax').handlers:
     handler.setFormatter(plain)
   warnings.formatwarning = lambda message, *_, **__: f'{message}\n'
+  hook = threading.excepthook
+  # Threads of libraries; the main thread says which file it was.
+  threading.excepthook = lambda error: (
+      None if files.is_full(error.exc_value) else hook(error))
 
 
 def _keys(config, prefix=''):
@@ -184,4 +197,8 @@ def _fail(error):
   # UserErrors are printable; the file names in others need not be.
   message = printable(str(error), len(str(error)))
   print(' '.join(message.split()), file=sys.stderr)
-  sys.exit(2)
+  if peers.several():
+    peers.end(2)
+  if isinstance(error, stopping.AtOnce):
+    stopping.end(2)
+  stopping.exit_soon(2)

@@ -1,6 +1,7 @@
 """Set-up of a process before its first use of JAX."""
 
 import ctypes
+import functools
 import os
 import pathlib
 import sys
@@ -12,6 +13,7 @@ import jax
 
 from gen3d import files
 from gen3d.choices import UserError
+from gen3d.engine import peers
 
 
 def use_all_cores() -> None:
@@ -114,10 +116,12 @@ def initialize_distributed() -> None:
   JAX_NUM_PROCESSES and JAX_PROCESS_ID where these are set. With
   GEN3D_DISTRIBUTED=1, which launch/slurm.sbatch and launch/tpu_pod.sh set,
   JAX detects them from SLURM or the TPU pod. Otherwise the run has a single
-  process.
+  process. Where not all of them start within a minute, the process ends with a
+  sentence and exit code 2.
 
   Raises:
-    UserError: JAX_COORDINATOR_ADDRESS is set without the other two.
+    UserError: JAX_COORDINATOR_ADDRESS is set without the other two, or the
+      processes cannot be connected.
   """
   env = os.environ
   if 'JAX_COORDINATOR_ADDRESS' in env:
@@ -127,6 +131,7 @@ def initialize_distributed() -> None:
       raise UserError(
           'JAX_COORDINATOR_ADDRESS needs JAX_NUM_PROCESSES and JAX_PROCESS_ID '
           'beside it, both whole numbers.') from error
-    jax.distributed.initialize(env['JAX_COORDINATOR_ADDRESS'], count, index)
+    peers.join(functools.partial(jax.distributed.initialize,
+                                 env['JAX_COORDINATOR_ADDRESS'], count, index))
   elif env.get('GEN3D_DISTRIBUTED') == '1':
-    jax.distributed.initialize()
+    peers.join(jax.distributed.initialize)

@@ -6,15 +6,14 @@ finished.json. Its .lock prevents a second run in the same workdir.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
 import pathlib
 import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from types import FrameType
 from typing import Any
 
 import jax
@@ -26,7 +25,7 @@ from jax.sharding import Mesh
 
 from gen3d import files, notices, schemas
 from gen3d.choices import UserError
-from gen3d.engine import sharding, workdirs
+from gen3d.engine import sharding, stopping, storage, workdirs
 from gen3d.engine.checkpoints import Checkpoints, latest
 from gen3d.engine.prefetch import prefetch
 from gen3d.engine.report import Report
@@ -47,7 +46,8 @@ def run(
   """Trains a task up to config.steps, from the newest checkpoint in workdir.
 
   SIGTERM saves and exits with code 0, Ctrl-C saves and raises
-  KeyboardInterrupt.
+  KeyboardInterrupt; where a step takes long, the process ends without waiting
+  for it (engine/stopping.py).
 
   Args:
     task: tasks.Task.
@@ -66,6 +66,8 @@ def run(
       checkpoint is damaged or of another step than that of its name, or the
       batch cannot be divided over the devices.
     Diverged: at a NaN or an infinity; the last good checkpoint stays.
+    AtOnce: a file cannot be written, the workdir is gone, or another process
+      of the run has ended.
   """
   workdir = pathlib.Path(workdir).absolute()
   with contextlib.ExitStack() as held:
@@ -84,19 +86,26 @@ def run(
             f'Another run has written to the workdir {workdir} since this one '
             'began; run the same command again to go on from there, or choose '
             'another workdir.')
+    held.enter_context(storage.failures(workdir, lambda: latest(workdir)))
     workdirs.write_config(config, workdir)
-    keys = jax.random.split(jax.random.key(config.seed), 3)
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    held.callback(checkpoints.close)
-    with notices.slow('Preparing the networks'):
-      state = task.init(keys[0])
+    files.remove_temporary(workdir)
+    with workdirs.discarded_on_error(workdir, not exists):
+      checkpoints = held.enter_context(
+          Checkpoints(workdir, config.keep_checkpoints))
+      keys = jax.random.split(jax.random.key(config.seed), 3)
+      with notices.slow('Preparing the networks'):
+        state = task.init(keys[0])
     state = (checkpoints.restore(state, mesh, start) if start
              else replicate_state(state, mesh))
+    stop = held.enter_context(stopping.Stopping(
+        functools.partial(_save_finite, checkpoints), checkpoints.wait,
+        lambda: latest(workdir)))
     if start < config.steps:
       state = _train(task, config, workdir, checkpoints, mesh, state, batches,
-                     keys)
+                     keys, stop)
     with notices.slow('Saving the checkpoint'):
       checkpoints.wait()
+    stop.at_once()
     return _finish(task, config, workdir, sharding.unreplicate(state))
 
 
@@ -124,7 +133,8 @@ def replicate_state(state: TrainState, mesh: Mesh) -> TrainState:
   return state.replace(frozen=frozen)
 
 
-def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
+def _train(task, config, workdir, checkpoints, mesh, state, batches, keys,
+           stop):
   """Returns the state after config.steps, whose save is in progress."""
   start = int(sharding.unreplicate(state.step))
   step = sharding.pmap(_with_finite_check(task.step), mesh, task.execution)
@@ -139,7 +149,7 @@ def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
       f'Training from step {start} to {config.steps} on {mesh.size} '
       f'{jax.devices()[0].platform} device(s), into {workdir}; the first step '
       'takes longer, because it is compiled.')
-  buffer, signals = MetricBuffer(mesh), _Signals()
+  buffer, alone = MetricBuffer(mesh), jax.process_count() == 1
   saved, saved_at = start, time.monotonic()
   try:
     for done in range(start + 1, config.steps + 1):
@@ -147,8 +157,10 @@ def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
           state, next(batches), run_key, task.static(done - 1))
       # Metrics.
       buffer.add(done, metrics)
+      stop.done(done, state if alone else None)
       report.progress(done, buffer.newest)
       if done in (1, config.steps) or done % config.log_every == 0:
+        storage.check_present(workdir)
         report.scalars(done, {**buffer.means(), **task.scheduled(done - 1)})
       # Evaluation.
       if _due(done, config.eval_every, config.steps):
@@ -161,19 +173,22 @@ def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
       # Checkpoint.
       overdue = _minutes_since(saved_at) > config.get(
           'checkpoint_minutes', float('inf'))
-      stop, overdue = any_process_requests(
-          signals.received, overdue, exchange=done % config.log_every == 0)
-      if stop or overdue or done == config.steps or _due(
+      signal_number, overdue = any_process_requests(
+          stop.received, overdue, exchange=done % config.log_every == 0)
+      if signal_number:
+        stop.keep()
+      if signal_number or overdue or done == config.steps or _due(
           done, config.checkpoint_every):
         buffer.drain()  # Raises before a diverged state is saved.
+        storage.check_present(workdir)
         checkpoints.save(state)
         saved, saved_at = done, time.monotonic()
       # Stop.
-      if stop and done < config.steps:
+      if signal_number and done < config.steps:
         checkpoints.wait()
         report.message(f'Stopped at step {done}, which is saved; the same '
                        f'command goes on from there.')
-        if stop == signal.SIGINT:
+        if signal_number == signal.SIGINT:
           raise KeyboardInterrupt
         raise SystemExit(0)
   except Diverged as error:
@@ -182,9 +197,17 @@ def _train(task, config, workdir, checkpoints, mesh, state, batches, keys):
                    ) from error
   finally:
     batches.close()
-    signals.restore()
     report.close()
   return state
+
+
+def _save_finite(checkpoints, state):
+  """Saves a state, unless a parameter is no finite number."""
+  if all(np.isfinite(x).all() for x in jax.tree.leaves(
+      jax.device_get(sharding.unreplicate((state.params, state.extra))))
+      if jnp.issubdtype(x.dtype, jnp.inexact)):
+    checkpoints.save(state)
+    checkpoints.wait()
 
 
 def finished_step(workdir: str | os.PathLike) -> int:
@@ -286,28 +309,6 @@ class MetricBuffer:
         self._sums[name] = self._sums.get(name, 0.) + x
       self._count += 1
       self._newest = values
-
-
-class _Signals:
-  """Delays SIGTERM and the first Ctrl-C until the step is done."""
-
-  def __init__(self):
-    self.received, self._before = 0, {}
-    # Python allows handlers in the main thread only.
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._before[number] = signal.signal(number, self._receive)
-
-  def restore(self) -> None:
-    """Sets the handlers back to those before this object."""
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def _receive(self, number: int, frame: FrameType | None):
-    if self.received and number == signal.SIGINT:
-      self.restore()
-      raise KeyboardInterrupt
-    self.received = number
 
 
 def any_process_requests(

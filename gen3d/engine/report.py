@@ -1,5 +1,6 @@
 """Reports of a run: scalars.jsonl, TensorBoard, previews, progress line."""
 
+import contextlib
 import datetime
 import itertools
 import json
@@ -29,6 +30,9 @@ except ImportError:  # Windows
 _PLAIN_SECONDS = 30.
 # Longer gaps in scalars.jsonl are interruptions of the run.
 _PAUSE_SECONDS = 600.
+# Where a full disk has ended TensorBoard's thread, a queue of the usual length
+# would be full, too, and wait.
+_BOARD_QUEUE = 2 ** 20
 _LINE = {'step': schemas.whole(0, 2 ** 62), 'time': schemas.real(0, 1e12)}
 
 
@@ -63,7 +67,8 @@ class Report:
     # longer than all other imports of a command.
     import tensorboardX
     self._board = tensorboardX.SummaryWriter(
-        str(pathlib.Path(workdir) / 'tensorboard'), purge_step=step + 1)
+        str(pathlib.Path(workdir) / 'tensorboard'), purge_step=step + 1,
+        max_queue=_BOARD_QUEUE)
     if config:
       # Indented text is code in Markdown.
       self._board.add_text('config', textwrap.indent(config, ' ' * 4), step)
@@ -81,8 +86,12 @@ class Report:
     if not self._active:
       return
     line = {'step': step, 'time': round(time.time(), 3), **values}
-    self._file.write(json.dumps(line) + '\n')
-    self._file.flush()
+    try:
+      self._file.write(json.dumps(line) + '\n')
+      self._file.flush()
+    except OSError as error:
+      raise OSError(
+          error.errno, error.strerror, str(self._scalars)) from error
     values = {**values, **self._speed.since_last(), **peak_memory()}
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
@@ -94,9 +103,9 @@ class Report:
   def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Writes {name: uint8 [H, W, 3]} as previews/NAME_STEP.png."""
     for name, image in images.items() if self._active else ():
-      self._previews.mkdir(exist_ok=True)
-      Image.fromarray(image).save(
-          self._previews / f'{name.replace("/", "_")}_{step:06d}.png')
+      path = self._previews / f'{name.replace("/", "_")}_{step:06d}.png'
+      with files.atomic_write(path) as temporary:
+        Image.fromarray(image).save(temporary)
       self._board.add_image(name, image, step, dataformats='HWC')
     if self._active:
       self._speed.restart()
@@ -118,8 +127,10 @@ class Report:
     if not self._active:
       return
     self._line.close()
-    self._file.close()
-    self._board.close()
+    with contextlib.suppress(OSError):  # It was raised by `scalars`.
+      self._file.close()
+    with contextlib.suppress(OSError):
+      self._board.close()
 
 
 def read_scalars(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from gen3d import notices
 from gen3d.choices import UserError
-from gen3d.engine import cli, config_files
+from gen3d.engine import cli, config_files, stopping
 
 
 def commands(
@@ -94,19 +94,22 @@ def run(lines: Sequence[Sequence[str]], keep_going: bool = True) -> None:
   Raises:
     UserError: at least one failed.
     KeyboardInterrupt: one was stopped by Ctrl-C.
+    SystemExit: one was stopped by SIGTERM, which is passed to it.
   """
   results, failed = [], []
   try:
     for number, line in enumerate(lines, 1):
       notices.message(f'{number}/{len(lines)}: {shlex.join(line)}')
       begin = time.monotonic()
-      code = subprocess.run(line).returncode
+      code, stopped = _wait_for(line)
       state = {0: 'done', 130: 'stopped'}.get(code, f'failed ({code})')
       minutes = (time.monotonic() - begin) / 60
       results.append(f'  {state:10}  {minutes:6.1f} min  '
                      f'{line[-1].partition("=")[2] or line[-1]}')
       if code == 130:
         raise KeyboardInterrupt
+      if stopped:
+        raise SystemExit(0)
       if code:
         failed.append(line[-1])
         if not keep_going:
@@ -117,3 +120,17 @@ def run(lines: Sequence[Sequence[str]], keep_going: bool = True) -> None:
   if failed:
     raise UserError(f'{len(failed)} of {len(lines)} runs failed: '
                     f'{", ".join(failed)}.')
+
+
+def _wait_for(line):
+  """Runs a command line; (its exit code, whether SIGTERM was passed to it)."""
+  passed = []
+  with subprocess.Popen(line) as child:
+
+    def send(number):
+      passed.append(number)
+      child.send_signal(number)
+
+    # It saves when it is stopped.
+    with stopping.left_to(send):
+      return child.wait(), bool(passed)

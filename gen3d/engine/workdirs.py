@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 
 import jax
 import ml_collections
@@ -95,6 +95,26 @@ def write_config(
                     f'({error.strerror}).') from error
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('workdir')
+
+
+@contextlib.contextmanager
+def discarded_on_error(workdir: pathlib.Path, new: bool) -> Generator[None]:
+  """Removes a `new` workdir where nothing was trained, on an error.
+
+  So a run that cannot begin, for instance because of damaged weights, leaves
+  no workdir behind.
+  """
+  try:
+    yield
+  except Exception:
+    if new and jax.process_index() == 0 and not latest(workdir):
+      with contextlib.suppress(OSError):  # Other files are in the way.
+        for name in ('config.json', '.lock'):
+          (workdir / name).unlink(missing_ok=True)
+        for folder in (workdir / 'checkpoints', workdir):
+          if folder.is_dir():
+            folder.rmdir()
+    raise
 
 
 def _tell_of_other_steps(workdir, steps):
