@@ -78,17 +78,19 @@ def atomic_write(path: str | os.PathLike) -> Generator[pathlib.Path]:
 
 
 def is_full(error: BaseException | None) -> bool:
-  """Whether an error says that a disk is full or can only be read."""
+  """Whether an error says that a disk takes no more, or is read-only."""
   return isinstance(error, OSError) and error.errno in (
-      errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+      errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def remove_temporary(folder: pathlib.Path) -> None:
-  """Removes what killed processes have left of `atomic_write` in a folder.
+  """Removes what killed processes have left of `atomic_write`.
 
-  No other process may be writing files there. Folders in it are not searched.
+  Args:
+    folder: where no other process is writing; folders in it are searched, too,
+      but none in these.
   """
-  for path in folder.glob('.*'):
+  for path in (*folder.glob('.*'), *folder.glob('*/.*')):
     if _TEMPORARY.fullmatch(path.name) and path.is_file():
       path.unlink(missing_ok=True)
 

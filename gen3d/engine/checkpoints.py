@@ -5,7 +5,6 @@ checkpoint is read instead of appearing as a wrong result later.
 """
 
 import contextlib
-import errno
 import functools
 import hashlib
 import os
@@ -30,7 +29,8 @@ from gen3d.engine import sharding, storage
 from gen3d.engine.state import TrainState, copy, to_save
 from gen3d.engine.stopping import AtOnce
 
-_CLOSE_SECONDS = 30.0
+# Longest waits for a save in progress, after an error and after one of writing.
+_CLOSE_SECONDS, _CLOSE_SECONDS_UNWRITABLE = 30.0, 7.0
 
 
 class Checkpoints:
@@ -80,11 +80,13 @@ class Checkpoints:
                error: BaseException | None, trace: TracebackType | None):
     if error is None:
       self.close()
-    elif isinstance(error, UserError) and not isinstance(error, AtOnce):
+    elif isinstance(error, (UserError, OSError)) and not isinstance(
+        error, AtOnce):
       # A save may be in progress. It may also never end.
       closing = threading.Thread(target=self._try_to_close, daemon=True)
       closing.start()
-      closing.join(_CLOSE_SECONDS)
+      closing.join(_CLOSE_SECONDS if isinstance(error, UserError) else
+                   _CLOSE_SECONDS_UNWRITABLE)
 
   def _try_to_close(self):
     with contextlib.suppress(Exception):  # An error came before.
@@ -110,6 +112,7 @@ class Checkpoints:
       tree = sharding.unreplicate(tree)
     # A copy, because the next step reuses the state's own buffers.
     tree = copy(tree)
+    self._manager.wait_until_finished()
     if jax.process_index() == 0:
       size = sum(x.nbytes for x in jax.tree.leaves(tree))
       storage.check_room(self.path, size)
@@ -177,12 +180,11 @@ class Checkpoints:
     """Turns what Orbax raises where it cannot write into an OSError."""
     try:
       yield
-    except OSError:
-      raise
     except Exception as error:
-      if storage.is_unwritable(error):
-        raise OSError(errno.EIO, excerpt(error), str(self.path)) from error
-      raise
+      unwritable = storage.os_error(error, self.path)
+      if unwritable is None or unwritable is error:
+        raise
+      raise unwritable from error
 
   def close(self) -> None:
     """Waits for the save in progress and closes the directory.

@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -88,6 +89,9 @@ def cache_compilations() -> None:
           f'written ({error.strerror}).', file=sys.stderr)
     jax.config.update('jax_compilation_cache_dir', None)
     return
+  # On a disk that is full later, one for each program.
+  warnings.filterwarnings(
+      'ignore', 'Error writing persistent compilation cache entry')
   jax.config.update('jax_compilation_cache_dir', str(path))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 

@@ -10,6 +10,7 @@ import ctypes
 import itertools
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ from gen3d import notices
 from gen3d.choices import UserError
 from gen3d.engine import stopping
 
-_JOIN = 60  # seconds in which all processes have to start
+_JOIN = 50  # seconds in which all processes have to start
 _BEAT = 2.0  # seconds between two counts
 _GONE = 30.0  # a process without a count for these seconds is gone
 _FAILED = 7.0  # the same after an exchange between processes has failed
@@ -76,10 +77,7 @@ def join(start: Callable[..., None]) -> None:
 
   def expire():
     if not joined.wait(_JOIN):
-      stopping.tell(
-          f'Not all processes of the run have started within {_JOIN} seconds, '
-          'or their coordinator cannot be reached; start all of them together, '
-          'with the JAX_NUM_PROCESSES and JAX_COORDINATOR_ADDRESS of the run.')
+      stopping.tell(_missing())
       stopping.end(2)
 
   threading.Thread(target=expire, daemon=True).start()
@@ -99,6 +97,21 @@ def join(start: Callable[..., None]) -> None:
     _counts.update({})
     for task in (_count, _watch):
       threading.Thread(target=task, daemon=True).start()
+
+
+def _missing() -> str:
+  """What to say where not all processes have started."""
+  state = _state()
+  address = state.coordinator_address or ''
+  host, _, port = address.rpartition(':')
+  missing = f'not all of the {state.num_processes} processes have started'
+  try:
+    socket.create_connection((host.strip('[]'), int(port)), 2).close()
+  except (OSError, ValueError):
+    missing = f'process 0 cannot be reached at {address}'
+  return (f'Process {state.process_id} has waited {_JOIN} seconds, and '
+          f'{missing}; start all of them together with the same '
+          'JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES.')
 
 
 def several() -> bool:

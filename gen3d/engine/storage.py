@@ -5,21 +5,24 @@ import errno
 import os
 import pathlib
 import re
+import shutil
+import time
 from collections.abc import Callable, Generator
 
 from gen3d import files
-from gen3d.choices import printable
+from gen3d.choices import excerpt, printable
 from gen3d.engine import peers
 from gen3d.engine.stopping import AtOnce
 
 # Files and folders of a checkpoint while Orbax writes it, whatever its size.
 _ENTRIES = 30
+_SAVING = '.orbax-checkpoint-tmp'  # end of the name of a folder until then
 # Of TensorStore and Orbax, which do not raise OSError.
 _TEXTS = re.compile(
     'RESOURCE_EXHAUSTED|PERMISSION_DENIED|NOT_FOUND|No space left|'
     'Disk quota exceeded|Read-only file system|Permission denied|'
-    'No such file or directory|Input/output error|'
-    r'Error (writing|opening|creating) ')
+    'File too large|No such file or directory|Input/output error')
+_CODE = re.compile(r"os_error_code='(\d+)'")
 
 
 class Unwritable(AtOnce):
@@ -54,17 +57,43 @@ def check_room(folder: pathlib.Path, size: int) -> None:
 
 
 def check_present(workdir: pathlib.Path) -> None:
-  """Raises AtOnce where the workdir of a running training is gone."""
+  """Raises AtOnce where the workdir of a running training is gone.
+
+  What a save in progress has made again in its place is removed.
+  """
   if not (workdir / 'config.json').is_file():
+    _remove_save_in_progress(workdir / 'checkpoints')
     raise AtOnce(
         f'The workdir {workdir} was deleted or moved while the training used '
         'it; move it back and run the same command again, which goes on from '
         'its newest checkpoint, or begins anew where there is no workdir.')
 
 
-def is_unwritable(error: Exception) -> bool:
-  """Whether a library has raised `error` because it cannot write files."""
-  return bool(_TEXTS.search(str(error)))
+def _remove_save_in_progress(checkpoints):
+  """Removes what Orbax's threads may still be writing, and empty folders."""
+  while paths := list(checkpoints.glob(f'*{_SAVING}')):
+    for path in paths:
+      shutil.rmtree(path, ignore_errors=True)
+    time.sleep(0.2)
+  with contextlib.suppress(OSError):  # Other files are there.
+    checkpoints.rmdir()
+    checkpoints.parent.rmdir()
+
+
+def os_error(error: Exception, path: pathlib.Path) -> OSError | None:
+  """The OSError for what a library has raised in writing `path`.
+
+  None where the reason is another one.
+  """
+  if isinstance(error, OSError):
+    error.filename = error.filename or str(path)
+    return error
+  code = _CODE.search(str(error))
+  if code:
+    return OSError(int(code[1]), os.strerror(int(code[1])), str(path))
+  if _TEXTS.search(str(error)):
+    return OSError(errno.EIO, excerpt(error), str(path))
+  return None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,89 @@
+"""Runs of several processes of which one is killed, or never starts."""
+
+import itertools
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from gen3d.engine import checkpoints, peers
+
+TESTS = pathlib.Path(__file__).parent
+# With shorter waits.
+TRAIN = '''
+from gen3d import train
+from gen3d.engine import cli, peers
+peers._JOIN, peers._FAILED = {join}, 3.
+train.tasks.TASKS['toy'] = 'toy_task'
+cli.run(train.main)
+'''
+
+
+def start(workdir, indices, with_devices, join=50, count=2):
+  """Starts processes of a run that would take an hour."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  return [subprocess.Popen(
+      [sys.executable, '-c', TRAIN.format(join=join),
+       f'--config={TESTS}/toy_config.py', f'--workdir={workdir}',
+       '--config.pause=.05', '--config.steps=100000', '--config.eval_every=0'],
+      stderr=subprocess.PIPE, text=True, env={
+          **with_devices(1), 'JAX_COORDINATOR_ADDRESS': address,
+          'JAX_NUM_PROCESSES': str(count), 'JAX_PROCESS_ID': str(i)})
+      for i in indices]
+
+
+def test_process_names_the_one_that_was_killed_and_ends(
+    tmp_path, with_devices):
+  runs = [start(tmp_path / str(i), (0, 1), with_devices) for i in range(2)]
+  try:
+    for killed, processes in enumerate(runs):
+      while not checkpoints.latest(tmp_path / str(killed)):
+        assert all(process.poll() is None for process in processes), (
+            processes[0].communicate()[1])
+        time.sleep(.05)
+      processes[killed].send_signal(signal.SIGKILL)
+      other = processes[1 - killed]
+      errors = other.communicate(timeout=60)[1]
+      assert other.returncode == 2, errors
+      assert errors.splitlines()[-1] == (
+          f'Process {killed} of the 2 processes of the run has ended or does '
+          'not answer; start all of them again with the same commands, which '
+          'go on from the newest checkpoint.')
+      assert 'Traceback' not in errors and '*** Check failure' not in errors
+  finally:
+    for process in sum(runs, []):
+      process.kill()
+
+
+def test_process_that_never_starts_is_not_waited_for(tmp_path, with_devices):
+  pairs = [start(tmp_path / str(i), (i,), with_devices, join=1)
+           for i in range(2)]
+  sentences = ('Process 0 has waited 1 seconds, and not all of the 2 processes '
+               'have started; start', 'Process 1 has waited 1 seconds, and '
+               'process 0 cannot be reached at 127.0.0.1:')
+  for (process,), sentence in zip(pairs, sentences, strict=True):
+    errors = process.communicate(timeout=60)[1]
+    assert (process.returncode, errors.count('\n')) == (2, 1), errors
+    assert errors.startswith(sentence)
+
+
+def test_count_that_stands_still_is_that_of_a_process_that_is_gone(
+    monkeypatch):
+  monkeypatch.setattr(peers, '_state', lambda: type(
+      'State', (), {'num_processes': 4, 'process_id': 0}))
+  clock = itertools.count()
+  monkeypatch.setattr(time, 'monotonic', lambda: next(clock))
+  counts = peers._Counts()
+  counts.update({})
+  for i in range(3):
+    counts.update({0: '0', 1: str(i), 2: '7', 3: str(i)})
+  assert counts.gone(1.5) == 2
+  assert counts.gone(50) is None
+
+
+def test_error_of_a_run_of_one_process_is_its_own():
+  peers.check(ValueError('a bug'))
