@@ -1,8 +1,11 @@
 """8-bit pixels of image files of every mode, and names of other files."""
 
+import io
+
 import numpy as np
 from PIL import Image
 
+from gen3d import files
 from gen3d.choices import UserError
 
 # (offset, first bytes, what the file is, remedy) of files that are mistaken
@@ -48,6 +51,15 @@ def unreadable(name: str, head: bytes, error: Exception) -> UserError:
     if head[offset:].startswith(start):
       return UserError(f'{message}: it is {kind}; {remedy}.')
   return UserError(f'{message}; get it again or remove it.')
+
+
+def open_checked(content: bytes) -> Image.Image:
+  """Opens the content of an image file, whose checksums are verified.
+
+  Only PNG has some, and decoding ignores them. Errors as files.open_image.
+  """
+  files.open_image(io.BytesIO(content)).verify()  # It cannot be used again.
+  return files.open_image(io.BytesIO(content))
 
 
 def to_rgba(image: Image.Image) -> np.ndarray:

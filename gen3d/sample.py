@@ -37,12 +37,15 @@ _TEACHER = flags.DEFINE_enum(
     'teacher', 'shapes', list(samples.DEFAULTS), 'Text-to-image model.')
 _PATH = flags.DEFINE_string(
     'path', '', 'For the shapes model a .safetensors file, if not the shipped '
-    'one; for the others the folder of a checkpoint or its id on the hub.')
+    'one; for the others the folder of a checkpoint or its id on the hub, or '
+    'the single file of a Stable Diffusion.')
 flags.DEFINE_alias('weights', 'path')
 _REVISION = flags.DEFINE_string('revision', '', 'Commit on the hub.')
 _VARIANT = flags.DEFINE_string(
     'variant', '', "Variant of a folder's weights: fp16.")
 _DTYPE = flags.DEFINE_string('dtype', '', 'float32 or bfloat16.')
+_LORA = flags.DEFINE_string(
+    'lora', '', 'FILE or FILE:SCALE of a LoRA that changes a Stable Diffusion.')
 _OUT = flags.DEFINE_string('out', '', 'Folder for the results.')
 
 
@@ -50,11 +53,11 @@ def main() -> None:
   cli.require('out')
   cli.check_flags(f'--teacher={_TEACHER.value}', {
       '--teacher=shapes': ('sides',),
-      **dict.fromkeys(('--teacher=stable_diffusion', '--teacher=deepfloyd'),
-                      ('revision', 'variant', 'dtype'))})
+      '--teacher=stable_diffusion': ('revision', 'variant', 'dtype', 'lora'),
+      '--teacher=deepfloyd': ('revision', 'variant', 'dtype')})
   teacher = {'name': _TEACHER.value, 'path': _PATH.value,
              'variant': _VARIANT.value, 'revision': _REVISION.value,
-             'dtype': _DTYPE.value}
+             'dtype': _DTYPE.value, 'lora': _LORA.value}
   print(samples.export(
       teacher, samples.split_prompts(_PROMPTS.value), _OUT.value,
       num=_NUM.value, sides=_SIDES.value, negative_prompt=_NEGATIVE.value,

@@ -18,7 +18,7 @@ from PIL import Image
 from configs import dreamfusion
 from gen3d.diffusion import noise, pretrained
 from gen3d.tasks import text_to_3d
-from gen3d.weights import hub
+from gen3d.weights import tokenizing
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXTS = ['a dog', 'a dog, front view', '']
@@ -82,7 +82,7 @@ def test_stable_diffusion_teacher_equals_diffusers(
   path, peers = stable_diffusion
   teacher = pretrained.stable_diffusion_teacher(path)
   weights = teacher.load()
-  tokenize = hub.load_tokenizer(path / 'tokenizer', 57)
+  tokenize = tokenizing.load_tokenizer(path / 'tokenizer', 57)
   with torch.no_grad():
     states = peers['text'](torch.tensor(tokenize(TEXTS)[0]).long())[0].numpy()
   text = teacher.embed(TEXTS)
@@ -186,7 +186,7 @@ def test_deepfloyd_teacher_equals_diffusers(deepfloyd):
   import torch
   path, peers = deepfloyd
   teacher = pretrained.deepfloyd_teacher(path)
-  tokenize = hub.load_tokenizer(path / 'tokenizer', 11)
+  tokenize = tokenizing.load_tokenizer(path / 'tokenizer', 11)
   tokens, mask = tokenize(TEXTS)
   assert mask.sum(1).tolist() == [3, 6, 1]
   with torch.no_grad():

@@ -18,7 +18,7 @@ from checkpoint_folders import (
 
 from gen3d.choices import UserError
 from gen3d.models import autoencoder, clip, stable_diffusion, t5
-from gen3d.weights import hub
+from gen3d.weights import hub, tokenizing
 
 COMMIT = 'b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd'
 
@@ -273,7 +273,7 @@ def test_missing_folders_are_named(tmp_path, fake_hub):
 @pytest.mark.parametrize('pad', ['!', '<|endoftext|>'])
 def test_texts_are_padded_with_the_token_of_the_folder(tmp_path, pad):
   ids = write_tokenizer(tmp_path, pad)
-  tokens, mask = hub.load_tokenizer(tmp_path, len(ids), 7)(
+  tokens, mask = tokenizing.load_tokenizer(tmp_path, len(ids), 7)(
       ['A dog', 'dog', 'z ' * 20])
   start, end, fill_in = (ids[k] for k in ('<|startoftext|>', '<|endoftext|>',
                                           pad))
@@ -288,7 +288,7 @@ def test_texts_are_padded_with_the_token_of_the_folder(tmp_path, pad):
 
 def test_texts_that_are_cut_are_told(tmp_path, caplog):
   ids = write_tokenizer(tmp_path, '!')
-  tokenizer = hub.load_tokenizer(tmp_path, len(ids), 7)
+  tokenizer = tokenizing.load_tokenizer(tmp_path, len(ids), 7)
   assert tokenizer.fits('z ' * 5) and not tokenizer.fits('z ' * 6)
   tokenizer(['z ' * 5])
   assert not caplog.text
@@ -300,12 +300,12 @@ def test_a_tokenizer_of_another_encoder_is_a_user_error(tmp_path):
   ids = write_tokenizer(tmp_path, '!')
   for vocab in (len(ids) - 1, 49408):
     with pytest.raises(ValueError, match='missing, or it belongs to another'):
-      hub.load_tokenizer(tmp_path, vocab)
+      tokenizing.load_tokenizer(tmp_path, vocab)
   (tmp_path / 'vocab.json').unlink()
   with pytest.raises(ValueError, match='no tokenizer that transformers can'):
-    hub.load_tokenizer(tmp_path, len(ids))
+    tokenizing.load_tokenizer(tmp_path, len(ids))
   with pytest.raises(ValueError, match='no folder .*nowhere'):
-    hub.load_tokenizer(tmp_path / 'nowhere', len(ids))
+    tokenizing.load_tokenizer(tmp_path / 'nowhere', len(ids))
 
 
 @pytest.mark.parametrize('listed', [
@@ -348,12 +348,12 @@ def test_a_noise_schedule_of_other_values_is_a_user_error(
 def test_a_damaged_tokenizer_is_a_user_error(tmp_path, name, content):
   path = tmp_path / 'tokenizer'
   ids = write_tokenizer(path, '!')
-  tokenize = hub.load_tokenizer(path, len(ids))
+  tokenize = tokenizing.load_tokenizer(path, len(ids))
   with pytest.raises(UserError, match='has 3,000 characters'):
     tokenize(['a' * 3000])
   (path / name).write_text(content)
   with pytest.raises(UserError, match='again'):
-    hub.load_tokenizer(path, len(ids))
+    tokenizing.load_tokenizer(path, len(ids))
 
 
 @pytest.mark.parametrize('read, config', [

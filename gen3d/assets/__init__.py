@@ -1,7 +1,8 @@
 """Weights and the tokenizer that ship with the package, and their format.
 
 Weights are a safetensors file with a record beside it: a JSON file that holds
-how they were trained, and the SHA-256 of the safetensors file.
+how they were trained, the SHA-256 of the safetensors file, and a digest of the
+record itself.
 """
 
 import functools
@@ -44,8 +45,8 @@ def save(
     path: of the safetensors file, ending in .safetensors.
     tree: nested dict of arrays; tensors are named 'a/b/c'.
     record: JSON content: how the weights were trained. The version of the
-      config's keys, the dtype, the number of parameters and the SHA-256 are
-      added.
+      config's keys, the dtype, the number of parameters, the SHA-256 and the
+      digest are added.
     dtype: 'float32' or 'float16', of the floating-point tensors on disk.
 
   Returns:
@@ -60,10 +61,13 @@ def save(
   record = {**record, 'version': legacy.VERSION, 'dtype': dtype,
             'parameters': int(sum(x.size for x in tensors.values())),
             'sha256': hashlib.sha256(content).hexdigest()}
+  # As JSON has it: tuples are lists, and numbers of NumPy are Python's.
+  record = json.loads(json.dumps(record, default=float))
+  record['digest'] = _digest(record)
   path.parent.mkdir(parents=True, exist_ok=True)
   beside = path.with_suffix('.json')
   files.write_bytes(path, content)
-  text = json.dumps(record, indent=2, default=float) + '\n'
+  text = json.dumps(record, indent=2) + '\n'
   files.write_bytes(beside, text.encode())
   return path, beside
 
@@ -93,7 +97,12 @@ def load(path: str | os.PathLike, task: str | None = None
   for file in (path, beside):
     if not file.is_file():
       raise UserError(f'The weights file {file} is missing; get it again.')
-  record = files.to_tuples(files.read_json(beside, _RECORD))
+  record = files.read_json(beside, _RECORD)
+  # Records of earlier versions have no digest.
+  if record.get('digest') not in (None, _digest(record)):
+    raise UserError(f'{beside} is damaged or was edited: its digest is not '
+                    'that of its content; get it again.')
+  record = files.to_tuples(record)
   schemas.check(beside, record, {'sha256': schemas.TEXT}, required=True)
   if 'config' in record:
     record['config'] = legacy.upgrade(
@@ -143,6 +152,13 @@ def check_fits(path: str | os.PathLike, tree: Any, like: Any,
   if shapes_of(tree) != shapes_of(like):
     raise UserError(f'{path} is of another {name} than the config describes; '
                     'give one that was trained with the same sizes.')
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+  """SHA-256 of a record without its digest, of which spaces are no part."""
+  content = {key: x for key, x in record.items() if key != 'digest'}
+  return hashlib.sha256(
+      json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _stored(x, dtype):

@@ -39,7 +39,7 @@ from gen3d.diffusion.teachers import (
 from gen3d.models import autoencoder, clip, controlnet, t5
 from gen3d.models import deepfloyd as deepfloyd_unet
 from gen3d.models import stable_diffusion as sd_unet
-from gen3d.weights import hub, single_file
+from gen3d.weights import hub, single_file, tokenizing
 
 # The parts of a pipeline that are read.
 STABLE_DIFFUSION = ('unet', 'vae', 'text_encoder', 'tokenizer')
@@ -65,12 +65,12 @@ class TextEncoder(NamedTuple):
   """A text encoder whose weights are read by `load`.
 
   Attributes:
-    tokenize: hub.Tokenizer.
+    tokenize: tokenizing.Tokenizer.
     states: (params, tokens, mask) -> [N, L, D].
     load: () -> params.
     folder: hub.Folder.
   """
-  tokenize: hub.Tokenizer
+  tokenize: tokenizing.Tokenizer
   states: Callable
   load: Callable[[], Weights]
   folder: hub.Folder
@@ -222,7 +222,7 @@ def stable_diffusion_teacher(
   text_size = clip.text_config(folder)
   _check_width(path, text_size.width, size.states)
   encoder = TextEncoder(
-      hub.load_tokenizer(_tokenizer(path, size.linear), text_size.vocab),
+      tokenizing.load_tokenizer(_tokenizer(path, size.linear), text_size.vocab),
       lambda params, tokens, mask: clip.TextTower(text_size, dtype).apply(
           params, tokens),
       lambda: clip.load_text(folder, dtype)[1], folder)
@@ -290,7 +290,7 @@ def deepfloyd_teacher(
   _check_width(path, text_size.width, size.text_width)
   # Only T5 uses the mask: the U-Net was trained with the states of padding.
   encoder = TextEncoder(
-      hub.load_tokenizer(path / 'tokenizer', text_size.vocab),
+      tokenizing.load_tokenizer(path / 'tokenizer', text_size.vocab),
       t5.T5Encoder(text_size, dtype).apply,
       lambda: t5.load(encoder_path, dtype, variant)[1], folder)
   load_unet = functools.partial(

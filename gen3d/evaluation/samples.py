@@ -42,8 +42,8 @@ def export(
   """Samples images of prompts; writes each of them and a labeled sheet.
 
   Args:
-    teacher: `name`, a key of DEFAULTS, with `path`, `variant`, `revision` and
-      `dtype`, empty where the teacher's own defaults are wanted.
+    teacher: `name`, a key of DEFAULTS, with `path`, `variant`, `revision`,
+      `dtype` and `lora`, empty where the teacher's own defaults are wanted.
     prompts: of the images.
     out: folder.
     num: samples of each prompt.

@@ -1,6 +1,5 @@
 """Targets and perceptual losses for the inversion of a 3-D GAN."""
 
-import io
 import os
 import re
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from PIL import Image, ImageOps
 
 from gen3d import assets, files, pixels
 from gen3d.choices import UserError
-from gen3d.files import open_image
 from gen3d.gan import inference
 from gen3d.gan.projector import PerceptualLoss, Target
 from gen3d.models import clip, clip_pair, perceptual
@@ -36,7 +34,7 @@ def read_target(trained: inference.Trained, path: str | os.PathLike,
   generator = trained.generator
   content = files.read_file(path)
   try:
-    with open_image(io.BytesIO(content)) as image:
+    with pixels.open_checked(content) as image:
       image = pixels.to_rgb(ImageOps.exif_transpose(image),
                             generator.background)
   except Exception as error:  # Pillow raises many kinds for one damage.

@@ -20,7 +20,7 @@ import numpy as np
 from gen3d import schemas
 from gen3d.choices import UserError
 from gen3d.models import loading
-from gen3d.weights import hub, port
+from gen3d.weights import hub, port, tokenizing
 
 EPSILON = 1e-5  # of the layer norms
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -251,13 +251,13 @@ def load(path: str | os.PathLike, dtype: Any = jnp.float32,
 
 
 def load_tokenizer(path: str | os.PathLike,
-                   config: TextConfig) -> hub.Tokenizer:
-  """The tokenizer in a CLIP's folder; see hub.load_tokenizer.
+                   config: TextConfig) -> tokenizing.Tokenizer:
+  """The tokenizer in a CLIP's folder; see tokenizing.load_tokenizer.
 
   Raises:
     UserError: there is none, or it is another network's.
   """
-  tokenize = hub.load_tokenizer(path, config.vocab, config.length)
+  tokenize = tokenizing.load_tokenizer(path, config.vocab, config.length)
   if config.eot not in tokenize(['a'])[0]:
     raise UserError(
         f'The tokenizer in {path} does not end a text with the token '

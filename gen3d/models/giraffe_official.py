@@ -76,8 +76,8 @@ def load(path: str | os.PathLike, dataset: str | None = None
       are missing, unused or of another shape.
   """
   path = pathlib.Path(path)
-  prior = pick('data set of GIRAFFE', PRIORS, dataset or _dataset_of(path))
   tensors = _read(path)
+  prior = pick('data set of GIRAFFE', PRIORS, dataset or _dataset_of(path))
   name = next((name for name in ('generator_test', 'generator') if any(
       key.startswith(f'{name}.') for key in tensors)), None)
   if name is None:  # the generator alone
@@ -112,10 +112,14 @@ def _dataset_of(path):
 
 def _read(path):
   """{name: array} of the checkpoint's model, or of a state_dict."""
-  try:
-    return torch_files.read(path, 'model')
-  except UserError:
-    return torch_files.read(path)
+  content = torch_files.read_object(path, ('argparse',))
+  if isinstance(content, dict) and 'g_ema' in content:
+    raise UserError(
+        f"{path} is a StyleGAN2 of rosinality's stylegan2-pytorch, a generator "
+        'of images and not of 3-D objects; gen3d train --config=lifted_gan '
+        f'--config.generator={path} makes one of objects from it.')
+  return torch_files.state_dict_of(path, content, 'model' if isinstance(
+      content, dict) and 'model' in content else None)
 
 
 def _model_of(tensors, prefix, prior):

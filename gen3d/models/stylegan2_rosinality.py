@@ -28,7 +28,8 @@ def load(path: str | os.PathLike) -> nvidia.Loaded:
     UserError: the file cannot be read, or is no such checkpoint.
     port.PortingError: weights are missing, unused or of another shape.
   """
-  tensors = torch_files.read(path, 'g_ema')
+  # Checkpoints of a training have its arguments.
+  tensors = torch_files.read(path, 'g_ema', ('argparse',))
   try:
     return from_torch(tensors)
   except UserError as error:

@@ -21,7 +21,7 @@ import safetensors
 from absl import logging
 
 from gen3d import files, schemas
-from gen3d.choices import UserError, check_prompt, excerpt
+from gen3d.choices import UserError, excerpt
 from gen3d.weights import lora, single_file, torch_files
 
 _STEMS = ('diffusion_pytorch_model', 'model')
@@ -30,6 +30,7 @@ _PICKLES = ('diffusion_pytorch_model', 'pytorch_model')  # stems of .bin files
 _LIGHTNING = ('pytorch_lightning', 'lightning', 'lightning_fabric')
 _TOKENIZER = ['tokenizer.json', 'tokenizer_config.json', 'vocab.json',
               'merges.txt', 'special_tokens_map.json', 'spiece.model']
+_VARIANT = re.compile(r'[\w-]*')
 _MODEL_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 # Deleted from the hub (Stable Diffusion 2 in late 2025): where it is now.
 _MOVED = {
@@ -255,74 +256,6 @@ def renamed(tensors: Mapping[str, np.ndarray],
                   for name in tensors})
 
 
-class Tokenizer:
-  """A tokenizer of transformers that cuts or pads texts to one length."""
-
-  def __init__(self, tokenizer: Any, length: int) -> None:
-    """`tokenizer` is that of transformers, `length` in tokens."""
-    self._tokenizer, self._length = tokenizer, length
-
-  def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """N strings -> (tokens int32, mask float32) [N, length].
-
-    The mask is 0 at padding. A warning names texts that are cut.
-
-    Raises:
-      UserError: a text is too long for any encoder.
-    """
-    for text in texts:
-      check_prompt(text)
-      if not self.fits(text):
-        logging.warning(
-            'The text encoder takes %d tokens; the end of %r is ignored.',
-            self._length, text if len(text) < 60 else f'{text[:60]}...')
-    encoded = self._tokenizer(
-        list(texts), padding='max_length', truncation=True,
-        max_length=self._length, return_tensors='np')
-    return (encoded['input_ids'].astype(np.int32),
-            encoded['attention_mask'].astype(np.float32))
-
-  def fits(self, text: str) -> bool:
-    """True if no part of a text is cut."""
-    encoded = self._tokenizer([text], truncation=False, verbose=False)
-    return len(encoded['input_ids'][0]) <= self._length
-
-
-def load_tokenizer(path: Path, vocab: int, length: int = 77) -> Tokenizer:
-  """The tokenizer in a folder.
-
-  The padding token is that of the folder: Stable Diffusion 1 was trained with
-  its last token as padding, Stable Diffusion 2 with token 0.
-
-  Args:
-    path: folder as transformers saves it.
-    vocab: number of tokens in the vocabulary of the text encoder.
-    length: in tokens, to which each text is cut or padded.
-
-  Raises:
-    UserError: the folder contains no tokenizer, or that of another encoder.
-  """
-  if not pathlib.Path(path).is_dir():
-    raise UserError(f'There is no folder {path}; a checkpoint with a text '
-                    'encoder has its tokenizer there.')
-  import transformers  # This import takes seconds.
-  for file in pathlib.Path(path).glob('*.json'):
-    files.read_json(file, kind=object)
-  try:
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-        str(path), local_files_only=True)
-  except Exception as error:  # tokenizers raises no narrower kind
-    raise UserError(f'{path} contains no tokenizer that transformers can read '
-                    f'({excerpt(error)}); download it again.') from error
-  # transformers builds an empty tokenizer when files are missing.
-  if not vocab / 2 < len(tokenizer) <= vocab:
-    raise UserError(
-        f'The tokenizer in {path} has {len(tokenizer)} tokens and the text '
-        f'encoder {vocab}: files are missing, or it belongs to another model; '
-        'download both from one checkpoint.')
-  return Tokenizer(tokenizer, length)
-
-
 def class_of(config: Config) -> str:
   """Name of the PyTorch class of a config.json, or ''."""
   architectures = config.get('architectures')
@@ -417,21 +350,33 @@ def _open_safetensors(file: pathlib.Path) -> Any:
 
 def _weights(path: pathlib.Path, variant: str) -> list[pathlib.Path]:
   """The files with the weights of a network."""
+  if not _VARIANT.fullmatch(variant):
+    raise UserError(f'The variant {excerpt(variant)} is no part of a name; '
+                    'give fp16, or none.')
   for suffix, stems in (('safetensors', _STEMS), ('bin', _PICKLES)):
-    for kind in (variant, *({'', 'fp16'} - {variant})):
+    for kind in (variant, *sorted({'', 'fp16'} - {variant})):
       dot = f'.{kind}' if kind else ''
       for stem in stems:
         single = path / f'{stem}{dot}.{suffix}'
         if single.is_file():
+          _tell_of_variant(path, variant, kind)
           return [single]
         index = path / f'{stem}.{suffix}.index{dot}.json'
         if index.is_file():
+          _tell_of_variant(path, variant, kind)
           return _shards(index)
   raise UserError(
       f'{path} has no weights: neither {_STEMS[0]}.safetensors nor '
       f'{_STEMS[1]}.safetensors, in one file or in shards, nor '
       f'{" nor ".join(f"{stem}.bin" for stem in _PICKLES)}; '
       'download them.')
+
+
+def _tell_of_variant(path: pathlib.Path, variant: str, kind: str) -> None:
+  """Warns where other weights are read than those that were asked for."""
+  if variant and kind != variant:
+    logging.warning('%s has no weights of the variant %s; those of %s are '
+                    'read.', path, variant, kind or 'full precision')
 
 
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:

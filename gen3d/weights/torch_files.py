@@ -28,8 +28,8 @@ _SUFFIXES = {'.safetensors', '.npz', '.pth', '.pt', '.bin', '.ckpt'}
 StorageReader = Callable[[np.dtype, str, int], np.ndarray | None]
 
 
-def read(path: str | os.PathLike,
-         section: str | None = None) -> dict[str, np.ndarray]:
+def read(path: str | os.PathLike, section: str | None = None,
+         packages: Sequence[str] = ()) -> dict[str, np.ndarray]:
   """The tensors of a file, {name: NumPy array}.
 
   Args:
@@ -37,12 +37,19 @@ def read(path: str | os.PathLike,
       contain a state_dict.
     section: key of the state_dict in a checkpoint that contains more, such as
       the state of an optimizer; None where the file is a state_dict.
+    packages: see `read_object`.
 
   Raises:
     UserError: there is no such file or section, its ending is another, it is
       damaged, or it contains or refers to anything else than tensors.
   """
-  tensors = read_object(path)
+  return state_dict_of(path, read_object(path, packages), section)
+
+
+def state_dict_of(path: str | os.PathLike, content: Any,
+                  section: str | None = None) -> dict[str, np.ndarray]:
+  """The tensors in what `read_object` returns; see `read`."""
+  tensors = content
   if section is not None:
     if not isinstance(tensors, dict) or section not in tensors:
       raise UserError(f'{path} has no section {section!r}; give the checkpoint '
@@ -138,7 +145,10 @@ def _legacy(file: BinaryIO, packages: Sequence[str]) -> Any:
                               'supported; use a newer file of its network.')
   file.seek(0)
   read = lambda storage=None: _Unpickler(file, storage, packages).load()
-  if read() != pickles.LEGACY_MAGIC:
+  first = read()
+  if isinstance(first, dict):  # by pickle.dump, of NumPy arrays
+    return first
+  if first != pickles.LEGACY_MAGIC:
     raise pickles.PickleError('torch.save did not write it.')
   read(), read()  # protocol, machine
   # The tensors come before the storages that they refer to. The first pass

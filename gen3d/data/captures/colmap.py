@@ -16,6 +16,7 @@ import numpy as np
 from gen3d.choices import UserError
 from gen3d.data.captures import camera_models, folders, records
 from gen3d.data.captures.records import Capture, Frame
+from gen3d.files import read_file
 from gen3d.ops.cameras import OPENCV
 
 # Name and number of parameters of every model, by number (COLMAP's models.h).
@@ -128,7 +129,7 @@ def _count_images(folder: pathlib.Path) -> int:
   try:
     return (_Stream(file).take('Q')[0] if file.is_file()
             else len(_images_txt(file.with_suffix('.txt'))))
-  except (OSError, ValueError, IndexError, struct.error):
+  except (ValueError, IndexError, struct.error):
     return 0
 
 
@@ -272,7 +273,7 @@ class _Stream:
   """Reader of little-endian numbers; struct.error at the end of the file."""
 
   def __init__(self, file: pathlib.Path):
-    self.data, self.at = file.read_bytes(), 0
+    self.data, self.at = read_file(file), 0
 
   def take(self, kinds: str) -> tuple[Any, ...]:
     """The next values, by format characters of `struct`."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gen3d import files, notices
-from gen3d.choices import UserError
+from gen3d.choices import UserError, printable
 from gen3d.files import is_system_file
 
 TEST_EVERY = 8  # every eighth image is a test one where no file names a split
@@ -32,7 +32,7 @@ def tell(message: str) -> None:
   with _LOCK:  # Images are decoded in threads.
     if message not in _TOLD:
       _TOLD.add(message)
-      notices.message(message)
+      notices.message(printable(message, 1000))
 
 
 def files_in(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
@@ -122,8 +122,12 @@ def read_json(file: pathlib.Path) -> Any:
 
 
 def read_text(file: pathlib.Path) -> str:
-  """Content of a text file; bytes that are not UTF-8 become surrogates."""
-  return file.read_text('utf-8-sig', 'surrogateescape')
+  """Content of a text file; bytes that are not UTF-8 become surrogates.
+
+  Raises:
+    UserError: as files.read_file.
+  """
+  return files.read_file(file).decode('utf-8-sig', 'surrogateescape')
 
 
 def image_folder(path: pathlib.Path, factor: float) -> pathlib.Path:
@@ -139,10 +143,11 @@ def read_numbers(file: pathlib.Path, count: int = 16) -> np.ndarray:
     UserError: the file is missing, has other words or fewer numbers.
   """
   # Later ones are not read: NSVF's intrinsics.txt has other values below.
+  if not os.path.lexists(file):
+    raise UserError(f'{file} is missing.')
+  text = read_text(file)
   try:
-    numbers = [float(word) for word in read_text(file).split()[:count]]
-  except OSError as error:
-    raise UserError(f'{file} is missing.') from error
+    numbers = [float(word) for word in text.split()[:count]]
   except ValueError as error:
     raise UserError(f'{file} should hold numbers ({str(error)[:80]}).'
                     ) from error

@@ -5,11 +5,13 @@ right and back; position; height, width and focal length in pixels), then the
 nearest and the farthest depth that the camera sees.
 """
 
+import io
 import pathlib
 import zipfile
 
 import numpy as np
 
+from gen3d import files
 from gen3d.choices import UserError
 from gen3d.data.captures import camera_models, folders, records
 from gen3d.data.captures.records import Capture, Frame
@@ -67,13 +69,15 @@ def read_capture(path: pathlib.Path, factor: float) -> Capture:
 
 def _read_rows(file: pathlib.Path) -> np.ndarray:
   """The array [N, 17] of the file."""
+  if not file.is_file():
+    raise UserError(f'{file} is missing.')
   try:
-    content = np.load(file)
+    content = np.load(io.BytesIO(files.read_file(file)))
     if not isinstance(content, np.ndarray):
       raise ValueError('it is an archive of arrays')
     rows = content.astype(float)
-  except FileNotFoundError as error:
-    raise UserError(f'{file} is missing.') from error
+  except UserError:
+    raise
   except (ValueError, TypeError, EOFError, OSError, MemoryError,
           zipfile.BadZipFile) as error:
     raise UserError(f'{file} cannot be read as an array ({str(error)[:80]}).'

@@ -19,7 +19,6 @@ turn by EXIF is applied only where the size of the camera model demands it.
 """
 
 import concurrent.futures
-import io
 import os
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from gen3d import notices, pixels
 from gen3d.choices import UserError
 from gen3d.data.captures import camera_models, folders, layouts, records
 from gen3d.data.captures.records import Capture, Frame
-from gen3d.files import open_image
+from gen3d.files import open_image, read_file
 from gen3d.ops.cameras import Camera
 
 _MARGIN = 0.1      # around the points, as a fraction of their extent
@@ -314,10 +313,8 @@ def _decode(frame: Frame) -> np.ndarray:
   """
   content = b''
   try:
-    content = frame.file.read_bytes()
-    # Decoding does not check the checksums of a PNG.
-    open_image(io.BytesIO(content)).verify()
-    with open_image(io.BytesIO(content)) as image:
+    content = read_file(frame.file)
+    with pixels.open_checked(content) as image:
       if image.getexif().get(_ORIENTATION, 1) != 1:
         image = _turned(frame, image)
       return pixels.to_rgba(image)

@@ -78,8 +78,8 @@ def decode(name: str, content: bytes, side: int | None = None) -> np.ndarray:
   try:
     with files.open_image(io.BytesIO(content)) as image:
       size = image.size
-      if side is None or size == (side, side):
-        return np.asarray(pixels.to_rgb(image))
+    if side is None or size == (side, side):
+      return np.asarray(pixels.to_rgb(pixels.open_checked(content)))
   except Exception as error:  # Pillow raises many kinds for one damage.
     raise pixels.unreadable(name, content[:pixels.HEAD], error) from error
   raise UserError(f'{name} has {size[0]} x {size[1]} pixels, but the others '

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gen3d import files
-from gen3d.choices import UserError
+from gen3d import files, notices
+from gen3d.choices import UserError, excerpt, printable
 
 SIZE = 25
 # Entries that change when the world is mirrored at x = 0: the pose, the skew
@@ -104,8 +104,15 @@ def read_labels(where: str, content: bytes,
   listed = files.parse_json(content, where, nan=True).get('labels')
   if listed is None:
     return None
-  # Labels of files that are not there are ignored.
-  by_name = dict(parse_labels(where, listed))
+  pairs = parse_labels(where, listed)
+  by_name = dict(pairs)
+  if len(by_name) < len(pairs):
+    raise UserError(f'{where} lists an image more than once; make it again.')
+  missing = by_name.keys() - set(names)
+  if missing:  # Parts of a set are often used with the labels of all.
+    notices.message(printable(
+        f'{where} lists {len(by_name)} images, of which {len(missing)} are not '
+        f'there, such as {excerpt(min(missing))}; the others are used.', 500))
   labels = np.zeros((len(names), SIZE), np.float32)
   for i, name in enumerate(names):
     if name not in by_name:

@@ -70,13 +70,13 @@ def open_images(path: str | os.PathLike) -> Images:
   path = pathlib.Path(path).expanduser()
   if path.is_dir():
     members, read = archives.open_folder(path)
-  elif zipfile.is_zipfile(path):
+  elif path.is_file() and zipfile.is_zipfile(path):
     members, read = archives.open_zip(path)
   else:
     raise UserError(f'{path} is neither a folder nor a zip with images; give '
                     'one in EG3D\'s format (gen3d/data/README.md, "Image '
                     'collections").')
-  members, read = _plain_names(members, read)
+  members, read = _plain_names(path, members, read)
   names = sorted(n for n in members
                  if pathlib.PurePath(n).suffix.lower() in _SUFFIXES)
   if not names:
@@ -85,6 +85,12 @@ def open_images(path: str | os.PathLike) -> Images:
   if 'dataset.json' in members:
     labels = camera_labels.read_labels(
         f'{path}: dataset.json', read('dataset.json'), names)
+  else:
+    below = [n for n in members if n.endswith('/dataset.json')]
+    if below:
+      notices.message(
+          f'{path} has no dataset.json beside its folders, and the labels in '
+          f'{excerpt(below[0])} are not used: its images have no cameras.')
   # EG3D's format for images without cameras.
   if labels is None:
     labels = np.zeros((len(names), 0), np.float32)
@@ -97,15 +103,22 @@ def open_images(path: str | os.PathLike) -> Images:
       lambda index: decode(index, side if index else None), side)
 
 
-def _plain_names(members: list[str], read: archives.Read
+def _plain_names(path: pathlib.Path, members: list[str], read: archives.Read
                  ) -> tuple[list[str], archives.Read]:
   """Members as dataset.json names them, and `read` by these names.
 
   Without the files of operating systems, with slashes, and without './' and
   the one folder that holds all, where dataset.json is in that.
   """
-  stored = {n.replace('\\', '/').removeprefix('./'): n for n in members
-            if not files.is_system_file(n)}
+  stored = {}
+  for name in members:
+    plain = name.replace('\\', '/').removeprefix('./')
+    if files.is_system_file(name):
+      continue
+    if plain in stored:
+      raise UserError(f'{path} has {excerpt(plain)} more than once; remove all '
+                      'but one.')
+    stored[plain] = name
   tops = {name.partition('/')[0] for name in stored}
   folder = f'{tops.pop()}/' if len(tops) == 1 else ''
   if folder and f'{folder}dataset.json' in stored:

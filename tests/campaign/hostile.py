@@ -1,0 +1,315 @@
+"""The part `hostile`: files that were made to harm, and prompts.
+
+An attack writes files into a folder, and something of gen3d reads them. The
+seed chooses sizes, depths and which of several files is replaced.
+"""
+
+import functools
+import io
+import json
+import os
+import pathlib
+import pickle
+import random
+import shutil
+import struct
+import types
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import ghostscript
+import numpy as np
+
+from campaign import outcomes, subjects
+from campaign.subjects import SUBJECTS
+from campaign.table import Record
+from gen3d import assets
+from gen3d.evaluation import samples
+from gen3d.gan import inversion
+from gen3d.weights import hub, pickles, torch_files
+
+_ZEROS = 2 ** 31  # bytes that a bomb unpacks to
+
+
+class Attack(NamedTuple):
+  """What is written into a folder, and who reads it."""
+  make: Callable[[random.Random, pathlib.Path], Any]
+  read: Callable[[pathlib.Path], Any]
+
+
+def _png(width, height, bits=1, whole=False):
+  """A PNG that declares a size; with its pixels, all black, if `whole`."""
+  def chunk(kind, content):
+    return (struct.pack('>I', len(content)) + kind + content
+            + struct.pack('>I', zlib.crc32(kind + content)))
+  row = bytes(1 + -(-width * bits // 8))
+  pack = zlib.compressobj(9)
+  rows = b''.join(pack.compress(row) for _ in range(height if whole else 1))
+  return (b'\x89PNG\r\n\x1a\n' + chunk(
+      b'IHDR', struct.pack('>IIBBBBB', width, height, bits, 0, 0, 0, 0))
+      + chunk(b'IDAT', rows + pack.flush()) + chunk(b'IEND', b''))
+
+
+def _bmp(width, height):
+  return (b'BM' + struct.pack('<IHHI', 54, 0, 0, 54) + struct.pack(
+      '<IiiHHIIiiII', 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0))
+
+
+# What an inversion needs to know of a generator.
+GENERATOR = types.SimpleNamespace(size=32, generator=types.SimpleNamespace(
+    background='white', image_size=lambda size: size))
+PICTURES = {
+    'postscript': lambda rng: ghostscript.POSTSCRIPT,
+    'postscript of DOS': lambda rng: ghostscript.DOS,
+    'png bomb': lambda rng: _png(side := rng.randint(11_000, 16_000), side,
+                                 whole=True),
+    'png of a huge header': lambda rng: _png(
+        rng.randint(10 ** 5, 2 ** 31 - 1), rng.randint(10 ** 5, 2 ** 31 - 1)),
+    'png that is wide': lambda rng: _png(rng.randint(10 ** 7, 10 ** 9), 1),
+    'bmp of a huge header': lambda rng: _bmp(rng.randint(10 ** 5, 2 ** 30),
+                                             2 ** 20),
+    'ppm of a huge header': lambda rng: b'P6 99999999 99999999 255\n',
+    'gif': lambda rng: b'GIF89a' + rng.randbytes(50),
+    'text of a link': lambda rng: b'push graphic-context\nfill '
+                                  b"'url(https://x/|touch x)'\n"}
+
+
+def _picture(subject, content):
+  """One picture of a right input is replaced."""
+  def make(rng, folder):
+    SUBJECTS[subject].make(folder)
+    pictures = sorted(f for f in folder.rglob('*')
+                      if f.suffix.lower() in ('.png', '.jpg'))
+    rng.choice(pictures).write_bytes(content(rng))
+  return Attack(make, SUBJECTS[subject].read)
+
+
+def _in_zip(content):
+  """One picture of a zip is replaced."""
+  def make(rng, folder):
+    subjects.write_images(folder)
+    with zipfile.ZipFile(folder / 'set.zip', 'w', zipfile.ZIP_LZMA) as archive:
+      for file in sorted((folder / 'set').rglob('*.*')):
+        name = file.relative_to(folder / 'set').as_posix()
+        archive.writestr(name, content(rng) if name.endswith('3.png') else
+                         file.read_bytes())
+    shutil.rmtree(folder / 'set')
+  return Attack(make, subjects.read_images)
+
+
+def _inverted(content):
+  return Attack(
+      lambda rng, folder: (folder / 'a.png').write_bytes(content(rng)),
+      lambda folder: inversion.read_target(GENERATOR, folder / 'a.png', ()))
+
+
+def _bomb(name, member, method=zipfile.ZIP_BZIP2):
+  """A zip of a few KB that unpacks to 2 GB."""
+  def make(rng, folder):
+    with (zipfile.ZipFile(folder / name, 'w', method) as archive,
+          archive.open(member, 'w', force_zip64=True) as file):
+      for _ in range(_ZEROS >> 24):
+        file.write(bytes(2 ** 24))
+  return make
+
+
+def _deep_key(rng):
+  return b'\x80\x02})' + b'\x85' * rng.randint(131_000, 400_000) + b'Ns.'
+
+
+def _program(rng):
+  """A pickle that would run a program."""
+  class Payload:
+    def __reduce__(self):
+      return os.system, (f'touch {os.environ["CAMPAIGN_MARK"]}',)
+  return pickle.dumps(Payload(), rng.choice((0, 2, 4)))
+
+
+def _colliding(rng):
+  """80,000 integers with one hash as keys."""
+  prime = 2 ** 61 - 1
+  return b'\x80\x02}(' + b''.join(
+      b'\x8a\x10' + (i * prime * 2 ** 3 + 1).to_bytes(16, 'little') + b'N'
+      for i in range(1, 80_000)) + b'u.'
+
+
+def _laughs(rng):
+  """A list that doubles itself again and again."""
+  content = b'\x80\x02]q\x00'
+  for i in range(rng.randint(25, 40)):
+    content += b'](h' + bytes([i]) + b'h' + bytes([i]) + b'eq' + bytes([i + 1])
+  return content + b'.'
+
+
+PICKLES = {
+    'program': _program, 'deep key': _deep_key, 'colliding keys': _colliding,
+    'doubling list': _laughs,
+    'memo of 2^28': lambda rng: b'\x80\x02Nr' + struct.pack(
+        '<I', 2 ** rng.randint(27, 31)) + b'.',
+    'memo in text': lambda rng: b'\x80\x02Np268435456\n.',
+    'frame': lambda rng: b'\x80\x04\x95' + b'\xff' * 7 + b'\x7f.',
+    'long bytes': lambda rng: b'\x80\x03B' + b'\xff\xff\xff\x7f.',
+    'deep lists': lambda rng: b'\x80\x02' + b']' * 10 ** 6 + b'a' * (
+        10 ** 6 - 1) + b'.',
+    'class of numpy': lambda rng: b'\x80\x02cnumpy\nload\n(\x8c\x01atR.',
+    'extension': lambda rng: b'\x80\x02\x82\x01.'}
+
+
+def _pickle(content, suffix):
+  """A pickle as a network, as PyTorch's file before 1.6 and since."""
+  def make(rng, folder):
+    file = folder / f'a{suffix}'
+    if suffix == '.pth':
+      with zipfile.ZipFile(file, 'w') as archive:
+        archive.writestr('archive/data.pkl', content(rng))
+    else:
+      file.write_bytes(content(rng))
+  read = pickles.load if suffix == '.pkl' else torch_files.read
+  return Attack(make, lambda folder: read(folder / f'a{suffix}'))
+
+
+# JSON files by subject.
+JSON_FILES = {
+    'blender': 'transforms_train.json', 'dialect': 'transforms.json',
+    'images': 'set/dataset.json', 'label': 'set/dataset.json',
+    'weights': 'w.json', 'network': 'network.json',
+    'pipeline': 'sd/unet/config.json', 'run': 'run/config.json',
+    'tokenizer': 'tokenizer.json'}
+TEXTS = {
+    'deep lists': lambda rng: b'[' * rng.randint(2000, 10 ** 6),
+    'deep mappings': lambda rng: b'{"a":' * rng.randint(2000, 10 ** 6),
+    'deep within limits': lambda rng: b'[' * 900 + b']' * 900,
+    'long number': lambda rng: b'[' + b'9' * rng.randint(5000, 10 ** 6) + b']',
+    'nan': lambda rng: b'NaN', 'surrogate': lambda rng: b'"\\ud800"',
+    'escape': lambda rng: b'{"\\u001b]0;x\\u0007": "\\u001b[31m"}',
+    'long name': lambda rng: json.dumps({'a' * 10 ** 6: 'b' * 9}).encode(),
+    'many': lambda rng: json.dumps(['x'] * 10 ** 6).encode(),
+    'UTF-16 of nothing': lambda rng: b'\xff\xfe'}
+
+
+def _text(subject, content):
+  def make(rng, folder):
+    SUBJECTS[subject].make(folder)
+    (folder / JSON_FILES[subject]).write_bytes(content(rng))
+  return Attack(make, SUBJECTS[subject].read)
+
+
+def _special(subject, kind):
+  """One file is a pipe, a link to a device, a folder or a loop of links."""
+  def make(rng, folder):
+    SUBJECTS[subject].make(folder)
+    file = rng.choice(sorted(f for f in folder.rglob('*') if f.is_file()))
+    file.unlink()
+    if kind == 'pipe':
+      os.mkfifo(file)
+    elif kind == 'folder':
+      file.mkdir()
+    else:
+      file.symlink_to('/dev/zero' if kind == 'device' else file)
+  return Attack(make, SUBJECTS[subject].read)
+
+
+def _npy(folder, header):
+  file = io.BytesIO()
+  np.lib.format.write_array_header_1_0(file, header)
+  (folder / 'poses_bounds.npy').write_bytes(file.getvalue() + b'0' * 99)
+
+
+def _huge_npy(rng, folder):
+  SUBJECTS['llff'].make(folder)
+  _npy(folder, {'descr': '<f8', 'fortran_order': False,
+                'shape': (10 ** rng.randint(10, 15), 17)})
+
+
+def _huge_header(rng, folder):
+  (folder / 'a.safetensors').write_bytes(
+      struct.pack('<Q', rng.choice((2 ** 62, 10 ** 8, 99))) + b'{}')
+
+
+PROMPTS = {
+    'long': lambda rng: 'a red chair ' * rng.randint(1000, 100_000),
+    'escapes': lambda rng: '\x1b]0;x\x07a chair\x1b[2J' * 99,
+    'no UTF-8': lambda rng: '\udcff chair' * 300,
+    'empty words': lambda rng: ' ' * rng.randint(3000, 10 ** 6),
+    'one word': lambda rng: 'a' * rng.randint(2001, 10 ** 5)}
+
+
+def _prompt(text):
+  def read(folder):
+    prompt = text(random.Random(0))
+    return assets.tokenizer().encode(samples.split_prompts(prompt))
+  return Attack(lambda rng, folder: None, read)
+
+
+def _attacks(quick: bool) -> dict[str, Attack]:
+  """All attacks by name; if `quick`, those that are made in no time."""
+  found = {}
+  for name, content in PICTURES.items():
+    for subject in ('blender', 'images'):
+      found[f'{name} in {subject}'] = _picture(subject, content)
+    found[f'{name} in a zip'] = _in_zip(content)
+    found[f'{name} as an inversion'] = _inverted(content)
+    found[f'{name} as a texture'] = _picture('meshes', content)
+  for name, content in PICKLES.items():
+    for suffix in ('.pkl', '.pt', '.pth'):
+      found[f'{name}{suffix}'] = _pickle(content, suffix)
+  for subject in JSON_FILES:
+    if quick and subject not in subjects.QUICK:
+      continue
+    for name, content in TEXTS.items():
+      found[f'{name} in {subject}'] = _text(subject, content)
+  for subject in (subjects.QUICK if quick else SUBJECTS):
+    for kind in ('pipe', 'device', 'folder', 'loop'):
+      found[f'{kind} in {subject}'] = _special(subject, kind)
+  for name, text in PROMPTS.items():
+    found[f'prompt: {name}'] = _prompt(text)
+  found['llff of 10^12 rows'] = Attack(_huge_npy, subjects.read_capture)
+  found['safetensors of a huge header'] = Attack(
+      _huge_header, lambda folder: hub._open_safetensors(
+          folder / 'a.safetensors'))
+  if not quick:
+    bombs = {
+        'set.zip': ('0.png', subjects.read_images),
+        'a.npz': ('a.npy', lambda f: torch_files.read(f / 'a.npz')),
+        'a.pth': ('x/data.pkl', lambda f: torch_files.read(f / 'a.pth'))}
+    for name, (member, read) in bombs.items():
+      found[f'bomb {name}'] = Attack(_bomb(name, member), read)
+    found['bomb dataset.json'] = Attack(
+        _bomb('set.zip', 'dataset.json'), subjects.read_images)
+  return found
+
+
+def trials(seed: int, out: pathlib.Path, done: set[str], quick: bool
+           ) -> Iterator[Record]:
+  """Yields the records of all attacks, without those that are done."""
+  mark, log = out / 'started', out / 'log'
+  _plant(out / 'bin', mark)
+  for name, attack in _attacks(quick).items():
+    if name in done:
+      continue
+    folder = out / 'trial'
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    rng = random.Random(f'{seed} {name}')
+    made = outcomes.forked(functools.partial(attack.make, rng, folder), log,
+                           outcomes.Limits(200, 60))
+    assert made.kind == 'accepted', (name, made)
+    outcome = outcomes.forked(functools.partial(attack.read, folder), log)
+    # What is accepted is harmless: there is no right result to compare with.
+    if mark.exists():
+      outcome = outcome._replace(kind='ran')
+      mark.unlink()
+    yield Record('hostile', name, outcome)
+
+
+def _plant(folder, mark):
+  """Puts a stand-in for Ghostscript and others first on the PATH."""
+  folder.mkdir(exist_ok=True)
+  os.environ['CAMPAIGN_MARK'] = str(mark)
+  for name in ('gs', 'gswin64c', 'dot', 'convert', 'magick', 'unzip'):
+    program = folder / name
+    program.write_text(f'#!/bin/sh\necho "$@" >> "{mark}"\n')
+    program.chmod(0o755)
+  os.environ['PATH'] = f'{folder}{os.pathsep}{os.environ["PATH"]}'
