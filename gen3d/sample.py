@@ -46,6 +46,9 @@ _VARIANT = flags.DEFINE_string(
 _DTYPE = flags.DEFINE_string('dtype', '', 'float32 or bfloat16.')
 _LORA = flags.DEFINE_string(
     'lora', '', 'FILE or FILE:SCALE of a LoRA that changes a Stable Diffusion.')
+_PREDICTION = flags.DEFINE_string(
+    'prediction', '', 'What the U-Net predicts, epsilon or v_prediction, where '
+    "the checkpoint's files do not tell.")
 _OUT = flags.DEFINE_string('out', '', 'Folder for the results.')
 
 
@@ -53,11 +56,13 @@ def main() -> None:
   cli.require('out')
   cli.check_flags(f'--teacher={_TEACHER.value}', {
       '--teacher=shapes': ('sides',),
-      '--teacher=stable_diffusion': ('revision', 'variant', 'dtype', 'lora'),
-      '--teacher=deepfloyd': ('revision', 'variant', 'dtype')})
+      '--teacher=stable_diffusion': (
+          'revision', 'variant', 'dtype', 'prediction', 'lora'),
+      '--teacher=deepfloyd': ('revision', 'variant', 'dtype', 'prediction')})
   teacher = {'name': _TEACHER.value, 'path': _PATH.value,
              'variant': _VARIANT.value, 'revision': _REVISION.value,
-             'dtype': _DTYPE.value, 'lora': _LORA.value}
+             'dtype': _DTYPE.value, 'prediction': _PREDICTION.value,
+             'lora': _LORA.value}
   print(samples.export(
       teacher, samples.split_prompts(_PROMPTS.value), _OUT.value,
       num=_NUM.value, sides=_SIDES.value, negative_prompt=_NEGATIVE.value,

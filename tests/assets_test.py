@@ -142,6 +142,25 @@ def test_file_that_is_no_safetensors_is_one_sentence(tmp_path):
   _, path, beside = make_asset(tmp_path)
   path.write_bytes(b'something else')
   beside.write_text(json.dumps(json.loads(beside.read_text()) | {
-      'sha256': hashlib.sha256(b'something else').hexdigest()}))
+      'sha256': hashlib.sha256(b'something else').hexdigest(),
+      'digest': None}))
   with pytest.raises(UserError, match='is not a safetensors file of gen3d'):
     assets.load(path)
+
+
+def test_an_edited_record_is_refused_and_one_of_an_earlier_version_is_not(
+    tmp_path):
+  path, beside = assets.save(
+      tmp_path / 'a.safetensors', {'w': np.ones(2)},
+      {'config': {'rate': np.float32(0.1), 'sizes': (1, 2)}, 'steps': 5})
+  assert assets.load(path)[1]['steps'] == 5
+  written = json.loads(beside.read_text())
+  # Spaces and the order of keys do not matter.
+  beside.write_text(json.dumps(dict(reversed(written.items()))))
+  assets.load(path)
+  beside.write_text(json.dumps(written | {'steps': 6}))
+  with pytest.raises(ValueError, match='a.json is damaged or was edited'):
+    assets.load(path)
+  del written['digest']
+  beside.write_text(json.dumps(written | {'steps': 6}))
+  assert assets.load(path)[1]['steps'] == 6

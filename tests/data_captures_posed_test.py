@@ -471,3 +471,25 @@ def test_bounds_and_box_of_the_config_are_used(tmp_path):
                          posed.open_posed(tmp_path))
   assert (automatic.near, automatic.far) == (expected.near, expected.far)
   np.testing.assert_array_equal(automatic.box, expected.box)
+
+
+@pytest.mark.parametrize('layout, file', [
+    ('nsvf', 'intrinsics.txt'), ('nsvf', 'pose/0_0001.txt'),
+    ('colmap_txt', 'sparse/0/images.txt'), ('llff', 'poses_bounds.npy'),
+    ('colmap_bin', 'sparse/0/points3D.bin')])
+def test_pipes_and_devices_are_not_read(tmp_path, layout, file):
+  """They could be read without end."""
+  WRITERS[layout](tmp_path, around(), points_in_front(around())[0])
+  (tmp_path / file).unlink()
+  (tmp_path / file).symlink_to('/dev/zero')
+  with pytest.raises(ValueError, match='missing|pipe or a device'):
+    posed.open_posed(tmp_path, format=layout.partition('_')[0])
+
+
+@pytest.mark.parametrize('content', [
+    '44.0 0 20 0\n0 44.0 15', '44.0 0 20 0\n0 44', '44.0 0'])
+def test_half_of_nsvf_intrinsics_is_refused(tmp_path, content):
+  write_nsvf(tmp_path, around(), points_in_front(around())[0])
+  (tmp_path / 'intrinsics.txt').write_text(content)
+  with pytest.raises(ValueError, match='intrinsics.txt ends too early'):
+    posed.open_posed(tmp_path)

@@ -437,3 +437,66 @@ def test_transparent_and_gray_images_become_rgb(tmp_path):
   assert batch['image'].shape == (COUNT, 8, 8, 3)
   # Over white: 255 - 9 + 9 * 9 / 255.
   assert {7, 246} <= set(batch['image'][:, 0, 0, 2])
+
+
+def flipped(file):
+  """The content of a PNG with another bit in its pixels."""
+  at = file.index(b'IDAT') + 20
+  return file[:at] + bytes([file[at] ^ 1]) + file[at + 1:]
+
+
+@pytest.mark.parametrize('pack', [folder, archive])
+def test_a_flipped_bit_in_the_pixels_of_a_png_is_named(tmp_path, pack):
+  """Pillow alone decodes some of them to other pixels."""
+  rng = np.random.default_rng(0)
+  files = content(labels=camera_labels())
+  files['00000/img00000002.png'] = flipped(
+      png(rng.integers(0, 255, (8, 8, 3), np.uint8)))
+  images = dataset.open_images(pack(tmp_path, files))
+  with pytest.raises(ValueError, match='img00000002.png cannot be read'):
+    dataset.check(images)
+
+
+def test_missing_images_are_told_and_the_others_are_used(tmp_path, capsys):
+  files = content()
+  del files['00000/img00000003.png']
+  images = dataset.open_images(folder(tmp_path, files))
+  assert len(images.names) == COUNT - 1
+  assert re.search(r"lists 6 images, of which 1 are not there, such as "
+                   r"'00000/img00000003.png'", capsys.readouterr().err)
+
+
+def test_labels_of_another_folder_are_told(tmp_path, capsys):
+  files = content()
+  files['00000/dataset.json'] = files.pop('dataset.json')
+  files['other/a.png'] = files['00000/img00000000.png']
+  assert dataset.open_images(folder(tmp_path, files)).labels.shape == (7, 0)
+  assert 'has no dataset.json beside its folders' in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+@pytest.mark.parametrize('twice, spelled', [
+    ('00000/img00000001.png', '00000/img00000001.png'),
+    ('00000/img00000001.png', './00000/img00000001.png'),
+    ('dataset.json', 'dataset.json')])
+def test_a_name_that_is_twice_in_a_zip_is_refused(tmp_path, twice, spelled):
+  files = content()
+  path = archive(tmp_path, files)
+  with zipfile.ZipFile(path, 'a') as more:
+    more.writestr(spelled, files[twice])
+  with pytest.raises(ValueError, match=f"has '{twice}' more than once"):
+    dataset.open_images(path)
+
+
+def test_an_image_with_two_labels_is_refused(tmp_path):
+  files = content()
+  listing = json.loads(files['dataset.json'])['labels']
+  files['dataset.json'] = json.dumps({'labels': listing + listing[:1]}).encode()
+  with pytest.raises(ValueError, match='lists an image more than once'):
+    dataset.open_images(folder(tmp_path, files))
+
+
+def test_a_pipe_is_no_zip(tmp_path):
+  os.mkfifo(tmp_path / 'set.zip')
+  with pytest.raises(ValueError, match='neither a folder nor a zip'):
+    dataset.open_images(tmp_path / 'set.zip')

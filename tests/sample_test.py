@@ -92,6 +92,10 @@ def test_images_of_the_shipped_model(tmp_path):
 
 @pytest.mark.parametrize('flags, sentence', [
     ((), 'The flag --out is missing'),
+    (('--out=x', '--teacher=deepfloyd', '--lora=x.safetensors'),
+     '--lora has no effect with --teacher=deepfloyd'),
+    (('--out=x', '--teacher=stable_diffusion', '--path=.', '--lora=x:y'),
+     'no folder unet'),
     (('--out=x', '--prompts=;'), 'No prompt is given'),
     (('--out=x', '--teacher=deepfloyd', '--sides=2'),
      '--sides has no effect with --teacher=deepfloyd'),

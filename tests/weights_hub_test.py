@@ -379,3 +379,22 @@ def test_numbers_of_configs_are_checked(tmp_path, read, config):
     for value in (0, -1, 10 ** 9, 'x', {}, [0], float('nan')):
       with pytest.raises(UserError, match=key):
         read(hub.Folder(tmp_path, {**config, key: value}, {}))
+
+
+@pytest.mark.parametrize('merges', [
+    '#version: 0.2\n', '#version: 0.2\nd o\n', ''])
+def test_a_tokenizer_with_fewer_merges_than_words_is_refused(tmp_path, merges):
+  ids = write_tokenizer(tmp_path, '!')
+  (tmp_path / 'merges.txt').write_text(merges)
+  with pytest.raises(UserError, match='lacks the merges of .* of the 2 words'):
+    tokenizing.load_tokenizer(tmp_path, len(ids))
+
+
+def test_a_variant_that_no_file_has_is_told(tmp_path, caplog):
+  write_network(tmp_path, random_tensors())
+  hub.read(tmp_path)
+  assert not caplog.text
+  hub.read(tmp_path, 'fp16')
+  assert 'no weights of the variant fp16; those of full' in caplog.text
+  with pytest.raises(UserError, match="variant '../../x' is no part of a name"):
+    hub.read(tmp_path, '../../x')

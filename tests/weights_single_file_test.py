@@ -9,10 +9,12 @@ import pytest
 import single_files
 import torch_state
 from official_pickles import Name
+from PIL import Image
 from safetensors import numpy as safetensors
 
 from gen3d.choices import UserError
 from gen3d.diffusion import pretrained
+from gen3d.evaluation import samples
 from gen3d.models import autoencoder, clip
 from gen3d.models import stable_diffusion as sd
 from gen3d.weights import hub, lora
@@ -215,3 +217,37 @@ def test_pytorch_files_of_both_stems_and_variants_are_read(tmp_path, stem):
   assert {*hub.read(tmp_path).tensors} == {*tensors}
   (tmp_path / 'model.safetensors').unlink()
   assert {*hub.read(tmp_path).tensors} == {'x'}
+
+
+@pytest.mark.parametrize('folder', ['1.x'], indirect=True)
+def test_a_single_file_gives_the_picture_of_the_folder_and_a_lora_another(
+    single, folder, tmp_path):
+  """By gen3d sample's own function, in few pixels."""
+  folder = shutil.copytree(folder, tmp_path / 'folder')
+  config = folder / 'unet' / 'config.json'
+  config.write_text(json.dumps(
+      json.loads(config.read_text()) | {'sample_size': 8}))
+  file = tmp_path / 'model' / single.name
+  shutil.copytree(folder / 'tokenizer', file.parent / 'tokenizer')
+  (file.parent / 'unet').mkdir()
+  shutil.copy(config, file.parent / 'unet')
+  shutil.copy(single, file)
+  rng = np.random.default_rng(0)
+  layer = 'unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q'
+  safetensors.save_file({
+      f'{layer}.lora_A.weight': rng.normal(size=(2, 32)).astype(np.float32),
+      f'{layer}.lora_B.weight': rng.normal(size=(32, 2)).astype(np.float32)},
+      tmp_path / 'style.safetensors')
+
+  def picture(path, lora=''):
+    samples.export(
+        {'name': 'stable_diffusion', 'path': str(path), 'lora': lora,
+         'prediction': 'epsilon'}, ['a dog'], tmp_path / 'out',
+        guidance_scale=1.0, steps=1)
+    return np.asarray(Image.open(tmp_path / 'out' / '0000.png'), int)
+
+  expected = picture(folder)
+  assert expected.std() > 1
+  np.testing.assert_array_equal(picture(file), expected)
+  other = picture(file, f'{tmp_path}/style.safetensors:0.5')
+  assert np.abs(other - expected).max() > 1

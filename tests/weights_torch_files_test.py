@@ -9,8 +9,10 @@ import zipfile
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch_state
 from official_pickles import Call, Name, Storage, dumps
 
+from gen3d.models import giraffe_official, stylegan2_rosinality
 from gen3d.weights import pickles, torch_files
 
 # As of a state_dict of PyTorch 2, with its versions beside the tensors.
@@ -226,3 +228,21 @@ GOOD = dumps(content())
 def test_bad_files_are_user_errors(tmp_path, make, said):
   with pytest.raises(ValueError, match=said):
     torch_files.read(make(tmp_path))
+
+
+@pytest.mark.parametrize('packed', [True, False])
+def test_checkpoints_of_rosinality_are_named_or_read(tmp_path, packed):
+  """As its training writes them, with arguments and optimizers."""
+  path = tmp_path / 'stylegan2.pt'
+  tensors = {'w': np.ones((2, 3), np.float32)}
+  arguments = Call(Name('argparse', 'Namespace'), state={'size': 64})
+  if packed:
+    torch_state.save(path, tensors, 'g_ema', args=arguments,
+                     g_optim={'state': {0: 1.0}})
+  else:
+    path.write_bytes(dumps({'g_ema': {'w': 1}}))
+  with pytest.raises(ValueError, match='StyleGAN2 of rosinality.*lifted_gan'):
+    giraffe_official.load(path)
+  if packed:
+    with pytest.raises(ValueError, match="no StyleGAN2 in rosinality's layout"):
+      stylegan2_rosinality.load(path)

@@ -254,7 +254,8 @@ def _with_size(path, folder, prediction):
     raise UserError(
         f'{path} is a Stable Diffusion 2.x in one file, which does not tell '
         'its prediction: give --config.teacher.prediction=v_prediction for '
-        "those of 768 x 768, epsilon for the 'base' ones of 512 x 512.")
+        "those of 768 x 768, epsilon for the 'base' ones of 512 x 512 (of "
+        'gen3d sample: --prediction).')
   side = 96 if prediction == 'v_prediction' else 64
   return folder._replace(config=folder.config | {'sample_size': side})
 

@@ -43,7 +43,8 @@ def export(
 
   Args:
     teacher: `name`, a key of DEFAULTS, with `path`, `variant`, `revision`,
-      `dtype` and `lora`, empty where the teacher's own defaults are wanted.
+      `dtype`, `prediction` and `lora`, empty where the teacher's own defaults
+      are wanted.
     prompts: of the images.
     out: folder.
     num: samples of each prompt.

@@ -11,8 +11,8 @@ import re
 import struct
 from collections.abc import Iterator
 
-from gen3d import files
-from gen3d.choices import UserError
+from gen3d import files, notices
+from gen3d.choices import UserError, excerpt, printable
 
 
 def check(path: str | os.PathLike) -> None:
@@ -52,9 +52,13 @@ def _of_obj(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
     file = _find(path, library)
     if file is None:
       return
+    content = file.read_text(errors='replace')
+    if used and not _values(content, 'newmtl'):
+      notices.message(printable(
+          f'{file} has no material, though {path} uses {excerpt(min(used))}; '
+          'the mesh is read without it.', 1000))
     # A material file is a sequence of materials.
-    for part in re.split(r'(?mi)^(?=[ \t]*newmtl\s)',
-                         file.read_text(errors='replace')):
+    for part in re.split(r'(?mi)^(?=[ \t]*newmtl\s)', content):
       if used.intersection(_values(part, 'newmtl')):
         for texture in _values(part, 'map_Kd'):
           yield 'texture', file, texture

@@ -66,7 +66,8 @@ def parts(where: str, stored: Mapping[str, Stored]) -> dict[str, Part]:
   if any('lora' in name for name in stored):
     raise UserError(f'{where} is a LoRA, which changes a model; give the '
                     'model as the path and this file as '
-                    '--config.teacher.lora=FILE:SCALE.')
+                    '--config.teacher.lora=FILE:SCALE (of gen3d sample: '
+                    '--lora=FILE:SCALE).')
   missing = [what for what, prefixes in (
       ('U-Net (model.diffusion_model)', (_UNET,)),
       ('autoencoder (first_stage_model)', (_VAE,)),

@@ -65,7 +65,7 @@ def load_tokenizer(path: str | os.PathLike, vocab: int, length: int = 77
                     'encoder has its tokenizer there.')
   import transformers  # This import takes seconds.
   for file in pathlib.Path(path).glob('*.json'):
-    files.read_json(file, kind=object)
+    files.read_json(file)
   _check_merges(pathlib.Path(path))
   try:
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(

@@ -9,7 +9,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
-# Number of trials of each part, with --trials=1.
+# Number of trials of each part with --trials=1; the attacks are counted by
+# themselves.
 _TRIALS = {'mutants': 400, 'hostile': 1, 'kill': 4, 'term': 4,
            'concurrency': 2, 'disk': 3, 'procs': 2}
 
@@ -61,7 +62,8 @@ def main() -> int:
       names = subjects.QUICK if arguments.quick else tuple(subjects.SUBJECTS)
       made = mutants.trials(arguments.seed, count, out, done, names)
     elif part == 'hostile':
-      made = hostile.trials(arguments.seed, out, done, arguments.quick)
+      made = hostile.trials(arguments.seed, arguments.trials, out, done,
+                            arguments.quick)
     else:
       made = with_runs[part](arguments.seed, count, out, done)
     for record in made:

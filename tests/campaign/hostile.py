@@ -281,14 +281,26 @@ def _attacks(quick: bool) -> dict[str, Attack]:
   return found
 
 
-def trials(seed: int, out: pathlib.Path, done: set[str], quick: bool
-           ) -> Iterator[Record]:
-  """Yields the records of all attacks, without those that are done."""
+def trials(seed: int, share: float, out: pathlib.Path, done: set[str],
+           quick: bool) -> Iterator[Record]:
+  """Yields the records of attacks, without those that are done.
+
+  Args:
+    seed: of the attacks.
+    share: of all attacks that are tried.
+    out: folder for their files.
+    done: names of records.
+    quick: see `_attacks`.
+  """
   mark, log = out / 'started', out / 'log'
   _plant(out / 'bin', mark)
-  for name, attack in _attacks(quick).items():
+  attacks = _attacks(quick)
+  chosen = random.Random(seed).sample(
+      sorted(attacks), max(1, round(min(share, 1) * len(attacks))))
+  for name in chosen:
     if name in done:
       continue
+    attack = attacks[name]
     folder = out / 'trial'
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

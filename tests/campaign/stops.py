@@ -60,5 +60,5 @@ def _until_a_moment(rng, workdir, out):
     runs.wait_for_checkpoint(process, workdir)
     time.sleep(rng.uniform(0, 0.5))
   else:
-    time.sleep(rng.uniform(0, 1.2 * runs.reference(out)[1]))
+    time.sleep(rng.uniform(0, 0.9 * runs.reference(out)[1]))
   return process

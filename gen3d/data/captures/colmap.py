@@ -193,7 +193,9 @@ def read(folder: pathlib.Path) -> SparseModel:
   contents: list[Any] = []
   for file, reader in zip(files, readers):
     try:
-      contents.append(reader(file) if file.is_file() else np.zeros((0, 3)))
+      # There may be no points.
+      contents.append(reader(file) if os.path.lexists(file)
+                      else np.zeros((0, 3)))
     except (struct.error, IndexError, MemoryError) as error:
       raise UserError(f'{file} ends too early or is damaged; export the '
                       'model again.') from error

@@ -78,7 +78,8 @@ def transform_poses(align: np.ndarray, c2w: np.ndarray) -> np.ndarray:
     align: [4, 4], a rotation times a scale, and a translation.
     c2w: [..., 4, 4].
   """
-  moved = align @ c2w
+  with np.errstate(invalid='ignore', over='ignore'):  # see check_frame
+    moved = align @ c2w
   # Positions are scaled, rotations stay rotations.
   scale = np.cbrt(np.linalg.det(align[:3, :3]))
   moved[..., :3, :3] /= scale
