@@ -344,7 +344,9 @@ def test_a_noise_schedule_of_other_values_is_a_user_error(
 @pytest.mark.parametrize('name, content', [
     ('vocab.json', '{"a": '), ('vocab.json', '[]'), ('vocab.json', ''),
     ('merges.txt', '#version: 0.2\nx y\n'), ('tokenizer_config.json', '[]'),
-    ('tokenizer_config.json', '{"tokenizer_class": 5}')])
+    ('tokenizer_config.json', '{"tokenizer_class": 5}'),
+    ('tokenizer_config.json',
+     '{"tokenizer_class": "CLIPTokenizer", "pad_token": null}')])
 def test_a_damaged_tokenizer_is_a_user_error(tmp_path, name, content):
   path = tmp_path / 'tokenizer'
   ids = write_tokenizer(path, '!')
@@ -387,6 +389,15 @@ def test_a_tokenizer_with_fewer_merges_than_words_is_refused(tmp_path, merges):
   ids = write_tokenizer(tmp_path, '!')
   (tmp_path / 'merges.txt').write_text(merges)
   with pytest.raises(UserError, match='lacks the merges of .* of the 2 words'):
+    tokenizing.load_tokenizer(tmp_path, len(ids))
+
+
+@pytest.mark.parametrize('change', [
+    {'do': 1}, {'do': 99}, {'do': 'x'}, {'do': True}, {'do': -1}])
+def test_a_vocabulary_of_other_numbers_is_refused(tmp_path, change):
+  ids = write_tokenizer(tmp_path, '!')
+  (tmp_path / 'vocab.json').write_text(json.dumps(ids | change))
+  with pytest.raises(UserError, match='vocab.json does not number its 57'):
     tokenizing.load_tokenizer(tmp_path, len(ids))
 
 

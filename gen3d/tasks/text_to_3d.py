@@ -260,6 +260,11 @@ def _load_params(workdir, scene, config, step):
   params = checkpoints.load_tree(workdir, 'params/scene', step)
   if _particles(config) > 1:
     params = particles.select(params, config.get('particle') or 0)
+  sizes = lambda tree: sorted(np.shape(x) for x in jax.tree.leaves(tree))
+  if sizes(params) != sizes(jax.eval_shape(scene.init, jax.random.key(0))):
+    raise UserError(
+        f'The config.json of {workdir} describes a scene of other sizes than '
+        'its checkpoint has; put back the one that the training wrote.')
   if scene.running:
     params = {**params, **checkpoints.load_tree(workdir, 'extra', step)}
   return jax.tree.map(jnp.asarray, params)

@@ -73,6 +73,9 @@ def load_tokenizer(path: str | os.PathLike, vocab: int, length: int = 77
   except Exception as error:  # tokenizers raises no narrower kind
     raise UserError(f'{path} contains no tokenizer that transformers can read '
                     f'({excerpt(error)}); download it again.') from error
+  if tokenizer.pad_token_id is None:
+    raise UserError(f'The tokenizer in {path} has no padding token; download '
+                    'its tokenizer_config.json again.')
   # transformers builds an empty tokenizer when files are missing.
   if not vocab / 2 < len(tokenizer) <= vocab:
     raise UserError(
@@ -83,12 +86,13 @@ def load_tokenizer(path: str | os.PathLike, vocab: int, length: int = 77
 
 
 def _check_merges(folder: pathlib.Path) -> None:
-  """Checks that merges.txt makes all words of vocab.json.
+  """Checks that merges.txt makes all words of vocab.json, which are numbered.
 
-  With fewer merges, a tokenizer gives other tokens without an error.
+  With fewer merges or other numbers, a tokenizer gives other tokens without an
+  error.
 
   Raises:
-    UserError: there are words that no merge makes.
+    UserError: there are words that no merge makes, or numbers are missing.
   """
   file, vocab = folder / 'merges.txt', folder / 'vocab.json'
   if not (file.is_file() and vocab.is_file()):
@@ -99,8 +103,13 @@ def _check_merges(folder: pathlib.Path) -> None:
     raise UserError(f'{file} is damaged ({excerpt(error)}); download it again.'
                     ) from error
   made = {''.join(line.split()) for line in lines}
+  words = files.read_json(vocab)
+  if not (all(type(x) is int for x in words.values())
+          and sorted(words.values()) == list(range(len(words)))):
+    raise UserError(f'{vocab} does not number its {len(words)} words from 0 '
+                    f'to {len(words) - 1}; download it again.')
   # Single letters and special tokens, such as <|endoftext|>, need no merge.
-  wanted = {word for word in files.read_json(vocab)
+  wanted = {word for word in words
             if len(word.removesuffix('</w>')) > 1
             and not (word.startswith('<') and word.endswith('>'))}
   if wanted - made:
