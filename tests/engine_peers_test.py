@@ -14,8 +14,8 @@ TESTS = pathlib.Path(__file__).parent
 # With shorter waits.
 TRAIN = '''
 from gen3d import train
-from gen3d.engine import cli, peers
-peers._JOIN, peers._FAILED = {join}, 3.
+from gen3d.engine import cli, devices, peers
+devices._START_SECONDS, peers._FAILED = {join}, 3.
 train.tasks.TASKS['toy'] = 'toy_task'
 cli.run(train.main)
 '''

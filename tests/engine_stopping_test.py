@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import numpy as np
@@ -156,6 +157,39 @@ def test_import_of_the_package_leaves_the_handlers():
              'assert signal.getsignal(signal.SIGINT) == '
              'signal.default_int_handler')
   assert start(program).wait(timeout=60) == 0
+
+
+def test_a_step_that_replaces_the_state_has_longer(monkeypatch):
+  ended = []
+  monkeypatch.setattr(stopping, 'end', ended.append)
+  state = jax.numpy.zeros(3)
+  with stopping.Stopping(lambda state: None, lambda: None, lambda: 0) as stops:
+    stops.done(1, state)
+    state.delete()
+    assert stops._late(signal.SIGTERM) == stopping._STEP
+    assert not ended
+    # The run can save meanwhile; after the wait the process ends in any case.
+    stops.keep()
+    stops._ending.release()
+    assert stops._late(signal.SIGTERM) is None
+    assert ended == [0]
+
+
+def test_a_watch_calls_again_after_the_seconds_that_are_asked_for(
+    late, monkeypatch):
+  monkeypatch.setattr(stopping, '_GRACE', .2)
+  monkeypatch.setattr(stopping, '_NOTICE', .1)
+  waits = [.5, None]
+
+  def answer(number):
+    late.put((number, time.monotonic()))
+    return waits.pop(0)
+
+  with stopping.Watch(answer):
+    os.kill(os.getpid(), signal.SIGTERM)
+    _, first = late.get(timeout=60)
+    number, second = late.get(timeout=60)
+  assert number == signal.SIGTERM and second - first > .3
 
 
 def test_main_thread_does_not_continue_while_the_state_is_saved(tmp_path):

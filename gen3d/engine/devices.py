@@ -16,6 +16,9 @@ from gen3d import files
 from gen3d.choices import UserError
 from gen3d.engine import peers
 
+# In which all processes of a run have to start.
+_START_SECONDS, _CLUSTER_SECONDS = 50, 300
+
 
 def use_all_cores() -> None:
   """Gives the CPU one virtual device per core; call before JAX is used.
@@ -121,7 +124,8 @@ def initialize_distributed() -> None:
   GEN3D_DISTRIBUTED=1, which launch/slurm.sbatch and launch/tpu_pod.sh set,
   JAX detects them from SLURM or the TPU pod. Otherwise the run has a single
   process. Where not all of them start within a minute, the process ends with a
-  sentence and exit code 2.
+  sentence and exit code 2; a cluster has five minutes, since its machines may
+  start one after the other.
 
   Raises:
     UserError: JAX_COORDINATOR_ADDRESS is set without the other two, or the
@@ -136,6 +140,7 @@ def initialize_distributed() -> None:
           'JAX_COORDINATOR_ADDRESS needs JAX_NUM_PROCESSES and JAX_PROCESS_ID '
           'beside it, both whole numbers.') from error
     peers.join(functools.partial(jax.distributed.initialize,
-                                 env['JAX_COORDINATOR_ADDRESS'], count, index))
+                                 env['JAX_COORDINATOR_ADDRESS'], count, index),
+               _START_SECONDS)
   elif env.get('GEN3D_DISTRIBUTED') == '1':
-    peers.join(jax.distributed.initialize)
+    peers.join(jax.distributed.initialize, _CLUSTER_SECONDS)

@@ -24,7 +24,6 @@ from gen3d import notices
 from gen3d.choices import UserError
 from gen3d.engine import stopping
 
-_JOIN = 50  # seconds in which all processes have to start
 _BEAT = 2.0  # seconds between two counts
 _GONE = 30.0  # a process without a count for these seconds is gone
 _FAILED = 7.0  # the same after an exchange between processes has failed
@@ -63,12 +62,13 @@ class _Counts:
 _counts = _Counts()
 
 
-def join(start: Callable[..., None]) -> None:
+def join(start: Callable[..., None], seconds: int) -> None:
   """Connects the processes of a run, and watches them from then on.
 
   Args:
     start: jax.distributed.initialize, with the addresses where JAX cannot
       detect them.
+    seconds: in which all processes have to start; else this one ends.
   """
   # Its notifier would take SIGTERM, which stopping.py answers.
   jax.config.update('jax_enable_preemption_service', False)
@@ -76,14 +76,14 @@ def join(start: Callable[..., None]) -> None:
   joined = threading.Event()
 
   def expire():
-    if not joined.wait(_JOIN):
-      stopping.tell(_missing())
+    if not joined.wait(seconds):
+      stopping.tell(_missing(seconds))
       stopping.end(2)
 
   threading.Thread(target=expire, daemon=True).start()
   try:
     with notices.slow('Waiting for the other processes of the run, at most '
-                      f'{_JOIN} seconds'):
+                      f'{seconds} seconds'):
       start(initialization_timeout=_JAX_LIMIT,
             heartbeat_timeout_seconds=_JAX_LIMIT,
             # The others wait while process 0 writes the results.
@@ -99,7 +99,7 @@ def join(start: Callable[..., None]) -> None:
       threading.Thread(target=task, daemon=True).start()
 
 
-def _missing() -> str:
+def _missing(seconds: int) -> str:
   """What to say where not all processes have started."""
   state = _state()
   address = state.coordinator_address or ''
@@ -109,7 +109,7 @@ def _missing() -> str:
     socket.create_connection((host.strip('[]'), int(port)), 2).close()
   except (OSError, ValueError):
     missing = f'process 0 cannot be reached at {address}'
-  return (f'Process {state.process_id} has waited {_JOIN} seconds, and '
+  return (f'Process {state.process_id} has waited {seconds} seconds, and '
           f'{missing}; start all of them together with the same '
           'JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES.')
 

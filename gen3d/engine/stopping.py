@@ -25,6 +25,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _GRACE = 6.0
 _NOTICE = 1.5  # seconds after which Ctrl-C is confirmed
 _SAVING = 30.0  # longest wait for a checkpoint that is being written
+_STEP = 18.0  # longest further wait for a step that is replacing the state
 _EXIT = 5.0  # longest wait for the threads of libraries after a failure
 
 
@@ -76,10 +77,11 @@ class Watch:
   Args:
     late: is called in a thread, with the number of the signal, when the
       context has not ended within 6 seconds of the signal or of the last call
-      of `progress`, and for a second Ctrl-C at once.
+      of `progress`, and for a second Ctrl-C at once. Where it returns a number
+      of seconds, it is called again after them.
   """
 
-  def __init__(self, late: Callable[[int], None]):
+  def __init__(self, late: Callable[[int], float | None]):
     self._late, self._moved = late, 0.0
 
   def __enter__(self) -> Self:
@@ -112,7 +114,10 @@ class Watch:
           number = self._reader.recv(1)
         except TimeoutError:
           if time.monotonic() - max(at, self._moved) > _GRACE - _NOTICE:
-            return self._late(received)
+            more = self._late(received)
+            if not more:
+              return None
+            at = time.monotonic() + more - _GRACE
           if not told and received == signal.SIGINT:
             told = True
             tell('Stopping; Ctrl-C again does not wait.')
@@ -121,7 +126,8 @@ class Watch:
           return None
         if number[0] in _SIGNALS:
           if received and number[0] == signal.SIGINT:
-            return self._late(received)
+            self._late(received)
+            return None
           received, at = received or number[0], at or time.monotonic()
 
 
@@ -170,7 +176,8 @@ class Stopping:
   The run asks for `received` after each step, and saves and ends by itself.
   Where it does not come to the end of a step within 6 seconds, because a
   program is compiled, an evaluation runs or a step is long, a thread saves the
-  state after the last step, if no step is replacing it, and ends the process.
+  state after the last step and ends the process. Where a step is replacing that
+  state, the thread waits 18 seconds more for the run to save the next one.
 
   Args:
     save: (state) saves a state and waits until it is on disk.
@@ -183,6 +190,7 @@ class Stopping:
     self.received = 0
     self._save, self._wait, self._latest = save, wait, latest
     self._at_once, self._state, self._done = False, None, 0
+    self._waited = False  # for the step in progress
     self._ending = threading.Lock()  # of the thread that ends the run
     self._watch, self._before = Watch(self._late), {}
 
@@ -243,19 +251,24 @@ class Stopping:
     raise SystemExit(0)
 
   def _late(self, number):
-    """Ends the process from the watching thread."""
+    """Ends the process from the watching thread, or returns when to do so."""
     # The main thread keeps it while it saves for this reason.
     mine = self._ending.acquire(timeout=_SAVING)
     if mine and not self._at_once:
       thread = threading.Thread(target=self._save_last, daemon=True)
       thread.start()
       thread.join(_SAVING)
+      if _is_replaced(self._state) and not self._waited:
+        self._waited = True
+        self._ending.release()
+        return _STEP
     saved = self._latest()
     tell(f'Stopped {_moment(self._at_once, self._done)}; '
          + (f'step {saved} is saved, and ' if saved else
             'no step is saved yet, and ')
          + f'the same command goes on from {"there" if saved else "step 0"}.')
     end(exit_code(number))
+    return None
 
   def _save_last(self):
     """Saves the state after the last step, if no step is replacing it."""
@@ -265,6 +278,13 @@ class Stopping:
         self._save(self._state)
     except Exception:  # The arrays are deleted, or the disk is full.
       pass
+
+
+def _is_replaced(state):
+  """Whether a step is using the memory of a state's arrays for its result."""
+  import jax  # Not above: this module is imported to watch the imports.
+  return any(x.is_deleted() for x in jax.tree.leaves(state)
+             if isinstance(x, jax.Array))
 
 
 def _moment(finishing, done):
