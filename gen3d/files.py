@@ -62,6 +62,7 @@ def atomic_write(path: str | os.PathLike) -> Generator[pathlib.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.touch()
   except OSError as error:
+    error.filename = str(path)  # not the temporary one
     raise UserError(
         f'Cannot write {path}: {error.strerror or error}.') from error
   try:
@@ -70,7 +71,7 @@ def atomic_write(path: str | os.PathLike) -> Generator[pathlib.Path]:
   except OSError as error:
     if not is_full(error):
       raise
-    error.filename = str(path)  # not the temporary one, or none
+    error.filename = str(path)
     raise UserError(f'Cannot write {path}: {error.strerror}; free space there '
                     'and run the same command again.') from error
   finally:
