@@ -127,6 +127,22 @@ def test_each_window_gets_its_own_images_until_it_is_closed(studio):
   assert len(first.images) == 3
 
 
+def test_closed_window_gets_no_image_that_is_on_its_way(studio):
+  made, _, _ = studio
+  window = Window()
+
+  def draw(camera, aspect, size, mode, values, stopped):
+    made.forget(window)
+    drawn.set()
+    return np.zeros((size, size, 3), np.uint8)
+
+  drawn = threading.Event()
+  made.open(lambda: thing(draw))
+  made.move(window)
+  assert drawn.wait(PATIENCE) and made.stop(PATIENCE)
+  assert not window.images
+
+
 def test_newer_checkpoint_replaces_the_thing(studio, monkeypatch):
   monkeypatch.setattr(painter, '_POLL', 0.05)
   made, _, adopted = studio

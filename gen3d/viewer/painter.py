@@ -154,8 +154,8 @@ class Painter:
     image = thing.draw(
         screen.from_browser(camera.wxyz, camera.position, camera.fov, aspect),
         aspect, size, mode, values, stopped)
-    if image is None:
-      return
+    if image is None or self._windows.get(client.client_id) is not window:
+      return  # Stopped, or the window was closed meanwhile.
     seconds = time.monotonic() - begin
     client.scene.set_background_image(image, format='jpeg', jpeg_quality=90)
     if not new:
