@@ -25,6 +25,7 @@ writes one image of all categories, --tokenizer the tokenizer of captions.
 from absl import flags
 from ml_collections import config_flags
 
+from gen3d import files
 from gen3d.choices import UserError
 from gen3d.data import exporting
 from gen3d.data.shapes import world as shapes_world
@@ -73,6 +74,7 @@ _SOURCES = {
 
 def main() -> None:
   cli.require('out')
+  files.check_folder(_OUT.value)
   given = {name: flags.FLAGS[name].value for name in _SOURCES
            if flags.FLAGS[name].value}
   if len(given) != 1:

@@ -62,11 +62,11 @@ def execute(path: str) -> dict[str, Any]:
                     f'{beside or names()}.')
   _make_importable(file)
   try:
-    module = runpy.run_path(str(file))
-  except (SyntaxError, UnicodeDecodeError, ValueError) as error:
-    # ValueError: null bytes.
+    compile(file.read_bytes(), str(file), 'exec')
+  except (SyntaxError, ValueError) as error:  # ValueError: null bytes
     raise UserError(f'{path} is no Python file of a config ({error}); give a '
                     f'name of {names()}.') from error
+  module = runpy.run_path(str(file))
   if 'get_config' not in module:
     raise UserError(f'{path} is not a config file: it has no get_config(); '
                     f'give a name of {names()}.')

@@ -34,7 +34,7 @@ from gen3d.metrics import text as text_metrics
 from gen3d.models import clip, clip_pair
 from gen3d.ops import backgrounds
 from gen3d.ops import images as image_ops
-from gen3d.tasks import Costs, Task, scheduled_rate
+from gen3d.tasks import Costs, Task, check_least, scheduled_rate
 
 # Fraction of textureless objects in training, larger than in the world: a
 # caption of any color is consistent with them, and the pair has to tell them
@@ -80,6 +80,7 @@ def make(config: ml_collections.ConfigDict) -> Task:
   Raises:
     UserError: the weights of `start_from` cannot be read.
   """
+  check_least(config, {'batch': 1, 'views': 1, 'held_out': 1})
   if config.start_from:  # An error before the data are rendered.
     assets.load(config.start_from, 'clip')
   model = clip.CLIP(clip_pair.pair_config(config))

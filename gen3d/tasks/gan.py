@@ -149,6 +149,14 @@ def check(config: Any) -> None:
   if views < 1 or config.batch % views:
     raise UserError(f'--config.batch is {config.batch}, which must be a '
                     f'multiple of schedule.views_per_latent ({views}).')
+  pick('kind of networks', gan_build.NETWORKS, config.networks)
+  data = config.data
+  # Rendering them takes long.
+  if data.path.startswith('shapes:') and data.get(
+      'size', config.resolution) != config.resolution:
+    raise UserError(
+        f'--config.data.size is {data.size} and --config.resolution is '
+        f'{config.resolution}; set both to the same number of pixels.')
   if 'stages' in config:
     _check_stages(config)
   if 'render_size' not in config:

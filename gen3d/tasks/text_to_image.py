@@ -47,7 +47,7 @@ from gen3d.io import images as image_io
 from gen3d.models import unet
 from gen3d.ops import cameras
 from gen3d.ops import images as image_ops
-from gen3d.tasks import Costs, Task, scheduled_rate
+from gen3d.tasks import Costs, Task, check_least, scheduled_rate
 
 # Name in the parameters (and in checkpoints) of the matrices that
 # `text_probe_loss` trains. They are not a part of the released model.
@@ -84,6 +84,7 @@ def make(config: ml_collections.ConfigDict) -> Task:
     UserError: the prediction or a trained part is unknown, or the weights of
       `start_from` cannot be read.
   """
+  check_least(config, {'batch': 1, 'views': 1, 'held_out': 1, 'grid': 1})
   if config.start_from:  # An error before the data are rendered.
     assets.load(config.start_from, 'text_to_image')
   model = build_model(config)

@@ -27,7 +27,7 @@ from gen3d.metrics import face_model, faces
 from gen3d.models import deep3d, view_estimator
 from gen3d.models.view_estimator import Estimate
 from gen3d.ops import cameras, images
-from gen3d.tasks import Costs, Task, scheduled_rate
+from gen3d.tasks import Costs, Task, check_least, scheduled_rate
 
 _CHUNK = 64  # pictures that are read at a time
 
@@ -39,6 +39,7 @@ def make(config: ml_collections.ConfigDict) -> Task:
     UserError: a set of the data is not of the shapes world, or of pictures of
       another size.
   """
+  check_least(config, {'batch': 1, 'held_out': 1})
   for name, data in config.data.items():
     if not opening.is_world(data) or data.size != config.size:
       raise UserError(
