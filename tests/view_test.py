@@ -25,9 +25,18 @@ ROOT = pathlib.Path(__file__).parents[1]
 PATIENCE = 60.0  # seconds; nothing takes as long
 
 
+# A test run in the background ignores SIGINT, and its children would, too.
+PROGRAM = '''
+import signal
+from gen3d import __main__
+signal.signal(signal.SIGINT, signal.default_int_handler)
+__main__.main()
+'''
+
+
 def view(*words):
   return subprocess.Popen(
-      [sys.executable, '-m', 'gen3d', 'view', *words], text=True,
+      [sys.executable, '-c', PROGRAM, 'view', *words], text=True,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
 
 
