@@ -40,10 +40,11 @@ def test_fractions_become_steps(value, in_100):
 @pytest.mark.parametrize('value, message', [
     ('large', "'large' is no schedule"), ((), 'no schedule'),
     (((0, 1.0), (5,)), 'write a number, or pairs'),
-    (((5, 1.0), (1, 2.0)), 'times that fall')])
+    (((5, 1.0), (1, 2.0)), 'times that fall'),
+    (((0.5, 1.0), (0.1, 2.0)), 'times that fall')])
 def test_what_is_no_schedule_is_refused(value, message):
   with pytest.raises(UserError, match=message):
-    schedules.points(value)
+    schedules.points(schedules.in_steps(value, 100))
 
 
 def test_equal_fractions_are_a_jump():

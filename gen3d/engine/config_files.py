@@ -62,6 +62,8 @@ def execute(path: str) -> dict[str, Any]:
                     f'{beside or names()}.')
   _make_importable(file)
   try:
+    if file.suffix != '.py':
+      raise SyntaxError('its name does not end in .py')
     compile(file.read_bytes(), str(file), 'exec')
   except (SyntaxError, ValueError) as error:  # ValueError: null bytes
     raise UserError(f'{path} is no Python file of a config ({error}); give a '

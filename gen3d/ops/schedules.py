@@ -32,10 +32,7 @@ def points(value: Schedule) -> tuple[tuple[int, float], ...]:
       for pair in pairs):
     raise UserError(f'{value!r} is no schedule; write a number, or pairs of '
                     "time and value, such as '((0.25, 1.0), (0.5, 6.0))'.")
-  times = [time for time, _ in pairs]
-  if times != sorted(times):
-    raise UserError(f'The schedule {value!r} has times that fall; write them '
-                    'in their order.')
+  _check_order(value, [time for time, _ in pairs])
   return pairs
 
 
@@ -49,15 +46,25 @@ def in_steps(value: Any, steps: int) -> Any:
   Args:
     value: anything; a schedule is a sequence of several pairs of numbers.
     steps: of the training.
+
+  Raises:
+    UserError: its times fall.
   """
   if not is_schedule(value) or not any(
       _is_fraction(time) for time, _ in value):
     return value
+  _check_order(value, [step_of(time, steps) for time, _ in value])
   pairs = []
   for time, x in value:
     step = step_of(time, steps)
     pairs.append((max(step, pairs[-1][0] + 1) if pairs else step, x))
   return tuple(pairs)
+
+
+def _check_order(value, times):
+  if times != sorted(times):
+    raise UserError(f'The schedule {value!r} has times that fall; write them '
+                    'in their order.')
 
 
 def step_of(time: float, steps: int) -> int:
