@@ -19,7 +19,7 @@ def campaign(out, *flags):
 
 
 def test_damaged_and_hostile_files_end_in_sentences(tmp_path):
-  flags = ('--parts=mutants,hostile', '--quick', '--trials=0.08', '--seed=5')
+  flags = ('--parts=mutants,hostile', '--quick', '--trials=0.08', '--seed=1')
   done = campaign(tmp_path, *flags)
   assert done.returncode == 0, done.stdout + done.stderr
   table = json.loads((tmp_path / 'table.json').read_text())

@@ -29,6 +29,10 @@ def main() -> int:
                       help='only inputs that are read in a fraction of a '
                            'second')
   arguments = parser.parse_args()
+  unknown = {*arguments.parts.split(',')} - {*_TRIALS}
+  if unknown:
+    parser.error(f'there is no part {min(unknown)!r}; choose from '
+                 f'{", ".join(_TRIALS)}')
   out = arguments.out.absolute()
   out.mkdir(parents=True, exist_ok=True)
   cache = out / 'cache'
@@ -53,9 +57,6 @@ def main() -> int:
   file = out / 'records.jsonl'
   records = table.read(file)
   for part in arguments.parts.split(','):
-    if part not in _TRIALS:
-      parser.error(f'there is no part {part!r}; choose from '
-                   f'{", ".join(_TRIALS)}')
     count = max(1, round(arguments.trials * _TRIALS[part]))
     done = {r.name for r in records if r.part == part}
     if part == 'mutants':

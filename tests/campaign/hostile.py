@@ -6,23 +6,19 @@ seed chooses sizes, depths and which of several files is replaced.
 
 import functools
 import io
-import json
 import os
 import pathlib
-import pickle
 import random
 import shutil
 import struct
 import types
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import ghostscript
 import numpy as np
 
-from campaign import outcomes, subjects
+from campaign import outcomes, payloads, subjects
 from campaign.subjects import SUBJECTS
 from campaign.table import Record
 from gen3d import assets
@@ -39,41 +35,9 @@ class Attack(NamedTuple):
   read: Callable[[pathlib.Path], Any]
 
 
-def _png(width, height, bits=1, whole=False):
-  """A PNG that declares a size; with its pixels, all black, if `whole`."""
-  def chunk(kind, content):
-    return (struct.pack('>I', len(content)) + kind + content
-            + struct.pack('>I', zlib.crc32(kind + content)))
-  row = bytes(1 + -(-width * bits // 8))
-  pack = zlib.compressobj(9)
-  rows = b''.join(pack.compress(row) for _ in range(height if whole else 1))
-  return (b'\x89PNG\r\n\x1a\n' + chunk(
-      b'IHDR', struct.pack('>IIBBBBB', width, height, bits, 0, 0, 0, 0))
-      + chunk(b'IDAT', rows + pack.flush()) + chunk(b'IEND', b''))
-
-
-def _bmp(width, height):
-  return (b'BM' + struct.pack('<IHHI', 54, 0, 0, 54) + struct.pack(
-      '<IiiHHIIiiII', 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0))
-
-
 # What an inversion needs to know of a generator.
 GENERATOR = types.SimpleNamespace(size=32, generator=types.SimpleNamespace(
     background='white', image_size=lambda size: size))
-PICTURES = {
-    'postscript': lambda rng: ghostscript.POSTSCRIPT,
-    'postscript of DOS': lambda rng: ghostscript.DOS,
-    'png bomb': lambda rng: _png(side := rng.randint(11_000, 16_000), side,
-                                 whole=True),
-    'png of a huge header': lambda rng: _png(
-        rng.randint(10 ** 5, 2 ** 31 - 1), rng.randint(10 ** 5, 2 ** 31 - 1)),
-    'png that is wide': lambda rng: _png(rng.randint(10 ** 7, 10 ** 9), 1),
-    'bmp of a huge header': lambda rng: _bmp(rng.randint(10 ** 5, 2 ** 30),
-                                             2 ** 20),
-    'ppm of a huge header': lambda rng: b'P6 99999999 99999999 255\n',
-    'gif': lambda rng: b'GIF89a' + rng.randbytes(50),
-    'text of a link': lambda rng: b'push graphic-context\nfill '
-                                  b"'url(https://x/|touch x)'\n"}
 
 
 def _picture(subject, content):
@@ -115,48 +79,6 @@ def _bomb(name, member, method=zipfile.ZIP_BZIP2):
   return make
 
 
-def _deep_key(rng):
-  return b'\x80\x02})' + b'\x85' * rng.randint(131_000, 400_000) + b'Ns.'
-
-
-def _program(rng):
-  """A pickle that would run a program."""
-  class Payload:
-    def __reduce__(self):
-      return os.system, (f'touch {os.environ["CAMPAIGN_MARK"]}',)
-  return pickle.dumps(Payload(), rng.choice((0, 2, 4)))
-
-
-def _colliding(rng):
-  """80,000 integers with one hash as keys."""
-  prime = 2 ** 61 - 1
-  return b'\x80\x02}(' + b''.join(
-      b'\x8a\x10' + (i * prime * 2 ** 3 + 1).to_bytes(16, 'little') + b'N'
-      for i in range(1, 80_000)) + b'u.'
-
-
-def _laughs(rng):
-  """A list that doubles itself again and again."""
-  content = b'\x80\x02]q\x00'
-  for i in range(rng.randint(25, 40)):
-    content += b'](h' + bytes([i]) + b'h' + bytes([i]) + b'eq' + bytes([i + 1])
-  return content + b'.'
-
-
-PICKLES = {
-    'program': _program, 'deep key': _deep_key, 'colliding keys': _colliding,
-    'doubling list': _laughs,
-    'memo of 2^28': lambda rng: b'\x80\x02Nr' + struct.pack(
-        '<I', 2 ** rng.randint(27, 31)) + b'.',
-    'memo in text': lambda rng: b'\x80\x02Np268435456\n.',
-    'frame': lambda rng: b'\x80\x04\x95' + b'\xff' * 7 + b'\x7f.',
-    'long bytes': lambda rng: b'\x80\x03B' + b'\xff\xff\xff\x7f.',
-    'deep lists': lambda rng: b'\x80\x02' + b']' * 10 ** 6 + b'a' * (
-        10 ** 6 - 1) + b'.',
-    'class of numpy': lambda rng: b'\x80\x02cnumpy\nload\n(\x8c\x01atR.',
-    'extension': lambda rng: b'\x80\x02\x82\x01.'}
-
-
 def _pickle(content, suffix):
   """A pickle as a network, as PyTorch's file before 1.6 and since."""
   def make(rng, folder):
@@ -177,16 +99,6 @@ JSON_FILES = {
     'weights': 'w.json', 'network': 'network.json',
     'pipeline': 'sd/unet/config.json', 'run': 'run/config.json',
     'tokenizer': 'tokenizer.json'}
-TEXTS = {
-    'deep lists': lambda rng: b'[' * rng.randint(2000, 10 ** 6),
-    'deep mappings': lambda rng: b'{"a":' * rng.randint(2000, 10 ** 6),
-    'deep within limits': lambda rng: b'[' * 900 + b']' * 900,
-    'long number': lambda rng: b'[' + b'9' * rng.randint(5000, 10 ** 6) + b']',
-    'nan': lambda rng: b'NaN', 'surrogate': lambda rng: b'"\\ud800"',
-    'escape': lambda rng: b'{"\\u001b]0;x\\u0007": "\\u001b[31m"}',
-    'long name': lambda rng: json.dumps({'a' * 10 ** 6: 'b' * 9}).encode(),
-    'many': lambda rng: json.dumps(['x'] * 10 ** 6).encode(),
-    'UTF-16 of nothing': lambda rng: b'\xff\xfe'}
 
 
 def _text(subject, content):
@@ -228,14 +140,6 @@ def _huge_header(rng, folder):
       struct.pack('<Q', rng.choice((2 ** 62, 10 ** 8, 99))) + b'{}')
 
 
-PROMPTS = {
-    'long': lambda rng: 'a red chair ' * rng.randint(1000, 100_000),
-    'escapes': lambda rng: '\x1b]0;x\x07a chair\x1b[2J' * 99,
-    'no UTF-8': lambda rng: '\udcff chair' * 300,
-    'empty words': lambda rng: ' ' * rng.randint(3000, 10 ** 6),
-    'one word': lambda rng: 'a' * rng.randint(2001, 10 ** 5)}
-
-
 def _prompt(text):
   def read(folder):
     prompt = text(random.Random(0))
@@ -246,24 +150,24 @@ def _prompt(text):
 def _attacks(quick: bool) -> dict[str, Attack]:
   """All attacks by name; if `quick`, those that are made in no time."""
   found = {}
-  for name, content in PICTURES.items():
+  for name, content in payloads.PICTURES.items():
     for subject in ('blender', 'images'):
       found[f'{name} in {subject}'] = _picture(subject, content)
     found[f'{name} in a zip'] = _in_zip(content)
     found[f'{name} as an inversion'] = _inverted(content)
     found[f'{name} as a texture'] = _picture('meshes', content)
-  for name, content in PICKLES.items():
+  for name, content in payloads.PICKLES.items():
     for suffix in ('.pkl', '.pt', '.pth'):
       found[f'{name}{suffix}'] = _pickle(content, suffix)
   for subject in JSON_FILES:
     if quick and subject not in subjects.QUICK:
       continue
-    for name, content in TEXTS.items():
+    for name, content in payloads.TEXTS.items():
       found[f'{name} in {subject}'] = _text(subject, content)
   for subject in (subjects.QUICK if quick else SUBJECTS):
     for kind in ('pipe', 'device', 'folder', 'loop'):
       found[f'{kind} in {subject}'] = _special(subject, kind)
-  for name, text in PROMPTS.items():
+  for name, text in payloads.PROMPTS.items():
     found[f'prompt: {name}'] = _prompt(text)
   found['llff of 10^12 rows'] = Attack(_huge_npy, subjects.read_capture)
   found['safetensors of a huge header'] = Attack(
