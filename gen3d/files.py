@@ -139,6 +139,22 @@ def _temporary_cache(path: pathlib.Path) -> pathlib.Path:
   return pathlib.Path(folder)
 
 
+def check_regular(path: str | os.PathLike) -> os.stat_result:
+  """The status of a file or folder that is no pipe and no device.
+
+  Opening a pipe would wait for its writer, and a device may have no end.
+
+  Raises:
+    UserError: it is one.
+    OSError: it is missing or cannot be read.
+  """
+  status = os.stat(path)
+  if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+    raise UserError(f'{path} is no regular file but a pipe or a device; '
+                    'remove it.')
+  return status
+
+
 def read_file(path: str | os.PathLike) -> bytes:
   """The content of a regular file of at most 1 GB.
 
@@ -147,11 +163,7 @@ def read_file(path: str | os.PathLike) -> bytes:
       device, which could be read without end.
   """
   try:
-    # Opening a pipe would wait for its writer.
-    status = os.stat(path)
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-      raise UserError(f'{path} is no regular file but a pipe or a device; '
-                      'remove it.')
+    status = check_regular(path)
     if status.st_size > _MAX_BYTES:
       raise UserError(f'{path} has {status.st_size:,} bytes, more than the '
                       f'{_MAX_BYTES:,} that are read; give another file.')
@@ -296,6 +308,7 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
       unpack to far more than its size.
   """
   try:
+    check_regular(path)
     # Not numpy.load, which also opens other formats under this name.
     with zipfile.ZipFile(path) as archive:
       check_zip(archive, path)
