@@ -174,6 +174,7 @@ def test_devices_and_pipes_are_not_read(tmp_path, make):
   """A pipe would wait for its writer, /dev/zero has no end."""
   make(tmp_path / 'bad.png')
   for read in (files.open_image, files.read_file, files.read_json,
+               files.read_npz,
                lambda path: dataset.open_images(path.parent)):
     with pytest.raises(UserError, match='no regular file'):
       read(tmp_path / 'bad.png')
