@@ -55,7 +55,7 @@ class Checkpoints:
       logging.set_verbosity(logging.ERROR)
     self._saving = threading.RLock()
     self._last = -1
-    self._hook = sys.unraisablehook
+    self._hook = None if read_only else sys.unraisablehook
     if not read_only:
       _hide_reports()
     try:
@@ -194,7 +194,8 @@ class Checkpoints:
     """
     with self._writing():
       self._manager.close()
-    sys.unraisablehook = self._hook
+    if self._hook is not None:
+      sys.unraisablehook = self._hook
 
 
 def latest(workdir: str | os.PathLike) -> int:
