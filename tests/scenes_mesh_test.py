@@ -190,12 +190,16 @@ def test_previews_show_colors_normals_and_shape():
   scene, params = _scene(), _params([1.0, 0.0, 0.0, 1.0])
   camera = cameras.orbit(0.0, 0.0, 1.8, 1.3)
   shown = jax.jit(scene.show, static_argnums=(2, 3))(
-      params, camera, 24, mesh_scene.MODES, jnp.ones(3))
-  assert set(shown) == set(mesh_scene.MODES)
+      params, camera, 24, scene.modes, jnp.ones(3))
+  assert set(shown) == set(scene.modes) > {'color', 'depth'}
   np.testing.assert_allclose(shown['albedo'][12, 12], RED, atol=1e-4)
   assert shown['color'][12, 12, 1] < 0.01 < shown['color'][12, 12, 0]
   assert np.ptp(shown['textureless'][12, 12]) < 1e-5
   np.testing.assert_allclose(shown['normal'][12, 12], [0.5, 0.5, 1], atol=0.1)
+  # The front is nearer than the origin, which is in the middle of the range.
+  depth = shown.pop('depth')
+  assert 0.5 < depth[12, 12, 0] < 1 and np.ptp(depth[12, 12]) == 0
+  np.testing.assert_array_equal(depth[0, 0], 0)
   for image in shown.values():
     np.testing.assert_allclose(image[0, 0], 1, atol=1e-5)
   with pytest.raises(UserError, match="'depths'"):
