@@ -90,6 +90,16 @@ def late():
     signal.signal(number, handler)
 
 
+def test_a_notebook_is_not_ended(late, monkeypatch):
+  monkeypatch.setattr(stopping, '_GRACE', .2)
+  monkeypatch.setattr(stopping, '_NOTICE', .1)
+  monkeypatch.setitem(sys.modules, 'ipykernel', object())
+  with stopping.Watch(late.put):
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(queue.Empty):
+      late.get(timeout=.5)
+
+
 def test_second_ctrl_c_does_not_wait(late, monkeypatch):
   monkeypatch.setattr(stopping, '_GRACE', 10**4)
   with stopping.Watch(late.put):

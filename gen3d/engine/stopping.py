@@ -63,6 +63,10 @@ def tell(text: str) -> None:
     os.write(sys.stderr.fileno(), line.encode(errors='backslashreplace'))
 
 
+def _is_interactive() -> bool:
+  return hasattr(sys, 'ps1') or 'ipykernel' in sys.modules
+
+
 def exit_code(number: int) -> int:
   """The exit code after a signal."""
   return 130 if number == signal.SIGINT else 0
@@ -72,7 +76,8 @@ class Watch:
   """A context that calls `late` for a signal that is not answered in time.
 
   It sees only signals that have a handler in Python. Outside the main thread,
-  where signals cannot be handled, it does nothing.
+  where signals cannot be handled, it does nothing; nor in a notebook, whose
+  kernel has other work than this.
 
   Args:
     late: is called in a thread, with the number of the signal, when the
@@ -85,7 +90,8 @@ class Watch:
     self._late, self._moved = late, 0.0
 
   def __enter__(self) -> Self:
-    self._active = threading.current_thread() is threading.main_thread()
+    self._active = (threading.current_thread() is threading.main_thread()
+                    and not _is_interactive())
     if self._active:
       self._reader, self._writer = socket.socketpair()
       self._writer.setblocking(False)
