@@ -29,10 +29,15 @@ cli.run(train.main)
 '''
 
 
+def take_interrupts():
+  """A test run in the background ignores SIGINT, and its children would."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(program, *words, **env):
   return subprocess.Popen(
       [sys.executable, '-c', program, *words], stderr=subprocess.PIPE,
-      stdout=subprocess.PIPE, text=True, env={
+      stdout=subprocess.PIPE, text=True, preexec_fn=take_interrupts, env={
           **os.environ, **env,
           'PYTHONPATH': os.pathsep.join([str(TESTS.parent), str(TESTS)])})
 
@@ -157,8 +162,9 @@ def test_ctrl_c_during_the_imports_has_no_traceback(words, tmp_path):
       'time.sleep(60)')
   process = subprocess.Popen(
       [sys.executable, *words], stderr=subprocess.PIPE, text=True,
-      env={**os.environ, 'PYTHONPATH': os.pathsep.join(
-          [str(tmp_path), str(TESTS.parent)])})
+      preexec_fn=take_interrupts, env={
+          **os.environ, 'PYTHONPATH': os.pathsep.join(
+              [str(tmp_path), str(TESTS.parent)])})
   assert stop(process, signal.SIGINT) == (130, '')
 
 

@@ -129,7 +129,8 @@ def test_second_page_replaces_the_first(written):
 def test_curves_are_thinned_out_and_keep_the_last_point(tmp_path):
   path = tmp_path / 'scalars.jsonl'
   path.write_text('\n'.join(
-      json.dumps({'step': step, 'loss': step}) for step in range(1, 1002)))
+      json.dumps({'step': step, 'time': 0.0, 'loss': step})
+      for step in range(1, 1002)))
   points = gallery.read_curves(path)['loss']
   assert 100 < len(points) <= 200 and points[-1] == (1001, 1001)
   assert points == sorted(points)

@@ -1,6 +1,7 @@
 """Typical mistakes: one sentence with a remedy, status 2, before the work."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def test_mistakes_get_one_sentence_and_make_nothing(tmp_path):
   done = subprocess.run(
       [sys.executable, str(ROOT / 'tests/mistakes_runner.py')],
       input=json.dumps(lines), capture_output=True, text=True, timeout=600,
-      cwd=ROOT)
+      cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)})
   assert done.returncode == 0, done.stderr[-3000:]
   results = json.loads(done.stdout)
   for (words, part), (status, text) in zip(MISTAKES, results, strict=True):

@@ -89,7 +89,8 @@ def test_a_sphere_turns_green_and_its_run_can_be_loaded(tmp_path):
   state, metrics = task_steps.run(
       task, step, mesh, task_steps.start(task, mesh), 30)
   saving = checkpoints.Checkpoints(tmp_path)
-  assert {'loss/laplacian', 'loss/normal_consistency'} <= set(metrics)
+  assert {'weighted_penalty/laplacian',
+          'weighted_penalty/normal_consistency'} <= set(metrics)
   saving.save(state)
   saving.close()
   (tmp_path / 'config.json').write_text(config.to_json())

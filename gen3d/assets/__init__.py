@@ -62,7 +62,8 @@ def save(
             'parameters': int(sum(x.size for x in tensors.values())),
             'sha256': hashlib.sha256(content).hexdigest()}
   # As JSON has it: tuples are lists, and numbers of NumPy are Python's.
-  record = json.loads(json.dumps(record, default=float))
+  record = files.parse_json(
+      json.dumps(record, default=float).encode(), 'the record', nan=True)
   record['digest'] = _digest(record)
   path.parent.mkdir(parents=True, exist_ok=True)
   beside = path.with_suffix('.json')

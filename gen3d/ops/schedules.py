@@ -28,7 +28,8 @@ def points(value: Schedule) -> tuple[tuple[int, float], ...]:
   pairs = tuple(tuple(x) if isinstance(x, (tuple, list)) else (0, x)
                 for x in several)
   if not pairs or not all(
-      len(pair) == 2 and all(isinstance(x, numbers.Real) for x in pair)
+      len(pair) == 2 and all(isinstance(x, numbers.Real | jax.Array)
+                             for x in pair)
       for pair in pairs):
     raise UserError(f'{value!r} is no schedule; write a number, or pairs of '
                     "time and value, such as '((0.25, 1.0), (0.5, 6.0))'.")

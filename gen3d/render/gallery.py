@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from gen3d import assets, files, notices
 from gen3d.choices import UserError
-from gen3d.engine import checkpoints, config_text, workdirs
+from gen3d.engine import checkpoints, config_text, report, workdirs
 from gen3d.render import gallery_page
 
 # A run's own files, and those in the folder of the first of several objects.
@@ -84,17 +84,11 @@ def read_curves(path: pathlib.Path) -> dict[str, list[tuple[float, float]]]:
   so are numbers that are not finite.
   """
   curves: dict[str, list[tuple[float, float]]] = {}
-  lines = path.read_text(errors='replace').splitlines() if path.exists() else []
-  for line in lines:
-    try:
-      row = json.loads(line)
-      step = row['step']
-    except (ValueError, KeyError, TypeError):
-      continue
+  for row in report.read_scalars(path):
     for name, value in row.items():
       if name not in ('step', 'time') and isinstance(value, int | float) and (
           abs(value) < float('inf')):
-        curves.setdefault(name, []).append((step, value))
+        curves.setdefault(name, []).append((row['step'], value))
   # The last point is always one of them.
   return {name: points[::-1][::-(-len(points) // _POINTS)][::-1]
           for name, points in sorted(curves.items())}
