@@ -56,7 +56,7 @@ def paper(steps=5000):
           'name': 'mesh',
           'start_from': '',  # a sphere; see configs/refine.py
           'radius': 1.0, 'subdivisions': 3,  # 642 control vertices
-          'resolution': 64, 'keep_share': 1.0, 'inset': 0.0, 'outset': 0.0,
+          'resolution': 64, 'keep_share': 1.0, 'outset': 0.0,
           'size': 512, 'layers': 2, 'near': 1.0, 'far': 50.0, 'bound': 2.0,
           'surface': 'clip_mesh_limit',
           'smoothing': 0,

@@ -45,10 +45,9 @@ def shapes(steps=100):
   config.scene.update({'random_background_prob': 1.0, 'background_range': 1.0})
   # In the teacher's training images a ray that touches the object is opaque and
   # one that misses it by a pixel is empty (data/shapes/render.py), so that they
-  # show objects half a pixel too large on all sides. So is a field that the
-  # teacher trained. Half a pixel at the mean distance and focal length:
+  # show objects half a pixel too large on all sides. The start is not: see
+  # `inset` in configs/dreamfusion.py.
   config.scene.outset = 0.5
-  config.scene.inset = 0.5 * 1.6 / (1.3 * config.scene.size)
   # Flat sides and sharp edges. Five times as much also flattens a car's wheels.
   config.scene.normal_variation, config.scene.smoothing = 400.0, 1
   config.scene.resolution = 48
@@ -72,8 +71,8 @@ def _scene(field):
       # Of a run's mesh: grid points along its longest side, and the smallest
       # pieces that are kept.
       'resolution': 64, 'keep_share': 0.005,
-      # Of that mesh's vertices, inwards; pixels of the outset in images.
-      'inset': 0.0, 'outset': 0.0,
+      # Pixels by which the surface is moved outwards in images.
+      'outset': 0.0,
       'size': field.size, 'layers': 1, 'near': 0.05, 'far': 20.0,
       'bound': field.bound,
       'surface': 'vertices',

@@ -49,6 +49,16 @@ def test_sphere_has_its_radius_place_colors_and_topology():
       result.colors, np.clip(result.vertices + 0.5, 0, 1), atol=0.02)
 
 
+def test_inset_moves_the_surface_but_not_where_colors_are_read():
+  field = solid(sphere([0.0, 0.0, 0.0], 0.4))
+  outer = mesh.extract(field, 1.0, 48)
+  inner = mesh.extract(field, 1.0, 48, inset=0.03)
+  radius = lambda x: np.linalg.norm(x.vertices, axis=1)
+  np.testing.assert_allclose(radius(outer) - radius(inner), 0.03, atol=1e-4)
+  np.testing.assert_array_equal(outer.colors, inner.colors)
+  check_topology(inner)
+
+
 def test_box_has_its_extents_along_each_axis():
   box = lambda x: jnp.max(
       jnp.abs(x - jnp.array([0.1, 0.2, 0.3]))

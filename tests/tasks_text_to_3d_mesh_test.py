@@ -126,7 +126,7 @@ def test_a_finished_field_becomes_a_textured_mesh(tmp_path):
   saving.save(task.init(jax.random.key(0)))
   saving.close()
   (tmp_path / 'config.json').write_text(config.to_json())
-  refine = _config(resolution=24, texture={'size': 64}, inset=0.0)
+  refine = _config(resolution=24, texture={'size': 64})
   start = text_to_3d.starting_mesh(tmp_path, refine.scene)
   radius = np.linalg.norm(start.vertices, axis=1)
   assert radius.min() > 0.25 and radius.max() < 0.35
@@ -137,7 +137,8 @@ def test_a_finished_field_becomes_a_textured_mesh(tmp_path):
   expected = np.asarray(field.color(color))[:len(start.vertices)]
   difference = np.abs(bake.vertex_colors(start) - expected)
   assert np.median(difference) < 0.03
-  refine.scene.inset = 0.02
+  config.scene.inset += 0.02
+  (tmp_path / 'config.json').write_text(config.to_json())
   inner = text_to_3d.starting_mesh(tmp_path, refine.scene)
   np.testing.assert_allclose(
       np.median(radius) - np.median(np.linalg.norm(inner.vertices, axis=1)),

@@ -47,7 +47,7 @@ class Mesh(NamedTuple):
 
 
 def extract(query: Query, bound: float, resolution: int = 192,
-            keep_share: float = 1.0) -> Mesh:
+            keep_share: float = 1.0, inset: float = 0.0) -> Mesh:
   """Extracts the closed, colored surface of a density field.
 
   A coarse grid over the whole cube locates the object; a fine grid over the
@@ -60,6 +60,7 @@ def extract(query: Query, bound: float, resolution: int = 192,
     resolution: grid points along the longest side of the object's box.
     keep_share: connected components of at least this fraction of the largest
       one's volume are kept; 1.0 keeps the largest only.
+    inset: distance by which the surface is moved inwards.
 
   Returns:
     A watertight Mesh with colors.
@@ -83,8 +84,10 @@ def extract(query: Query, bound: float, resolution: int = 192,
   vertices = smooth(vertices, faces, SMOOTHING_ROUNDS)
   # Albedo is trained only where there is density, so it is read half a cell
   # below the surface.
-  inner = vertices - 0.5 * spacing * vertex_normals(vertices, faces)
+  normals = vertex_normals(vertices, faces)
+  inner = vertices - 0.5 * spacing * normals
   colors = map_chunks(lambda points: query(points)[1], inner)
+  vertices = vertices - inset * normals
   return Mesh(vertices.astype(np.float32), faces.astype(np.int32),
               colors=np.clip(colors, 0, 1).astype(np.float32))
 

@@ -98,7 +98,7 @@ def make(config: Any) -> Scene:
       render=render,
       penalties=partial(_penalties, weights=dict(config.penalties)),
       show=partial(show, render, bound=bound), modes=views.MODES,
-      mesh=partial(_mesh, query, bound), bound=bound,
+      mesh=partial(_mesh, query, bound, config.get('inset', 0.0)), bound=bound,
       color=lambda params, points: query(params, points)[1])
 
 
@@ -141,9 +141,9 @@ def density_bias(settings: Mapping[str, Any]) -> Callable:
                  **_without_name(settings))
 
 
-def _mesh(query, bound, params, resolution, keep_share):
+def _mesh(query, bound, inset, params, resolution, keep_share):
   return mesh.extract(
-      partial(query, params), bound, resolution, keep_share=keep_share)
+      partial(query, params), bound, resolution, keep_share, inset)
 
 
 def show(

@@ -170,7 +170,7 @@ def starting_mesh(path: str | os.PathLike, scene: Any) -> Mesh:
   Args:
     path: the workdir of a finished run, or a mesh file. A mesh file is scaled
       into a ball.
-    scene: ConfigDict with texture.size, resolution, keep_share, inset, radius.
+    scene: ConfigDict with texture.size, resolution, keep_share, radius.
 
   Raises:
     UserError: there is no such run or file, it has no surface, or it is
@@ -180,11 +180,8 @@ def starting_mesh(path: str | os.PathLike, scene: Any) -> Mesh:
   bake.check_size(size)
   if path.is_dir():
     run = load_finished(path)
-    mesh = finished.textured(
+    return finished.textured(
         run, run.mesh(scene.resolution, scene.keep_share), size)
-    # A mesh that was optimized is where its outset has it.
-    inset = np.float32(0.0 if run.color is None else scene.inset)
-    return mesh._replace(vertices=mesh.vertices - inset * mesh.normals)
   if not path.is_file():
     raise UserError(
         f'There is no run and no mesh file {path}; give '
