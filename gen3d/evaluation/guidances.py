@@ -263,8 +263,8 @@ def table(rows: Mapping[str, Mapping[str, Estimate]],
   columns = [*_COLUMNS, 'diversity', 'seconds']
   headings = [*(_COLUMNS.get(name, name) for name in columns),
               'teacher evaluations', 'TFLOP']
-  lines = [f'{prompts} prompts, {seeds} seeds; 95 % intervals of the bootstrap '
-           'over both.', '', f'| guidance | {" | ".join(headings)} |',
+  lines = [f'Prompts: {prompts}; seeds of each: {seeds}; 95 % intervals of the '
+           'bootstrap over both.', '', f'| guidance | {" | ".join(headings)} |',
            '|---' * (1 + len(headings)) + '|']
   for name, row in rows.items():
     cells = [_cell(row[column], column) if column in row else '-'
