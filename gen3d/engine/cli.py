@@ -178,7 +178,7 @@ def _plain_messages():
     handler.setFormatter(plain)
   warnings.formatwarning = lambda message, *_, **__: f'{message}\n'
   hook = threading.excepthook
-  # Threads of libraries; the main thread says which file it was.
+  # Threads of libraries; the main thread names the file.
   threading.excepthook = lambda error: (
       None if files.is_full(error.exc_value) else hook(error))
 

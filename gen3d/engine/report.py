@@ -80,7 +80,7 @@ class Report:
     """Writes {name: float} of a step.
 
     TensorBoard also gets the speed since the last call, the memory, and as a
-    text what gen3d/glossary.py says about each. (Its data server drops the
+    text the meaning of each in gen3d/glossary.py. (Its data server drops the
     descriptions of scalars.)
     """
     if not self._active:

@@ -1,4 +1,4 @@
-"""What a run checks and says about the place of its files."""
+"""Checks of the place of a run's files, and its error messages."""
 
 import contextlib
 import errno

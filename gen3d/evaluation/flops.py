@@ -43,7 +43,7 @@ def _counts(jaxpr: Any, outside: str, scopes: tuple[str, ...]
   Args:
     jaxpr: Jaxpr.
     outside: names of the scopes around it; equations have only the inner ones.
-    scopes: names that are told apart.
+    scopes: names that are counted apart.
   """
   for equation in jaxpr.eqns:
     names = f'{outside}/{equation.source_info.name_stack}'

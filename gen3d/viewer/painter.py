@@ -14,7 +14,7 @@ from gen3d.viewer import screen
 from gen3d.viewer.things import Thing
 
 _REST = 0.25  # seconds after which a camera that does not move is at rest
-_POLL = 2.0  # seconds between two looks for a newer checkpoint
+_POLL = 2.0  # seconds between two checks for a newer checkpoint
 _RATE = 0.3  # weight of the newest time among the measured ones
 
 
@@ -28,7 +28,7 @@ class _Window:
 
 
 class Painter:
-  """Renders a Thing for the windows that look at it.
+  """Renders a Thing for the windows that show it.
 
   Args of the constructor:
     report: (sentence) -> None, for the status of the page.

@@ -68,7 +68,7 @@ Draw = Callable[
 
 
 class Thing(NamedTuple):
-  """Something to look at.
+  """Something that the page can show.
 
   Attributes:
     title: for the list of the page.
