@@ -110,7 +110,8 @@ def test_hub_clip_retrieves_the_same_captions_as_transformers(clip_path):
   expected = expected_rates(model, images, CAPTIONS)
   assert np.sum(expected > 0) >= 2  # or one rate is compared
   retriever, = r_precision.hub_clips([str(clip_path)], CAPTIONS)
-  assert (retriever.size, retriever.background) == (24, 1.0)
+  assert retriever.size == 24
+  assert retriever.backgrounds == {'color': 1.0, 'textureless': 1.0}
   for caption, rate in zip(CAPTIONS, expected, strict=True):
     # Prompts are normalized as the captions of the file are.
     prompt = f' {caption.capitalize()[:-1]}'
@@ -135,7 +136,8 @@ def test_command_prints_the_table_and_reuses_stored_results(
   hits = []
   for seed, prompt in enumerate(PROMPTS):
     _, params, config = text_to_3d.load_run(folder / 'runs' / str(seed))
-    views = text_to_3d_evaluation.render_views(config, params, VIEW, 24, 1.0)
+    views = text_to_3d_evaluation.render_views(
+        config, params, VIEW, 24, {'color': 1.0, 'textureless': 1.0})
     assert (views['color'][0, 0, 0] == 1).all()  # white
     index = CAPTIONS.index(f'{prompt.lower()}.')
     hits.append([expected_rates(model, views[mode], CAPTIONS)[index]
@@ -176,21 +178,26 @@ def test_retrievers_get_both_modes_from_the_views_of_the_protocol(
   monkeypatch.setattr(text_to_3d, 'load_run', lambda path: loads.append(path)
                       or (scene, params, config))
   protocol = text_metrics.Protocol((30.0, 120.0), 45.0)
-  small = r_precision.ClipRetriever('small', 'a', 8, 1.0, encode_arguments)
-  dark = r_precision.ClipRetriever('dark', 'b', 12, 0.3, encode_arguments)
+  small = r_precision.ClipRetriever(
+      'small', 'a', 8,
+      {'color': 1.0, 'textureless': 1.0}, encode_arguments)
+  dark = r_precision.ClipRetriever(
+      'dark', 'b', 12,
+      {'color': 0.3, 'textureless': 0.6}, encode_arguments)
   r_precision.score_runs([small], [run], protocol)
   score, = r_precision.score_runs([dark, small], [run], protocol)
   assert (score.method, score.prompt) == ('dreamfusion, sds, shapes',
                                           'A red chair')
   show = jax.jit(scene.show, static_argnums=(2, 3))
   for retriever, rates in zip((dark, small), score.rates, strict=True):
-    views = [show(params, cameras.orbit(
-        azimuth, 45.0, config.orbit.distance, config.orbit.focal),
-        retriever.size, ('color', 'textureless'),
-        np.full(3, retriever.background)) for azimuth in (30.0, 120.0)]
-    expected = [
-        encode_arguments([view[mode] for view in views], 'A red chair', bool(i))
-        for i, mode in enumerate(('color', 'textureless'))]
+    expected = []
+    for mode, gray in retriever.backgrounds.items():
+      views = [show(params, cameras.orbit(
+          azimuth, 45.0, config.orbit.distance, config.orbit.focal),
+          retriever.size, (mode,), np.full(3, gray))[mode]
+               for azimuth in (30.0, 120.0)]
+      expected.append(
+          encode_arguments(views, 'A red chair', mode == 'textureless'))
     np.testing.assert_allclose(rates, expected, atol=2e-3)
   assert abs(score.rates[0, 1] - 100 - score.rates[0, 0]) > 4e-3
   assert len(loads) == 2  # once for each retriever without stored results
@@ -213,7 +220,11 @@ def test_bundled_clip_gives_the_rates_of_the_text_to_3d_table(
   for run in sorted(runs.iterdir()):
     _, params, config = text_to_3d.load_run(run)
     views = text_to_3d_evaluation.render_views(
-        config, params, text_metrics.DREAMFUSION, 64, 0.8)
+        config, params, text_metrics.DREAMFUSION, 64,
+        {'color': 0.8, 'textureless': 0.2})
+    # A corner shows the background.
+    np.testing.assert_allclose(
+        [views[mode][0, 0, 0, 0] for mode in views], [0.8, 0.2], atol=2e-3)
     images.append([views['color'], views['textureless']])
     meshes.save(run / 'mesh.ply', small_box())
   brightness = np.mean(images, axis=(3, 4, 5))

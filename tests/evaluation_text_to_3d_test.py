@@ -100,6 +100,20 @@ def test_stored_scores_are_reused_until_the_mesh_is_newer(
   assert color(force=True) == 0.3
 
 
+def test_scores_over_other_backgrounds_are_computed_again(
+    tmp_path, monkeypatch):
+  (tmp_path / 'finished.json').touch()
+  (tmp_path / 'mesh.ply').touch()
+  old = text_to_3d_evaluation.RunScores('a car', 'seen', *(5 * [0.5]))
+  (tmp_path / 'evaluation.json').write_text(json.dumps(old._asdict()))
+  new = old._replace(textureless=0.75)
+  monkeypatch.setattr(
+      text_to_3d_evaluation, '_score_run', lambda pair, folder: new)
+  assert text_to_3d_evaluation.score_run(None, tmp_path) == new
+  monkeypatch.setattr(text_to_3d_evaluation, '_score_run', None)
+  assert text_to_3d_evaluation.score_run(None, tmp_path) == new
+
+
 def test_run_that_cannot_be_evaluated_is_named_and_left_out(capsys):
   def score(folder):
     if folder.name == 'b':

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,8 +40,9 @@ REPORT = 'r_precision.json'
 BUNDLED = {assets.CLIP.stem: 'shapes pair',
            assets.CLIP_GUIDE.stem: '(shapes guide)'}
 NAMES = {clip.B32: 'CLIP B/32', clip.B16: 'CLIP B/16', clip.L14: 'CLIP L/14'}
-WHITE = 1.0
-COLUMNS = ('color', 'geometry')  # the papers' names of text_to_3d.MODES
+COLUMNS = ('color', 'geometry')  # the papers' names of the modes
+MODES = tuple(text_to_3d_evaluation.BACKGROUNDS)
+WHITE = dict.fromkeys(MODES, 1.0)
 
 # (images [V, S, S, 3] in [0, 1], prompt, textureless) -> fraction of views.
 RetrievalRate = Callable[[np.ndarray, str, bool], float]
@@ -55,13 +56,13 @@ class ClipRetriever(NamedTuple):
     cache_key: string that changes with the weights or the captions; stored
       results of another key are not used.
     size: S, of the views that it takes, in pixels.
-    background: gray level behind the object.
+    backgrounds: {mode of MODES: gray level behind the object}.
     retrieval_rate: fraction of the views that retrieve the prompt.
   """
   name: str
   cache_key: str
   size: int
-  background: float
+  backgrounds: Mapping[str, float]
   retrieval_rate: RetrievalRate
 
 
@@ -158,11 +159,14 @@ def with_captions(folders: Iterable[pathlib.Path], captions: Sequence[str],
 def bundled_clip(path: str | os.PathLike = assets.CLIP) -> ClipRetriever:
   """The ClipRetriever of a CLIP pair of the shapes world."""
   pair = clip_pair.load(path)
-  cache_key = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+  # The backgrounds belong to the key: results before others are not used.
+  cache_key = hashlib.sha256(
+      pathlib.Path(path).read_bytes()
+      + repr(text_to_3d_evaluation.BACKGROUNDS).encode()).hexdigest()
   name = pathlib.Path(path).stem
   return ClipRetriever(
       BUNDLED.get(name, name), cache_key, text_to_3d_evaluation.SIZE,
-      text_to_3d_evaluation.BACKGROUND,
+      text_to_3d_evaluation.BACKGROUNDS,
       functools.partial(clip_evaluation.retrieval_rate, pair))
 
 
@@ -217,7 +221,7 @@ def score_runs(retrievers: Sequence[ClipRetriever],
       stored |= _score_run(folder, missing, protocol)
       files.write_bytes(folder / REPORT, json.dumps(stored).encode())
     return RunRates(method(config), config.prompt, np.array(
-        [[stored[key][mode] for mode in text_to_3d_evaluation.MODES]
+        [[stored[key][mode] for mode in MODES]
          for key in keys]))
 
   return text_to_3d_evaluation.each(list(folders), score)
@@ -299,12 +303,13 @@ def _hub_pair(network, params, tokenize):
 def _score_run(folder, retrievers, protocol):
   """{key: {'retriever', 'views', mode: rate}} of {key: ClipRetriever}."""
   _, params, config = text_to_3d.load_run(folder)
-  # Retrievers of one size and background take the same images.
-  render = functools.cache(functools.partial(
-      text_to_3d_evaluation.render_views, config, params, protocol))
+  # Retrievers of one size and backgrounds take the same images.
+  render = functools.cache(lambda size, backgrounds: (
+      text_to_3d_evaluation.render_views(
+          config, params, protocol, size, dict(backgrounds))))
   results = {}
   for key, retriever in retrievers.items():
-    views = render(retriever.size, retriever.background)
+    views = render(retriever.size, tuple(retriever.backgrounds.items()))
     results[key] = {
         'retriever': retriever.name, 'views': protocol._asdict(),
         **{mode: retriever.retrieval_rate(
@@ -320,6 +325,6 @@ def _digest(*values):
 def _read_report(folder):
   """{key: {mode: [ranks]}} of the evaluations of a run that are stored."""
   stored = files.read_result(folder / REPORT) or {}
-  modes = set(text_to_3d_evaluation.MODES)
+  modes = set(MODES)
   return {key: x for key, x in stored.items()
           if isinstance(x, dict) and modes <= set(x)}

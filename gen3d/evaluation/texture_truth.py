@@ -135,7 +135,7 @@ def render_views(scene: Any, params: Any, subject: int | None,
   """
   def one(camera):
     light = shading.camera_light(camera, *views.SHADING_MODES['color'])
-    background = jnp.full(3, runs_evaluation.BACKGROUND)
+    background = jnp.full(3, runs_evaluation.BACKGROUNDS['color'])
     return scene.render(params, None, View(
         camera, None, light, background, 0.0, subject)).image
 
