@@ -77,6 +77,8 @@ def paper():
       'task': 'text_to_3d',
       'prompt': 'a red chair',
       'negative_prompt': '',
+      # Whether colors that the prompt leaves open are drawn by the seed.
+      'complete_prompt': False,
       'seed': 0,
       'steps': 15_000,
       'views': 4,  # per step, one on each device
@@ -141,6 +143,8 @@ def shapes(steps=300):
   config = paper()
   config.steps = steps
   config.views = 2
+  # The teacher's prediction for an open color is the mean of all colors.
+  config.complete_prompt = True
   with config.ignore_type():  # numbers in the paper
     # Largest while thin parts become opaque.
     config.guidance.scale = ((formed, 1.0), (formed, 6.0), (solid, 6.0),
@@ -198,9 +202,11 @@ def shapes(steps=300):
       'name': 'adam', 'learning_rate': 3e-2, 'schedule': 'cosine',
       'b1': 0.9, 'b2': 0.99, 'eps': 1e-15})
   # A lower learning rate for the shared MLP than for the planes; with equal
-  # rates the whole volume takes the color of the largest part.
+  # rates the whole volume takes the color of the largest part. Late, an equal
+  # one: it gets the gradients of all pixels, whose mean corrects the colors
+  # that were too dark, while noise prevails in those of single places.
   config.optimizer.lr_multipliers = {
-      'hidden': 0.1, 'out': 0.1, 'background': 0.03}
+      'hidden': 0.1, 'out': ((solid, 0.1), (late, 1.0)), 'background': 0.03}
   config.orbit.distance, config.orbit.focal = 1.85, 1.3
   config.export.update({'resolution': 128, 'frames': 48, 'fps': 10})
   config.export.keep_share = 0.005  # a lamp's foot, an antenna's ball

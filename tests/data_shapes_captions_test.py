@@ -1,5 +1,7 @@
 """Captions: sampling, parsing, splits, vocabulary, tokenizer."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,34 @@ def test_parse_of_synonyms_and_of_captions_without_colors():
       'ice cream', None, 'gray')
   with pytest.raises(captions.Unknown, match='chair, table'):
     captions.parse('a dragon')
+
+
+@pytest.mark.parametrize(('text', 'pattern'), [
+    ('a red chair', r'a red chair with (\w+) legs'),
+    ('A photo of one cat, side view',
+     r'A photo of one (\w+) cat with (\w+) paws, side view'),
+    ('an apple with green leaf', r'an? (\w+) apple with green leaf'),
+    ('a red car with blue wheels', 'a red car with blue wheels'),
+    ('a dragon', 'a dragon')])
+def test_open_colors_are_drawn(text, pattern):
+  drawn = set()
+  for seed in range(20):
+    completed = captions.complete(text, seed)
+    assert completed == captions.complete(text, seed)
+    assert re.fullmatch(pattern, completed)
+    if text != 'a dragon':
+      given, stated = captions.parse(text), captions.parse(completed)
+      assert is_true(given, stated)
+      assert None not in stated and stated.main != stated.second
+      if given.main is None:  # The teacher knows the pair.
+        assert not captions.unseen(stated.category, stated.main)
+    drawn.add(completed)
+  assert len(drawn) == 1 if '(' not in pattern else len(drawn) > 5
+
+
+def test_article_of_a_completed_caption():
+  texts = {captions.complete('an apple', seed) for seed in range(40)}
+  assert {' '.join(t.split()[:2]) for t in texts} >= {'an orange', 'a white'}
 
 
 def test_captions_with_another_color_are_not_true():

@@ -81,6 +81,23 @@ def test_lr_multipliers_scale_the_updates_of_a_group():
     optim.apply_gradients(states.create(params, wrong), params, wrong)
 
 
+def test_lr_multiplier_that_depends_on_the_step():
+  params = {'slow': jnp.ones(2), 'rest': jnp.ones(2)}
+  optimizer = optim.make_optimizer({
+      'name': 'adam', 'learning_rate': .1,
+      'lr_multipliers': {'slow': lambda step: jnp.where(step < 2, .5, 2.)}})
+  state = states.create(params, optimizer)
+  moved = []
+  for _ in range(4):
+    # Equal gradients: each of Adam's steps is as long as the learning rate.
+    after = optim.apply_gradients(state, params, optimizer)
+    moved.append([float(state.params[name][0] - after.params[name][0])
+                  for name in ('slow', 'rest')])
+    state = after
+  np.testing.assert_allclose(
+      moved, [[.05, .1], [.05, .1], [.2, .1], [.2, .1]], rtol=1e-4)
+
+
 def test_lr_multipliers_apply_to_nested_groups():
   params = {'a': {'slow': {'w': jnp.ones(2)}, 'w': jnp.ones(2)}}
   optimizer = optim.make_optimizer({

@@ -11,9 +11,10 @@ import pytest
 
 from configs import dreamfusion as configs
 from gen3d.choices import UserError
+from gen3d.data.shapes import captions
 from gen3d.diffusion import loading, noise, teachers
 from gen3d.engine import checkpoints, sharding
-from gen3d.guidance import Guidance, score
+from gen3d.guidance import Guidance, score, texts
 from gen3d.ops import cameras
 from gen3d.scenes import Render
 from gen3d.tasks import text_to_3d
@@ -263,3 +264,32 @@ def test_variants_have_settings_of_their_teacher_only(variant):
   teacher = dict(configs.get_config(variant).teacher)
   make = loading.TEACHERS[teacher.pop('name')]
   assert set(teacher) == set(inspect.signature(make).parameters)
+
+
+@pytest.mark.parametrize('complete', [False, True])
+def test_guidance_gets_the_prompt_with_its_open_color_drawn(complete, capsys):
+  config = _config()
+  config.prompt, config.complete_prompt = 'a red chair.', complete
+  loaded = []
+  guidance = _guidance(config)
+  guidance = guidance._replace(load=lambda prompt, negative: loaded.append(
+      prompt) or texts.load(TEACHER, {}, prompt, negative))
+  text_to_3d.make(config, guidance).init(jax.random.key(0))
+  expected = captions.complete('a red chair', config.seed) if complete else (
+      'a red chair')
+  assert loaded == [expected]
+  assert (repr(expected) in capsys.readouterr().err) == complete
+
+
+def test_lr_multiplier_of_the_config_is_a_schedule():
+  config = _config(steps=4)
+  config.optimizer.lr_multipliers = {'out': ((0.5, 0.0), (0.5, 1.0))}
+  moved = []
+  for steps in (2, 4):
+    task, state, _ = _run(config, 1, steps)
+    start = task.init(jax.random.key(0))
+    moved.append(jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()), state.params['scene']['field'],
+        jax.device_get(start.params['scene']['field'])))
+  (early, late) = (jax.tree.leaves(tree['params']['out']) for tree in moved)
+  assert max(early) == 0 < min(late)

@@ -97,7 +97,7 @@ def make_optimizer(
       with adam; not on biases and gains, that is on parameters of fewer than
       two axes), `clip` (largest global norm of the gradient) and
       `lr_multipliers` ({name: factor} on the learning rate of all parameters
-      below a name).
+      below a name; a factor is a number or a function of the step).
     steps: as in `learning_rate`.
 
   Raises:
@@ -171,23 +171,33 @@ def _muon(rate, moments, weight_decay):
 
 def _multiply(multipliers):
   """Multiplies the updates of all parameters below each of the names."""
-  def scale(updates, params):
+  scheduled = any(map(callable, multipliers.values()))
+
+  def init(params):
     del params
+    return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)) if (
+        scheduled) else optax.EmptyState()
+
+  def scale(updates, state, params=None):
+    del params
+    factors = {name: x(state.count) if callable(x) else x
+               for name, x in multipliers.items()}
     unused = set(multipliers)
 
     def scale_leaf(path, x):
       factor = 1.
       for name in (key.key for key in path if hasattr(key, 'key')):
-        factor *= multipliers.get(name, 1.)
+        factor *= factors.get(name, 1.)
         unused.discard(name)
       return x * factor
 
     updates = jax.tree_util.tree_map_with_path(scale_leaf, updates)
     for name in unused:
       check('group of parameters', list(updates), name)
-    return updates
+    return updates, state._replace(count=state.count + 1) if (
+        scheduled) else state
 
-  return optax.stateless(scale)
+  return optax.GradientTransformation(init, scale)
 
 
 def _matrices(params):

@@ -19,8 +19,10 @@ import ml_collections
 import numpy as np
 import optax
 
+from gen3d import notices
 from gen3d.choices import UserError, check_prompt, pick
 from gen3d.data import untextured
+from gen3d.data.shapes import captions
 from gen3d.engine import checkpoints, devices, optim, workdirs
 from gen3d.engine import state as states
 from gen3d.guidance import Guidance, clip, noising, prompts, score, student
@@ -85,6 +87,10 @@ def make(config: ml_collections.ConfigDict,
   check_prompt(config.negative_prompt)
   prompt = prompts.normalize(config.prompt) if scene.subjects == 1 else (
       prompts.split(config.prompt, scene.subjects))
+  if config.get('complete_prompt'):
+    complete = partial(captions.complete, seed=config.seed)
+    prompt = complete(prompt) if isinstance(prompt, str) else tuple(
+        map(complete, prompt))
   guidance = guidance or pick(
       'guidance', GUIDANCES, config.guidance.name)(config)
   count = _particles(config)
@@ -92,7 +98,8 @@ def make(config: ml_collections.ConfigDict,
                 guidance, _optimizer(config), config.views)
   return Task(
       init=partial(_init, parts=parts, prompt=prompt,
-                   negative_prompt=config.negative_prompt),
+                   negative_prompt=config.negative_prompt,
+                   given=config.prompt),
       step=partial(_step, parts=parts),
       batches=partial(_batches, views=config.views),
       evaluate=partial(
@@ -111,7 +118,12 @@ def _particles(config) -> int:
 
 def _optimizer(config):
   """That of the scene, and of what the guidance learns along if it has one."""
-  optimizer = optim.make_optimizer(config.optimizer, config.steps)
+  settings = config.optimizer.to_dict()
+  settings['lr_multipliers'] = {
+      name: partial(schedules.piecewise, value=factor)
+      if schedules.is_schedule(factor) else factor
+      for name, factor in settings.get('lr_multipliers', {}).items()}
+  optimizer = optim.make_optimizer(settings, config.steps)
   if 'optimizer' not in config.guidance:
     return optimizer
   return optax.partition(
@@ -321,8 +333,16 @@ def _scene_params(state):
   return {**params, **state.extra} if state.extra else params
 
 
-def _init(key, *, parts, prompt, negative_prompt):
-  """The TrainState at step 0; `frozen` is the guidance's."""
+def _init(key, *, parts, prompt, negative_prompt, given):
+  """The TrainState at step 0; `frozen` is the guidance's.
+
+  Where the prompt is not the one that was given, this is said.
+  """
+  if isinstance(prompt, str) and prompt != prompts.normalize(given):
+    notices.message(
+        f'The prompt leaves a color open, which is drawn: {prompt!r}. Another '
+        '--config.seed draws another; with --config.complete_prompt=false the '
+        'part becomes a mean of all colors.')
   key_scene, key_guidance = jax.random.split(key)
   frozen = parts.guidance.load(prompt, negative_prompt)
   params = {'scene': devices.jit_once(parts.scene.init)(key_scene),

@@ -196,6 +196,36 @@ def parse(text: str) -> Spec:
               colors[second[1]] if second else None)
 
 
+def complete(text: str, seed: int) -> str:
+  """The caption with the colors that it leaves open drawn at random.
+
+  'a red chair' becomes 'a red chair with white legs', for example. A text
+  without a category of the shapes world stays as it is.
+
+  Args:
+    text: caption.
+    seed: of the draw, together with the text.
+  """
+  try:
+    category, main, second = parse(text)
+  except Unknown:
+    return text
+  digest = hashlib.sha256(f'{seed}/{text.lower()}'.encode()).digest()
+  rng = np.random.default_rng(list(digest[:8]))
+  start, end = next(_patterns()[2].finditer(text.lower())).span()
+  if second is None:
+    others = [c for c in COLORS if c != main]
+    second = others[rng.integers(len(others))]
+    text = f'{text[:end]} with {second} {NOUNS[category].part}{text[end:]}'
+  if main is None:
+    known = [m for c, m in pairs('seen') if c == category and m != second]
+    before = re.sub(r'\ban? $', '', text[:start])
+    phrase = f'{known[rng.integers(len(known))]} {text[start:]}'
+    text = before + (_with_article(phrase, 'a') if before != text[:start]
+                     else phrase)
+  return text
+
+
 def meaning(texts: Sequence[str]) -> np.ndarray:
   """Class indices of N captions, as targets of a classifier.
 
