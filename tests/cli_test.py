@@ -1,9 +1,8 @@
 """Command lines that sample and evaluate, called as a user would."""
 
 import pathlib
-import subprocess
-import sys
 
+import commands
 import jax
 import numpy as np
 from PIL import Image
@@ -17,9 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def _run(module, *flags):
-  return subprocess.run(
-      [sys.executable, '-m', f'gen3d.{module}', *flags],
-      capture_output=True, text=True, timeout=600)
+  return commands.run(f'gen3d.{module}', *flags)
 
 
 def _refused(result, *words):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 
+import commands
 import pytest
 
 from gen3d import __main__ as command
@@ -16,9 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def gen3d(*words, cwd=ROOT):
-  return subprocess.run(
-      [sys.executable, '-m', 'gen3d', *words], cwd=cwd, capture_output=True,
-      text=True, timeout=120, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  return commands.run('gen3d', *words, cwd=cwd, timeout=120)
 
 
 def test_every_command_is_listed_with_its_title():

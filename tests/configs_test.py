@@ -4,9 +4,8 @@ import json
 import math
 import pathlib
 import runpy
-import subprocess
-import sys
 
+import commands
 import pytest
 
 from gen3d import glossary
@@ -32,10 +31,8 @@ def test_every_variant_can_be_made(name):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_two_steps_of_the_tiny_variant(name, tmp_path):
   workdir = tmp_path / 'run'
-  done = subprocess.run(
-      [sys.executable, '-m', 'gen3d.train', f'--config=configs/{name}:tiny',
-       '--config.steps=2', f'--workdir={workdir}'],
-      cwd=ROOT, capture_output=True, text=True, timeout=600)
+  done = commands.run('gen3d.train', f'--config=configs/{name}:tiny',
+                      '--config.steps=2', f'--workdir={workdir}')
   assert done.returncode == 0, done.stderr[-3000:]
   lines = [json.loads(line) for line in
              (workdir / 'scalars.jsonl').read_text().splitlines()]

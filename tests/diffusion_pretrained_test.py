@@ -4,11 +4,10 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import checkpoint_folders as folders
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +19,6 @@ from gen3d.diffusion import noise, pretrained
 from gen3d.tasks import text_to_3d
 from gen3d.weights import tokenizing
 
-ROOT = pathlib.Path(__file__).parents[1]
 TEXTS = ['a dog', 'a dog, front view', '']
 # Two levels of each family: tests/models_* have all of them.
 UNET = folders.SMALL['1.5'] | {
@@ -320,10 +318,8 @@ SMALL = {'steps': 2, 'views': 2, 'scene.samples': 6, 'scene.size': 16,
 
 
 def _run(module, *flags, cache):
-  done = subprocess.run(
-      [sys.executable, '-m', f'gen3d.{module}', *flags], cwd=ROOT,
-      capture_output=True, text=True, timeout=600,
-      env={**os.environ, 'GEN3D_CACHE': str(cache)})
+  done = commands.run(f'gen3d.{module}', *flags, env={
+      **os.environ, 'GEN3D_CACHE': str(cache)})
   assert done.returncode == 0, done.stderr[-3000:]
   return done
 

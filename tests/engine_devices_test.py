@@ -80,6 +80,7 @@ def test_incomplete_coordinator_variables_are_a_user_error(
     devices.initialize_distributed()
 
 
+@pytest.mark.optimized  # else both are compiled without optimizations
 def test_jit_once_gives_the_bits_of_jit_also_within_another_jit():
   draw = lambda key: jax.random.normal(key, (3, 5))
   key = jax.random.key(0)

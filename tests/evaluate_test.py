@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import commands
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -73,8 +74,6 @@ def test_reports_get_the_flags_that_they_are_documented_with():
     ('--what=judge', 'clip|text_to_image|mean_prediction|'),
     ('--clip_weights=none.safetensors', 'none.safetensors')])
 def test_errors_are_one_line(flag, words):
-  done = subprocess.run(
-      [sys.executable, '-m', 'gen3d.evaluate', '--what=clip', flag],
-      cwd=ROOT, capture_output=True, text=True)
+  done = commands.run('gen3d.evaluate', '--what=clip', flag)
   assert done.returncode == 2 and done.stdout == ''
   assert words in done.stderr and len(done.stderr.splitlines()) == 1

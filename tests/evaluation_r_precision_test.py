@@ -1,12 +1,9 @@
 """CLIP R-Precision of finished runs: command, stored results, errors."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import clip_folders
+import commands
 import jax
 import numpy as np
 import pytest
@@ -71,10 +68,7 @@ def clip_path(tmp_path_factory):
 
 
 def command(*flags):
-  return subprocess.run(
-      [sys.executable, '-m', 'gen3d.evaluate', '--what=r_precision', *flags],
-      capture_output=True, text=True, timeout=300,
-      cwd=pathlib.Path(__file__).parents[1], env=dict(os.environ))
+  return commands.run('gen3d.evaluate', '--what=r_precision', *flags)
 
 
 def expected_rates(model, images, captions):

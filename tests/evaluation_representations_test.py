@@ -1,17 +1,13 @@
 """Comparison of representations: reading, table, plot, command."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
+import commands
 import numpy as np
 import pytest
 from PIL import Image
 
 from gen3d.evaluation import representations
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _write(folder, rate, psnr, gigabytes):
@@ -77,20 +73,18 @@ def test_missing_files_are_refused(tmp_path):
 
 
 def test_command_trains_benchmarks_and_compares(tmp_path):
-  command = [sys.executable, '-m', 'gen3d.compare', '--configs=voxels',
-             '--variant=tiny', '--data=shapes:a green tree',
-             f'--workdir={tmp_path}']
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  command = ['gen3d.compare', '--configs=voxels', '--variant=tiny',
+             '--data=shapes:a green tree', f'--workdir={tmp_path}']
+  done = commands.run(*command)
   assert done.returncode == 0, done.stderr[-2000:]
   assert '|  | hybrid voxels |' in done.stdout
   assert (tmp_path / 'comparison.md').read_text().strip() in done.stdout
   assert (tmp_path / 'comparison.png').exists()
   costs = tmp_path / 'voxels' / representations.BENCHMARK
   before = costs.stat().st_mtime_ns
-  again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  again = commands.run(*command)
   assert again.returncode == 0 and costs.stat().st_mtime_ns == before
-  wrong = subprocess.run([*command, '--set=stps=3'], cwd=ROOT,
-                         capture_output=True, text=True)
+  wrong = commands.run(*command, '--set=stps=3')
   assert wrong.returncode == 2 and "'steps'" in wrong.stderr
 
 
@@ -98,9 +92,7 @@ def test_command_trains_benchmarks_and_compares(tmp_path):
     (['--set=steps', '--data=shapes:a green tree'], 'write --set=KEY=VALUE'),
     (['--data=no/where'], 'no/where is not a folder')])
 def test_command_prints_its_error_once(flags, words, tmp_path):
-  done = subprocess.run(
-      [sys.executable, '-m', 'gen3d.compare', '--variant=tiny', *flags,
-       f'--workdir={tmp_path / "here"}'],
-      cwd=ROOT, capture_output=True, text=True)
+  done = commands.run('gen3d.compare', '--variant=tiny', *flags,
+                      f'--workdir={tmp_path / "here"}')
   assert done.returncode != 0 and 'Traceback' not in done.stderr
   assert done.stderr.count(words) == 1

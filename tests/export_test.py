@@ -1,23 +1,17 @@
 """gen3d.export through its command line, on a run of two tiny steps."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
+import commands
 import numpy as np
 import pytest
 from PIL import Image
 
 from gen3d.io import meshes, video
 
-ROOT = pathlib.Path(__file__).parents[1]
-
 
 def command(module, *args):
-  return subprocess.run(
-      [sys.executable, '-m', module, *args], cwd=ROOT, capture_output=True,
-      text=True, timeout=600)
+  return commands.run(module, *args)
 
 
 @pytest.fixture(scope='module')

@@ -1,14 +1,14 @@
 """gen3d.gallery: the page, its files and what it says."""
 
 import base64
+import functools
 import html.parser
 import json
 import pathlib
 import re
-import subprocess
-import sys
 import types
 
+import commands
 import numpy as np
 import pytest
 import trimesh
@@ -156,9 +156,7 @@ def test_one_run_differs_from_none():
 
 def test_command_prints_the_page_and_refuses_mistakes(tmp_path):
   run = make_run(tmp_path / 'run', 'a mug', 0)
-  command = lambda *words: subprocess.run(
-      [sys.executable, '-m', 'gen3d', 'gallery', *words], text=True,
-      capture_output=True, timeout=120)
+  command = functools.partial(commands.run, 'gen3d', 'gallery')
   done = command(str(run), f'--out={tmp_path}/out')
   assert (done.returncode, done.stdout) == (0, f'{tmp_path}/out/index.html\n')
   done = command(str(run))

@@ -1,8 +1,7 @@
 """The command gen3d.generate."""
 
-import subprocess
-import sys
 
+import commands
 import pytest
 import tiny_eg3d
 
@@ -11,9 +10,7 @@ from gen3d.io import meshes, video
 
 
 def run(*flags):
-  return subprocess.run(
-      [sys.executable, '-m', 'gen3d.generate', *flags], capture_output=True,
-      text=True, timeout=600)
+  return commands.run('gen3d.generate', *flags)
 
 
 def test_objects_and_a_film_between_them(tmp_path):

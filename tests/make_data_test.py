@@ -1,9 +1,8 @@
 """Data sets of the command make_data, read back by the loaders."""
 
 import json
-import subprocess
-import sys
 
+import commands
 import jax.numpy as jnp
 import numpy as np
 import trimesh
@@ -18,9 +17,7 @@ from gen3d.ops import cameras
 
 
 def run(*flags):
-  return subprocess.run(
-      [sys.executable, '-m', 'gen3d.make_data', *flags],
-      capture_output=True, text=True, timeout=600)
+  return commands.run('gen3d.make_data', *flags)
 
 
 def test_scene_of_a_mesh_is_read_by_open_posed(tmp_path):

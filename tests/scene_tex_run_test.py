@@ -2,16 +2,13 @@
 
 import json
 import os
-import pathlib
-import subprocess
-import sys
 
 import checkpoint_folders as folders
+import commands
 import numpy as np
 
 from gen3d.io import meshes
 
-ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {'steps': 2, 'views': 2, 'scene.size': 16, 'scene.grid.count': 2,
          'scene.grid.base': 4, 'scene.attention.hidden': 4,
          'scene.anchors': 4, 'scene.mlp.width': 8, 'scene.mlp.layers': 2,
@@ -43,17 +40,15 @@ def test_train_exports_a_textured_scene(tmp_path):
   (tmp_path / 'path.json').write_text(json.dumps({
       'camera_angle_x': 1.0,
       'frames': [{'transform_matrix': camera.tolist()}]}))
-  done = subprocess.run(
-      [sys.executable, '-m', 'gen3d.train',
-       '--config=configs/scene_tex.py:paper', '--config.prompt=a dog',
-       f'--config.teacher.path={teacher["path"]}',
-       f'--config.teacher.control={teacher["control"]}',
-       f'--config.scene.meshes={tmp_path / "room.obj"}',
-       '--config.scene.view_distribution=keyframes',
-       f'--config.scene.keyframes={tmp_path / "path.json"}',
-       f'--workdir={tmp_path / "run"}',
-       *(f'--config.{key}={value}' for key, value in SMALL.items())],
-      cwd=ROOT, capture_output=True, text=True, timeout=600,
+  done = commands.run(
+      'gen3d.train', '--config=configs/scene_tex.py:paper',
+      '--config.prompt=a dog', f'--config.teacher.path={teacher["path"]}',
+      f'--config.teacher.control={teacher["control"]}',
+      f'--config.scene.meshes={tmp_path / "room.obj"}',
+      '--config.scene.view_distribution=keyframes',
+      f'--config.scene.keyframes={tmp_path / "path.json"}',
+      f'--workdir={tmp_path / "run"}',
+      *(f'--config.{key}={value}' for key, value in SMALL.items()),
       env={**os.environ, 'GEN3D_CACHE': str(tmp_path / 'cache')})
   assert done.returncode == 0, done.stderr[-3000:]
   assert 'on 2 cpu device(s)' in done.stderr

@@ -1,11 +1,13 @@
 """Sweeps and the launch scripts, with the cluster's commands faked."""
 
+import functools
 import os
 import pathlib
 import shlex
 import subprocess
 import sys
 
+import commands
 import pytest
 
 from gen3d.choices import UserError
@@ -50,11 +52,8 @@ def test_runs_continue_after_a_failure(tmp_path):
 
 
 def test_command_prints_the_count_and_runs_one(tmp_path):
-  def call(*flags):
-    return subprocess.run(
-        [sys.executable, '-m', 'gen3d.sweep', f'--config={CONFIG}',
-         f'--workdir={tmp_path}', *flags], cwd=ROOT, capture_output=True,
-        text=True)
+  call = functools.partial(commands.run, 'gen3d.sweep', f'--config={CONFIG}',
+                           f'--workdir={tmp_path}')
   assert call('--count').stdout == '2\n'
   # gen3d.train does not have the toy task, so its error shows that it started.
   assert call('--index=1').stderr.startswith("Unknown task 'toy'")

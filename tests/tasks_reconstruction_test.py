@@ -2,10 +2,9 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 from functools import partial
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +17,6 @@ from gen3d.engine import loop, sharding
 from gen3d.io import meshes
 from gen3d.ops import cameras
 from gen3d.tasks import reconstruction
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _posed(azimuths, elevation=20.0, target=(3.0, 1.0, -2.0), scale=4.0):
@@ -171,10 +168,8 @@ def test_files_of_a_finished_run_are_in_the_world_of_the_capture(
 
 def test_finished_run_is_loaded_without_its_photographs(tmp_path):
   workdir = tmp_path / 'run'
-  command = lambda *args: subprocess.run(
-      [sys.executable, '-m', *args], cwd=ROOT, capture_output=True, text=True)
-  done = command('gen3d.train', '--config=configs/voxels.py:tiny',
-                 f'--workdir={workdir}')
+  done = commands.run('gen3d.train', '--config=configs/voxels.py:tiny',
+                      f'--workdir={workdir}')
   assert done.returncode == 0, done.stderr[-2000:]
   stored = json.loads((workdir / 'config.json').read_text())
   stored['data']['path'] = '/nowhere'
@@ -182,8 +177,8 @@ def test_finished_run_is_loaded_without_its_photographs(tmp_path):
   shown = reconstruction.load(workdir)
   film = shown.render(shown.path, 8, shown.modes)
   assert film.shape == (8, 8, 24, 3)
-  done = command('gen3d.export', f'--workdir={workdir}', '--size=20',
-                 '--resolution=12', f'--out={tmp_path / "again"}')
+  done = commands.run('gen3d.export', f'--workdir={workdir}', '--size=20',
+                      '--resolution=12', f'--out={tmp_path / "again"}')
   assert done.returncode == 0, done.stderr[-2000:]
   assert (tmp_path / 'again' / 'mesh.glb').exists()
 

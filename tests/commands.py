@@ -1,0 +1,119 @@
+"""Runs command lines of gen3d in processes that import the libraries once.
+
+run('gen3d.train', '--config=...') is `python -m gen3d.train --config=...` as a
+process of its own, forked from a server that has imported JAX and all modules
+of gen3d but the commands: starting Python and importing them takes more than
+three seconds of a core. The server is started by the first call and ends with
+the tests; python tests/commands.py is the server.
+"""
+
+import functools
+import gc
+import importlib
+import json
+import os
+import pathlib
+import pkgutil
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+
+ROOT = pathlib.Path(__file__).parents[1]
+# The server's value is not the test's: conftest.py sets it for each test.
+_OPTIMIZATIONS = 'JAX_DISABLE_MOST_OPTIMIZATIONS'
+
+
+def run(module, *flags, cwd=ROOT, env=None, timeout=600):
+  """The subprocess.CompletedProcess of `python -m MODULE FLAG...`.
+
+  Args:
+    module: such as 'gen3d.train'.
+    flags: strings.
+    cwd: folder of the process.
+    env: its environment; None for that of this process.
+    timeout: seconds after which it is killed and TimeoutExpired raised.
+  """
+  env = dict(os.environ if env is None else env)
+  command = [sys.executable, '-m', module, *flags]
+  server, imported_with = _server()
+  if _at_import(env) != imported_with:
+    return subprocess.run(command, cwd=cwd, env=env, timeout=timeout,
+                          capture_output=True, text=True)
+  with tempfile.NamedTemporaryFile() as out, \
+      tempfile.NamedTemporaryFile() as err:
+    json.dump([module, flags, str(cwd), env, timeout, out.name, err.name],
+              server.stdin)
+    server.stdin.write('\n')
+    server.stdin.flush()
+    status = int(server.stdout.readline())
+    if status == -signal.SIGALRM:
+      raise subprocess.TimeoutExpired(command, timeout, err.read())
+    return subprocess.CompletedProcess(
+        command, status, out.read().decode(), err.read().decode())
+
+
+@functools.cache
+def _server():
+  """(process, variables that it was started with)."""
+  env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  process = subprocess.Popen(
+      [sys.executable, __file__], cwd=ROOT, env=env, text=True,
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+  return process, _at_import(env)
+
+
+def _at_import(env):
+  """Variables that the libraries read when they are imported."""
+  return {name: sorted(value.split()) for name, value in env.items()
+          if name.startswith(('JAX_', 'XLA_')) and name != _OPTIMIZATIONS}
+
+
+def serve():
+  """Forks a process for each line of stdin; prints their exit statuses."""
+  import gen3d
+  for package in pkgutil.walk_packages(gen3d.__path__, 'gen3d.'):
+    if package.name.count('.') > 1:  # Not the commands, which define flags.
+      importlib.import_module(package.name)
+  assert threading.active_count() == 1, 'a fork would lose threads'
+  gc.freeze()  # Not a part of each child's last collection.
+  # No readline: a child must not have lines that are for the server.
+  while line := _line():
+    child = os.fork()
+    if not child:
+      _become(*json.loads(line))
+      return
+    _, status = os.waitpid(child, 0)
+    os.write(1, f'{os.waitstatus_to_exitcode(status)}\n'.encode())
+
+
+def _line():
+  line = b''
+  while not line.endswith(b'\n'):
+    part = os.read(0, 1)
+    if not part:
+      return b''
+    line += part
+  return line
+
+
+def _become(module, flags, cwd, env, timeout, out, err):
+  """Turns a fork of the server into `python -m MODULE FLAG...`."""
+  signal.alarm(timeout)
+  for number, path in enumerate((os.devnull, out, err)):
+    os.dup2(os.open(path, os.O_RDWR), number)
+  os.chdir(cwd)
+  os.environ.clear()
+  os.environ.update(env)
+  sys.path[0] = cwd
+  import jax
+  jax.config.update('jax_disable_most_optimizations',
+                    env.get(_OPTIMIZATIONS) == '1')
+  sys.argv = [module, *flags]
+  runpy.run_module(module, run_name='__main__', alter_sys=True)
+
+
+if __name__ == '__main__':
+  serve()
