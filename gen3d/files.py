@@ -347,13 +347,18 @@ def report_damage(path: str | os.PathLike) -> None:
   print(f'{path} is damaged and is made again.', file=sys.stderr)
 
 
+def nearest_present(path: str | os.PathLike) -> pathlib.Path:
+  """Returns the absolute path, or the nearest of its parents that exists."""
+  path = pathlib.Path(path).absolute()
+  return next(p for p in (path, *path.parents) if p.exists())
+
+
 def check_folder(path: str | os.PathLike) -> None:
   """Raises UserError where a folder for results cannot be made or written.
 
   For before the work; it makes nothing.
   """
-  folder = pathlib.Path(path).absolute()
-  present = next(p for p in (folder, *folder.parents) if p.exists())
+  present = nearest_present(path)
   if not present.is_dir():
     raise UserError(f'{present} is a file; name a folder for the results '
                     '(--out).')

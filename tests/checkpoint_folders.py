@@ -325,6 +325,34 @@ def assert_near(ours, theirs, limit=1e-4):
   assert error < limit, error
 
 
+def assert_predictions_near(model, network, params, x, t, states):
+  """Asserts that a U-Net predicts as that of diffusers.
+
+  Args:
+    model: of diffusers.
+    network, params: ours.
+    x, t, states: inputs of two images; of the first, also with four states
+      of seven that are valid.
+
+  Returns:
+    The predictions with all states.
+  """
+  import jax
+  import torch
+  apply = jax.jit(network.apply)
+  outputs = []
+  for valid in (7, 4):
+    mask = (np.arange(7) < np.array([[valid], [7]])).astype(np.float32)
+    with torch.no_grad():
+      theirs = model(to_torch(x), torch.tensor(t), torch.tensor(states),
+                     encoder_attention_mask=None
+                     if valid == 7 else torch.tensor(mask)).sample
+    outputs.append(from_torch(theirs))
+    assert_near(apply(params, x, t, states, mask), outputs[-1])
+  assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
+  return outputs[0]
+
+
 def to_torch(images):
   """[B, H, W, C] NumPy to [B, C, H, W] PyTorch."""
   import torch

@@ -89,8 +89,7 @@ def test_folder_and_zip_give_the_same_images_and_labels(tmp_path, pack):
   batch = next(dataset.batches(found, COUNT, seed=0))
   colors = batch['image'][:, 0, 0, 0] // 10
   assert sorted(colors) == list(range(COUNT))
-  np.testing.assert_allclose(
-      batch['label'], camera_labels()[colors], atol=1e-6)
+  np.testing.assert_allclose(batch['label'], camera_labels()[colors], atol=1e-6)
   dataset.check(found)
 
 

@@ -33,22 +33,11 @@ def problem(width, seed=0, side=16, length=7):
 @pytest.mark.parity
 @pytest.mark.parametrize('family', ['1.5', '2.1-base', '2.1'])
 def test_prediction_equals_that_of_diffusers(tmp_path, family):
-  import torch
   config = folders.SMALL[family]
   model = folders.save_unet(tmp_path, config)
-  network, params = sd.load_unet(tmp_path)
-  x, t, states = problem(config['cross_attention_dim'])
-  apply = jax.jit(network.apply)
-  outputs = []
-  for valid in (7, 4):
-    mask = (np.arange(7) < np.array([[valid], [7]])).astype(np.float32)
-    with torch.no_grad():
-      theirs = model(folders.to_torch(x), torch.tensor(t),
-                     torch.tensor(states), encoder_attention_mask=None
-                     if valid == 7 else torch.tensor(mask)).sample
-    outputs.append(folders.from_torch(theirs))
-    folders.assert_near(apply(params, x, t, states, mask), outputs[-1])
-  assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
+  folders.assert_predictions_near(
+      model, *sd.load_unet(tmp_path),
+      *problem(config['cross_attention_dim']))
 
 
 @pytest.mark.parity

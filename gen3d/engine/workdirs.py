@@ -37,7 +37,7 @@ def check(
     raise UserError(f'--config.log_every is {config.log_every}; give the steps '
                     'between two lines of scalars.jsonl, 1 or more.')
   workdir = pathlib.Path(workdir).absolute()
-  parent = next(p for p in (workdir, *workdir.parents) if p.exists())
+  parent = files.nearest_present(workdir)
   if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
     raise UserError(f'The workdir {workdir} cannot be written, because '
                     f'{parent} is not a directory that you can write to.')

@@ -183,13 +183,13 @@ def seconds_of(folder: pathlib.Path, steps: int) -> float:
 
 
 def cost_of(config: ml_collections.ConfigDict) -> Cost:
-  """The Cost of a run with this config; nothing is computed."""
+  """The Cost of a run with this config; no step is computed."""
   task = text_to_3d.make(config)
+  state = task.init(jax.random.key(0))
   of_step = speed.step_flops(
-      task, task.costs().scopes, task.init(jax.random.key(0)),
-      next(iter(task.batches(0, 0))))
-  teacher = loading.make_teacher(config.teacher)
-  weights = teacher.load()
+      task, task.costs().scopes, state, next(iter(task.batches(0, 0))))
+  # The task's own has the weights already.
+  teacher, weights = loading.make_teacher(config.teacher), state.frozen.weights
   text = teacher.add_camera(weights, teacher.embed(['']), jnp.zeros((1, 25)))
   of_one = flops.by_scope(
       teacher.denoise, (weights, np.zeros((1, *teacher.latent), np.float32),
