@@ -107,7 +107,8 @@ def _become(module, flags, cwd, env, timeout, out, err):
   os.chdir(cwd)
   os.environ.clear()
   os.environ.update(env)
-  sys.path[0] = cwd
+  path = env.get('PYTHONPATH', '').split(os.pathsep)
+  sys.path[:1] = [cwd, *filter(None, path)]
   import jax
   jax.config.update('jax_disable_most_optimizations',
                     env.get(_OPTIMIZATIONS) == '1')

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import commands
 import pytest
 
 from gen3d.choices import UserError
@@ -17,12 +18,9 @@ CONFIG = str(TESTS / 'toy_config.py')
 
 def train(*flags):
   """Runs `python -m gen3d.train`, with the toy task registered."""
-  program = ('from gen3d import train; from gen3d.engine import cli; '
-             'train.tasks.TASKS["toy"] = "toy_task"; cli.run(train.main)')
-  env = {**os.environ,
-         'PYTHONPATH': os.pathsep.join([str(TESTS.parent), str(TESTS)])}
-  return subprocess.run([sys.executable, '-c', program, *flags], env=env,
-                        capture_output=True, text=True, timeout=120)
+  return commands.run('toy_command', *flags, timeout=120, env={
+      **os.environ,
+      'PYTHONPATH': os.pathsep.join([str(TESTS.parent), str(TESTS)])})
 
 
 def test_train_from_end_to_end_and_again(tmp_path):
