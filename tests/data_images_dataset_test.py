@@ -120,8 +120,7 @@ def test_batches_resume_at_any_step_and_cover_every_epoch(tmp_path):
 
 
 def test_mirrored_images_have_mirrored_cameras(tmp_path):
-  rng = np.random.default_rng(0)
-  files = content()
+  rng, files = np.random.default_rng(0), content()
   for name in files:
     if name.endswith('.png'):
       files[name] = png(rng.integers(255, size=(8, 8, 3), dtype=np.uint8))
