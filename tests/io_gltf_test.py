@@ -3,7 +3,9 @@
 import base64
 import json
 import struct
+import time
 
+import ghostscript
 import numpy as np
 import pytest
 from PIL import Image
@@ -91,4 +93,40 @@ def test_normalized_texture_coordinates_are_fractions(tmp_path):
 def test_compressed_files_are_refused_by_name(tmp_path, extension, words):
   write(tmp_path / 'a.glb', {}, extensionsRequired=[extension])
   with pytest.raises(UserError, match=f'a.glb is {words}.*without compression'):
+    meshes.load(tmp_path / 'a.glb')
+
+
+def declared(count, **more):
+  return {'componentType': 5126, 'count': count, 'type': 'VEC3', **more}
+
+
+@pytest.mark.parametrize('tree, words', [
+    ({'accessors': [declared(5 * 10 ** 7), declared(3)]}, 'bytes of vertices'),
+    ({'accessors': [declared(10 ** 6, bufferView=0)] * 20}, 'holds 48; export'),
+    ({'nodes': [{'mesh': 0}] * 10_001}, 'more than 10,000 nodes'),
+    ({'nodes': [{'mesh': 0}] * 200, 'meshes': [{'primitives': [
+        {'attributes': {'POSITION': 0}, 'indices': 1}] * 200}]}, 'join the'),
+    ({'accessors': [declared(3, sparse={}), declared(3)]}, 'sparse accessors')])
+def test_files_that_declare_far_more_than_they_hold_are_refused(
+    tmp_path, tree, words):
+  write(tmp_path / 'a.glb', {})
+  assert len(meshes.load(tmp_path / 'a.glb')) == 1
+  begin = time.process_time()
+  with pytest.raises(UserError, match=words):
+    meshes.load(write(tmp_path / 'a.glb', {}, **tree))
+  assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize('content', [ghostscript.POSTSCRIPT, b'GIF89a' * 9])
+def test_base_colors_that_are_no_images_are_named(tmp_path, content):
+  uri = 'data:x;base64,' + base64.b64encode(content.ljust(120)).decode()
+  write(tmp_path / 'a.glb', {}, images=[{'bufferView': 2}],
+        textures=[{'source': 0}], materials=[{
+            'pbrMetallicRoughness': {'baseColorTexture': {'index': 0}}}],
+        bufferViews=[
+            {'buffer': 0, 'byteLength': 36},
+            {'buffer': 0, 'byteOffset': 36, 'byteLength': 12},
+            {'buffer': 1, 'byteLength': 120}],
+        buffers=[{'byteLength': 48}, {'byteLength': 120, 'uri': uri}])
+  with pytest.raises(UserError, match='image 0 cannot be read as an image'):
     meshes.load(tmp_path / 'a.glb')

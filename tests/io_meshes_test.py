@@ -2,6 +2,8 @@
 
 import json
 import struct
+import time
+import zipfile
 
 import ghostscript
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import trimesh
 from PIL import Image
 
+from gen3d.choices import UserError
 from gen3d.io import meshes
 from gen3d.ops.mesh import Mesh
 
@@ -288,8 +291,8 @@ def test_postscript_as_a_texture_starts_no_program(
   mesh.export(tmp_path / 'a.obj')
   texture, = tmp_path.glob('*.png')
   texture.write_bytes(content)
-  loaded, = meshes.load(tmp_path / 'a.obj')
-  assert loaded.texture is None and len(loaded.faces) == 4
+  with pytest.raises(UserError, match='png cannot be read as an image'):
+    meshes.load(tmp_path / 'a.obj')
   assert not started.exists()
   # Without the restriction the same file would start it.
   part, = trimesh.load_scene(tmp_path / 'a.obj').geometry.values()
@@ -340,3 +343,59 @@ def test_trimesh_shows_the_colors_of_our_files(tmp_path, ball):
   assert isinstance(visual, trimesh.visual.ColorVisuals)
   np.testing.assert_allclose(visual.vertex_colors[:, :3] / 255, ball.colors,
                              atol=0.003)
+
+
+PLY = """ply
+format ascii 1.0
+element vertex 3
+property float x
+property float y
+property float z
+element face 2
+property list uchar int vertex_indices
+end_header
+0 0 0
+1 0 0
+0 1 0
+3 0 1 2
+3 0 2 1
+"""
+
+
+def test_text_that_ends_too_early_is_an_error(tmp_path):
+  (tmp_path / 'a.ply').write_text(PLY)
+  assert len(meshes.load(tmp_path / 'a.ply')[0].faces) == 2
+  (tmp_path / 'a.ply').write_text(PLY.removesuffix('3 0 2 1\n'))
+  with pytest.raises(UserError, match='announces 5 rows, but it has 4'):
+    meshes.load(tmp_path / 'a.ply')
+  text = tetrahedron().export(file_type='stl_ascii')
+  (tmp_path / 'a.stl').write_text(text)
+  assert len(meshes.load(tmp_path / 'a.stl')[0].faces) == 4
+  (tmp_path / 'a.stl').write_text(text[:len(text) // 2])
+  with pytest.raises(UserError, match='has no endsolid'):
+    meshes.load(tmp_path / 'a.stl')
+
+
+def test_mesh_files_of_a_zip_are_read_as_others(tmp_path):
+  tetrahedron().export(tmp_path / 'a.glb')
+  with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as archive:
+    archive.write(tmp_path / 'a.glb', 'folder/a.glb')
+    archive.writestr('__MACOSX/folder/._a.glb', b'x')
+  assert len(meshes.load(tmp_path / 'a.zip')) == 1
+  with zipfile.ZipFile(tmp_path / 'b.zip', 'w') as archive:
+    archive.writestr('b.obj', 'mtllib x.mtl\nusemtl m\nv 0 0 0\nf 1 1 1\n')
+  with pytest.raises(UserError, match='b.zip/b.obj names the material file'):
+    meshes.load(tmp_path / 'b.zip')
+  with zipfile.ZipFile(tmp_path / 'c.zip', 'w') as archive:
+    for i in range(1001):
+      archive.writestr(f'{i}.obj', '')
+  with pytest.raises(UserError, match='more than 1,000 files'):
+    meshes.load(tmp_path / 'c.zip')
+
+
+def test_material_files_that_are_named_again_are_read_once(tmp_path):
+  (tmp_path / 'a.obj').write_text(
+      'mtllib a.obj\n' * 20_000 + 'v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n')
+  begin = time.process_time()
+  assert len(meshes.load(tmp_path / 'a.obj')) == 1
+  assert time.process_time() - begin < 10

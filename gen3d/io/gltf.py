@@ -1,4 +1,4 @@
-"""What trimesh does not read of glTF: normalized integers, compression.
+"""What trimesh does not read of glTF, and bounds on what a file declares.
 
 Blender writes vertex colors, and other programs texture coordinates, as
 integers that stand for fractions ("normalized"); trimesh takes them as they
@@ -15,12 +15,19 @@ import numpy as np
 
 from gen3d import files
 from gen3d.choices import UserError
+from gen3d.io import mesh_references
 
 SUFFIXES = ('.glb', '.gltf')
 _COMPRESSION = {'KHR_draco_mesh_compression': 'Draco',
                 'EXT_meshopt_compression': 'meshopt',
                 'KHR_meshopt_compression': 'meshopt',
                 'KHR_texture_basisu': 'Basis Universal'}
+# Nodes, and primitives with those of every node that repeats them: trimesh
+# takes a millisecond and more for each.
+_MAX_PARTS = 10_000
+# A few bytes may declare any number of vertices, or the same ones again and
+# again. Arrays that several primitives share are counted for each of them.
+_DECLARED_BYTES, _DECLARED_RATIO = 2 ** 27, 20
 _FLOAT, _JSON, _BIN = 5126, b'JSON', b'BIN\0'
 # Types of integers by glTF's number, and what stands for 1.
 _INTEGERS = {5120: (np.int8, 127), 5121: (np.uint8, 255),
@@ -39,7 +46,8 @@ def readable(path: pathlib.Path) -> bytes | None:
     file is damaged, which trimesh reports, or of another format.
 
   Raises:
-    UserError: the file needs a compression that cannot be read.
+    UserError: the file needs a compression that cannot be read, declares far
+      more than it holds, or has a texture that is no image that is read.
   """
   if path.suffix.lower() not in SUFFIXES:
     return None
@@ -51,6 +59,8 @@ def readable(path: pathlib.Path) -> bytes | None:
         raise UserError(
             f'{path} is compressed by {_COMPRESSION[name]} ({name}), which is '
             'not read; export it without compression.')
+    _check_bounds(path, tree, binary)
+    _check_textures(path, tree, binary)
     normalized = [a for a in tree.get('accessors', ())
                   if a.get('normalized') and a['componentType'] in _INTEGERS
                   and 'bufferView' in a and 'sparse' not in a]
@@ -86,6 +96,58 @@ def readable(path: pathlib.Path) -> bytes | None:
   binary = binary.ljust(start, b'\0') + added
   tree['buffers'][0]['byteLength'] = len(binary)
   return _glb(json.dumps(tree).encode(), binary)
+
+
+def _check_bounds(path: pathlib.Path, tree: dict[str, Any],
+                  binary: bytes) -> None:
+  """Raises UserError where a file is far smaller than what it declares."""
+  sizes, accessors = [], tree.get('accessors', [])
+  parts = len(tree.get('nodes', ())), sum(
+      len(mesh['primitives']) for mesh in tree.get('meshes', ()))
+  for node in tree.get('nodes', ()) if max(parts) <= _MAX_PARTS else ():
+    for primitive in (tree['meshes'][node['mesh']]['primitives']
+                      if 'mesh' in node else ()):
+      used = [*primitive['attributes'].values()]
+      used += [primitive['indices']] if 'indices' in primitive else []
+      sizes.append(sum(_declared(accessors[index]) for index in used))
+      if any('sparse' in accessors[index] for index in used):
+        raise UserError(f'{path} has sparse accessors, which are not read; '
+                        'export it without them.')
+      if len(sizes) > _MAX_PARTS:
+        break
+  if max(*parts, len(sizes)) > _MAX_PARTS:
+    raise UserError(f'{path} has more than {_MAX_PARTS:,} nodes or primitives; '
+                    'join the objects and export it again.')
+  # Also of accessors that no primitive uses, which trimesh reads.
+  declared = max(sum(sizes), sum(map(_declared, accessors)))
+  if declared > _DECLARED_BYTES:
+    held = sum(len(_content(path, buffer, binary))
+               for buffer in tree.get('buffers', ()))
+    if declared > _DECLARED_RATIO * held:
+      raise UserError(
+          f'{path} declares {declared:,} bytes of vertices and faces, but '
+          f'holds {held:,}; export it again.')
+
+
+def _check_textures(path: pathlib.Path, tree: dict[str, Any],
+                    binary: bytes) -> None:
+  """Raises UserError where a base color within the file is no image."""
+  for material in tree.get('materials', ()):
+    color = material.get('pbrMetallicRoughness', {}).get('baseColorTexture')
+    source = color and tree['textures'][color['index']].get('source')
+    image = {} if source is None else tree['images'][source]
+    if 'bufferView' in image:
+      view = tree['bufferViews'][image['bufferView']]
+      start = view.get('byteOffset', 0)
+      mesh_references.check_texture(
+          f'{path}: image {source}',
+          _content(path, tree['buffers'][view['buffer']], binary)[
+              start:start + view['byteLength']])
+
+
+def _declared(accessor: dict[str, Any]) -> int:
+  """Bytes of the values of an accessor, as floats."""
+  return 4 * accessor['count'] * _ARITY.get(accessor['type'], 16)
 
 
 def _parse(path: pathlib.Path) -> tuple[dict[str, Any], bytes]:

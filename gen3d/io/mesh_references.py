@@ -5,18 +5,21 @@ before it. Names are taken literally, as trimesh takes them: without the options
 of map_Kd, percent-encoding or backslashes.
 """
 
+import io
 import os
 import pathlib
 import re
 import struct
 from collections.abc import Iterator
 
-from gen3d import files, notices
+from gen3d import files, notices, pixels
 from gen3d.choices import UserError, excerpt, printable
+
+_MAX_LIBRARIES = 100  # material files of one .obj that are looked for
 
 
 def check(path: str | os.PathLike) -> None:
-  """Raises UserError where a mesh file names a material or texture not there.
+  """Checks the material files and textures that a mesh file names.
 
   Only what colors a surface counts: the libraries and base color textures of
   .obj, .gltf, .glb and .ply files. Damaged files pass; their reader says what
@@ -26,7 +29,8 @@ def check(path: str | os.PathLike) -> None:
     path: of the mesh file.
 
   Raises:
-    UserError: names the missing file, the file that names it, and a remedy.
+    UserError: names a missing file, the file that names it, and a remedy; or a
+      texture that is no image that is read.
   """
   path = pathlib.Path(path)
   named = {'.obj': _of_obj, '.gltf': _of_gltf, '.glb': _of_gltf,
@@ -37,17 +41,32 @@ def check(path: str | os.PathLike) -> None:
           struct.error):
     return
   for kind, source, name in references:
-    if _find(source, name) is None:
+    file = _find(source, name)
+    if file is None:
       raise UserError(
           f'{source} names the {kind} {name}, which is missing; put it into '
           f'{source.parent}, or remove that line to read the mesh without it.')
+    if kind == 'texture':
+      check_texture(str(file), files.read_file(file))
+
+
+def check_texture(name: str, content: bytes) -> None:
+  """Raises UserError where the content of a file is no image that is read.
+
+  trimesh would leave it out.
+  """
+  try:
+    files.open_image(io.BytesIO(content)).close()
+  except Exception as error:  # Pillow raises many kinds for one damage.
+    raise pixels.unreadable(name, content[:pixels.HEAD], error) from error
 
 
 def _of_obj(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
   """Yields (kind, file that names it, name) of an .obj file's references."""
   text = path.read_text(errors='replace')
   used = set(_values(text, 'usemtl'))
-  for library in _values(text, 'mtllib'):
+  libraries = list(dict.fromkeys(_values(text, 'mtllib')))
+  for library in libraries[:_MAX_LIBRARIES]:
     yield 'material file', path, library
     file = _find(path, library)
     if file is None:

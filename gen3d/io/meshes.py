@@ -20,6 +20,7 @@ import io
 import os
 import pathlib
 import re
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from typing import Any
@@ -41,6 +42,8 @@ SUFFIXES = tuple(f'.{name}' for name in FORMATS)
 DEFAULT_GRAY = 0.7  # display value of meshes without any color
 # Unlike a zip, they do not declare the size of their content.
 _COMPRESSED = {'bz2', 'tar.bz2', 'tar.gz'}
+_MAX_MEMBERS = 1000  # files of a zip
+_MAX_NAME = 2 ** 12  # bytes at the end of an .stl that may name the solid
 _FARTHEST = 1e30  # coordinate whose square is a finite float64
 _VERTICES, _INDICES = 34962, 34963  # glTF: kinds of buffers
 
@@ -112,8 +115,7 @@ def save_formats(stem: pathlib.Path, formats: Sequence[str], plain: Mesh,
 def load(path: str | os.PathLike, up: str = 'y') -> tuple[Mesh, ...]:
   """Reads a mesh file: one Mesh per material and node of its scene.
 
-  Textures are read only from the formats of files.IMAGE_FORMATS; others are
-  ignored.
+  Textures are of the formats of files.IMAGE_FORMATS.
 
   Args:
     path: file of any format that trimesh opens.
@@ -124,8 +126,8 @@ def load(path: str | os.PathLike, up: str = 'y') -> tuple[Mesh, ...]:
 
   Raises:
     UserError: the file, or a material file or texture that it names, is
-      missing; it is of an unknown format, damaged, has no triangles, or
-      vertices that are not finite.
+      missing or cannot be read; it is of an unknown format, damaged, has no
+      triangles, or vertices that are not finite.
   """
   path = pathlib.Path(path).expanduser()
   formats = sorted(trimesh.available_formats() - _COMPRESSED)
@@ -134,9 +136,8 @@ def load(path: str | os.PathLike, up: str = 'y') -> tuple[Mesh, ...]:
                     f'of {", ".join(formats)}.')
   if not path.is_file():
     raise UserError(f'{path} is missing; give the path of a mesh file.')
-  mesh_references.check(path)
   try:
-    parts = _read_parts(path)
+    parts = _read_all_parts(path)
   except UserError:
     raise
   except Exception as error:  # each format's parser has its own exceptions
@@ -261,11 +262,32 @@ class _Resolver(trimesh.resolvers.FilePathResolver):
     raise FileNotFoundError(name)
 
 
+def _read_all_parts(path: pathlib.Path) -> list[tuple[Any, np.ndarray]]:
+  """As `_read_parts`; of a zip, those of the mesh files in it."""
+  if path.suffix.lower() != '.zip':
+    return _read_parts(path)
+  with (zipfile.ZipFile(path) as archive,
+        tempfile.TemporaryDirectory() as folder):
+    files.check_zip(archive, path)
+    if len(archive.namelist()) > _MAX_MEMBERS:
+      raise UserError(f'{path} has more than {_MAX_MEMBERS:,} files; give the '
+                      'mesh file itself.')
+    archive.extractall(folder)
+    found = [file for file in sorted(pathlib.Path(folder).rglob('*'))
+             if file.suffix[1:].lower() in (
+                 trimesh.available_formats() - _COMPRESSED - {'zip'})
+             and not files.is_system_file(file)]
+    try:
+      return [part for file in found for part in _read_parts(file)]
+    except UserError as error:  # It names files of the folder.
+      raise UserError(str(error).replace(folder, str(path))) from error
+
+
 def _read_parts(path: pathlib.Path) -> list[tuple[Any, np.ndarray]]:
   """(geometry, pose [4, 4]) of all nodes of a file, with textures decoded."""
-  if path.suffix.lower() == '.zip':
-    with zipfile.ZipFile(path) as archive:
-      files.check_zip(archive, 'it')
+  mesh_references.check(path)
+  if path.suffix.lower() in ('.ply', '.stl'):
+    _check_complete(path)
   # trimesh opens textures itself, in any format that Pillow supports.
   content = gltf.readable(path)
   with files.restricted_image_formats():
@@ -282,6 +304,27 @@ def _read_parts(path: pathlib.Path) -> list[tuple[Any, np.ndarray]]:
         image.load()
   nodes = [scene.graph[node] for node in scene.graph.nodes_geometry]
   return [(scene.geometry[name], matrix) for matrix, name in nodes]
+
+
+def _check_complete(path: pathlib.Path) -> None:
+  """Raises UserError where a text file ends before what it announces.
+
+  trimesh reads the part that is there. It checks binary files itself.
+  """
+  content = files.read_file(path)
+  head, end, body = content.partition(b'end_header')
+  if path.suffix.lower() == '.ply' and end and b'format ascii' in head:
+    rows = sum(map(int, re.findall(rb'(?m)^element \S+ (\d{1,18})\s*$', head)))
+    # Blank lines are no rows.
+    present = sum(bool(line.strip()) for line in body.splitlines()[1:])
+    if present < rows:
+      raise UserError(f'{path} ends too early: its header announces {rows:,} '
+                      f'rows, but it has {present:,}; export it again.')
+  is_text = content.lstrip()[:5] == b'solid' and b'\0' not in content[:80]
+  if path.suffix.lower() == '.stl' and is_text and (
+      b'endsolid' not in content[-_MAX_NAME:]):
+    raise UserError(f'{path} ends too early: it has no endsolid; export it '
+                    'again.')
 
 
 def _to_mesh(part: trimesh.Trimesh, is_linear: bool) -> Mesh:
