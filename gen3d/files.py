@@ -32,6 +32,9 @@ from gen3d.choices import UserError, excerpt
 # the file; for PostScript it starts Ghostscript.
 IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'TIFF', 'BMP')
 MAX_PIXELS = 100_000_000  # of an image, which decodes to 0.4 GB
+# An image may decode to this many bytes, and to this many times its own size,
+# which a mask without much in it can have; images that are one color have more.
+_DECODED_BYTES, _DECODED_RATIO = 2 ** 26, 2000
 # Pillow warns of a limit of its own, below this one.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 _TOKEN_BYTES = 8  # in the names of temporary files
@@ -395,21 +398,31 @@ def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
     PIL's image, to be closed or used as a context manager.
 
   Raises:
-    UserError: it has more than MAX_PIXELS, by its header, or is no regular
-      file; the message is a clause, for a sentence that names the file.
+    UserError: it has more than MAX_PIXELS, by its header, or is far smaller
+      than its pixels, or is no regular file; the message is a clause, for a
+      sentence that names the file.
     OSError: the file cannot be opened, or (PIL.UnidentifiedImageError, a kind
       of OSError) its content is of no such format. Pillow's other errors
       remain as they are.
   """
-  if isinstance(file, str | os.PathLike) and not stat.S_ISREG(
-      os.stat(file).st_mode):
-    raise UserError('it is no regular file')
+  if isinstance(file, str | os.PathLike):
+    status = os.stat(file)
+    if not stat.S_ISREG(status.st_mode):
+      raise UserError('it is no regular file')
+    packed = status.st_size
+  else:
+    packed = file.seek(0, os.SEEK_END)
+    file.seek(0)
   try:
     image = Image.open(file, formats=IMAGE_FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS:
       image.close()
       raise Image.DecompressionBombError
+    if 4 * width * height > max(_DECODED_BYTES, _DECODED_RATIO * packed):
+      image.close()
+      raise UserError(f'its {packed:,} bytes would decode to {width:,} x '
+                      f'{height:,} pixels, as those of no photograph do')
   except Image.DecompressionBombError:
     raise UserError(f'it has more than {MAX_PIXELS:,} pixels') from None
   return image

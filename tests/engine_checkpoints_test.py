@@ -1,6 +1,7 @@
 """Checkpoints: round trips, verification, error messages."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -144,6 +145,20 @@ def test_damaged_metadata_of_orbax_is_survived_or_named(tmp_path, content):
     assert checkpoints.load(tmp_path, make_state()).step == 3
   except UserError as error:
     assert re.search(f'{file} .*; delete {file.parent}', str(error))
+
+
+@pytest.mark.parametrize('make', [
+    lambda path: path.symlink_to('/dev/zero'), os.mkfifo])
+def test_devices_in_checkpoints_are_not_read(tmp_path, make):
+  save(tmp_path, 2, 3)
+  folder = tmp_path / 'checkpoints' / '3' / 'state'
+  file = max(folder.rglob('d/*'), key=lambda path: path.stat().st_size)
+  file.unlink()
+  make(file)
+  for read in (lambda: checkpoints.load(tmp_path, make_state()),
+               lambda: checkpoints.load_tree(tmp_path, 'params')):
+    with pytest.raises(UserError, match='3 is damaged .*no regular file'):
+      read()
 
 
 def test_renamed_checkpoint_is_refused(tmp_path):

@@ -390,3 +390,11 @@ def test_run_of_a_later_version_is_refused(tmp_path):
 
 def toy_state():
   return toy_task.make(toy_config.get_config()).init(jax.random.key(0))
+
+
+def test_run_whose_config_an_editor_saved_as_utf_16_goes_on(tmp_path):
+  run(tmp_path / 'run', steps=2)
+  stored = tmp_path / 'run' / 'config.json'
+  stored.write_bytes(stored.read_text().encode('utf-16'))
+  state, _ = run(tmp_path / 'run', steps=3)
+  assert state.step == 3 and json.loads(stored.read_text())['steps'] == 3

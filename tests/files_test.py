@@ -162,8 +162,14 @@ def test_images_of_too_many_pixels_are_refused(tmp_path, place, size):
 
 
 def test_limit_of_pixels_is_that_of_the_header():
-  with files.open_image(io.BytesIO(png_header(10_000, 10_000))) as image:
+  # Far less than 400 MB would be refused for its size.
+  whole = png_header(10_000, 10_000).ljust(200_000, b'\0')
+  with files.open_image(io.BytesIO(whole)) as image:
     assert image.size == (10_000, 10_000)
+  with pytest.raises(UserError, match='its 199,999 bytes would decode to'):
+    files.open_image(io.BytesIO(whole[:-1]))
+  with files.open_image(io.BytesIO(png_header(4096, 4096))) as image:
+    assert image.size == (4096, 4096)
   with pytest.raises(UserError, match='more than 100,000,000 pixels'):
     files.open_image(io.BytesIO(png_header(10_000, 10_001)))
 

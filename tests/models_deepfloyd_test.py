@@ -66,6 +66,8 @@ def test_every_parameter_has_a_gradient():
     ({'act_fn': 'silu'}, 'act_fn'),
     ({'resnet_time_scale_shift': 'default'}, 'resnet_time_scale_shift'),
     ({'encoder_hid_dim': None}, 'encoder_hid_dim'),
+    ({'cross_attention_dim': 40}, '32 does not divide 40'),
+    ({'addition_embed_type_num_heads': 7}, '7 does not divide'),
 ])
 def test_a_config_of_another_network_is_refused(tmp_path, changes, words):
   config = {'_class_name': 'UNet2DConditionModel', **SMALL, **changes}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from official_pickles import Call, Name, dumps, persistent, tensor
 
+from gen3d.choices import UserError
 from gen3d.weights import pickles
 
 
@@ -192,3 +193,9 @@ def test_modules_pickled_by_pytorch_are_read():
   for name, value in layer.state_dict().items():
     np.testing.assert_array_equal(arrays[name], value.numpy())
   assert set(arrays) == set(layer.state_dict())
+
+
+def test_pipes_are_not_read(tmp_path):
+  os.mkfifo(tmp_path / 'a.pkl')
+  with pytest.raises(UserError, match='no regular file'):
+    pickles.load(tmp_path / 'a.pkl')

@@ -302,7 +302,13 @@ def _read_meta(path: pathlib.Path) -> dict[str, Any]:
   """Returns the SHA-256 of a checkpoint and of its leaves.
 
   Version 1 has no leaves.
+
+  Raises:
+    UserError: its record is damaged, or one of its files is a pipe or a device,
+      which Orbax would read without end.
   """
+  for part in path.rglob('*'):
+    files.check_regular(part)
   file = path / 'meta' / 'metadata'
   meta = files.read_json(file, {'leaves': schemas.MAPPING})
   schemas.check(file, meta, {'sha256': schemas.TEXT}, required=True)

@@ -120,7 +120,7 @@ def discarded_on_error(workdir: pathlib.Path, new: bool) -> Generator[None]:
 def _tell_of_other_steps(workdir, steps):
   """A message where a run with checkpoints goes on to another last step."""
   stored = workdir / 'config.json'
-  before = (json.loads(stored.read_text()).get('steps', steps)
+  before = (files.read_json(stored, nan=True).get('steps', steps)
             if latest(workdir) and stored.exists() else steps)
   if before != steps:
     notices.message(

@@ -115,7 +115,10 @@ def _find(source: pathlib.Path, name: str) -> pathlib.Path | None:
   """The file that trimesh reads: within the folder, else by its last name."""
   folder = source.parent.resolve()
   for option in (name, name.lstrip('/'), pathlib.Path(name).name):
-    file = (folder / option).resolve()
+    try:
+      file = (folder / option).resolve()
+    except RuntimeError:  # a loop of links
+      continue
     if file.is_file() and file.is_relative_to(folder):
       return file
   return None

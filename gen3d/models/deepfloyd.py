@@ -31,6 +31,8 @@ from gen3d.models.conditional_unet import (
 )
 from gen3d.weights import hub
 
+_TEXT_GROUPS = 32  # of the norm of the text states
+
 
 class TextAndPixelAttention(nn.Module):
   """Self- and cross-attention with one softmax, plus x."""
@@ -46,7 +48,7 @@ class TextAndPixelAttention(nn.Module):
     b, height, width, c = x.shape
     dense = lambda name: nn.Dense(c, dtype=self.dtype, name=name)
     norm = lambda groups, name: group_norm(groups, 1e-5, self.dtype, name)
-    text = norm(32, 'norm_cross')(states)
+    text = norm(_TEXT_GROUPS, 'norm_cross')(states)
     pixels = norm(self.config.groups, 'group_norm')(x).reshape(
         b, height * width, c)
     join = lambda a, b: jnp.concatenate([a, b], axis=1)
@@ -134,11 +136,17 @@ def unet_config(folder: hub.Folder) -> UNetConfig:
   head_dims = per_level(folder, 'attention_head_dim', 8, config.channels)
   hub.check_divisors(folder, 'block_out_channels and attention_head_dim',
                      head_dims, config.channels)
+  states = json_config.get('cross_attention_dim', 1280)
+  hub.check_divisors(folder, f'cross_attention_dim and {_TEXT_GROUPS} groups',
+                     [_TEXT_GROUPS], [states])
+  text_width = json_config['encoder_hid_dim']
+  pooling_heads = json_config.get('addition_embed_type_num_heads', 64)
+  hub.check_divisors(
+      folder, 'encoder_hid_dim and addition_embed_type_num_heads',
+      [pooling_heads], [text_width])
   return config._replace(
       heads=tuple(c // d for c, d in zip(config.channels, head_dims)),
-      states=json_config.get('cross_attention_dim', 1280),
-      text_width=json_config['encoder_hid_dim'],
-      pooling_heads=json_config.get('addition_embed_type_num_heads', 64))
+      states=states, text_width=text_width, pooling_heads=pooling_heads)
 
 
 class _AttentionPooling(nn.Module):

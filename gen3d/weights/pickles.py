@@ -20,6 +20,7 @@ from typing import IO, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from gen3d import files
 from gen3d.choices import UserError, excerpt
 from gen3d.weights import pickle_scan
 from gen3d.weights import pickle_values as values
@@ -94,9 +95,11 @@ def load(path: str | os.PathLike) -> Module:
   Raises:
     PickleError: the file is no such pickle, is cut off, or refers to anything
       that networks do not need.
+    UserError: the path is of a pipe or a device.
     OSError: the file cannot be read.
   """
   path = pathlib.Path(path).expanduser()
+  files.check_regular(path)
   try:
     with path.open('rb') as file:
       content = Unpickler(file).load()

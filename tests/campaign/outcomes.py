@@ -27,8 +27,11 @@ _LONGEST = 2000  # characters of a sentence
 
 
 class Limits(NamedTuple):
-  """Of one trial; `seconds` by the clock, `cpu` of the processor."""
-  seconds: float = 45
+  """Of one trial; `seconds` by the clock, `cpu` of the processor.
+
+  Other programs may leave a trial a small part of a processor.
+  """
+  seconds: float = 150
   cpu: int = 25
   memory: int = 2 ** 31  # bytes
 

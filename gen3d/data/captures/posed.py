@@ -34,6 +34,10 @@ from gen3d.ops.cameras import Camera
 
 _MARGIN = 0.1      # around the points, as a fraction of their extent
 _ORIENTATION = 0x112  # tag of EXIF
+# All images may take this many bytes in memory, and this many times the size of
+# their files. Photographs have ratios of 5 to 50, renders of one object on a
+# plain background up to 200.
+_DECODED_BYTES, _DECODED_RATIO = 2 ** 29, 250
 _CLOSEST = 0.005   # least automatic near, as a fraction of far
 
 
@@ -125,6 +129,7 @@ def open_posed(path: str | os.PathLike, split: str = 'train', *,
     raise UserError(
         f'{name} is missing, but {missing[0].source} lists it '
         f'({len(missing)} of {len(frames)} images are missing).')
+  _check_total(path, frames, factor)
   images, intrinsics, sizes = _load(frames, factor, split)
   c2w = np.stack([f.c2w for f in frames])
   camera = Camera(c2w.astype(np.float32), intrinsics.astype(np.float32))
@@ -134,6 +139,35 @@ def open_posed(path: str | os.PathLike, split: str = 'train', *,
       box.astype(np.float32),
       any(image[:h, :w, 3].min() < 255 for image, (h, w) in zip(images, sizes)),
       capture.align, sizes)
+
+
+def _check_total(path, frames: list[Frame], factor: float) -> None:
+  """Raises UserError where the images would need too much memory.
+
+  That is all that the machine has, or far more than the sizes of their files.
+  """
+  # Each image, reduced, at the largest width and height; see `_load`.
+  sizes = []
+  for frame in frames:
+    size = _file_size(frame)
+    sizes.append(np.minimum(
+        size, np.ceil(np.divide(frame.size or size, factor))))
+  total = 4 * len(frames) * np.prod(np.max(sizes, axis=0))
+  packed = sum(os.path.getsize(file) for file in {f.file for f in frames})
+  limit = max(_DECODED_BYTES, _DECODED_RATIO * packed)
+  if total > min(limit, _memory()):
+    raise UserError(
+        f'The {len(frames)} images of {path}, of {packed:,} bytes, would take '
+        f'{total:,.0f} bytes in memory; set --config.data.factor to a number '
+        'by which they are reduced, or give images of similar sizes.')
+
+
+def _memory() -> float:
+  """Bytes of memory of the machine, or infinity where that is not known."""
+  try:
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  except (AttributeError, ValueError, OSError):
+    return np.inf
 
 
 def _with_test(path, frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
