@@ -7,7 +7,12 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
+import jax
+import pytest
+
+from gen3d.choices import UserError
 from gen3d.engine import checkpoints, peers
 
 TESTS = pathlib.Path(__file__).parent
@@ -87,3 +92,41 @@ def test_count_that_stands_still_is_that_of_a_process_that_is_gone(
 
 def test_error_of_a_run_of_one_process_is_its_own():
   assert peers.check(ValueError('a bug')) is None
+
+
+def join(monkeypatch):
+  """Arguments with which `join` starts JAX."""
+  given = {}
+  monkeypatch.setattr(peers, '_catch_fatal', lambda: None)
+  monkeypatch.setattr(peers.jax.config, 'update', lambda *setting: None)
+  peers.join(lambda **limits: given.update(limits), 50)
+  return given
+
+
+def test_without_the_private_record_of_jax_its_own_watch_stays(
+    monkeypatch, capsys):
+  assert 'heartbeat_timeout_seconds' in join(monkeypatch)
+  assert not capsys.readouterr().err
+  monkeypatch.delattr(jax._src, 'distributed')
+  monkeypatch.setitem(sys.modules, 'jax._src.distributed', None)
+  assert [*join(monkeypatch)] == ['initialization_timeout']
+  assert 'they do not watch each other' in capsys.readouterr().err
+  assert not peers.several()
+  assert peers.check(ValueError('a bug')) is None
+
+
+def test_another_key_value_store_is_one_sentence(monkeypatch):
+  state = types.SimpleNamespace(client=object(), num_processes=2, process_id=1,
+                                coordinator_address='')
+  monkeypatch.setattr(peers, '_state', lambda: state)
+  with pytest.raises(UserError, match='cannot watch each other with JAX'):
+    join(monkeypatch)
+
+
+@pytest.mark.parametrize('text, fatal', [
+    (b'F1 Terminating process because the JAX distributed service detected '
+     b'fatal errors.', True),
+    (b'Terminating process because the coordination service', True),
+    (b'Terminating the search', False)])
+def test_fatal_messages_of_jax(text, fatal):
+  assert bool(peers._FATAL.search(text)) == fatal

@@ -2,23 +2,26 @@
 
 Every process counts in the key-value store of JAX's coordinator, which runs in
 process 0. A process whose count stands still is gone, or stopped. JAX itself
-notices it later, and ends the others by SIGABRT with a stack of C++.
+notices it later, and ends the others by SIGABRT with a stack of C++; that is
+what remains where a version of JAX has no such store, or no such record of the
+processes.
 """
 
 import contextlib
 import ctypes
 import itertools
 import os
+import re
 import signal
 import socket
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax._src import distributed
 
 from gen3d import notices
 from gen3d.choices import UserError
@@ -29,7 +32,12 @@ _GONE = 30.0  # a process without a count for these seconds is gone
 _FAILED = 7.0  # the same after an exchange between processes has failed
 _JAX_LIMIT = 24 * 3600  # of JAX's own watch, which is not to interfere
 _FOLDER = 'gen3d/alive/'
-_FATAL = b'Terminating process because the JAX distributed service'
+# What JAX writes before it ends the process.
+_FATAL = re.compile(rb'(?i)terminating process because the [\w ]*'
+                    rb'(distributed|coordination) service')
+# The record of a run of one process.
+_ALONE = types.SimpleNamespace(client=None, num_processes=1, process_id=0,
+                               coordinator_address='')
 
 
 class Lost(stopping.AtOnce):
@@ -81,20 +89,28 @@ def join(start: Callable[..., None], seconds: int) -> None:
       stopping.end(2)
 
   threading.Thread(target=expire, daemon=True).start()
+  # JAX's own watch is not to interfere with this one. The others wait while
+  # process 0 writes the results.
+  limits = {} if _state() is _ALONE else {
+      'heartbeat_timeout_seconds': _JAX_LIMIT,
+      'shutdown_timeout_seconds': _JAX_LIMIT}
   try:
     with notices.slow('Waiting for the other processes of the run, at most '
                       f'{seconds} seconds'):
-      start(initialization_timeout=_JAX_LIMIT,
-            heartbeat_timeout_seconds=_JAX_LIMIT,
-            # The others wait while process 0 writes the results.
-            shutdown_timeout_seconds=_JAX_LIMIT)
+      start(initialization_timeout=_JAX_LIMIT, **limits)
   except (RuntimeError, ValueError) as error:
     raise UserError('The processes of the run cannot be connected '
                     f'({error}); check JAX_COORDINATOR_ADDRESS.') from error
   finally:
     joined.set()
+  if _state() is _ALONE:
+    notices.message(
+        f'JAX {jax.__version__} has another record of the processes of a run '
+        'than gen3d knows: they do not watch each other, and where one ends, '
+        'the others end after about two minutes, with a message of JAX.')
   if several():
     _counts.update({})
+    _check_store()
     for task in (_count, _watch):
       threading.Thread(target=task, daemon=True).start()
 
@@ -149,8 +165,38 @@ def _sentence(index: int) -> str:
 
 
 def _state() -> Any:
-  # Not jax.process_count(), which starts the devices.
-  return distributed.global_state
+  """JAX's record of the processes; _ALONE where it has none that is known.
+
+  Not jax.process_count(), which starts the devices.
+  """
+  try:
+    from jax._src import distributed
+    state: Any = distributed.global_state
+  except (ImportError, AttributeError):
+    return _ALONE
+  return state if all(hasattr(state, name) for name in vars(_ALONE)) else _ALONE
+
+
+def _check_store():
+  """Raises UserError where the key-value store of JAX is another one."""
+  try:
+    _exchange(0)
+  except (AttributeError, TypeError) as error:
+    raise UserError(
+        f'The processes of a run cannot watch each other with JAX '
+        f'{jax.__version__}, whose key-value store is another one ({error}); '
+        'install jax 0.10.2, or use one process.') from error
+  except Exception:  # A process that does not answer is told of by `_watch`.
+    pass
+
+
+def _exchange(count):
+  """Writes the count of this process, and reads those of all."""
+  client = _state().client
+  client.key_value_set(f'{_FOLDER}{_state().process_id}', str(count),
+                       allow_overwrite=True)
+  _counts.update({int(key.removeprefix(_FOLDER)): value for key, value
+                  in client.key_value_dir_get(_FOLDER)})
 
 
 def _count():
@@ -160,10 +206,7 @@ def _count():
       return
     # An exchange with a coordinator that does not answer fails after minutes.
     with contextlib.suppress(Exception):
-      _state().client.key_value_set(f'{_FOLDER}{_state().process_id}',
-                                    str(count), allow_overwrite=True)
-      _counts.update({int(key.removeprefix(_FOLDER)): value for key, value
-                      in _state().client.key_value_dir_get(_FOLDER)})
+      _exchange(count)
     time.sleep(_BEAT)
 
 
@@ -197,7 +240,7 @@ def _catch_fatal():
 
   def forward():
     while text := os.read(reader, 2 ** 16):
-      if _FATAL in text:
+      if _FATAL.search(text):
         stopping.tell(_sentence(0))
         stopping.end(2)
       os.write(real, text)
