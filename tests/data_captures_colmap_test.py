@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from posed_layouts import around, points_in_front, write_colmap_txt
 
-from gen3d.data.captures import camera_models, colmap
+from gen3d.choices import UserError
+from gen3d.data.captures import camera_models, colmap, layouts
 
 
 @pytest.mark.parametrize('model, parameters, distortion', [
@@ -83,3 +84,20 @@ def test_files_that_colmap_wrote_project_points_as_colmap_does(tmp_path, end):
             seen * image.size, [float(x), float(y)], atol=1e-6)
         count += 1
   assert count == 6
+
+
+@pytest.mark.parametrize('file, column, number, words', [
+    ('cameras.txt', 2, '1' * 400, 'a side beyond 10,000,000'),
+    ('images.txt', 6, '1e300', 'not finite or beyond 1e\\+30')])
+def test_absurd_numbers_are_one_sentence(tmp_path, file, column, number, words):
+  poses = around()
+  write_colmap_txt(tmp_path, poses, points_in_front(poses)[0])
+  path = tmp_path / 'sparse' / '0' / file
+  lines = path.read_text().splitlines()
+  first = next(i for i, line in enumerate(lines) if line[0] != '#')
+  numbers = lines[first].split()
+  numbers[column] = number
+  lines[first] = ' '.join(numbers)
+  path.write_text('\n'.join(lines) + '\n')
+  with pytest.raises(UserError, match=words):
+    layouts.read(tmp_path)

@@ -39,6 +39,7 @@ _SUPPORTED = {
 # Points of structure from motion that are so many times as far off as half of
 # them: triangulation does not give such, damaged files do.
 _ABSURD = 1e6
+_MAX_SIDE = 10 ** 7  # pixels of a camera's image
 
 
 class RegisteredImage(NamedTuple):
@@ -264,9 +265,9 @@ def _camera_model(file: pathlib.Path, number: int, name: str, width: int,
   except TypeError as error:
     raise UserError(f'{file}: camera {number} ({name}) has '
                     f'{len(parameters)} parameters.') from error
-  if min(width, height, *pixels[:2]) <= 0:
+  if min(width, height, *pixels[:2]) <= 0 or max(width, height) > _MAX_SIDE:
     raise UserError(f'{file}: camera {number} has a size or a focal length '
-                    'that is not positive.')
+                    f'that is not positive, or a side beyond {_MAX_SIDE:,}.')
   return (width, height), camera_models.from_pixels(
       width, height, *pixels, distortion=distortion)
 

@@ -23,6 +23,7 @@ _AROUND = 0.5
 # Cosine of image rows with the vertical below which they do not tell up from
 # down.
 _SIDEWAYS = 0.1
+_FARTHEST = 1e30  # coordinate whose square is a finite float64
 
 
 class Frame(NamedTuple):
@@ -141,13 +142,14 @@ def check_frame(frame: Frame) -> None:
   """Checks the pose and the camera model of a Frame.
 
   Raises:
-    UserError: the pose is not a rigid motion, or the model has a size or a
-      focal length that is not positive.
+    UserError: the pose is not a rigid motion or is absurdly far off, or the
+      model has a size or a focal length that is not positive.
   """
   rotation = frame.c2w[:3, :3]
   where = f'{frame.source}: the pose of {frame.name}'
-  if not np.isfinite(frame.c2w).all():
-    raise UserError(f'{where} has numbers that are not finite.')
+  if not (np.abs(frame.c2w) < _FARTHEST).all():  # or NaN
+    raise UserError(f'{where} has numbers that are not finite or beyond '
+                    f'{_FARTHEST:g}.')
   if abs(np.linalg.det(rotation)) < 1e-6:
     raise UserError(f'{where} is singular; remove the image.')
   if np.abs(rotation.T @ rotation - np.eye(3)).max() > 1e-2:
