@@ -396,5 +396,5 @@ def test_run_whose_config_an_editor_saved_as_utf_16_goes_on(tmp_path):
   run(tmp_path / 'run', steps=2)
   stored = tmp_path / 'run' / 'config.json'
   stored.write_bytes(stored.read_text().encode('utf-16'))
-  state, _ = run(tmp_path / 'run', steps=3)
+  state = run(tmp_path / 'run', steps=3)
   assert state.step == 3 and json.loads(stored.read_text())['steps'] == 3

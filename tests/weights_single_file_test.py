@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import checkpoint_folders
 import numpy as np
@@ -17,7 +18,7 @@ from gen3d.diffusion import pretrained
 from gen3d.evaluation import samples
 from gen3d.models import autoencoder, clip
 from gen3d.models import stable_diffusion as sd
-from gen3d.weights import hub, lora
+from gen3d.weights import hub, lora, single_file
 
 PARTS = ('unet', 'vae', 'text_encoder')
 LEVELS = {'block_out_channels': [32, 64, 64, 96], 'layers_per_block': 2}
@@ -197,6 +198,39 @@ def test_a_lora_that_does_not_fit_is_refused_by_name(
   with pytest.raises(UserError, match=f'a.safetensors.*{words}'):
     dict(hub.read_part(
         folder, 'unet', changes=f'{tmp_path}/a.safetensors').tensors)
+
+
+@pytest.mark.parametrize('changed, words', [
+    ({'alpha': np.zeros(0)}, 'alpha is no finite number'),
+    ({'alpha': np.array(np.nan)}, 'alpha is no finite number'),
+    ({'lora_A.weight': np.zeros((0, 8)), 'lora_B.weight': np.zeros((8, 0))},
+     'are no matrices'),
+    ({'lora_A.weight': np.array(1.0)}, 'are no matrices')])
+def test_factors_that_are_none_are_named(changed, words):
+  factors = {'lora_A.weight': np.zeros((4, 8)),
+             'lora_B.weight': np.zeros((8, 4)), **changed}
+  with pytest.raises(UserError, match=f'a.safetensors: unet.x.*{words}'):
+    lora.read('a.safetensors', {
+        f'unet.x.{name}': x for name, x in factors.items()}, 1.0)
+
+
+@pytest.mark.parametrize('change', [
+    lambda names: {n: x for n, x in names.items() if 'attn2.to_k' not in n},
+    lambda names: {n: x for n, x in names.items() if 'proj_in' not in n}])
+def test_files_without_some_layers_are_named(single, change):
+  stored = hub._stored(single)
+  with pytest.raises(UserError, match='is cut off, or of another model'):
+    single_file.parts('a.safetensors', change(stored))
+
+
+def test_an_absurd_number_of_blocks_takes_no_time(single):
+  stored = hub._stored(single)
+  name = 'model.diffusion_model.output_blocks.300000000.0.bias'
+  begin = time.process_time()
+  parts = single_file.parts('a.safetensors', stored | {
+      name: next(iter(stored.values()))})
+  assert len(parts['unet'].readers) == 687
+  assert time.process_time() - begin < 20
 
 
 def test_the_scale_of_a_lora_follows_its_path():

@@ -65,13 +65,14 @@ def read(where: str, tensors: Mapping[str, np.ndarray], scale: float
     scale: factor of all changes.
 
   Raises:
-    UserError: a tensor is of no known kind, or a factor is missing.
+    UserError: a tensor is of no known kind, a factor is missing or no matrix,
+      or an alpha is no number.
   """
   factors: dict[str, dict[int, np.ndarray]] = {}
   alphas: dict[str, float] = {}
   for name, tensor in tensors.items():
     if match := _ALPHA.fullmatch(name):
-      alphas[match['target']] = float(np.asarray(tensor).ravel()[0])
+      alphas[match['target']] = _alpha(f'{where}: {name[:80]}', tensor)
       continue
     match = _NAME.fullmatch(name)
     if not match:
@@ -89,12 +90,29 @@ def read(where: str, tensors: Mapping[str, np.ndarray], scale: float
       raise UserError(f'{where}: {target[:80]} has only one of two factors, or '
                       'is not of a U-Net or a text encoder of Stable '
                       'Diffusion; use a LoRA for it.')
+    if min(pair[0].ndim, pair[1].ndim) < 2 or not min(pair[0].size,
+                                                      pair[1].size):
+      raise UserError(f'{where}: {target[:80]} has factors of '
+                      f'{list(pair[1].shape)} and {list(pair[0].shape)}, which '
+                      'are no matrices; get it again.')
     rank = pair[0].shape[0]
     changes.setdefault(_PARTS[prefix], {})[target.removeprefix(prefix)] = (
         Change(pair[0], pair[1], scale * alphas.get(target, rank) / rank))
   if not changes:
     raise UserError(f'{where} holds no LoRA.')
   return changes
+
+
+def _alpha(where: str, tensor: np.ndarray) -> float:
+  """The number in a tensor of one number."""
+  array = np.asarray(tensor)
+  try:
+    alpha = float(array.item())
+  except (TypeError, ValueError):
+    alpha = np.nan
+  if not np.isfinite(alpha):
+    raise UserError(f'{where} is no finite number; get it again.')
+  return alpha
 
 
 def apply(where: str, changes: Mapping[str, Change],
@@ -134,8 +152,9 @@ def _changed(where: str, read: Callable[[], np.ndarray],
   tensor = read()
   down, up, scale = change
   rank = down.shape[0]
-  if not (up.ndim == down.ndim >= 2 and up.shape[1] == rank and (
-      up.shape[0], down[0].size) == (tensor.shape[0], tensor[0].size)):
+  if not (tensor.ndim >= 2 and up.ndim == down.ndim and (
+      up.shape[0], up.shape[1], down[0].size) == (
+          tensor.shape[0], rank, tensor[0].size)):
     raise UserError(
         f'{where} has factors of {list(up.shape)} and {list(down.shape)} for a '
         f'tensor of {list(tensor.shape)}; it is a LoRA of another model.')

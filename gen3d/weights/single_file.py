@@ -123,17 +123,15 @@ def _unet(stored: Mapping[str, Stored]) -> Part:
                        f'{block}.1.norm.weight' in stored))
   channels, attention = zip(*(level[-1] for level in levels))
   blocks = len(levels[0])
-  for k in range(max(_numbers(stored, 'output_blocks')) + 1):
+  for k in _numbers(stored, 'output_blocks'):
     up, i = divmod(k, blocks + 1)
     block, target = f'output_blocks.{k}', f'up_blocks.{up}'
     modules[f'{block}.0'] = f'{target}.resnets.{i}'
     modules[f'{block}.1'] = f'{target}.attentions.{i}'
     for j in (1, 2):
       modules[f'{block}.{j}.conv'] = f'{target}.upsamplers.0.conv'
-  states = next(x.shape[1] for name, x in stored.items()
-                if name.endswith('attn2.to_k.weight'))
-  linear = next(len(x.shape) == 2 for name, x in stored.items()
-                if name.endswith('1.proj_in.weight'))
+  states = _shape(stored, 'attn2.to_k.weight')[1]
+  linear = len(_shape(stored, '1.proj_in.weight')) == 2
   names = lambda kind, other: [
       f'CrossAttn{kind}Block2D' if a else f'{kind}Block2D' for a in other]
   return Part({
@@ -266,6 +264,18 @@ def _numbers(names: Iterable[str], prefix: str) -> list[int]:
   if not found:
     raise LookupError(prefix)
   return found
+
+
+def _shape(stored: Mapping[str, Stored], ending: str) -> tuple[int, ...]:
+  """The shape of the first tensor with such an end of its name.
+
+  Raises:
+    LookupError: there is none.
+  """
+  for name, tensor in stored.items():
+    if name.endswith(ending):
+      return tensor.shape
+  raise LookupError(ending)
 
 
 def _moved(name: str, modules: Mapping[str, str],
