@@ -65,6 +65,29 @@ install_package() {
   install_changed pyproject.toml --no-deps --editable "$root"
 }
 
+# Prints every 30 seconds how long something takes, and the last line of its
+# log that is no warning:
+#   report_progress TEXT LOG
+# The reporter runs in the background, where Ctrl-C does not end it.
+report_progress() {
+  local seconds=0 line
+  while sleep 1; do
+    seconds=$((seconds + 1))
+    if [ $((seconds % 30)) -eq 0 ]; then
+      line=$(grep -v '^WARNING' "$2" | tail -n 1 | cut -c 1-70) || line=
+      echo "$1 ($((seconds / 60)):$(printf %02d $((seconds % 60)))) $line" >&2
+    fi
+  done
+}
+
+stop_reporting() {
+  if [ -n "${reporter-}" ]; then
+    kill "$reporter" 2>/dev/null || true
+    wait "$reporter" 2>/dev/null || true
+    reporter=
+  fi
+}
+
 # Installs a file unless it is unchanged since the last time:
 #   install_changed FILE [PIP-ARGUMENT...]   by default --requirement FILE
 install_changed() {
@@ -76,8 +99,15 @@ install_changed() {
     return
   fi
   echo "Installing $name into .venv; the first time takes a few minutes." >&2
-  if ! "$python" -m pip install --disable-pip-version-check --retries 2 \
-    --timeout 30 "$@" >"$log" 2>&1 </dev/null; then
+  : >"$log"
+  report_progress "Installing $name" "$log" &
+  reporter=$!
+  trap stop_reporting EXIT
+  local status=0
+  "$python" -m pip install --disable-pip-version-check --retries 2 \
+    --timeout 30 "$@" >"$log" 2>&1 </dev/null || status=$?
+  stop_reporting
+  if [ $status -ne 0 ]; then
     if grep -qiE 'connection (broken|refused|timed out|aborted|error)|failed to establish|name resolution|timed out|ProxyError|SSLError' "$log"
     then
       fail "the Python package registry cannot be reached, so $name is not" \

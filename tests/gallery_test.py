@@ -106,6 +106,27 @@ def test_mesh_is_embedded_for_pages_from_files(written):
   assert base64.b64decode(content) == (runs / 'a/mesh.glb').read_bytes()
 
 
+def test_page_shows_all_objects_of_a_run(tmp_path):
+  run = make_run(tmp_path / 'run', 'a mug', 0, finished=False)
+  names = ['particle_1', 'particle_2', 'particle_10']
+  for name in names:
+    make_run(run / name, 'a mug', 0)
+    (run / name / 'evaluation.json').write_text(json.dumps({'iou': 0.25}))
+  index = gallery.write([run], tmp_path / 'out')
+  page = Checker(index.read_text())
+  assert page.tags.count('video') == page.tags.count('canvas') == 3
+  assert [x for x in page.texts if x in names] == names
+  assert page.texts.count('particle_10: iou') == 1
+  folders = [link for link in page.links if '/' in link and '.' not in link]
+  assert [folder.rpartition('/')[2] for folder in folders] == names
+  for folder in folders:
+    script = (tmp_path / 'out' / folder / 'mesh.js').read_text()
+    assert script.startswith(f'gen3dMesh("{folder}", ')
+  # Its own preview stands for a run without objects only.
+  assert all('particle' in link for link in page.links
+             if link.endswith('preview.png'))
+
+
 def test_page_has_numbers_curves_and_what_differs(written):
   _, page, _ = written
   text = ' '.join(page.texts)

@@ -12,7 +12,7 @@ import tiny_eg3d
 
 from gen3d import assets
 from gen3d.choices import UserError
-from gen3d.gan import Generated, inference, noise_buffers
+from gen3d.gan import inference, noise_buffers
 from gen3d.io import meshes
 from gen3d.ops import cameras, mesh
 
@@ -79,19 +79,6 @@ def test_a_view_does_not_depend_on_the_other_views(trained):
   assert not np.array_equal(film[0], film[1])
   other = inference.map_seed(trained, 4)
   assert not np.array_equal(film, render(other, path))
-
-
-def test_depth_panels_are_bright_where_near_and_dark_where_transparent():
-  depth = jnp.array([[[1.0, 1.5, 2.0], [2.5, 0.2, 9.0]]])
-  opacity = jnp.array([[[1.0, 1.0, 1.0], [1.0, 0.02, 0.1]]])
-  generated = Generated(None, None, depth, opacity)
-  (near, middle, far), (back, *transparent) = np.asarray(
-      inference.depth_to_gray(generated)[0])
-  assert near > middle > far > back > 0.15
-  np.testing.assert_allclose(near, 1, atol=0.02)
-  np.testing.assert_allclose(transparent, [0.02, 0.02], atol=1e-6)
-  empty = generated._replace(opacity=0.1 * opacity)
-  np.testing.assert_array_equal(inference.depth_to_gray(empty), 0)
 
 
 def test_truncation_ends_in_the_mean_of_w(trained):

@@ -94,6 +94,24 @@ def test_prompt_is_trained_and_exported_once(ready):
   assert len(calls(ready, 'gen3d.export')) == 1
 
 
+def test_installation_says_every_30_seconds_what_it_does(ready):
+  """A second passes at once, and pip ends after 31 of them."""
+  bin_ = ready / 'bin'
+  executable(bin_ / 'sleep', '#!/bin/sh\necho >> "$SECONDS_PASSED"\n')
+  executable(ready / '.venv/bin/python', STAND_IN.replace(
+      '  -c*', '  *"pip install"*) echo Collecting jax; echo WARNING: x; while '
+      '[ "$(wc -l < "$SECONDS_PASSED")" -lt 31 ]; do /bin/sleep 0.1; done ;;\n'
+      '  -c*', 1))
+  (ready / 'seconds').touch()
+  done = launch(ready, 'quickstart.sh', 'a cat',
+                PATH=f'{bin_}:{os.environ["PATH"]}',
+                SECONDS_PASSED=str(ready / 'seconds'))
+  assert done.returncode == 0, done.stderr
+  assert 'Installing requirements.txt (0:30) Collecting jax' in done.stderr
+  later = done.stderr.partition('Installing pyproject.toml into')[2]
+  assert 'requirements.txt' not in later  # It has ended.
+
+
 def test_each_prompt_has_a_folder_and_is_passed_unchanged(ready):
   prompts = ['a cat', 'A cat!', "a 'b' $(touch x) \"c\" * ; d", '猫', 'a/../b']
   for prompt in prompts:

@@ -111,11 +111,13 @@ def test_sliders_of_a_generator_choose_its_object():
 def test_image_of_a_generator_is_a_square_in_the_window():
   thing = things.of_generator('a', 'b', blob_generator.trained())
   size = blob_generator.SIZE
-  for mode, beside in (('color', 255), ('depth', 0)):
+  # The ball is a disk here, which faces the camera.
+  for mode, beside, contrast in (('color', 255, 100), ('depth', 0, 100),
+                                 ('normal', 255, 20), ('textureless', 255, 20)):
     image = thing.draw(window(2.0), 2.0, size, mode, VALUES, never)
     assert image.shape == (size, 2 * size, 3)
     assert (image[:, :size // 2] == beside).all()
-    assert np.ptp(image[:, size // 2:-size // 2]) > 100
+    assert np.ptp(image[:, size // 2:-size // 2]) > contrast
 
 
 def test_newer_generator_has_its_variables_and_the_compiled_programs():

@@ -27,13 +27,13 @@ import numpy as np
 from gen3d import assets, schemas
 from gen3d.choices import UserError, excerpt
 from gen3d.engine import sharding
-from gen3d.gan import Generated, Generator3D, build, eg3d, giraffe, pigan
+from gen3d.gan import Generator3D, build, eg3d, giraffe, panels, pigan
 from gen3d.models import nvidia
 from gen3d.ops import bake, cameras, mesh
 from gen3d.weights import pickles
 
 DISCRIMINATOR = '_discriminator'  # ends the file name of its weights
-PANELS = ('image', 'image_raw', 'depth')
+PANELS = ('image', 'image_raw', 'depth')  # of a film
 _MAX_SEEDS = 100_000
 # Of a typical camera; numbers that may be missing come second.
 _CAMERA = dict.fromkeys(('distance', 'focal'), schemas.real(1e-6, 1e6)) | {
@@ -281,7 +281,7 @@ def map_seed(trained: Trained, seed: int, psi: float = 1.0,
 
 
 def make_renderer(
-    trained: Trained, panels: tuple[str, ...] = PANELS
+    trained: Trained, names: tuple[str, ...] = PANELS
 ) -> Callable[[jax.Array, cameras.Camera], np.ndarray]:
   """A compiled function that renders an object from several cameras.
 
@@ -290,10 +290,10 @@ def make_renderer(
 
   Args:
     trained: Trained.
-    panels: of PANELS, side by side in the result.
+    names: of panels.NAMES, side by side in the result.
 
   Returns:
-    (ws [L, D], Camera [F]) -> uint8 [F, R, len(panels) R, 3].
+    (ws [L, D], Camera [F]) -> uint8 [F, R, len(names) R, 3].
   """
   generator, size = trained.generator, trained.size
   synthesize = _compiled_synthesis(generator)
@@ -301,39 +301,13 @@ def make_renderer(
   # Weights are arguments: closed over, they would be constants of the program.
   def render(shared, camera):
     variables, representation, ws = shared
-    return row_of_panels(generator.render(
-        variables, representation, ws[None], camera, size, None), panels)[None]
+    return panels.row(generator.render(
+        variables, representation, ws[None], camera, size, None), names,
+                      camera)[None]
 
   over_devices = sharding.map_over_devices(render, 1, 'Rendering views')
   return lambda ws, camera: over_devices(
       (trained.variables, synthesize(trained.variables, ws), ws), camera)
-
-
-def row_of_panels(generated: Generated, panels: tuple[str, ...]) -> jax.Array:
-  """The first object's `panels`, side by side: uint8 [R, len(panels) R, 3]."""
-  shape = generated.image.shape[1:]
-  resize = lambda x: jax.image.resize(
-      jnp.broadcast_to(x, (*x.shape[:2], 3)), shape, 'nearest')
-  images = {'image': generated.image[0],
-            'image_raw': resize(generated.image_raw[0]),
-            'depth': resize(2 * depth_to_gray(generated)[0, ..., None] - 1)}
-  # From [-1, 1] to bytes.
-  row = jnp.concatenate([images[name] for name in panels], axis=1)
-  return jnp.round(255 * jnp.clip(row / 2 + 0.5, 0, 1)).astype(jnp.uint8)
-
-
-def depth_to_gray(generated: Generated) -> jax.Array:
-  """Brightness [N, r, r] of a depth panel: near is bright.
-
-  The range of brightness is that of the depths of opaque pixels. Where the
-  opacity is low the depth has no meaning, so brightness is multiplied by it.
-  """
-  opaque = jnp.where(generated.opacity > 0.5, generated.depth, jnp.nan)
-  # Percentiles: a few outliers must not set the range.
-  near, far = jnp.nanpercentile(opaque, jnp.array([1.0, 99.0]))
-  closeness = jnp.clip(
-      (far - generated.depth) / jnp.maximum(far - near, 1e-6), 0, 1)
-  return generated.opacity * jnp.nan_to_num(0.2 + 0.8 * closeness)
 
 
 def make_mesh_extractor(

@@ -18,7 +18,7 @@ from gen3d.choices import UserError
 from gen3d.engine import checkpoints, config_text, report, workdirs
 from gen3d.render import gallery_page
 
-# A run's own files, and those in the folder of the first of several objects.
+# A run's own files, or those in the folder of each of several objects.
 _FILM, _SHEET, _MESH = 'turntable.mp4', 'preview.png', 'mesh.glb'
 _NUMBERS = ('evaluation.json', 'r_precision.json', 'test.json')
 _SCRIPT = 'turntable.js'
@@ -35,8 +35,8 @@ class Run(NamedTuple):
     config: {dotted key: value}.
     curves: {name: [(step, value), ...]}.
     numbers: {name: number or text}, of `evaluate` and of the run itself.
-    files: names of _FILM, _SHEET and _MESH that are in `folder`, and of a
-      preview, where the run has no sheet yet.
+    files: {folder beside the page: names} of _FILM, _SHEET and _MESH, for each
+      object of the run; a preview stands for the sheet of an unfinished run.
   """
   title: str
   folder: str
@@ -45,7 +45,7 @@ class Run(NamedTuple):
   config: Mapping[str, Any]
   curves: Mapping[str, Sequence[tuple[float, float]]]
   numbers: Mapping[str, Any]
-  files: Sequence[str]
+  files: Mapping[str, Sequence[str]]
 
 
 def write(paths: Sequence[str | os.PathLike],
@@ -101,42 +101,56 @@ def _collect(workdir, config, out, number):
   folder = out / name
   try:
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier page
-    folder.mkdir(parents=True)
-    copied = _copy(workdir, folder)
+    copied = _copy(workdir, out, name)
   except OSError as error:
     raise UserError(f'{folder} cannot be written ({error.strerror}); give '
                     'another --out.') from error
   numbers = {}
-  for file in _NUMBERS:
-    content = files.read_result(workdir / file)
-    numbers |= {key: value for key, value in config_text.flat(
-        content if isinstance(content, dict) else {}).items()
-                if isinstance(value, int | float | str)}
+  for beside in copied:
+    part = pathlib.Path(beside).relative_to(name)  # '.' for the run itself
+    prefix = '' if part == pathlib.Path() else f'{part}: '
+    for file in _NUMBERS:
+      content = files.read_result(workdir / part / file)
+      numbers |= {prefix + key: value for key, value in config_text.flat(
+          content if isinstance(content, dict) else {}).items()
+                  if isinstance(value, int | float | str)}
   return Run(title, name, checkpoints.latest(workdir), int(config.steps),
              config_text.flat(config), read_curves(workdir / 'scalars.jsonl'),
              numbers, copied)
 
 
-def _copy(workdir, folder):
-  """Copies a run's files for the page; returns their names."""
-  copied = []
-  for name in (_FILM, _SHEET, _MESH):
-    found = [workdir / name, *sorted(workdir.glob(f'*/{name}'))]
-    found = [file for file in found if file.is_file()]
-    if found:
-      shutil.copyfile(found[0], folder / name)
-      copied.append(name)
-  if _SHEET not in copied:
-    previews = sorted(workdir.glob('previews/*.png'),
-                      key=lambda file: file.stat().st_mtime)
-    if previews:
-      shutil.copyfile(previews[-1], folder / _SHEET)
-      copied.append(_SHEET)
-  if _MESH in copied:
-    content = base64.b64encode((folder / _MESH).read_bytes()).decode()
-    files.write_bytes(folder / 'mesh.js', (
-        f'gen3dMesh({json.dumps(folder.name)}, "{content}");\n').encode())
+def _copy(workdir, out, name):
+  """Copies the files of a run's objects into out/name; returns Run.files."""
+  found = [file for part in ('', '*/') for name in (_FILM, _SHEET, _MESH)
+           for file in workdir.glob(part + name)]
+  # Of particle_10 and particle_9 the latter comes first.
+  folders = sorted({file.parent for file in found} | {workdir},
+                   key=lambda folder: (len(folder.name), folder))
+  if len(folders) > 1 and not any(file.parent == workdir for file in found):
+    folders.remove(workdir)
+  copied = {}
+  for folder in folders:
+    beside = pathlib.PurePosixPath(name, *folder.relative_to(workdir).parts)
+    names = [file for file in (_FILM, _SHEET, _MESH) if folder / file in found]
+    (out / beside).mkdir(parents=True, exist_ok=True)
+    for file in names:
+      shutil.copyfile(folder / file, out / beside / file)
+    if _MESH in names:
+      _embed(out, str(beside))
+    copied[str(beside)] = names
+  previews = sorted(workdir.glob('previews/*.png'),
+                    key=lambda file: file.stat().st_mtime)
+  if previews and _SHEET not in copied.get(name, [_SHEET]):
+    shutil.copyfile(previews[-1], out / name / _SHEET)
+    copied[name].append(_SHEET)
   return copied
+
+
+def _embed(out, beside):
+  """Writes an object's mesh as a script, which pages from files may load."""
+  content = base64.b64encode((out / beside / _MESH).read_bytes()).decode()
+  files.write_bytes(out / beside / 'mesh.js', (
+      f'gen3dMesh({json.dumps(beside)}, "{content}");\n').encode())
 
 
 def _title(config, workdir):

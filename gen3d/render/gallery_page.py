@@ -13,7 +13,7 @@ from gen3d.choices import printable
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1080px;
   padding: 0 1.5rem 4rem; color: #222; background: #fff; }
-h1 { font-weight: 600; } h2 { font-weight: 600; margin: 0 0 .6rem; }
+h1, h3 { font-weight: 600; } h2 { font-weight: 600; margin: 0 0 .6rem; }
 section { border-top: 1px solid #ddd; padding: 1.5rem 0; }
 .media { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 canvas, video, .media img { border-radius: 6px; background: #f4f4f2; }
@@ -100,30 +100,33 @@ def _section(run):
            else f'step {run.step:,} of {run.steps:,}')
   return '\n'.join(filter(None, [
       f'<section id="{run.folder}">', f'<h2>{_text(run.title)}</h2>',
-      f'<div class="media">{_media(run)}</div>',
-      f'<p>{state}{_links(run)}</p>', _table(run.numbers, 'Evaluation', True),
+      *(_object(run, folder) for folder in run.files), f'<p>{state}</p>',
+      _table(run.numbers, 'Evaluation', True),
       _plots(run.curves), _table(run.config, 'Config', False), '</section>']))
 
 
-def _media(run):
-  """The mesh, and the film or the sheet of views."""
-  name, parts = run.folder, []
-  if 'mesh.glb' in run.files:
-    parts.append(f'<figure><canvas data-mesh="{name}" width="680" height="680">'
-                 '</canvas><figcaption>drag to turn</figcaption></figure>')
-  poster = f' poster="{name}/preview.png"' if 'preview.png' in run.files else ''
-  if 'turntable.mp4' in run.files:
-    parts.append(f'<figure><video src="{name}/turntable.mp4" autoplay loop '
+def _object(run, folder):
+  """The mesh, and the film and the sheet of views, of one object of a run."""
+  files, parts = run.files[folder], []
+  if 'mesh.glb' in files:
+    parts.append(f'<figure><canvas data-mesh="{folder}" width="680" '
+                 'height="680"></canvas><figcaption>drag to turn</figcaption>'
+                 '</figure>')
+  poster = f' poster="{folder}/preview.png"' if 'preview.png' in files else ''
+  if 'turntable.mp4' in files:
+    parts.append(f'<figure><video src="{folder}/turntable.mp4" autoplay loop '
                  f'muted playsinline controls{poster}></video></figure>')
-  if 'preview.png' in run.files:
-    parts.append(f'<figure><img src="{name}/preview.png" loading="lazy" '
+  if 'preview.png' in files:
+    parts.append(f'<figure><img src="{folder}/preview.png" loading="lazy" '
                  f'alt="{_text(run.title)}"></figure>')
-  return ''.join(parts) or '<p>There are no films, pictures or meshes yet.</p>'
-
-
-def _links(run):
-  return ''.join(f', <a href="{run.folder}/{file}">{file}</a>'
-                 for file in run.files)
+  name = folder.removeprefix(run.folder).strip('/')
+  links = ', '.join(f'<a href="{folder}/{file}">{file}</a>' for file in files)
+  return '\n'.join([
+      f'<h3>{_text(name)}</h3>' if name else '',
+      '<div class="media">' + (
+          ''.join(parts)
+          or '<p>There are no films, pictures or meshes yet.</p>') + '</div>',
+      f'<p class="files">{links}</p>' if links else ''])
 
 
 def _table(values: Mapping[str, Any], title, is_open):

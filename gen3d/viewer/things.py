@@ -17,7 +17,7 @@ from PIL import Image
 from gen3d import files, notices
 from gen3d.choices import UserError
 from gen3d.data.captures import layouts, records
-from gen3d.gan import inference
+from gen3d.gan import inference, panels
 from gen3d.io import meshes
 from gen3d.ops import cameras
 from gen3d.ops import mesh as mesh_ops
@@ -32,7 +32,9 @@ _THUMBNAIL = 96  # pixels of the longer side
 _MOST_FRAMES = 100  # frustums of a capture
 _LAST_SEED = 999
 _GRAY = 0.75
-_PANELS = {'color': 'image', 'raw': 'image_raw', 'depth': 'depth'}
+_PANELS = {'color': 'image', 'raw': 'image_raw', 'normal': 'normal',
+           'depth': 'depth', 'textureless': 'textureless'}
+_BESIDE = {'depth': 0, 'normal': 255, 'textureless': 255}  # gray values
 _DISTANCE = 2.8  # of the camera from a mesh, in its radii
 
 
@@ -164,13 +166,17 @@ def of_generator(title: str, note: str, trained: inference.Trained,
 
   def draw(camera, aspect, size, mode, values, stopped):
     del stopped
+    panel = _PANELS[mode]
+    # What shows the shape has a ray for each pixel of the image: nothing that
+    # these panels need is of the size of the training.
+    rays = (generator.image_size(size) if panel in panels.GEOMETRY else size)
     program = programs.setdefault((size, mode), jax.jit(
-        lambda shared, camera: inference.row_of_panels(generator.render(
-            shared[0], shared[1], shared[2][None], camera, size, None),
-                                                (_PANELS[mode],))))
+        lambda shared, camera: panels.row(generator.render(
+            shared[0], shared[1], shared[2][None], camera, rays, None),
+                                          (panel,), camera)))
     square = Camera(*(x[None] for x in screen.in_square(camera, aspect)))
     image = np.asarray(program(representation(values), square))
-    return screen.pad_square(image, aspect, gray if mode != 'depth' else 0)
+    return screen.pad_square(image, aspect, _BESIDE.get(mode, gray))
 
   def newer_thing():
     found = newer()
