@@ -10,6 +10,7 @@ from typing import Any
 _LONGEST_MESSAGE = 2000  # characters
 _LONGEST_EXCERPT = 80
 _LONGEST_PROMPT = 2000
+_MOST_NAMES = 40  # in a message
 
 
 class UserError(ValueError):
@@ -109,5 +110,8 @@ def unknown(what: str, choices: Collection[str], name: Any) -> str:
   hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
   if near and len(choices) > 20:  # A long list would bury the hint.
     return f'Unknown {what} {excerpt(name)}.{hint}'
-  return (f'Unknown {what} {excerpt(name)}; choose from {sorted(choices)}.'
-          f'{hint}')
+  # Of the keys of a config, those outside of its sections come first.
+  names = sorted(choices, key=lambda name: (str(name).count('.'), name))
+  listed = str(names[:_MOST_NAMES])[:-1] + (
+      ']' if len(names) <= _MOST_NAMES else ', ...]')
+  return f'Unknown {what} {excerpt(name)}; choose from {listed}.{hint}'

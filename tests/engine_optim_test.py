@@ -172,6 +172,8 @@ def test_ema_decay_ramps_up():
     ({'name': 'adam', 'schedule': 'cosin'}, "Did you mean 'cosine'"),
     ({'name': 'adam', 'schedule': 'cosine'}, 'needs the number of `steps`'),
     ({'name': 'adam', 'weight_decay': .1}, "for 'adamw'"),
+    ({'name': 'adam', 'learning_rate': -1e-3}, 'give a number from 0 on'),
+    ({'name': 'adam', 'learning_rate': float('nan')}, 'is nan; give a number'),
 ])
 def test_wrong_optimizer_configs_are_user_errors(config, sentence):
   with pytest.raises(ValueError, match=sentence):

@@ -18,7 +18,7 @@ from gen3d.io import images, video
 from gen3d.render import gallery, gallery_page
 
 PROMPT = '<script>alert("a & b")</script> \x1b[31mchair'
-VOID = {'meta', 'img'}
+VOID = {'meta', 'img', 'wbr'}
 
 
 class Checker(html.parser.HTMLParser):
@@ -132,6 +132,7 @@ def test_page_has_numbers_curves_and_what_differs(written):
   text = ' '.join(page.texts)
   assert '0.8346' in text and 'opacity: 1' in text and 'bad' not in text
   assert '40 steps' in text and 'step 20 of 40' in text
+  assert 'configs: 3 keys' in text
   begin, end = text.index('What differs'), text.index('40 steps')
   table = text[begin:end]
   assert 'guidance.scale 3.5 4.5' in ' '.join(table.split())

@@ -14,6 +14,23 @@ MISTAKES = [
     ([*TRAIN, '--prompt=x'], 'write --config.prompt for that key'),
     (['train', '--config=TEXT', '--workdir=NEW'], 'is no Python file'),
     ([*TRAIN, '--config.steps=-1'], 'give a number from 0 on'),
+    ([*TRAIN, '--config.steps=1e3'], "steps is '1e3'; give a whole number"),
+    ([*TRAIN, '--config.optimizer.learning_rate=much'],
+     "is 'much'; give a number"),
+    ([*TRAIN, '--noview=1'], 'The flag --noview takes no value'),
+    ([*TRAIN, '--help=yes'], 'The flag --help takes no value'),
+    ([*TRAIN, '--config.keep_checkpoints=0'], 'keep_checkpoints is 0; it must'),
+    ([*TRAIN, '--config.checkpoint_every=-1'], 'checkpoint_every is -1; it'),
+    ([*TRAIN, '--config.guidance.options.time_min=0.9',
+      '--config.guidance.options.time_max=0.1'], 'time_min is above'),
+    (['train', '--config=NONE', '--workdir=NEW'], 'returns None; return a'),
+    (['train', '--config=BROKEN', '--workdir=NEW'],
+     'fails in line 2 (ZeroDivisionError: division by zero)'),
+    (['train', '--config=pigan:tiny', '--config.stages=3', '--workdir=NEW'],
+     '--config.stages is (3,); give tuples'),
+    ([*TRAIN, '--config.guidance=3'], 'is a section of the config'),
+    ([*TRAIN, '--config.optimizer.learning_rate=-0.1'], 'is -0.1; give a'),
+    (['train', '--config=', '--workdir=NEW'], "choose from ['clip'"),
     ([*TRAIN, '--config.views=0'], '--config.views is 0; it must be at least'),
     ([*TRAIN, '--config.scene.size=-64'], '--config.scene.size is -64'),
     ([*TRAIN, '--config.export.resolution=1'], '--config.export.resolution'),
@@ -39,8 +56,11 @@ MISTAKES = [
 
 def test_mistakes_get_one_sentence_and_make_nothing(tmp_path):
   names = {'NEW': tmp_path / 'new', 'TEXT': tmp_path / 'notes.txt',
-           'EMPTY': tmp_path / 'empty'}
+           'EMPTY': tmp_path / 'empty', 'NONE': tmp_path / 'a.py',
+           'BROKEN': tmp_path / 'b.py'}
   names['TEXT'].write_text('some notes')
+  for name, value in (('NONE', None), ('BROKEN', '1 / 0')):
+    names[name].write_text(f'def get_config():\n  return {value}\n')
   names['EMPTY'].mkdir()
 
   def expanded(text):

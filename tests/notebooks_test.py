@@ -95,6 +95,10 @@ def test_notebook_is_small_has_images_and_formulas_that_render(path):
 
 
 def test_notebooks_have_one_first_cell():
+  for path in NOTEBOOKS:
+    # A link to the notebook itself would need the repository's address.
+    assert '(https://colab.research.google.com/github/)' in (
+        sources(path, 'markdown')[0])
   first = {sources(path, 'code')[0] for path in NOTEBOOKS}
   assert len(first) == 1 and "REPOSITORY = ''" in first.pop()
 

@@ -39,6 +39,7 @@ def test_fractions_become_steps(value, in_100):
 
 @pytest.mark.parametrize('value, message', [
     ('large', "'large' is no schedule"), ((), 'no schedule'),
+    (float('nan'), 'nan is no schedule'),
     (((0, 1.0), (5,)), 'write a number, or pairs'),
     (((5, 1.0), (1, 2.0)), 'times that fall'),
     (((0.5, 1.0), (0.1, 2.0)), 'times that fall')])

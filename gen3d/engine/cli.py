@@ -130,6 +130,9 @@ def _parse(argv):
   config_flags has no check of its own before it applies the overrides, so a
   config file is executed twice: by check_config and by config_flags.
   """
+  for word in argv[1:]:
+    if word.partition('=')[0] in _HELP and '=' in word:
+      _fail(_without_value(word))
   if any(word in _HELP for word in argv[1:]):
     app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
   argv = [_expanded(argument) for argument in argv]
@@ -141,8 +144,45 @@ def _parse(argv):
     _fail(UserError(
         f'Unknown flag --{error.flagname}; write --config.{error.flagname} for '
         'that key of the config.') if error.flagname in keys else error)
+  except flags.IllegalFlagValueError as error:
+    _fail(_plain(error, keys))
   except (UserError, flags.Error) as error:
     _fail(error)
+  except ValueError as error:
+    # absl's word for --noview=1 is no flags.Error.
+    if not str(error).endswith('does not take an argument'):
+      raise
+    _fail(_without_value(str(error)))
+
+
+def _without_value(text):
+  name = re.split('[= ]', text)[0]
+  return UserError(f'The flag {name} takes no value; write {name} alone.')
+
+
+def _plain(error, keys):
+  """A UserError in place of a parser's words about a value, else the error.
+
+  Args:
+    error: flags.IllegalFlagValueError.
+    keys: dotted keys of the config.
+  """
+  found = re.match(
+      r'flag --(?P<name>[^=]+)=(?P<value>.*?): (?:invalid literal for int|'
+      r'could not convert string to (?P<real>float)|Failed to parse .* as a '
+      r'(?P<section>ConfigDict))', str(error), re.DOTALL)
+  if not found:
+    return error
+  name, value, real, section = found.groups()
+  if section:
+    inside = f'{name.removeprefix("config.")}.'
+    inner = sorted(key for key in keys if key.startswith(inside))
+    return UserError(f'--{name} is a section of the config, which has no value '
+                     f'of its own; give one of its keys, such as '
+                     f'--config.{inner[0]}.' if inner else
+                     f'--{name} is an empty section of the config.')
+  return UserError(f'The flag --{name} is {value!r}; give a '
+                   f'{"" if real else "whole "}number.')
 
 
 def _expanded(argument):

@@ -1,15 +1,19 @@
 """Config files: by path, or those of gen3d by name from any folder."""
 
+import contextlib
 import importlib.util
 import inspect
 import pathlib
 import re
 import runpy
 import sys
+import traceback
 import types
 from typing import Any
 
-from gen3d.choices import UserError, check
+import ml_collections
+
+from gen3d.choices import UserError, check, excerpt
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 
@@ -57,7 +61,8 @@ def execute(path: str) -> dict[str, Any]:
   """
   file = pathlib.Path(path)
   if not file.is_file():
-    beside = sorted(str(p) for p in file.parent.glob('*.py'))
+    # Those of the folder that a path names; of none, gen3d's.
+    beside = sorted(map(str, file.parent.glob('*.py'))) if file.name else []
     raise UserError(f'There is no config file {path!r}; choose from '
                     f'{beside or names()}.')
   _make_importable(file)
@@ -68,7 +73,8 @@ def execute(path: str) -> dict[str, Any]:
   except (SyntaxError, ValueError) as error:  # ValueError: null bytes
     raise UserError(f'{path} is no Python file of a config ({error}); give a '
                     f'name of {names()}.') from error
-  module = runpy.run_path(str(file))
+  with _failures(path):
+    module = runpy.run_path(str(file))
   if 'get_config' not in module:
     raise UserError(f'{path} is not a config file: it has no get_config(); '
                     f'give a name of {names()}.')
@@ -81,14 +87,38 @@ def load(path: str, variant: str) -> Any:
   A file's VARIANTS, where it has one, holds the names of its variants.
 
   Raises:
-    UserError: there is no such file or variant, or it has no get_config().
+    UserError: there is no such file or variant, it has no get_config(), or that
+      of a file of the user fails or returns no config.
   """
   module = execute(path)
-  if not variant:
-    return module['get_config']()
-  if 'VARIANTS' in module:
+  if variant and 'VARIANTS' in module:
     check('variant', module['VARIANTS'], variant)
-  return module['get_config'](variant)
+  with _failures(path):
+    config = module['get_config'](*[variant] if variant else [])
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(f'get_config() of {path} returns {excerpt(config)}; return '
+                    'a ConfigDict, as those of gen3d do.')
+  return config
+
+
+@contextlib.contextmanager
+def _failures(path):
+  """Raises a UserError, with the line, where a user's own config fails.
+
+  An error in one of gen3d's is a bug, which keeps its traceback.
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == str(pathlib.Path(path))]
+    if not lines or pathlib.Path(path).resolve().parent == folder().resolve():
+      raise
+    raise UserError(f'The config file {path} fails in line {lines[-1]} '
+                    f'({type(error).__name__}: {excerpt(error)}); mend it.'
+                    ) from error
 
 
 def default_variant(module: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Optimizers, learning rates and the update of a TrainState."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,9 +53,13 @@ def learning_rate(
     steps: the last step of the schedule; only a constant one needs none.
 
   Raises:
-    UserError: the schedule is unknown or needs `steps`.
+    UserError: the schedule is unknown or needs `steps`, or the learning rate
+      is negative or not finite.
   """
   peak, warmup = config['learning_rate'], config.get('warmup', 0)
+  if not 0 <= peak < math.inf:
+    raise UserError(f'The learning_rate of an optimizer is {peak}; give a '
+                    'number from 0 on, such as 0.001.')
   name = config.get('schedule', 'constant')
   span = max(steps - warmup, 1)
   cooldown = config.get('cooldown', 0) / span

@@ -28,7 +28,8 @@ def check(
   """Checks that a run of a config can use a workdir; changes nothing.
 
   Raises:
-    UserError: the number of steps is negative, the workdir cannot be written,
+    UserError: the number of steps, or of the steps between two reports, is
+      negative, the workdir cannot be written,
       or it has checkpoints of another config or of another version of gen3d.
   """
   if config.steps < 0:
@@ -36,6 +37,11 @@ def check(
   if config.log_every < 1:
     raise UserError(f'--config.log_every is {config.log_every}; give the steps '
                     'between two lines of scalars.jsonl, 1 or more.')
+  for key, least in (('keep_checkpoints', 1), ('checkpoint_every', 0),
+                     ('eval_every', 0)):
+    if config.get(key, least) < least:
+      raise UserError(f'--config.{key} is {config[key]}; it must be at least '
+                      f'{least}.')
   workdir = pathlib.Path(workdir).absolute()
   parent = files.nearest_present(workdir)
   if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):

@@ -199,7 +199,8 @@ def settings_of(coefficients: Coefficients, options: dict[str, Any],
     **functions: `noising` and `reference`, where they differ from those of SDS.
 
   Raises:
-    UserError: the weighting or an option is unknown.
+    UserError: the weighting or an option is unknown, or noise levels are
+      impossible.
   """
   options = dict(options)
   weighting = pick('weighting', WEIGHTINGS, options.pop('weighting'))
@@ -209,7 +210,15 @@ def settings_of(coefficients: Coefficients, options: dict[str, Any],
     if any(not 0 <= t <= 1 for _, t in schedules.points(options.get(name, 0))):
       raise UserError(f'--config.guidance.options.{name} is {options[name]}; '
                       'noise levels are from 0 (none) to 1 (pure noise).')
-  return Settings(coefficients, weighting, **options, **functions)
+  settings = Settings(coefficients, weighting, **options, **functions)
+  low, high = settings.time_min, settings.time_max
+  for step, _ in (*schedules.points(low), *schedules.points(high)):
+    if float(schedules.piecewise(step, low)) > float(
+        schedules.piecewise(step, high)):
+      raise UserError(
+          f'--config.guidance.options.time_min is above time_max at step {step}'
+          f' ({low} and {high}); give a smaller time_min.')
+  return settings
 
 
 def make(teacher: Teacher, settings: Settings,

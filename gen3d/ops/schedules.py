@@ -4,6 +4,7 @@ A schedule is a number or ((step, value), ...), joined by straight lines. In a
 config its times may be fractions of the training (`in_steps`).
 """
 
+import math
 import numbers
 from typing import Any
 
@@ -28,13 +29,17 @@ def points(value: Schedule) -> tuple[tuple[int, float], ...]:
   pairs = tuple(tuple(x) if isinstance(x, (tuple, list)) else (0, x)
                 for x in several)
   if not pairs or not all(
-      len(pair) == 2 and all(isinstance(x, numbers.Real | jax.Array)
-                             for x in pair)
+      len(pair) == 2 and all(map(_is_number, pair))
       for pair in pairs):
     raise UserError(f'{value!r} is no schedule; write a number, or pairs of '
                     "time and value, such as '((0.25, 1.0), (0.5, 6.0))'.")
   _check_order(value, [time for time, _ in pairs])
   return pairs
+
+
+def _is_number(x):
+  return isinstance(x, jax.Array) or (
+      isinstance(x, numbers.Real) and math.isfinite(x))
 
 
 def in_steps(value: Any, steps: int) -> Any:

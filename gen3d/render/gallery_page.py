@@ -5,6 +5,7 @@ elsewhere.
 """
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ table { border-collapse: collapse; font-size: 13px; margin: .6rem 0; }
 td, th { text-align: left; padding: .15rem .8rem .15rem 0; vertical-align: top;
   border-bottom: 1px solid #eee; overflow-wrap: anywhere; }
 th { font-weight: 600; color: #555; }
+.scroll th:first-child { white-space: nowrap; }
 .scroll { overflow-x: auto; }
 .plots { display: flex; flex-wrap: wrap; gap: .8rem 1.2rem; margin-top: .6rem; }
 .plots svg { display: block; overflow: visible; }
@@ -44,7 +46,7 @@ def page(runs: Sequence[Any], script: str) -> str:
     runs: to show, in this order.
     script: name of the script of the turnable meshes, beside the page.
   """
-  count = f'{len(runs)} runs' if len(runs) != 1 else '1 run'
+  count = _count(len(runs), 'run')
   return '\n'.join([
       '<!DOCTYPE html>', '<html lang="en">', '<head>',
       '<meta charset="utf-8">',
@@ -73,7 +75,7 @@ def differences(runs: Sequence[Any]) -> str:
           for run in runs) + '</tr>' for key in differing)
   is_open = ' open' if len(differing) <= _SHORT else ''
   return (f'<details{is_open}><summary>What differs between the configs: '
-          f'{len(differing)} keys</summary>'
+          f'{_count(len(differing), "key")}</summary>'
           f'<div class="scroll"><table><tr><th></th>{names}</tr>{rows}</table>'
           '</div></details>')
 
@@ -140,7 +142,7 @@ def _table(values: Mapping[str, Any], title, is_open):
 
 def _plots(curves):
   figures = ''.join(
-      f'<figure>{plot(points)}<figcaption>{_text(name)}: '
+      f'<figure>{plot(points)}<figcaption>{_breakable(name)}: '
       f'{points[-1][1]:.4g}</figcaption></figure>'
       for name, points in curves.items() if len(points) > 1)
   return figures and (
@@ -150,6 +152,15 @@ def _plots(curves):
 
 def _value(value):
   return _text(f'{value:.4g}' if isinstance(value, float) else str(value))
+
+
+def _count(number, noun):
+  return f'{number} {noun}' + ('s' if number != 1 else '')
+
+
+def _breakable(name):
+  """The text of a curve's name, which may be broken behind its parts."""
+  return re.sub('([/._])', r'\1<wbr>', _text(name))
 
 
 def _text(text):

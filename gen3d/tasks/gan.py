@@ -178,7 +178,9 @@ def check(config: Any) -> None:
 def _check_stages(config):
   """Raises UserError where a config's `stages` are no curriculum."""
   width = len(Stage._fields)
-  if not config.stages or any(len(stage) != width for stage in config.stages):
+  given = config.stages if isinstance(config.stages, tuple | list) else ()
+  if not given or any(not isinstance(stage, tuple | list)
+                      or len(stage) != width for stage in given):
     raise UserError(f'--config.stages is {config.stages}; give tuples of '
                     f'{", ".join(Stage._fields)}.')
   stages = _stages(config)
