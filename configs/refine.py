@@ -115,7 +115,7 @@ def tiny(steps=4):
   config = shapes(steps)
   config.scene.size = 16
   config.scene.subdivisions = 1
-  config.scene.texture.size = 8
+  config.scene.texture.size = 16  # the smallest of a run that is refined
   config.export.update({'resolution': 16, 'size': 16, 'frames': 8})
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
   return config

@@ -20,6 +20,8 @@ COMMANDS = ('train', 'sample', 'generate', 'export', 'view', 'gallery',
 def main() -> None:
   """Runs the command of the command line, or lists the commands."""
   name, *words = sys.argv[1:] or ['--help']
+  if name == 'help' and words:  # gen3d help train
+    name, words = words[0], ['--help']
   if name in ('-h', '-help', '--help', '--helpfull', '--helpshort', 'help'):
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `gen3d | head`
     print(usage())

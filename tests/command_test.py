@@ -48,7 +48,8 @@ def test_unknown_command_is_refused_with_the_near_one():
 
 
 @pytest.mark.parametrize('words', [
-    ['train', '--help'], ['train', '-h'], ['train', '--config=none', '--help']])
+    ['train', '--help'], ['train', '-h'], ['train', '--config=none', '--help'],
+    ['help', 'train']])
 def test_help_of_a_command_has_its_flags_and_status_0(words, tmp_path):
   done = gen3d(*words, cwd=tmp_path)
   assert done.returncode == 0 and not done.stderr

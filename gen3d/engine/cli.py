@@ -39,7 +39,9 @@ def run(main: Callable[..., None], positional: bool = False) -> None:
   def guarded(argv):
     try:
       if len(argv) > 1 and not positional:
-        raise UserError(f'Unexpected argument {argv[1]!r}; see --help.')
+        raise UserError(
+            f'Unexpected argument {argv[1]!r}; write it as the value of a '
+            'flag, in quotes where it has spaces; see --help.')
       if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # Orbax logs every save.
       _plain_messages()

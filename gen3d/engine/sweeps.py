@@ -32,6 +32,9 @@ def commands(
     UserError: there is no sweep or prompt, or a key is unknown.
   """
   if prompts:
+    if 'prompt' not in cli.check_config(['', f'--config={path}']):
+      raise UserError(f'The config {path} has no prompt; --prompts is for '
+                      'those of text to 3-D, such as dreamfusion.')
     runs = {folder_name(x): {'prompt': x} for x in read_prompts(prompts)}
   else:
     sweep = config_files.execute(
@@ -60,9 +63,13 @@ def read_prompts(path: str | os.PathLike) -> list[str]:
   """
   try:
     lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'The file of prompts {path} cannot be read as text '
-                    f'({error}).') from error
+  except OSError as error:
+    raise UserError(f'The file of prompts {path} cannot be read '
+                    f'({error.strerror}); give --prompts a text file with a '
+                    'prompt a line.') from error
+  except UnicodeDecodeError as error:
+    raise UserError(f'The file of prompts {path} is not in UTF-8; save it so.'
+                    ) from error
   prompts = list(dict.fromkeys(
       x.strip() for x in lines if x.strip() and not x.strip().startswith('#')))
   if not prompts:

@@ -25,13 +25,18 @@ SIZES = (16, 8192)  # texels per side: the smallest and the largest
 Color = Callable[[np.ndarray], Any]
 
 
-def check_size(size: int) -> None:
-  """Raises UserError where a texture cannot have `size` texels per side."""
+def check_size(size: int,
+               flag: str = '--texture, or --config.export.texture') -> None:
+  """Raises UserError where a texture cannot have `size` texels per side.
+
+  Args:
+    size: texels per side; 0 for vertex colors.
+    flag: that sets it.
+  """
   if size and not SIZES[0] <= size <= SIZES[1]:
     raise UserError(
-        f'A texture cannot have {size} texels per side (--texture, or '
-        f'--config.export.texture); give {SIZES[0]} to {SIZES[1]}, or 0 for '
-        'vertex colors.')
+        f'A texture cannot have {size} texels per side ({flag}); give '
+        f'{SIZES[0]} to {SIZES[1]}, or 0 for vertex colors.')
 
 
 def bake(color: Color, mesh: Mesh, size: int,

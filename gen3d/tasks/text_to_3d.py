@@ -189,7 +189,7 @@ def starting_mesh(path: str | os.PathLike, scene: Any) -> Mesh:
       damaged.
   """
   path, size = pathlib.Path(path), scene.texture.size
-  bake.check_size(size)
+  bake.check_size(size, '--config.scene.texture.size')
   if path.is_dir():
     run = load_finished(path)
     return finished.textured(
