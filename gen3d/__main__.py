@@ -10,7 +10,7 @@ import runpy
 import signal
 import sys
 
-from gen3d import choices
+from gen3d import choices, notices
 
 COMMANDS = ('train', 'sample', 'generate', 'export', 'view', 'gallery',
             'invert', 'evaluate', 'compare', 'make_data', 'sweep', 'benchmark',
@@ -30,6 +30,7 @@ def main() -> None:
     sys.exit(2)
   else:
     sys.argv = [f'gen3d {name}', *words]
+    notices.loading()  # until engine/cli.py runs the command
     runpy.run_module(f'gen3d.{name}', run_name='__main__', alter_sys=True)
 
 

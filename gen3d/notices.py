@@ -32,6 +32,19 @@ def message(text: str) -> None:
   tqdm.tqdm.write(text, file=sys.stderr)
 
 
+_loading = contextlib.ExitStack()
+
+
+def loading() -> None:
+  """Begins a notice about the import of the libraries; `loaded` ends it."""
+  _loading.enter_context(progress('Loading the libraries', after=_AFTER))
+
+
+def loaded() -> None:
+  """Ends the notice of `loading`, if there is one."""
+  _loading.close()
+
+
 @contextlib.contextmanager
 def slow(text: str, after: float = _AFTER) -> Generator[None]:
   """A notice, from `after` seconds on, about a block of unknown length."""

@@ -9,7 +9,7 @@ import contextlib
 from absl import flags
 from ml_collections import config_flags
 
-from gen3d import tasks
+from gen3d import notices, tasks
 from gen3d.engine import cli, loop, workdirs
 from gen3d.viewer import page
 
@@ -28,7 +28,8 @@ def main() -> None:
   config, workdir = _CONFIG.value, _WORKDIR.value
   module = tasks.module_of(config)
   workdirs.check(config, workdir)
-  task = module.make(config)
+  with notices.slow('Reading what the run starts from'):
+    task = module.make(config)
   if _VIEW.value:
     with config.unlocked():
       config.checkpoint_minutes = min(

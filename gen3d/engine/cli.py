@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from absl import app, flags, logging
 
-from gen3d import files, legacy
+from gen3d import files, legacy, notices
 from gen3d.choices import UserError, check, printable
 from gen3d.engine import config_files, devices, peers, stopping
 
@@ -58,6 +58,7 @@ def run(main: Callable[..., None], positional: bool = False) -> None:
       traceback.print_exc()
       peers.end(1)
 
+  notices.loaded()
   with stopping.interrupts():
     try:
       app.run(guarded, flags_parser=_parse)

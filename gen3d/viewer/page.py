@@ -179,7 +179,8 @@ def serve(openings: Mapping[str, Callable[[], Thing]], *,
   first = next(iter(openings))
   opening = openings[first]
   try:
-    opened = opening()
+    with notices.slow('Opening what is shown'):
+      opened = opening()
     opening = lambda: opened
   except FileNotFoundError:
     if not wait:
