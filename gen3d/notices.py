@@ -36,8 +36,12 @@ _loading = contextlib.ExitStack()
 
 
 def loading() -> None:
-  """Begins a notice about the import of the libraries; `loaded` ends it."""
-  _loading.enter_context(progress('Loading the libraries', after=_AFTER))
+  """Begins a notice about the import of the libraries; `loaded` ends it.
+
+  In a file it appears after 30 seconds only, which no quiet machine takes.
+  """
+  after = _AFTER if sys.stderr.isatty() else _EVERY
+  _loading.enter_context(progress('Loading the libraries', after=after))
 
 
 def loaded() -> None:
