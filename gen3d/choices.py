@@ -111,7 +111,7 @@ def unknown(what: str, choices: Collection[str], name: Any) -> str:
   if near and len(choices) > 20:  # A long list would bury the hint.
     return f'Unknown {what} {excerpt(name)}.{hint}'
   # Of the keys of a config, those outside of its sections come first.
-  names = sorted(choices, key=lambda name: (str(name).count('.'), name))
+  names = sorted(choices, key=lambda name: (name.count('.'), name))
   listed = str(names[:_MOST_NAMES])[:-1] + (
       ']' if len(names) <= _MOST_NAMES else ', ...]')
   return f'Unknown {what} {excerpt(name)}; choose from {listed}.{hint}'

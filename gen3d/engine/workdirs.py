@@ -39,7 +39,7 @@ def check(
                     'between two lines of scalars.jsonl, 1 or more.')
   for key, least in (('keep_checkpoints', 1), ('checkpoint_every', 0),
                      ('eval_every', 0)):
-    if config.get(key, least) < least:
+    if key in config and config[key] < least:
       raise UserError(f'--config.{key} is {config[key]}; it must be at least '
                       f'{least}.')
   workdir = pathlib.Path(workdir).absolute()

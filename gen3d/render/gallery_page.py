@@ -100,11 +100,12 @@ def plot(points: Sequence[tuple[float, float]]) -> str:
 def _section(run):
   state = (f'{run.step:,} steps' if run.step >= run.steps
            else f'step {run.step:,} of {run.steps:,}')
-  return '\n'.join(filter(None, [
+  parts = [
       f'<section id="{run.folder}">', f'<h2>{_text(run.title)}</h2>',
       *(_object(run, folder) for folder in run.files), f'<p>{state}</p>',
-      _table(run.numbers, 'Evaluation', True),
-      _plots(run.curves), _table(run.config, 'Config', False), '</section>']))
+      _table(run.numbers, 'Evaluation', True), _plots(run.curves),
+      _table(run.config, 'Config', False), '</section>']
+  return '\n'.join(part for part in parts if part)
 
 
 def _object(run, folder):
