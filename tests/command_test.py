@@ -88,7 +88,8 @@ def test_files_import_gen3ds_configs_or_their_own(tmp_path):
       'from configs import eg3d\nget_config = eg3d.tiny\n')
   other = tmp_path / 'own'
   (other / 'configs').mkdir(parents=True)
-  (other / 'configs/eg3d.py').write_text('tiny = dict\n')
+  (other / 'configs/eg3d.py').write_text(
+      'import ml_collections\ntiny = ml_collections.ConfigDict\n')
   (other / 'mine.py').write_text((tmp_path / 'mine.py').read_text())
   program = ('import sys; from gen3d.engine import config_files\n'
              f'sys.path.remove({str(ROOT)!r})\n'
