@@ -54,7 +54,7 @@ MISTAKES = [
     (['sweep', '--config=dreamfusion', '--prompts=MISSING', '--workdir=NEW'],
      'MISSING cannot be read (No such file'),
     (['sweep', '--config=eg3d', '--prompts=TEXT', '--workdir=NEW'],
-     'The config eg3d has no prompt'),
+     'eg3d.py has no prompt'),
     (['export', '--workdir=EMPTY'], 'There is no run in'),
     (['generate', '--network=TEXT', '--out=NEW'], 'TEXT'),
     (['generate', '--network=shapes', '--seeds=7-0', '--out=NEW'], '7-0'),

@@ -45,8 +45,9 @@ def test_rows_are_views_then_the_raw_image_and_depth_of_the_first(trained):
   path = inference.camera_at(trained.camera, np.array([0.0, 90.0]))
   ws = inference.map_seed(trained, 0)
   whole = inference.make_renderer(trained)(ws, path)
-  alone = {panel: inference.make_renderer(trained, (panel,))(ws, path)
-           for panel in inference.PANELS}
+  # Beside an image, all panels have its size.
+  alone = {panel: inference.make_renderer(trained, ('image', panel))(ws, path)[
+      :, :, pixels(trained):] for panel in inference.PANELS}
   expected = [*alone['image'], alone['image_raw'][0], alone['depth'][0]]
   row = objects.sheet_row(whole)
   assert len(row) == len(expected)

@@ -105,7 +105,7 @@ def test_prompts_of_a_file_get_folders_of_their_names(tmp_path):
 
 
 @pytest.mark.parametrize('content, sentence', [
-    (None, 'cannot be read'), (b'\xff\xfe', 'cannot be read'),
+    (None, 'cannot be read'), (b'\xff\xfe', 'is not in UTF-8'),
     (b'\n# nothing\n', 'has no prompt')])
 def test_files_without_prompts_are_refused(tmp_path, content, sentence):
   file = tmp_path / 'prompts.txt'

@@ -55,6 +55,7 @@ def _guidance(config, teacher=TEACHER):
 def _config(views=2, steps=4):
   config = configs.tiny(steps)
   config.views = views
+  config.complete_prompt = False
   config.scene.size, config.scene.samples = 8, 6
   config.scene.importance.samples = 0
   # Below 1, where the learned background would have no gradient.

@@ -126,11 +126,12 @@ def test_warnings_of_libraries_have_no_prefix():
   assert (done.returncode, done.stderr) == (0, 'a sentence.\nanother one.\n')
 
 
-def test_bug_in_a_config_keeps_its_traceback(tmp_path):
+def test_bug_in_a_users_config_is_named_with_its_line(tmp_path):
   (tmp_path / 'config.py').write_text(
       'VARIANTS = {"a": 1}\n'
       'def get_config(variant="a"):\n  return {}["missing"]\n')
-  with pytest.raises(KeyError, match='missing'):
+  with pytest.raises(
+      UserError, match=r"config.py fails in line 3 \(KeyError: 'missing'\)"):
     cli.check_config(['train', f'--config={tmp_path}/config.py:a'])
   with pytest.raises(UserError, match="Unknown variant 'b'"):
     cli.check_config(['train', f'--config={tmp_path}/config.py:b'])
