@@ -63,10 +63,7 @@ def test_imports_that_take_long_have_a_notice():
     ['help', 'train']])
 def test_help_of_a_command_has_its_flags_and_status_0(words, tmp_path):
   done = gen3d(*words, cwd=tmp_path)
-  # A busy machine may take over 30 seconds for the imports.
-  messages = [line for line in done.stderr.splitlines()
-              if not line.startswith('Loading the libraries')]
-  assert done.returncode == 0 and not messages
+  assert done.returncode == 0 and not done.stderr
   assert '--workdir:' in done.stdout and 'the same command' in done.stdout
 
 

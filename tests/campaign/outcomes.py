@@ -27,11 +27,8 @@ _LONGEST = 2000  # characters of a sentence
 
 
 class Limits(NamedTuple):
-  """Of one trial; `seconds` by the clock, `cpu` of the processor.
-
-  Other programs may leave a trial a small part of a processor.
-  """
-  seconds: float = 150
+  """Of one trial; `seconds` by the clock, `cpu` of the processor."""
+  seconds: float = 45
   cpu: int = 25
   memory: int = 2 ** 31  # bytes
 
