@@ -138,6 +138,34 @@ def test_static_is_passed_as_keyword_and_compiled_once_per_value():
   assert compiled == [1, 5, 0]
 
 
+def test_programs_in_turn_are_one_step():
+  """They share batch, key and step number; metrics of one name are added."""
+  mesh, compiled = sharding.device_mesh(), []
+
+  def step(state, batch, key, *, static):
+    compiled.append(static)
+    if static == 'end':
+      return state.replace(step=state.step + 1), {'ended': 1.0}
+    params = {**state.params, static: jax.random.uniform(key)}
+    return state.replace(params=params), {'loss': 2.0 if static == 'a' else 3.0}
+
+  run = sharding.pmap(step, mesh)
+  state = sharding.replicate(TrainState(
+      np.int32(0), dict.fromkeys('ab', np.float32(0)), ()), mesh)
+  batch = sharding.to_devices(np.ones(2), mesh)
+  static = sharding.InTurn(('a', 'b', 'end'))
+  for number in range(2):
+    state, metrics = run(state, batch, jax.random.key(0), static)
+    assert int(state.step) == number + 1
+    assert {name: float(x) for name, x in metrics.items()} == {
+        'loss': 5.0, 'ended': 1.0}
+    drawn = jax.random.uniform(jax.random.fold_in(jax.random.key(0), number))
+    assert float(state.params['a']) == float(state.params['b']) == drawn
+  state, metrics = run(state, batch, jax.random.key(0), 'b')
+  assert int(state.step) == 2 and metrics == {'loss': 3.0}
+  assert sorted(compiled) == ['a', 'b', 'end']  # each once
+
+
 def test_metric_with_a_shape_is_named_in_the_error():
   mesh = sharding.device_mesh()
   state = sharding.replicate(TrainState(np.int32(0), (), ()), mesh)

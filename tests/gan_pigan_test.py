@@ -179,7 +179,7 @@ def test_losses_with_the_largest_logits(reference_data):
         sharding.replicate(state.replace(step=jnp.int32(number)), mesh_),
         sharding.to_devices(batch, mesh_),
         sharding.replicate(jax.random.key(0), mesh_),
-        static=schedule.Static(1, frozenset()))
+        static=schedule.Static(1))
     np.testing.assert_allclose(
         metrics['loss/generator'], data[name], rtol=1e-5)
     np.testing.assert_allclose(

@@ -187,7 +187,7 @@ def test_every_phase_follows_the_formulas():
     state, metrics = advance(
         state, sharding.to_devices(batch_of(step), mesh),
         sharding.replicate(key, mesh),
-        gan_schedule.Static(SIZE, gan_schedule.due_phases(step, SCHEDULE)))
+        gan_schedule.in_turn(gan_schedule.due_phases(step, SCHEDULE), SIZE))
     expected.append(reference.step(step, jax.random.fold_in(key, step)))
     trained = sharding.unreplicate(state)
     np.testing.assert_allclose(
@@ -225,7 +225,7 @@ def one_step(ours, schedule, step):
       gan_step.step, networks=ours, optimizers=optimizers, schedule=schedule),
       mesh)(state, sharding.to_devices(batch, mesh),
             sharding.replicate(key, mesh),
-            gan_schedule.Static(SIZE, frozenset()))
+            gan_schedule.Static(SIZE))
   params = sharding.unreplicate(state).params
   return batch, key, [params['generator']['params']['a'],
                       params['discriminator']['params']['b']], metrics
@@ -295,24 +295,28 @@ def test_relativistic_losses_with_r1_and_r2():
 def test_phases_are_due_at_multiples_of_their_intervals():
   due = lambda step, **options: gan_schedule.due_phases(
       step, SCHEDULE._replace(d_reg_interval=6, g_reg_interval=4, **options))
-  assert [set(due(step)) for step in (0, 1, 4, 6, 12)] == [
-      {'regularize', 'r1'}, set(), {'regularize'}, {'r1'},
-      {'regularize', 'r1'}]
+  both = ['generator', 'regularize', 'discriminator', 'r1', 'end']
+  neither = ['generator', 'discriminator', 'end']
+  assert [due(step) for step in (0, 1, 4, 6, 12)] == [
+      both, neither, [x for x in both if x != 'r1'],
+      [x for x in both if x != 'regularize'], both]
 
 
-@pytest.mark.parametrize('backend, phases', [
-    ('cpu', frozenset({'r1'})), ('gpu', None), ('tpu', None)])
+@pytest.mark.parametrize('backend, static', [
+    ('cpu', gan_schedule.in_turn(
+        ['generator', 'discriminator', 'r1', 'end'], 8)),
+    ('gpu', gan_schedule.Static(8)), ('tpu', gan_schedule.Static(8))])
 def test_one_program_serves_all_phases_except_on_the_cpu(
-    monkeypatch, backend, phases):
+    monkeypatch, backend, static):
   monkeypatch.setattr(jax, 'default_backend', lambda: backend)
-  static = gan_schedule.static_of(3, SCHEDULE, 8)
-  assert static == gan_schedule.Static(8, phases)
+  assert gan_schedule.static_of(3, SCHEDULE, 8) == static
 
 
-@pytest.mark.parametrize('phases', [frozenset(), None])
-def test_phases_with_interval_zero_never_run(phases):
+@pytest.mark.parametrize('separate', [True, False])
+def test_phases_with_interval_zero_never_run(separate):
   schedule = SCHEDULE._replace(d_reg_interval=0, g_reg_interval=0)
-  assert gan_schedule.due_phases(0, schedule) == frozenset()
+  due = gan_schedule.due_phases(0, schedule)
+  assert due == ['generator', 'discriminator', 'end']
   ours, mesh = networks(), sharding.device_mesh(COUNT)
   optimizers = {name: optax.sgd(0.0) for name in RATES}
   state = sharding.replicate(gan_step.create(
@@ -321,6 +325,7 @@ def test_phases_with_interval_zero_never_run(phases):
       gan_step.step, networks=ours, optimizers=optimizers, schedule=schedule),
       mesh)(state, sharding.to_devices(batch_of(0), mesh),
             sharding.replicate(jax.random.key(0), mesh),
-            gan_schedule.Static(SIZE, phases))
+            gan_schedule.in_turn(due, SIZE) if separate
+            else gan_schedule.Static(SIZE))
   assert float(sharding.unreplicate(state).extra['pl_mean']) == 0
   assert metrics['loss/r1'] == metrics['loss/regularizer'] == 0

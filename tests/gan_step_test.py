@@ -76,11 +76,11 @@ class Run:
     state = self._start(jax.random.key(0))
     return sharding.replicate(state, self.mesh)
 
-  def step(self, state, batch, seed, phases=None):
+  def step(self, state, batch, seed, static=None):
     state, metrics = self._step(
         state, sharding.to_devices(batch, self.mesh),
         sharding.replicate(jax.random.key(seed), self.mesh),
-        gan_schedule.Static(4, phases))
+        static or gan_schedule.Static(4))
     return state, {name: float(np.ravel(value)[0])
                    for name, value in metrics.items()}
 
@@ -124,11 +124,12 @@ def test_one_program_with_lax_cond_equals_one_program_per_phase(run):
   for separate in (True, False):
     state = run.start()
     for step in range(2):
-      phases = gan_schedule.due_phases(step, SCHEDULE) if separate else None
-      state, metrics = run.step(state, make_batch(step=step), step, phases)
+      static = gan_schedule.in_turn(gan_schedule.due_phases(
+          step, SCHEDULE), 4) if separate else None
+      state, metrics = run.step(state, make_batch(step=step), step, static)
       assert (metrics['loss/r1'] > 0) == (step == 0)
     state = fetch(state)
-    ends.append((state.params, state.extra))
+    ends.append((state.params, state.ema, state.extra, state.step, metrics))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), *ends)
 
 
@@ -248,13 +249,13 @@ def test_ada_probability_by_hand():
   # The means of each two steps are .7, .6 -, .5, .9 and 0 three times.
   for step, sign in enumerate((.9, .5, .59, .59, 1., 0., .8, 1.,
                                0., 0., 0., 0., 0., 0.)):
-    ada = gan_ada.update(
-        ada, sign, step, target=.6, interval=2, change=.08)
+    ada = gan_ada.update(gan_ada.record(ada, sign), step, target=.6,
+                         interval=2, change=.08)
     strengths.append(float(ada['p']))
   np.testing.assert_allclose(strengths, [
       .1, .18, .18, .1, .1, .02, .02, .1, .1, .02, .02, 0, 0, 0], atol=1e-6)
-  ada = {'p': 0.99, 'signs': 0.0}
-  ada = gan_ada.update(ada, 1., 0, target=.6, interval=1, change=.08)
+  ada = gan_ada.update({'p': 0.99, 'signs': 1.0}, 0, target=.6, interval=1,
+                       change=.08)
   assert ada['p'] == 1
 
 

@@ -16,7 +16,7 @@ from gen3d.data.images import open as opening
 from gen3d.gan import build as gan_build
 from gen3d.gan import cameras as gan_cameras
 from gen3d.gan import costs, sampling
-from gen3d.gan.schedule import Static
+from gen3d.gan.schedule import in_turn
 from gen3d.metrics import distribution, features
 from gen3d.ops import cameras
 from gen3d.tasks import gan
@@ -112,7 +112,7 @@ def staged(config):
 
 def test_stages_set_resolution_batch_and_learning_rates(staged, source):
   task = gan.make(staged)
-  assert [task.static(step).render_size for step in (0, 2, 3, 9)] == [
+  assert [task.static(step).parts[0].render_size for step in (0, 2, 3, 9)] == [
       8, 8, 16, 16]
   assert task.execution.batch_sizes == (4, 2)
   stream = list(itertools.islice(
@@ -181,12 +181,14 @@ def test_static_is_the_render_size_and_the_phases_that_are_due(config):
   config = config.copy_and_resolve_references()
   config.schedule.update({'d_reg_interval': 4, 'g_reg_interval': 2})
   static = gan.make(config).static
-  assert [static(step) for step in range(5)] == [
-      Static(4, frozenset({'regularize', 'r1'})), Static(4, frozenset()),
-      Static(8, frozenset({'regularize'})), Static(8, frozenset()),
-      Static(8, frozenset({'regularize', 'r1'}))]
+  due = lambda step: [part.phase for part in static(step).parts]
+  both = ['generator', 'regularize', 'discriminator', 'r1', 'end']
+  assert static(0) == in_turn(both, 4) and static(4) == in_turn(both, 8)
+  assert due(1) == due(3) == ['generator', 'discriminator', 'end']
+  assert due(2) == ['generator', 'regularize', 'discriminator', 'end']
   config.model.density_weight = 0.0
-  assert gan.make(config).static(0) == Static(4, frozenset({'r1'}))
+  static = gan.make(config).static
+  assert due(0) == ['generator', 'discriminator', 'r1', 'end']
 
 
 @pytest.mark.parametrize('path, sentence', [
@@ -237,7 +239,8 @@ def test_stylegan2_needs_no_cameras(source):
   config.distance_count = 0
   task = gan.make(config)
   batch = next(task.batches(0, 0))
-  assert batch['label'].shape == (4, 0) and task.static(0).render_size == 0
+  assert batch['label'].shape == (4, 0)
+  assert task.static(0).parts[0].render_size == 0
   scalars, images = task.evaluate(task.init(jax.random.key(0)), None)
   assert scalars == {}
   sheet = images['samples_coarse']
@@ -276,25 +279,27 @@ def test_costs_at_the_last_render_size():
   assert two_d.sizes == {'image': 8, 'batch': 4} and two_d.parts is None
 
 
-def test_costs_of_phases_are_differences_between_steps(config):
+def test_costs_of_phases_are_those_of_their_programs(config):
   config = config.copy_and_resolve_references()
   config.schedule.update({'d_reg_interval': 16, 'g_reg_interval': 4})
-  seconds = {(): 1.0, ('regularize',): 1.8, ('r1', 'regularize'): 2.1}
+  seconds = {'generator': 0.4, 'regularize': 0.8, 'discriminator': 0.5,
+             'r1': 0.3, 'end': 0.1}
 
   def seconds_of(static):
     assert static.render_size == 8
-    return seconds[tuple(sorted(static.phases))]
+    return seconds[static.phase]
 
   expected = {
-      'generator and discriminator phase': 1.0,
-      'regularization, every 4th step': 0.8, 'R1, every 16th step': 0.3,
+      'generator': 0.4, 'regularization, every 4th step': 0.8,
+      'discriminator': 0.5, 'R1, every 16th step': 0.3, 'moving average': 0.1,
       'training step on average': 1.0 + 0.8 / 4 + 0.3 / 16}
   phases = dict(gan.make(config).costs().phases(seconds_of))
   assert phases == pytest.approx(expected) and list(phases) == list(expected)
   config.model.density_weight, config.schedule.d_reg_interval = 0.0, 0
   phases = dict(gan.make(config).costs().phases(seconds_of))
-  assert phases == {'generator and discriminator phase': 1.0,
-                    'training step on average': 1.0}
+  assert phases == pytest.approx({
+      'generator': 0.4, 'discriminator': 0.5, 'moving average': 0.1,
+      'training step on average': 1.0})
 
 
 @pytest.mark.parametrize('steps, words', [

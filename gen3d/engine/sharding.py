@@ -10,6 +10,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from gen3d import notices
 from gen3d.choices import UserError
-from gen3d.engine.devices import num_cpu_devices
+from gen3d.engine.devices import cores, num_cpu_devices
 from gen3d.engine.state import TrainState, copy
 
 AXIS = 'devices'
@@ -51,6 +52,19 @@ class Execution(NamedTuple):
 
 
 _DEFAULTS = Execution()
+
+
+class InTurn(NamedTuple):
+  """The static argument of a step that consists of several programs.
+
+  Each program gets the state that the one before returned, with the same batch
+  and key, unless the one before has changed state.step, which only the last may
+  do. Metrics that several programs return under one name are added.
+
+  Attributes:
+    parts: the static argument of each program, in the order of execution.
+  """
+  parts: tuple[Hashable, ...]
 
 
 def device_mesh(
@@ -155,32 +169,49 @@ class MappedStep:
 
   def __init__(self, mapped: Any):
     self._mapped = mapped
-    self._known = set()
+    self._compiled = {}
 
   def __call__(
       self, state: TrainState, batch: Any, key: jax.Array,
-      static: Hashable | None = None) -> tuple[TrainState, dict[str, Any]]:
-    frozen = state.frozen
-    with self._compiling(batch, static):
+      static: Hashable | InTurn | None = None
+  ) -> tuple[TrainState, dict[str, Any]]:
+    frozen, total = state.frozen, {}
+    self.compile(state, batch, key, static)
+    for part in _parts(static):
       state, metrics = self._mapped(
-          state.replace(frozen=None), frozen, batch, key, static)
-    return state.replace(frozen=frozen), metrics
+          state.replace(frozen=None), frozen, batch, key, part)
+      total = {**total, **{
+          name: total[name] + value if name in total else value
+          for name, value in metrics.items()}}
+    return state.replace(frozen=frozen), total
 
   def compile(
       self, state: TrainState, batch: Any, key: jax.Array,
-      static: Hashable | None = None) -> jax.stages.Compiled:
-    """Compiles the program of these arguments without running it."""
-    with self._compiling(batch, static):
-      return self.lower(state, batch, key, static).compile()
+      static: Hashable | InTurn | None = None) -> list[jax.stages.Compiled]:
+    """Compiles the programs of these arguments without running them.
 
-  def _compiling(self, batch, static):
-    """A notice about the program, for arguments that are new."""
-    program = (static, tuple(x.shape for x in jax.tree.leaves(batch)))
-    if program in self._known:
-      return contextlib.nullcontext()
-    self._known.add(program)
-    return notices.slow('Compiling the training step'
-                        f'{"" if static is None else f": {static}"}')
+    Those of an InTurn are compiled side by side: the compiler works outside
+    Python's lock, and uses one core for most of the time.
+
+    Returns:
+      The programs, in the order of execution.
+    """
+    shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+    programs = [(part, shapes) for part in _parts(static)]
+    new = [part for part, _ in programs if (part, shapes) not in self._compiled]
+    if new:
+      names = '; '.join(str(part) for part in new if part is not None)
+      with notices.slow('Compiling the training step'
+                        f'{names and f": {names}"}'):
+        # jit keeps what `lower` and `compile` return, so that a call with the
+        # same arguments does not compile again.
+        threads = futures.ThreadPoolExecutor(cores())
+        compiling = {
+            (part, shapes): threads.submit(
+                self.lower(state, batch, key, part).compile) for part in new}
+        self._compiled |= {
+            program: thread.result() for program, thread in compiling.items()}
+    return [self._compiled[program] for program in programs]
 
   def lower(
       self, state: TrainState, batch: Any, key: jax.Array,
@@ -188,6 +219,11 @@ class MappedStep:
     """Lowers the program of these arguments, as `lower` of jax.jit does."""
     return self._mapped.lower(
         state.replace(frozen=None), state.frozen, batch, key, static)
+
+
+def _parts(static):
+  """The static arguments of a step's programs."""
+  return static.parts if isinstance(static, InTurn) else (static,)
 
 
 def map_over_devices(

@@ -56,11 +56,14 @@ class Step:
       RuntimeError: the backend reports no plan.
     """
     batch = sharding.to_devices(batch, self._mesh)
-    plan = self._step.compile(
-        self._state, batch, self._key, static).memory_analysis()
-    if plan is None:
-      raise RuntimeError('This backend does not report its memory plan.')
-    return (plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e9
+    sizes = []
+    for program in self._step.compile(self._state, batch, self._key, static):
+      plan = program.memory_analysis()
+      if plan is None:
+        raise RuntimeError('This backend does not report its memory plan.')
+      sizes.append(plan.temp_size_in_bytes + plan.argument_size_in_bytes)
+    # If the step has several programs, that of the largest one.
+    return max(sizes) / 1e9
 
   def seconds(self, batch: Any, repeats: int, static: Hashable = None) -> float:
     """Median seconds of a step on a batch, compiled before.
@@ -156,7 +159,7 @@ def measure(task: tasks.Task, *, name: str, seed: int, steps: int,
   numbers = {'devices': mesh.size, 'platform': jax.devices()[0].platform,
              **costs.sizes}
   print_sizes(name, numbers, costs.sizes)
-  static = largest_static(costs, task.static(steps - 1))
+  static = whole_static(costs, task.static(steps - 1))
   if static is not None:
     print('Sizes are those at the end of the training.')
 
@@ -219,10 +222,8 @@ def step_flops(task: tasks.Task, scopes: Sequence[str], state: Any, batch: Any,
   return flops.by_scope(of_device, shapes, scopes)
 
 
-def largest_static(costs: tasks.Costs, last: Hashable) -> Hashable:
-  """The static argument of the step that needs the most memory.
-
-  Phases accumulate, so that it is the last one that Costs.phases times.
+def whole_static(costs: tasks.Costs, last: Hashable) -> Hashable:
+  """The static argument of a step with all programs that are timed.
 
   Args:
     costs: of the task.
@@ -237,7 +238,7 @@ def largest_static(costs: tasks.Costs, last: Hashable) -> Hashable:
     return 1.0
 
   list(costs.phases(record))
-  return statics[-1]
+  return sharding.InTurn(tuple(statics))
 
 
 def _measure_parts(costs, params, batch, devices, repeats, add):

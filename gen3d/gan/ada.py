@@ -25,26 +25,30 @@ def augment_examples(
   return {name: augment.apply(batch, draws) for name, batch in x.items()}
 
 
+def record(state: dict[str, Any], sign: jax.Array) -> dict[str, jax.Array]:
+  """Adds the mean sign of a step's logits on reals to the state; see `update`.
+  """
+  return {**state, 'signs': state['signs'] + sign}
+
+
 def update(
-    state: dict[str, Any], sign: jax.Array, step: jax.Array, *, target: float,
-    interval: int, change: float
-) -> dict[str, jax.Array]:
+    state: dict[str, Any], step: jax.Array, *, target: float, interval: int,
+    change: float) -> dict[str, jax.Array]:
   """The state of adaptive augmentation after a step (2006.06676, section 3.2).
 
   A mean sign above the target, over the last `interval` steps, is a sign of
   overfitting; the discriminator's inputs are then augmented more often.
 
   Args:
-    state: {'p': probability, 'signs': sum of signs since p was last changed}.
-    sign: mean sign of the discriminator's logits on reals in this step.
+    state: {'p': probability, 'signs': sum of signs since p was last changed},
+      with the sign of this step.
     step: number of the step, from 0.
     target: of the mean sign.
     interval: steps between two changes.
     change: of p, which stays in [0, 1].
   """
-  signs = state['signs'] + sign
-  changed = jnp.clip(
-      state['p'] + change * jnp.sign(signs / interval - target), 0, 1)
+  changed = jnp.clip(state['p'] + change * jnp.sign(
+      state['signs'] / interval - target), 0, 1)
   due = (step + 1) % interval == 0
   return {'p': jnp.where(due, changed, state['p']),
-          'signs': jnp.where(due, 0.0, signs)}
+          'signs': jnp.where(due, 0.0, state['signs'])}

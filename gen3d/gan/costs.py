@@ -6,41 +6,29 @@ from gen3d.gan.networks import GANNetworks
 from gen3d.gan.schedule import PHASES, Schedule, Static
 
 
-def lazy_phases(networks: GANNetworks, schedule: Schedule) -> dict[str, int]:
-  """{name, as in Static.phases: steps from one to the next}.
-
-  Without the phases that this training does not have.
-  """
-  intervals = {'r1': schedule.d_reg_interval}
-  if networks.regularize:
-    intervals = {'regularize': schedule.g_reg_interval, **intervals}
-  return {name: interval for name, interval in intervals.items() if interval}
-
-
 def phases(
     seconds_of: Callable[[Static], float], *, networks: GANNetworks,
     schedule: Schedule, render_size: int
 ) -> Iterator[tuple[str, float]]:
   """Yields (name, seconds) of the phases and of an average step.
 
-  The time of a phase that not every step has is the difference between steps
-  with and without it.
-
   Args:
-    seconds_of: static -> seconds of a step that is compiled for it.
+    seconds_of: static -> seconds of a program that is compiled for it.
     networks: GANNetworks.
     schedule: Schedule.
     render_size: at which the step is timed.
   """
-  due: frozenset[str] = frozenset()
-  last = average = seconds_of(Static(render_size, due))
-  yield 'generator and discriminator phase', last
-  for name, interval in lazy_phases(networks, schedule).items():
-    due |= {name}
-    seconds = seconds_of(Static(render_size, due))
-    yield f'{PHASES[name]}, every {ordinal(interval)}', seconds - last
-    average += (seconds - last) / interval
-    last = seconds
+  intervals = {'regularize': schedule.g_reg_interval if networks.regularize
+               else 0, 'r1': schedule.d_reg_interval}
+  average = 0.0
+  for phase, name in PHASES.items():
+    interval = intervals.get(phase, 1)
+    if not interval:
+      continue
+    seconds = seconds_of(Static(render_size, phase))
+    average += seconds / interval
+    yield (f'{name}, every {ordinal(interval)}' if phase in intervals
+           else name), seconds
   yield 'training step on average', average
 
 

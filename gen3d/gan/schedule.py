@@ -1,12 +1,17 @@
 """Weights and schedules of the adversarial step, and its static arguments."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-# The phases that not every step has, as they are printed.
-PHASES = {'regularize': 'regularization', 'r1': 'R1'}
+from gen3d.engine import sharding
+
+# The phases of a step in their order, as they are printed.
+PHASES = {'generator': 'generator', 'regularize': 'regularization',
+          'discriminator': 'discriminator', 'r1': 'R1',
+          'end': 'moving average'}
 
 
 class Schedule(NamedTuple):
@@ -67,41 +72,47 @@ class Schedule(NamedTuple):
 
 
 class Static(NamedTuple):
-  """Static arguments of the compiled step.
+  """Static arguments of a compiled program of the step.
 
   Attributes:
     render_size: resolution of the neural rendering, or of the images where
       that grows in the course of a training (pi-GAN); 0 where there is none.
-    phases: which of 'regularize' and 'r1' this step has. None: the program
-      contains both and chooses by the number of the step.
+    phase: key of PHASES, the only one of this program. None: the program
+      contains all and chooses by the number of the step.
   """
   render_size: int = 0
-  phases: frozenset[str] | None = None
+  phase: str | None = None
 
   def __str__(self) -> str:
-    parts = [f'{self.render_size} x {self.render_size} pixels'
-             ] if self.render_size else []
-    if self.phases is None:
-      return ', '.join([*parts, 'all phases'])
-    return ', '.join([*parts, 'generator', 'discriminator',
-                      *(PHASES[name] for name in sorted(self.phases))])
+    size = [f'{self.render_size} x {self.render_size} pixels'
+            ] if self.render_size else []
+    return ', '.join([*size, PHASES[self.phase] if self.phase
+                      else 'all phases'])
 
 
-def due_phases(step: int, schedule: Schedule) -> frozenset[str]:
-  """The names of the phases of a step that not every step has."""
+def due_phases(step: int, schedule: Schedule) -> list[str]:
+  """The keys of PHASES that a step has, in their order."""
   intervals = {'regularize': schedule.g_reg_interval,
                'r1': schedule.d_reg_interval}
-  return frozenset(name for name, interval in intervals.items()
-                   if interval and step % interval == 0)
+  due = lambda interval: interval and step % interval == 0
+  return [name for name in PHASES if due(intervals.get(name, 1))]
 
 
-def static_of(step: int, schedule: Schedule, render_size: int) -> Static:
-  """The Static of a step on the present backend."""
-  # Within lax.cond, XLA's convolutions on the CPU are thirty times slower, so
-  # each combination of phases is a program of its own there. Elsewhere one
-  # program serves all, and there is less to compile.
-  on_cpu = jax.default_backend() == 'cpu'
-  return Static(render_size, due_phases(step, schedule) if on_cpu else None)
+def static_of(
+    step: int, schedule: Schedule, render_size: int
+) -> Static | sharding.InTurn:
+  """The static argument of a step on the present backend."""
+  # Within lax.cond, XLA's convolutions on the CPU are thirty times slower. A
+  # program for each phase instead of one for each combination of them is
+  # compiled once, beside the others. Elsewhere one program serves all.
+  if jax.default_backend() != 'cpu':
+    return Static(render_size)
+  return in_turn(due_phases(step, schedule), render_size)
+
+
+def in_turn(phases: Sequence[str], render_size: int) -> sharding.InTurn:
+  """The static argument of a step with a program for each of the phases."""
+  return sharding.InTurn(tuple(Static(render_size, name) for name in phases))
 
 
 def gamma(schedule: Schedule, images_seen: Any) -> Any:

@@ -2,7 +2,8 @@
 
 A step has up to four phases, each with latents and an optimizer update of its
 own, as in the official code: generator, regularization of the generator every
-few steps, discriminator, and R1 every few steps.
+few steps, discriminator, and R1 every few steps. At its end are the probability
+of augmentation and the moving average. A program contains one or all of these.
 
 Fakes and reals are dictionaries {name: [N, H, W, 3]}: 'image' and, where there
 is neural rendering, 'image_raw', the image before super-resolution.
@@ -140,7 +141,7 @@ def step(
     static: Static, networks: GANNetworks, optimizers: Optimizers,
     schedule: Schedule
 ) -> tuple[TrainState, Metrics]:
-  """One step of all phases that are due; see tasks.Task.
+  """One step, or the phase of it that `static` names; see tasks.Task.
 
   Args:
     state: from `create`.
@@ -154,19 +155,17 @@ def step(
     schedule: Schedule.
   """
   ctx = _context(state, batch, key, static, networks, optimizers, schedule)
-  metrics: Metrics = {}
   # The official order. Each phase takes the networks that the one before has
   # updated, so that the discriminator's fakes are of the new generator.
-  for phase in (_generator_phase, _regularizer_phase, _discriminator_phase,
-                _r1_phase):
-    state, values = phase(state, ctx)
-    metrics |= values
-  # Once a step: the probability of augmentation, then the moving average.
-  state, values = _update_ada(state, ctx, metrics['logits/real_sign'])
-  metrics |= values
-  state = _update_ema(state, ctx)
-  return (state.replace(step=state.step + 1),
-          jax.lax.pmean(metrics, 'devices'))
+  phases = {'generator': _generator_phase, 'regularize': _regularizer_phase,
+            'discriminator': _discriminator_phase, 'r1': _r1_phase,
+            'end': _end}
+  metrics: Metrics = {}
+  for name, phase in phases.items():
+    if static.phase in (None, name):
+      state, values = phase(state, ctx)
+      metrics |= values
+  return state, jax.lax.pmean(metrics, 'devices')
 
 
 def _context(state, batch, key, static, networks, optimizers, schedule):
@@ -272,7 +271,7 @@ def _regularizer_phase(state, ctx):
     return (state.replace(extra={**state.extra, 'pl_mean': pl_mean}),
             value / interval)
 
-  state, value = _if_due(state, ctx, 'regularize', interval, phase)
+  state, value = _if_due(state, ctx, interval, phase)
   return state, {'loss/regularizer': value}
 
 
@@ -301,6 +300,10 @@ def _discriminator_phase(state, ctx):
   state, _, metrics = _update(state, ctx, 'discriminator', loss)
   generator = ctx.networks.update_w_avg(state.params['generator'], w)
   state = state.replace(params={**state.params, 'generator': generator})
+  if ctx.schedule.ada_target:
+    recorded = ada.record(state.extra['ada'], jax.lax.pmean(
+        metrics['logits/real_sign'], 'devices'))
+    state = state.replace(extra={**state.extra, 'ada': recorded})
   return state, metrics
 
 
@@ -340,18 +343,30 @@ def _r1_phase(state, ctx):
     state, _, penalty = _update(state, ctx, 'discriminator', loss)
     return state, penalty
 
-  state, value = _if_due(state, ctx, 'r1', interval, phase)
+  state, value = _if_due(state, ctx, interval, phase)
   return state, {'loss/r1': value}
 
 
-def _update_ada(state, ctx, sign):
-  """Adapts the probability of augmentation to the sign of logits on reals."""
+def _end(state, ctx):
+  """Once a step: the probability of augmentation and the moving average."""
+  state, metrics = _update_ada(state, ctx)
+  state = _update_ema(state, ctx)
+  # Where each phase is a program, one that is not due gives no metrics.
+  if ctx.static.phase:
+    metrics['loss/r1'] = jnp.zeros(())
+    if ctx.networks.regularize:
+      metrics['loss/regularizer'] = jnp.zeros(())
+  return state.replace(step=state.step + 1), metrics
+
+
+def _update_ada(state, ctx):
+  """Adapts the probability of augmentation to the signs of logits on reals."""
   schedule = ctx.schedule
   if not schedule.ada_target:
     return state, {}
   updated = ada.update(
-      state.extra['ada'], jax.lax.pmean(sign, 'devices'), ctx.step,
-      target=schedule.ada_target, interval=schedule.ada_interval,
+      state.extra['ada'], ctx.step, target=schedule.ada_target,
+      interval=schedule.ada_interval,
       change=ctx.images_per_step * schedule.ada_interval / schedule.ada_images)
   return (state.replace(extra={**state.extra, 'ada': updated}),
           {'augment/probability': updated['p']})
@@ -405,13 +420,12 @@ def _update(
   return state, value, aux
 
 
-def _if_due(state, ctx, name, interval, phase):
+def _if_due(state, ctx, interval, phase):
   """Runs a phase that not every step has.
 
   Args:
     state: TrainState.
     ctx: StepContext.
-    name: of the phase, as in Static.phases.
     interval: steps from one such phase to the next; 0: never.
     phase: state -> (state, loss).
 
@@ -422,13 +436,13 @@ def _if_due(state, ctx, name, interval, phase):
   def skip(state):
     return state, jnp.zeros(())
 
-  phases = ctx.static.phases
+  # A program of one phase is run in the steps that have it only.
+  if ctx.static.phase:
+    state, value = phase(state)
   # An interval of 0 needs neither program nor condition.
-  if phases is None and interval:
+  elif interval:
     state, value = jax.lax.cond(
         ctx.step % interval == 0, phase, skip, state)
-  elif phases and name in phases:
-    state, value = phase(state)
   else:
     state, value = skip(state)
   return state, value * interval

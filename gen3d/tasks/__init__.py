@@ -100,7 +100,8 @@ class Task(NamedTuple):
       {name: uint8 [H, W, 3]}. Runs on the host, on one device.
     finish: (state, workdir) -> paths of the files that it wrote.
     static: step number -> hashable facts that shape the compiled program (the
-      resolution of rendering, phases that are due), or None.
+      resolution of rendering, phases that are due), sharding.InTurn for several
+      programs, or None.
     execution: options of the compiler and of placement.
     costs: () -> Costs.
     scheduled: step number -> {name: value} of what changes by a schedule, such
