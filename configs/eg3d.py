@@ -78,7 +78,8 @@ def ffhq512():
       'super_resolution_clamp': 256.0, 'super_resolution_half': True,
       # Scale of the camera in the mapping network; 0: no pose conditioning.
       'pose_conditioning': 1.0,
-      'density_weight': 0.25, 'opacity_weight': 0.0})
+      'density_weight': 0.25, 'opacity_weight': 0.0,
+      'mesh_inset': 0.0})  # of an exported mesh, inwards
   config.schedule.update({
       'r1_gamma': 1.0, 'ema_ramp': 0.05,
       'pose_swap_prob': 0.5, 'pose_swap_fade_images': 1_000_000,
@@ -148,6 +149,10 @@ def shapes():
       {'size': 32, 'features': (32, 32), 'up': (False, True)})
   model.super_resolution_clamp, model.super_resolution_half = 0.0, False
   model.pose_conditioning = 0.0
+  # The pictures show objects half a pixel too large on all sides: a ray that
+  # touches one is opaque (data/shapes/render.py). So do the surfaces, at the
+  # cameras' distance and focal length.
+  model.mesh_inset = 0.5 * 1.7 / (1.35 * 64)
   model.discriminator = ml_collections.ConfigDict({
       'channel_base': 1024, 'channel_max': 64, 'mbstd_group': 4,
       'mapping_layers': 2})
@@ -179,6 +184,9 @@ def cats():
   config.schedule.blur_fade_images = images // 6
   # White objects before white are transparent otherwise.
   config.model.opacity_weight = 1.0
+  # With an inset the parts of these surfaces, thinner than true ones, get worse
+  # (IoU 0.55 instead of 0.58).
+  config.model.mesh_inset = 0.0
   config.render_size = ((0, 32), (1, 32))
   return config
 

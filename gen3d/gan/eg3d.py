@@ -220,7 +220,8 @@ def _parts(
 
 def make(
     module: eg3d.Generator, z_dim: int, front: cameras.Camera,
-    sample_camera: Callable[[jax.Array], cameras.Camera]) -> Generator3D:
+    sample_camera: Callable[[jax.Array], cameras.Camera],
+    inset: float = 0.0) -> Generator3D:
   """The Generator3D of an EG3D network, ours or an official one.
 
   Args:
@@ -228,13 +229,14 @@ def make(
     z_dim: size of the latent.
     front: camera conditioning of the mapping network where none is given.
     sample_camera: key -> Camera of the training data's distribution.
+    inset: distance by which the surface of a mesh is moved inwards.
   """
   field = _compiled_field(module)
   return Generator3D(
       map=functools.partial(_map, module, front),
       synthesize=functools.partial(_synthesize, module),
       render=functools.partial(_render, module),
-      mesh=functools.partial(_mesh, field, module),
+      mesh=functools.partial(_mesh, field, module, inset),
       color=lambda *args: field(*args)[1],
       sample_camera=sample_camera,
       z_dim=z_dim,
@@ -249,7 +251,8 @@ def generator(
     config: Any, front: cameras.Camera,
     sample_camera: Callable[[jax.Array], cameras.Camera]) -> Generator3D:
   """`make` of the ConfigDict `model` of a config such as configs/eg3d.py."""
-  return make(module(config), config.z_dim, front, sample_camera)
+  return make(module(config), config.z_dim, front, sample_camera,
+              config.get('mesh_inset', 0.0))
 
 
 def official_camera(loaded: nvidia.Loaded) -> dict:
@@ -297,9 +300,9 @@ def _compiled_field(module):
   return field
 
 
-def _mesh(field, module, variables, planes, resolution):
+def _mesh(field, module, inset, variables, planes, resolution):
   return mesh.extract(functools.partial(field, variables, planes),
-                      module.rendering.box_warp / 2, resolution)
+                      module.rendering.box_warp / 2, resolution, inset=inset)
 
 
 def _image_size(super_resolution, size):
