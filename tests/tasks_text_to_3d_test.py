@@ -2,11 +2,13 @@
 
 import inspect
 import pathlib
-from typing import NamedTuple
+import types
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import dreamfusion as configs
@@ -280,6 +282,19 @@ def test_guidance_gets_the_prompt_with_its_open_color_drawn(complete, capsys):
       'a red chair')
   assert loaded == [expected]
   assert (repr(expected) in capsys.readouterr().err) == complete
+
+
+def test_drawn_colors_of_several_subjects_are_printed(capsys):
+  scene: Any = types.SimpleNamespace(init=lambda key: {}, running=None)
+  guidance: Any = types.SimpleNamespace(
+      load=lambda *_: None, init=lambda *_: {})
+  parts = text_to_3d.Parts(scene, guidance, optax.sgd(0.0), 1)
+  given = ('a red chair', 'a yellow duck')
+  for prompt in (given, ('a red chair with blue legs', 'a yellow duck')):
+    text_to_3d._init(jax.random.key(0), parts=parts, prompt=prompt,
+                     negative_prompt='', given=given)
+    printed = capsys.readouterr().err
+    assert (', '.join(prompt) in printed) == (prompt != given)
 
 
 def test_lr_multiplier_of_the_config_is_a_schedule():

@@ -98,7 +98,9 @@ def report(runs: str | os.PathLike,
     image_io.save(pathlib.Path(out) / 'objects.png', contact_sheet(runs))
   orbit = checkpoints.load_config(finished_runs(runs)[0]).orbit
   with notices.slow('Rendering the true objects'):
-    truth = np.mean([true_rates(pair, s.prompt, orbit) for s in scores], axis=0)
+    of_prompt = {prompt: true_rates(pair, prompt, orbit)
+                 for prompt in dict.fromkeys(s.prompt for s in scores)}
+  truth = np.mean([of_prompt[s.prompt] for s in scores], axis=0)
   return table(scores) + (
       f'\n| **true objects** | all | {truth[0]:.0%} | {truth[1]:.0%} | | | |')
 

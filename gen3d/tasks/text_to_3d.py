@@ -87,6 +87,7 @@ def make(config: ml_collections.ConfigDict,
   check_prompt(config.negative_prompt)
   prompt = prompts.normalize(config.prompt) if scene.subjects == 1 else (
       prompts.split(config.prompt, scene.subjects))
+  given = prompt
   if config.get('complete_prompt'):
     complete = partial(captions.complete, seed=config.seed)
     prompt = complete(prompt) if isinstance(prompt, str) else tuple(
@@ -99,7 +100,7 @@ def make(config: ml_collections.ConfigDict,
   return Task(
       init=partial(_init, parts=parts, prompt=prompt,
                    negative_prompt=config.negative_prompt,
-                   given=config.prompt),
+                   given=given),
       step=partial(_step, parts=parts),
       batches=partial(_batches, views=config.views),
       evaluate=partial(
@@ -338,9 +339,10 @@ def _init(key, *, parts, prompt, negative_prompt, given):
 
   Where the prompt is not the one that was given, this is said.
   """
-  if isinstance(prompt, str) and prompt != prompts.normalize(given):
+  if prompt != given:
+    drawn = prompt if isinstance(prompt, str) else ', '.join(prompt)
     notices.message(
-        f'The prompt leaves a color open, which is drawn: {prompt!r}. Another '
+        f'The prompt leaves a color open, which is drawn: {drawn!r}. Another '
         '--config.seed draws another; with --config.complete_prompt=false the '
         'part becomes a mean of all colors.')
   key_scene, key_guidance = jax.random.split(key)
