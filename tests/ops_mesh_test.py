@@ -1,5 +1,7 @@
 """ops.mesh against analytic solids, and trimesh for the topology."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +108,41 @@ def test_surfaces_of_cavities_are_removed():
   result = mesh.extract(solid(shell), 1.0, 64, keep_share=0.0)
   assert check_topology(result).body_count == 1
   assert np.linalg.norm(result.vertices, axis=-1).min() > 0.5
+
+def test_hidden_depth_is_the_least_sum_on_the_way_outside():
+  density = np.random.default_rng(0).uniform(
+      0, 5, (4, 6, 5)).astype(np.float32)
+  shape, expected = np.array(density.shape), np.full(density.shape, np.inf)
+  for index in np.ndindex(density.shape):
+    for step in set(itertools.product((-1, 0, 1), repeat=3)) - {(0, 0, 0)}:
+      point, total = np.array(index) + step, 0.5 * density[index]
+      while np.all((point >= 0) & (point < shape)):
+        total += density[tuple(point)]
+        point = point + step
+      expected[index] = min(
+          expected[index], total * 0.1 * np.linalg.norm(step))
+  np.testing.assert_allclose(
+      mesh.hidden_depth(density, 0.1), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('width, density, filled', [
+    (0.15, 40.0, True), (0.3, 0.0, False)])
+def test_solid_fills_what_cannot_be_seen_from_outside(width, density, filled):
+  """A spherical shell with a core, thinner or open at the top."""
+  def query(points):
+    radius = np.linalg.norm(points, axis=-1)
+    shell = (radius < 0.5) & (radius > 0.4)
+    top = (points[:, 1] > 0) & (
+        np.hypot(points[:, 0], points[:, 2]) < width)
+    # 40 is opaque at this thickness, but less than the level of the rest.
+    values = np.where(shell, np.where(top, density, 400.0), 0.0)
+    return np.where(radius < 0.1, 400.0, values), np.full((len(points), 3), .5)
+
+  ball = 4 / 3 * np.pi * 0.5 ** 3
+  for solid in (False, True):
+    surface = mesh.extract(query, 1.0, 96, keep_share=0.0, solid=solid)
+    volume = mesh.volume(surface.vertices, surface.faces)
+    assert (volume > 0.9 * ball) == (solid and filled)
 
 
 @pytest.mark.parametrize('density, width', [

@@ -7,6 +7,7 @@ surface. All functions run on the host in NumPy; only `query` runs on an
 accelerator.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -47,7 +48,8 @@ class Mesh(NamedTuple):
 
 
 def extract(query: Query, bound: float, resolution: int = 192,
-            keep_share: float = 1.0, inset: float = 0.0) -> Mesh:
+            keep_share: float = 1.0, inset: float = 0.0,
+            solid: bool = False) -> Mesh:
   """Extracts the closed, colored surface of a density field.
 
   A coarse grid over the whole cube locates the object; a fine grid over the
@@ -61,6 +63,9 @@ def extract(query: Query, bound: float, resolution: int = 192,
     keep_share: connected components of at least this fraction of the largest
       one's volume are kept; 1.0 keeps the largest only.
     inset: distance by which the surface is moved inwards.
+    solid: whether what cannot be seen from outside belongs to the object, such
+      as an empty space behind its surface. Not for a space with the cameras in
+      it.
 
   Returns:
     A watertight Mesh with colors.
@@ -79,6 +84,9 @@ def extract(query: Query, bound: float, resolution: int = 192,
   if _crosses_box(density > level, box, cube):
     density, origin, spacing = sample_grid(query, cube, resolution)
   level = auto_threshold(density, spacing)
+  if solid:
+    density = np.maximum(density, level / HALF_OPACITY_DEPTH * hidden_depth(
+        density, spacing))
   vertices, faces = isosurface(density, level, origin, spacing)
   vertices, faces = keep_components(vertices, faces, keep_share)
   vertices = smooth(vertices, faces, SMOOTHING_ROUNDS)
@@ -173,6 +181,48 @@ def auto_threshold(density: np.ndarray, spacing: float) -> float:
   surface_density = np.median(np.concatenate(surface_densities))
   return float(np.clip(
       surface_density, levels[good].min(), levels[good].max()))
+
+
+def hidden_depth(density: np.ndarray, spacing: float) -> np.ndarray:
+  """The least optical depth between each grid point and the outside.
+
+  A volume rendering shows a surface where this is HALF_OPACITY_DEPTH. The least
+  is over rays to all 26 neighbors of a point.
+
+  Args:
+    density: grid [X, Y, Z].
+    spacing: side of its cells.
+
+  Returns:
+    Grid [X, Y, Z].
+  """
+  least = np.full(density.shape, np.inf, np.float32)
+  for step in itertools.product((-1, 0, 1), repeat=3):
+    if any(step):
+      least = np.minimum(
+          least, spacing * np.linalg.norm(step) * _sum_along(density, step))
+  return least.astype(np.float32)
+
+
+def _sum_along(grid, step):
+  """Sums [X, Y, Z] along the lines in direction `step`, up to each point.
+
+  The point itself counts by half. Components of `step` are -1, 0 or 1.
+  """
+  backwards = tuple(slice(None, None, -1 if s < 0 else 1) for s in step)
+  axis = int(np.flatnonzero(step)[0])
+  layers = np.moveaxis(grid[backwards], axis, 0)
+  sums = np.empty(layers.shape, np.float32)
+  # From one layer to the next, a line moves by one point along these axes.
+  moved = np.flatnonzero(np.delete(step, axis))
+  total = np.zeros(layers.shape[1:], np.float32)
+  for layer, result in zip(layers, sums, strict=True):
+    for other in moved:
+      total = np.roll(total, 1, other)
+      np.moveaxis(total, other, 0)[0] = 0.0
+    result[:] = total + 0.5 * layer
+    total += layer
+  return np.moveaxis(sums, 0, axis)[backwards]
 
 
 def isosurface(density: np.ndarray, level: float, origin: np.ndarray,

@@ -143,7 +143,7 @@ def density_bias(settings: Mapping[str, Any]) -> Callable:
 
 def _mesh(query, bound, inset, params, resolution, keep_share):
   return mesh.extract(
-      partial(query, params), bound, resolution, keep_share, inset)
+      partial(query, params), bound, resolution, keep_share, inset, solid=True)
 
 
 def show(
