@@ -10,6 +10,7 @@ import runpy
 import signal
 import sys
 
+import gen3d
 from gen3d import choices, notices
 
 COMMANDS = ('train', 'sample', 'generate', 'export', 'view', 'gallery',
@@ -25,6 +26,8 @@ def main() -> None:
   if name in ('-h', '-help', '--help', '--helpfull', '--helpshort', 'help'):
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `gen3d | head`
     print(usage())
+  elif name in ('-version', '--version', 'version'):
+    print(f'gen3d {gen3d.__version__}')
   elif name not in COMMANDS:
     print(choices.unknown('command', COMMANDS, name), file=sys.stderr)
     sys.exit(2)
@@ -40,7 +43,8 @@ def usage() -> str:
   return '\n'.join([
       'usage: gen3d COMMAND [--FLAG...]', '',
       *(f'  {name:{width}}  {_title(name)}' for name in COMMANDS), '',
-      'gen3d COMMAND --help prints examples and flags. For example:',
+      'gen3d COMMAND --help prints examples and flags; gen3d --version prints '
+      'the version.', 'For example:',
       "  gen3d train --config=dreamfusion --config.prompt='a red chair' "
       '--workdir=runs/chair'])
 

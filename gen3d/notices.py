@@ -2,7 +2,8 @@
 
 A notice appears after 5 seconds: on a terminal a bar with the time left, or a
 clock where the amount of work is unknown; elsewhere a line, and another one
-every 30 seconds. Of nested notices that have appeared, the innermost prints.
+where nothing has been printed for 30 seconds. Of nested notices that have
+appeared, the innermost prints.
 """
 
 import contextlib
@@ -20,15 +21,18 @@ _Item = TypeVar('_Item')
 
 _AFTER = 5.0
 _EVERY = 30.0  # seconds between two lines
-_TICK = 1.0  # seconds between two updates on a terminal
+_TICK = 1.0  # seconds between two updates on a terminal, and two checks else
 
 # Numbers of the notices that have appeared; the innermost has the largest.
 _shown: set[int] = set()
 _numbers = itertools.count()
+_printed = time.monotonic()  # when the last message was
 
 
 def message(text: str) -> None:
   """Prints a text to stderr, above the bars of a terminal."""
+  global _printed
+  _printed = time.monotonic()
   tqdm.tqdm.write(text, file=sys.stderr)
 
 
@@ -104,10 +108,14 @@ def progress(text: str, total: int | None = None, after: float = _AFTER
           bar.n = done
           bar.refresh()
       return
+    first = True
     while True:
-      if number == max(_shown, default=number):
-        message(_line(text, done, total, time.monotonic() - begin))
-      if ended.wait(_EVERY):
+      now = time.monotonic()
+      if number == max(_shown, default=number) and (
+          first or now - _printed >= _EVERY):
+        message(_line(text, done, total, now - begin))
+      first = False
+      if ended.wait(min(_TICK, _EVERY)):
         return
 
   thread = threading.Thread(target=show, daemon=True)

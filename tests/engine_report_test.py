@@ -89,7 +89,7 @@ def test_progress_lines_without_a_terminal(tmp_path, capsys, monkeypatch):
   writer.close()
   lines = capsys.readouterr().err.splitlines()
   assert lines[0] == 'step 1/100  opacity 0.25'
-  assert lines[1] == 'step 17/100  0.5 it/s  ETA 0:02:46  opacity 0.25'
+  assert lines[1] == 'step 16/100  0.5 it/s  ETA 0:02:48  opacity 0.25'
   assert lines[-1].startswith('step 100/100  0.5 it/s  ETA 0:00:00')
   assert len(lines) == 8
 

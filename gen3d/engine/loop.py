@@ -32,6 +32,7 @@ from gen3d.engine.report import Report
 from gen3d.engine.state import TrainState
 
 _NOT_FINITE = 'params/not_finite'
+_LONG_STEP = 20.0  # seconds after which a notice says that it is computed
 _FINISHED = {'step': schemas.whole(0, 2 ** 62),
              'files': schemas.each(schemas.TEXT, 0, 2 ** 20)}
 
@@ -153,10 +154,11 @@ def _train(task, config, workdir, checkpoints, mesh, state, batches, keys,
   saved, saved_at = start, time.monotonic()
   try:
     for done in range(start + 1, config.steps + 1):
-      state, metrics = step(
-          state, next(batches), run_key, task.static(done - 1))
-      # Metrics.
-      buffer.add(done, metrics)
+      with notices.slow(f'Computing step {done}', after=_LONG_STEP):
+        state, metrics = step(
+            state, next(batches), run_key, task.static(done - 1))
+        # Metrics.
+        buffer.add(done, metrics)
       stop.done(done, state if alone else None)
       report.progress(done, buffer.newest)
       if done in (1, config.steps) or done % config.log_every == 0:

@@ -18,7 +18,7 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from gen3d import files, glossary, schemas
+from gen3d import files, glossary, notices, schemas
 from gen3d.choices import UserError
 
 try:
@@ -120,7 +120,7 @@ class Report:
   def message(self, text: str) -> None:
     """Prints a text to stderr, above the progress line."""
     if self._active:
-      tqdm.tqdm.write(text, file=sys.stderr)
+      notices.message(text)
 
   def close(self) -> None:
     """Ends the progress line and closes the files."""
@@ -228,8 +228,9 @@ class _ProgressLine:
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(initial=step, total=steps, unit='it',
                             dynamic_ncols=True, mininterval=.2)
-    # Time and step of the last text.
+    # Time and step of the last text; time of the last step.
     self._printed: tuple[float | None, int] = (None, step)
+    self._moved = time.monotonic()
 
   def move(self, step, metrics):
     """Advances to a step and prints if it is time; metrics as in Report."""
@@ -253,10 +254,11 @@ class _ProgressLine:
 
   def _print_line(self, step, metrics):
     now = time.monotonic()
+    took, self._moved = now - self._moved, now
     time_before, step_before = self._printed
     if time_before is None:  # The first step is mostly compilation: no rate.
       parts = [f'step {step}/{self._steps}']
-    elif now - time_before > _PLAIN_SECONDS or step == self._steps:
+    elif now + took - time_before > _PLAIN_SECONDS or step == self._steps:
       rate = max(step - step_before, 1) / max(now - time_before, 1e-9)
       left = datetime.timedelta(seconds=int((self._steps - step) / rate))
       parts = [f'step {step}/{self._steps}', f'{rate:.3g} it/s',
@@ -264,8 +266,7 @@ class _ProgressLine:
     else:
       return
     self._printed = (now, step)
-    print('  '.join([*parts, self._format(metrics())]), file=sys.stderr,
-          flush=True)
+    notices.message('  '.join([*parts, self._format(metrics())]))
 
   def _per_second(self, rate):
     if not self._throughput:

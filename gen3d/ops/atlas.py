@@ -9,8 +9,8 @@ chart covers. All functions run on the host in NumPy.
 from typing import Any, NamedTuple
 
 import numpy as np
-import xatlas
 
+from gen3d.ops import atlas_process
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
 
@@ -44,24 +44,19 @@ def unwrap(mesh: Mesh, size: int) -> Mesh:
   normals = mesh.normals
   if normals is None:
     normals = mesh_ops.vertex_normals(vertices, faces).astype(vertices.dtype)
-  atlas, charts, packing = (
-      xatlas.Atlas(), xatlas.ChartOptions(), xatlas.PackOptions())
-  # The time that a chart takes grows faster than its number of faces, and a
-  # chart that is nearly flat is projected instead of solved for.
-  charts.max_cost = 0.5
-  charts.max_chart_area = _area(vertices, faces) * _CHART_FACES / len(faces)
   # The atlas is somewhat larger than asked for, and scaled by `_fit`; charts
   # are placed no more precisely than at _PACKED texels, which takes long.
   side = min(size, _PACKED)
-  packing.resolution, packing.padding = side, 3 * gutter_width(side) // 2
-  packing.bilinear = True
-  atlas.add_mesh(vertices.astype(np.float32), faces.astype(np.uint32))
-  atlas.generate(charts, packing)
-  origin, faces, uv = atlas[0]
+  origin, faces, uv = atlas_process.generate(
+      vertices.astype(np.float32), faces.astype(np.uint32),
+      # The time that a chart takes grows faster than its number of faces, and
+      # a chart that is nearly flat is projected instead of solved for.
+      max_cost=0.5,
+      max_chart_area=_area(vertices, faces) * _CHART_FACES / len(faces),
+      resolution=side, padding=3 * gutter_width(side) // 2)
   split = lambda x: None if x is None else np.asarray(x)[origin]
   return Mesh(split(vertices), faces.astype(np.int32), split(normals),
-              split(mesh.colors),
-              _fit(uv * [atlas.width, atlas.height], size).astype(np.float32))
+              split(mesh.colors), _fit(uv, size).astype(np.float32))
 
 
 def gutter_width(size: int) -> int:
