@@ -73,11 +73,28 @@ def test_image_of_any_size_is_by_one_program_that_of_the_window():
 
 
 def test_reloaded_run_is_rendered_by_the_compiled_program():
-  made, shown = sky(load_params=lambda step: jnp.float32(step / 10))
+  made, shown = sky(load_params=lambda step: [jnp.float32(step / 10)])
   before = shown.render(window(), 32, 'color')
   later = shown.reload(5).reload(2)
   np.testing.assert_allclose(
       later.render(window(), 32, 'color'), 0.2 * before, atol=1)
+  assert made.traces == 1
+
+
+def test_slider_chooses_the_object_of_a_run_with_several():
+  made, shown = sky(
+      load_params=lambda step: [jnp.float32(step / 10), jnp.float32(0.3)],
+      others=[jnp.float32(0.5)])
+  thing = things.of_finished('a', 'b', shown)
+  slider, = thing.sliders
+  assert slider[:] == ('object', 1, 2, 1, 1)
+  draw = lambda thing, **values: thing.draw(
+      window(), 1.5, 32, 'color', values, never)
+  first = draw(thing)
+  np.testing.assert_allclose(draw(thing, object=2), 0.5 * first, atol=1)
+  later = things.of_finished('a', 'c', shown.reload(2))
+  np.testing.assert_allclose(draw(later, object=1), 0.2 * first, atol=1)
+  np.testing.assert_allclose(draw(later, object=2), 0.3 * first, atol=1)
   assert made.traces == 1
 
 

@@ -33,8 +33,8 @@ def generate(
     RuntimeError: xatlas has failed.
   """
   given = io.BytesIO()
-  np.savez(given, vertices=vertices, faces=faces, charts=np.float64(
-      [max_cost, max_chart_area]), packing=np.int64([resolution, padding]))
+  np.savez(given, vertices=vertices, faces=faces, charts=np.array(
+      [max_cost, max_chart_area]), packing=np.array([resolution, padding]))
   # -P: the modules beside this file are not those of the same name.
   done = subprocess.run([sys.executable, '-P', __file__], capture_output=True,
                         input=given.getvalue(), check=False)

@@ -101,6 +101,7 @@ class Finished(NamedTuple):
     reload: (step of a checkpoint, None for the newest) -> the Finished of the
       same run at this step, by the programs that are compiled already; None
       where there is no run.
+    others: the run's further objects, by the same programs.
   """
   render: Callable[[cameras.Camera, Any, Any], np.ndarray]
   mesh: Callable[..., mesh_ops.Mesh]
@@ -111,14 +112,15 @@ class Finished(NamedTuple):
   to_world: np.ndarray | None = None
   offered: Sequence[str] = MODES
   reload: Callable[[int | None], 'Finished'] | None = None
+  others: Sequence['Finished'] = ()
 
 
 def from_scene(scene: Scene, params: Any, path: cameras.Camera,
                modes: Sequence[str] = MODES,
                defaults: ExportOptions = DEFAULTS,
                to_world: np.ndarray | None = None,
-               load_params: Callable[[int | None], Any] | None = None
-               ) -> Finished:
+               load_params: Callable[[int | None], Sequence[Any]] | None = None,
+               others: Sequence[Any] = ()) -> Finished:
   """Returns the Finished of a scene with trained parameters.
 
   Args:
@@ -129,20 +131,22 @@ def from_scene(scene: Scene, params: Any, path: cameras.Camera,
     defaults: options of `export`.
     to_world: similarity [4, 4] from the scene's frame to that of the mesh, or
       None where they are the same.
-    load_params: step of a checkpoint -> params, for `reload`.
+    load_params: step of a checkpoint -> params of each object of the run, for
+      `reload`.
+    others: params of further objects, which are shown like the first.
   """
   # Compiled once for each size and modes, whatever the path.
   renderer = functools.cache(functools.partial(make_renderer, scene))
   with_params = functools.partial(
       _with_params, scene, renderer, path=path, modes=modes, defaults=defaults,
       to_world=to_world, offered=scene.modes)
-  if load_params is None:
-    return with_params(params)
 
-  def reload(step):
-    return with_params(load_params(step))._replace(reload=reload)
+  def made(load, params, *others):
+    return with_params(params)._replace(
+        reload=load and (lambda step: made(load, *load(step))),
+        others=list(map(with_params, others)))
 
-  return with_params(params)._replace(reload=reload)
+  return made(load_params, params, *others)
 
 
 def _with_params(scene, renderer, params, *, defaults, to_world, **fields):

@@ -107,7 +107,7 @@ def load(workdir: str | os.PathLike, step: int | None = None
   scene = radiance.make(config.scene, params['frame'])
   return _finished_scene(
       scene, params, finished.export_options(config.export),
-      partial(_load_params, workdir))
+      lambda step: [_load_params(workdir, step)])
 
 
 def _load_params(workdir, step):

@@ -9,7 +9,7 @@ the step, so that the result does not depend on the number of devices.
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -260,16 +260,24 @@ def load_run(workdir: str | os.PathLike, step: int | None = None
   # Of the checkpoint only the scene is read: the guidance's teacher may not be
   # on this machine.
   scene = make_scene(config)
-  return scene, _load_params(workdir, scene, config, step), config
+  return scene, _load_params(workdir, scene, config, step)[0], config
 
 
 def _load_params(workdir, scene, config, step):
-  """The parameters of a scene in a checkpoint."""
+  """The parameters of a scene in a checkpoint, of each object of the run."""
   if 'particle' in config:
     workdir = pathlib.Path(workdir).absolute().parent
   params = checkpoints.load_tree(workdir, 'params/scene', step)
-  if _particles(config) > 1:
-    params = particles.select(params, config.get('particle') or 0)
+  if _particles(config) == 1:
+    return [_checked(workdir, scene, params, step)]
+  chosen = ([config.particle] if 'particle' in config
+            else range(config.particles))
+  return [_checked(workdir, scene, particles.select(params, index), step)
+          for index in chosen]
+
+
+def _checked(workdir, scene, params, step):
+  """The parameters of an object, if they are those of its scene."""
   sizes = lambda tree: sorted(np.shape(x) for x in jax.tree.leaves(tree))
   if sizes(params) != sizes(jax.eval_shape(scene.init, jax.random.key(0))):
     raise UserError(
@@ -283,9 +291,11 @@ def _load_params(workdir, scene, config, step):
 def load(workdir: str | os.PathLike,
          step: int | None = None) -> finished.Finished:
   """The finished scene of a run; arguments and errors of `load_run`."""
-  scene, params, config = load_run(workdir, step)
-  return _finished(scene, params, config, partial(
-      _load_params, workdir, scene, config))
+  config = load_config(workdir, ['text_to_3d'])
+  scene = make_scene(config)
+  load_params = partial(_load_params, workdir, scene, config)
+  first, *others = load_params(step)
+  return _finished(scene, first, config, load_params, others)
 
 
 def _finish(state, workdir, *, scene, config, settings):
@@ -308,13 +318,14 @@ def _finish(state, workdir, *, scene, config, settings):
 
 
 def _finished(scene: Scene, params: Any, config: ml_collections.ConfigDict,
-              load_params: Any = None) -> finished.Finished:
+              load_params: Any = None, others: Sequence[Any] = ()
+              ) -> finished.Finished:
   """The Finished of a run's scene, with the orbit of its config as path."""
   return finished.from_scene(
       scene, params,
       finished.turntable(config.export.frames, dict(config.orbit)),
       defaults=finished.export_options(config.export),
-      load_params=load_params)
+      load_params=load_params, others=others)
 
 
 def _sizes(config):

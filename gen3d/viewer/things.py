@@ -31,6 +31,7 @@ _SIZES = (32, 64, 128, 256, 512)
 _THUMBNAIL = 96  # pixels of the longer side
 _MOST_FRAMES = 100  # frustums of a capture
 _LAST_SEED = 999
+_OBJECT = 'object'  # slider of a run with several
 _GRAY = 0.75
 _PANELS = {'color': 'image', 'raw': 'image_raw', 'normal': 'normal',
            'depth': 'depth', 'textureless': 'textureless'}
@@ -111,8 +112,11 @@ def of_finished(title: str, note: str, shown: Finished,
   tile = _TILE_ON_CPU if jax.default_backend() == 'cpu' else _TILE
   at_once = jax.local_device_count()
 
+  objects = [shown, *shown.others]
+
   def draw(camera, aspect, size, mode, values, stopped):
-    del aspect, values
+    del aspect
+    chosen = objects[int(values.get(_OBJECT, 1)) - 1]
     every = screen.tiles(camera, max(1, size // tile))
     count, done = len(every.c2w), []
     for start in range(0, count, at_once):
@@ -120,7 +124,7 @@ def of_finished(title: str, note: str, shown: Finished,
         return None
       # The last part is filled up: another number would be compiled anew.
       index = np.minimum(np.arange(start, start + at_once), count - 1)
-      done.append(shown.render(
+      done.append(chosen.render(
           Camera(*(x[index] for x in every)), tile, mode))
     return screen.join(np.concatenate(done)[:count])
 
@@ -130,6 +134,7 @@ def of_finished(title: str, note: str, shown: Finished,
   return Thing(
       title, note, home, screen.orbit_center(home.c2w), tuple(shown.offered),
       [size for size in _SIZES if size >= tile], draw,
+      [Slider(_OBJECT, 1, len(objects), 1, 1)] if len(objects) > 1 else (),
       photographs=[p._replace(c2w=records.transform_poses(to_scene, p.c2w))
                    for p in photographs], newer=newer)
 
