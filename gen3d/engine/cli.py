@@ -5,6 +5,7 @@ one sentence and the exit code is 2. Any other exception is a bug and keeps
 its traceback.
 """
 
+import difflib
 import logging as python_logging
 import os
 import re
@@ -21,6 +22,8 @@ from gen3d.choices import UserError, check, printable
 from gen3d.engine import config_files, devices, peers, stopping
 
 _CONFIG_FLAG = re.compile(r'(--?config)(=(.*))?', re.DOTALL)
+# Flags that absl has for itself.
+_OF_LIBRARIES = ('helpfull', 'helpshort', 'helpxml', 'only_check_args')
 _HELP = ('-h', '-help', '--help', '-helpshort', '--helpshort')
 
 
@@ -144,9 +147,7 @@ def _parse(argv):
     keys = check_config(argv)
     return flags.FLAGS(_with_paths(argv))
   except flags.UnrecognizedFlagError as error:
-    _fail(UserError(
-        f'Unknown flag --{error.flagname}; write --config.{error.flagname} for '
-        'that key of the config.') if error.flagname in keys else error)
+    _fail(_unknown_flag(error.flagname, keys))
   except flags.IllegalFlagValueError as error:
     _fail(_plain(error, keys))
   except (UserError, flags.Error) as error:
@@ -156,6 +157,26 @@ def _parse(argv):
     if not str(error).endswith('does not take an argument'):
       raise
     _fail(_without_value(str(error)))
+
+
+def _unknown_flag(name, keys):
+  """A UserError about a flag that does not exist.
+
+  Args:
+    name: of the flag.
+    keys: dotted keys of the config.
+  """
+  if name in keys:
+    return UserError(f'Unknown flag --{name}; write --config.{name} for that '
+                     'key of the config.')
+  known = [x for x in flags.FLAGS if x not in _OF_LIBRARIES]
+  near = difflib.get_close_matches(
+      name, [*known, *keys, *(f'config.{key}' for key in keys)], 2)
+  words = [word if word in known else f'config.{word.removeprefix("config.")}'
+           for word in near]
+  hint = ' or '.join(f'--{word}' for word in dict.fromkeys(words))
+  return UserError(f'Unknown flag --{name}; ' + (
+      f'did you mean {hint}?' if hint else 'see --help.'))
 
 
 def _without_value(text):
@@ -174,6 +195,16 @@ def _plain(error, keys):
       r'flag --(?P<name>[^=]+)=(?P<value>.*?): (?:invalid literal for int|'
       r'could not convert string to (?P<real>float)|Failed to parse .* as a '
       r'(?P<section>ConfigDict))', str(error), re.DOTALL)
+  allowed = re.match(
+      r'flag --(?P<name>[^=]+)=(?P<value>.*?): (?:.* is not (?P<range>.*)|'
+      r'value should be one of <(?P<choices>.*)>)$', str(error), re.DOTALL)
+  if allowed and not found:
+    name, value, numbers, choices = allowed.groups()
+    remedy = (f'choose from {choices.replace("|", ", ")}' if choices else
+              f'give {re.sub("^(?=integer|number)", "a ", numbers)}'.replace(
+                  'an integer', 'a whole number').replace(
+                      'integer', 'whole number'))
+    return UserError(f'The flag --{name} is {value!r}; {remedy}.')
   if not found:
     return error
   name, value, real, section = found.groups()
