@@ -26,7 +26,8 @@ _TICK = 1.0  # seconds between two updates on a terminal, and two checks else
 # Numbers of the notices that have appeared; the innermost has the largest.
 _shown: set[int] = set()
 _numbers = itertools.count()
-_printed = time.monotonic()  # when the last message was
+# When the last message was, or the command began; None before that.
+_printed: float | None = None
 
 
 def message(text: str) -> None:
@@ -36,21 +37,39 @@ def message(text: str) -> None:
   tqdm.tqdm.write(text, file=sys.stderr)
 
 
-_loading = contextlib.ExitStack()
+_background = contextlib.ExitStack()
 
 
 def loading() -> None:
-  """Begins a notice about the import of the libraries; `loaded` ends it.
+  """Begins a notice about the import of the libraries; `working` ends it.
 
   In a file it appears after 30 seconds only, which no quiet machine takes.
   """
-  after = _AFTER if sys.stderr.isatty() else _EVERY
-  _loading.enter_context(progress('Loading the libraries', after=after))
+  _begin()
+  _background.enter_context(progress(
+      'Loading the libraries', in_silence=not sys.stderr.isatty()))
 
 
-def loaded() -> None:
-  """Ends the notice of `loading`, if there is one."""
-  _loading.close()
+def working(text: str) -> None:
+  """Begins the notice of a command for the work that has none of its own.
+
+  It appears in files only. The notice of `loading` ends.
+  """
+  attended()
+  _begin()
+  if not sys.stderr.isatty():
+    _background.enter_context(progress(text, in_silence=True))
+
+
+def _begin():
+  global _printed
+  if _printed is None:
+    _printed = time.monotonic()
+
+
+def attended() -> None:
+  """Ends the notice of `working`: a child tells, or there is none to tell."""
+  _background.close()
 
 
 @contextlib.contextmanager
@@ -78,14 +97,16 @@ def track(items: Iterable[_Item], text: str, total: int | None = None
 
 
 @contextlib.contextmanager
-def progress(text: str, total: int | None = None, after: float = _AFTER
-             ) -> Generator[Callable[[int], None]]:
+def progress(text: str, total: int | None = None, after: float = _AFTER,
+             in_silence: bool = False) -> Generator[Callable[[int], None]]:
   """A notice about a block; yields the function that counts what is done.
 
   Args:
     text: what is done.
     total: amount of work, or None where it is unknown.
     after: seconds before the notice appears.
+    in_silence: whether, instead, it appears in files only where nothing has
+      been printed for 30 seconds.
   """
   begin, number, ended = time.monotonic(), next(_numbers), threading.Event()
   done = 0
@@ -95,7 +116,7 @@ def progress(text: str, total: int | None = None, after: float = _AFTER
     done += count
 
   def show():
-    if ended.wait(after):
+    if not in_silence and ended.wait(after):
       return
     _shown.add(number)
     if sys.stderr.isatty():
@@ -108,11 +129,11 @@ def progress(text: str, total: int | None = None, after: float = _AFTER
           bar.n = done
           bar.refresh()
       return
-    first = True
+    first = not in_silence
     while True:
       now = time.monotonic()
       if number == max(_shown, default=number) and (
-          first or now - _printed >= _EVERY):
+          first or now - (_printed or begin) >= _EVERY):
         message(_line(text, done, total, now - begin))
       first = False
       if ended.wait(min(_TICK, _EVERY)):

@@ -107,3 +107,24 @@ def test_each_program_of_a_step_is_announced_once(monkeypatch):
   assert texts == ['Compiling the training step',
                    'Compiling the training step: 8 x 8 pixels, all phases',
                    'Compiling the training step: 16 x 16 pixels, all phases']
+
+
+def test_notice_of_a_command_appears_in_files_after_silence(
+    capsys, monkeypatch):
+  monkeypatch.setattr(notices, '_EVERY', 0.3)
+  notices.message('a line')
+  notices.working('work is done')
+  for _ in range(5):  # Each is within the time after the one before.
+    time.sleep(0.1)
+    notices.message('a line')
+  time.sleep(0.5)
+  notices.attended()
+  time.sleep(0.4)
+  lines = capsys.readouterr().err.splitlines()
+  assert lines[:6] == ['a line'] * 6 and set(lines[6:]) <= {
+      'work is done (0:00:01)'} and lines[6:]
+  notices.working('work is done')
+  monkeypatch.setattr(sys, 'stderr', Terminal())
+  notices.working('work is done')  # ends the one before
+  time.sleep(0.5)
+  assert not sys.stderr.getvalue()

@@ -110,3 +110,11 @@ def test_square_in_the_window_shows_points_at_their_place(aspect):
     ({256: 0.15}, 256)])
 def test_size_is_the_largest_one_within_the_time(seconds, size):
   assert screen.choose_size((32, 64, 128, 256), seconds, limit=0.2) == size
+
+
+def test_high_window_has_the_field_of_view_across():
+  assert screen.fitting(0.8, 1.5) == pytest.approx(0.8)
+  fov = screen.fitting(0.8, 0.5)
+  wxyz, position = screen.to_browser(np.eye(4))
+  camera = screen.from_browser(wxyz, position, fov, 0.5)
+  assert 2 * math.atan(0.5 / camera.intrinsics[0, 0]) == pytest.approx(0.8)

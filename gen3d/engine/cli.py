@@ -8,6 +8,7 @@ its traceback.
 import difflib
 import logging as python_logging
 import os
+import pathlib
 import re
 import sys
 import threading
@@ -61,12 +62,14 @@ def run(main: Callable[..., None], positional: bool = False) -> None:
       traceback.print_exc()
       peers.end(1)
 
-  notices.loaded()
+  notices.working(f'{pathlib.Path(sys.argv[0]).stem} is at work')
   with stopping.interrupts():
     try:
       app.run(guarded, flags_parser=_parse)
     except KeyboardInterrupt:
       stopping.exit_soon(130)
+    finally:
+      notices.attended()
 
 
 def require(*names: str) -> None:

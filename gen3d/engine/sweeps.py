@@ -132,6 +132,7 @@ def run(lines: Sequence[Sequence[str]], keep_going: bool = True) -> None:
 def _wait_for(line):
   """Runs a command line; (its exit code, whether SIGTERM was passed to it)."""
   passed = []
+  notices.attended()
   with subprocess.Popen(line) as child:
 
     def send(number):

@@ -60,6 +60,7 @@ class Page:
     self.painter.open(self._openings[title])
 
   def _connect(self, client):
+    self._fit(client.camera)
     client.camera.on_update(lambda camera: self.painter.move(camera.client))
     self.painter.move(client)
 
@@ -138,10 +139,18 @@ class Page:
     place.position, place.look_at, place.fov = position, thing.center, fov
     for client in self._server.get_clients().values():
       camera = client.camera
-      camera.position, camera.look_at, camera.fov = position, thing.center, fov
+      camera.position, camera.look_at = position, thing.center
+      self._fit(camera)
       camera.up_direction = (0.0, 1.0, 0.0)
       if thing.draw is None:
         client.scene.set_background_image(None)
+
+  def _fit(self, camera):
+    """Sets the field of view of a window to that of the Thing."""
+    if self._thing is not None:
+      camera.fov = screen.fitting(
+          screen.field_of_view(float(self._thing.home.intrinsics[1, 1])),
+          camera.image_width / max(camera.image_height, 1))
 
 
 def _add_slider(gui, slider: Slider):
@@ -191,6 +200,7 @@ def serve(openings: Mapping[str, Callable[[], Thing]], *,
   page = Page(server, openings)
   page.painter.start()
   page.painter.open(opening)
+  notices.attended()
   print(address(host, free, port), flush=True)
   try:
     while page.painter.alive():

@@ -52,6 +52,17 @@ def field_of_view(focal: float) -> float:
   return 2 * math.atan(0.5 / focal)
 
 
+def fitting(fov: float, aspect: float) -> float:
+  """The vertical field of view of a window that has `fov` in both directions.
+
+  Args:
+    fov: radians.
+    aspect: width / height of the window; one that is higher than wide, as on a
+      telephone, gets a larger field.
+  """
+  return 2 * math.atan(math.tan(fov / 2) / min(aspect, 1.0))
+
+
 def orbit_center(c2w: Any, center: Any = (0.0, 0.0, 0.0)) -> np.ndarray:
   """Point [3] on a camera's axis around which the browser moves it.
 
