@@ -186,6 +186,25 @@ def test_error_of_a_thing_is_reported_and_another_can_be_opened(studio):
   wait_until(lambda: adopted)
 
 
+def test_clock_of_what_is_compiled_ticks(studio, monkeypatch):
+  made, reports, _ = studio
+  draw, window = Recorder(), Window()
+  draw.slow = (8,)
+  made.open(lambda: thing(draw))
+  made.move(window)
+  wait_until(lambda: draw.calls)
+  now = time.monotonic()
+  monkeypatch.setattr(painter.time, 'monotonic', lambda: now + 70)
+  made.tick()
+  assert reports[-1].startswith('Compiling the mode "color" (7')
+  monkeypatch.undo()
+  draw.slow = ()
+  wait_until(lambda: len(window.images) == 3)
+  count = len(reports)
+  made.tick()
+  assert not any(x.startswith('Compiling') for x in reports[count:])
+
+
 def test_stop_ends_an_image_that_is_rendered(studio):
   made, _, _ = studio
   draw = Recorder()

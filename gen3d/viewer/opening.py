@@ -69,7 +69,8 @@ def open_all(paths: Sequence[str], wait: bool = False
     UserError: one of `paths` is nothing that can be shown.
   """
   if wait:
-    return {path: lambda path=path: _open_run(path, None) for path in paths}
+    return {path: lambda path=path: _open_run(path, None, True)
+            for path in paths}
   kinds = {str(path): kind_of(path) for path in workdirs.runs_in(paths)}
   captures = [path for path, kind in kinds.items() if kind == 'capture']
   rebuilt = {path for path, kind in kinds.items() if kind == 'run'
@@ -91,13 +92,14 @@ def _open_network(path):
       str(path), 'A 3-D GAN: each seed is an object.', inference.load(path))
 
 
-def _open_run(path, capture):
+def _open_run(path, capture, wait=False):
   """The Thing of a run, with the capture of a reconstruction."""
   if not (pathlib.Path(path) / 'config.json').is_file():
-    raise FileNotFoundError(f'The run in {path} has not begun.')
+    raise FileNotFoundError(
+        f'The run in {path} has not begun; the page waits for it.')
   config = checkpoints.load_config(path)
   if config.task == 'gan':
-    return _open_gan_run(path, config)
+    return _open_gan_run(path, config, wait)
   if config.task not in tasks.FINISHED:
     networks = [file for file in sorted(pathlib.Path(path).glob(
         '*.safetensors')) if not file.stem.endswith(inference.DISCRIMINATOR)]
@@ -106,7 +108,7 @@ def _open_run(path, capture):
     raise UserError(
         f'The run in {path} is of the task {config.task!r}, which has nothing '
         'to turn, or nothing yet; tensorboard --logdir shows its curves.')
-  step = _newest(path)
+  step = _newest(path, wait)
   photographs = _photographs(config, capture)
   title = str(config.get('prompt') or pathlib.Path(path).name)
 
@@ -136,8 +138,8 @@ def _photographs(config, capture):
     return ()  # A reconstruction is shown without its photographs.
 
 
-def _open_gan_run(path, config):
-  step = _newest(path)
+def _open_gan_run(path, config, wait):
+  step = _newest(path, wait)
   trained = gan.load_generator(path, step)
   shown = [step]
 
@@ -153,7 +155,7 @@ def _open_gan_run(path, config):
       pathlib.Path(path).name, _note(step, config.steps), trained, newer)
 
 
-def _newest(path):
+def _newest(path, wait):
   """Step of a run's newest checkpoint, at least 1.
 
   Raises:
@@ -162,8 +164,9 @@ def _newest(path):
   step = checkpoints.latest(path)
   if not step:
     raise FileNotFoundError(
-        f'The run in {path} has no checkpoint yet; with --wait the page waits '
-        'for the first one.')
+        f'The run in {path} has no checkpoint yet; ' + (
+            'the page shows it from the first one on.' if wait else
+            'with --wait the page waits for the first one.'))
   return step
 
 

@@ -204,6 +204,7 @@ def serve(openings: Mapping[str, Callable[[], Thing]], *,
   print(address(host, free, port), flush=True)
   try:
     while page.painter.alive():
+      page.painter.tick()
       time.sleep(0.5)
     raise RuntimeError('The thread that renders has ended.')
   except KeyboardInterrupt:

@@ -46,6 +46,8 @@ class Painter:
     self._seconds: dict[tuple[str, int], float] = {}
     self._drawn: set[tuple[str, int]] = set()  # modes and sizes
     self._ended, self._version, self._looked = False, 0, 0.0
+    # What takes long, and since when.
+    self._busy: tuple[str, float] | None = None
     self._thread = threading.Thread(target=self._work, daemon=True)
 
   def start(self) -> None:
@@ -63,6 +65,13 @@ class Painter:
   def alive(self) -> bool:
     """Whether the thread runs: an error that is a bug ends it."""
     return self._thread.is_alive()
+
+  def tick(self) -> None:
+    """Reports for how long the thread has been at what takes long."""
+    busy = self._busy
+    if busy:
+      text, since = busy
+      self._report(f'{text} ({time.monotonic() - since:.0f} s) ...')
 
   def open(self, opening: Callable[[], Thing]) -> None:
     """Opens another Thing, in the thread; `adopt` is called with it."""
@@ -145,15 +154,17 @@ class Painter:
     # The time of the first image may include a compilation: it is not counted.
     new = (mode, size) not in self._drawn
     self._drawn.add((mode, size))
-    if new and first:
-      self._report(f'Compiling the mode "{mode}" ...')
     begin = time.monotonic()
+    if new and first:
+      self._busy = f'Compiling the mode "{mode}"', begin
+      self.tick()
     # The first image after a move is finished in any case: a camera that
     # moves all the time would else never have one.
     stopped = (lambda: self._ended) if first else outdated
     image = thing.draw(
         screen.from_browser(camera.wxyz, camera.position, camera.fov, aspect),
         aspect, size, mode, values, stopped)
+    self._busy = None
     if image is None or self._windows.get(client.client_id) is not window:
       return  # Stopped, or the window was closed meanwhile.
     seconds = time.monotonic() - begin
@@ -169,10 +180,13 @@ class Painter:
 
   def _open(self, opening):
     """Opens a Thing; until it can be opened, its error is the status."""
-    self._report('Opening ...')
+    self._busy = 'Opening', time.monotonic()
+    self.tick()
     try:
       thing = opening()
+      self._busy = None
     except (UserError, OSError) as error:
+      self._busy = None
       self._report(str(error))
       with self._condition:
         if self._opening is None and isinstance(error, FileNotFoundError):
