@@ -105,6 +105,21 @@ def test_a_notebook_is_not_ended(late, monkeypatch):
       late.get(timeout=.5)
 
 
+def test_stop_while_results_are_written_does_not_wait_for_libraries():
+  done = start('''
+import atexit, threading
+from gen3d.engine import cli, stopping
+stopping._EXIT = .2
+
+def main():
+  atexit.register(threading.Event().wait)  # as JAX waits for a computation
+  raise stopping.Stopped(0)
+
+cli.run(main)
+''')
+  assert done.communicate(timeout=60) == ('', '') and done.returncode == 0
+
+
 def test_second_ctrl_c_does_not_wait(late, monkeypatch):
   monkeypatch.setattr(stopping, '_GRACE', 10**4)
   with stopping.Watch(late.put):

@@ -68,6 +68,8 @@ def run(main: Callable[..., None], positional: bool = False) -> None:
       app.run(guarded, flags_parser=_parse)
     except KeyboardInterrupt:
       stopping.exit_soon(130)
+    except stopping.Stopped:
+      stopping.exit_soon(0)
     finally:
       notices.attended()
 

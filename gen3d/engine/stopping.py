@@ -45,6 +45,13 @@ def end(code: int) -> None:
   os._exit(code)
 
 
+class Stopped(SystemExit):
+  """The end by SIGTERM while results are computed.
+
+  JAX waits for the computation when Python ends; cli.run does not.
+  """
+
+
 def exit_soon(code: int) -> None:
   """Raises SystemExit; ends the process where that takes over 5 seconds."""
 
@@ -254,7 +261,7 @@ class Stopping:
          'saved, and the same command writes them.')
     if self.received == signal.SIGINT:
       raise KeyboardInterrupt
-    raise SystemExit(0)
+    raise Stopped(0)
 
   def _late(self, number):
     """Ends the process from the watching thread, or returns when to do so."""

@@ -28,9 +28,10 @@ td, th { text-align: left; padding: .15rem .8rem .15rem 0; vertical-align: top;
 th { font-weight: 600; color: #555; }
 .scroll th:first-child { white-space: nowrap; }
 .scroll { overflow-x: auto; }
-.plots { display: flex; flex-wrap: wrap; gap: .8rem 1.2rem; margin-top: .6rem; }
+.plots { display: grid; gap: .8rem 1.2rem; margin-top: .6rem;
+  grid-template-columns: repeat(auto-fill, minmax(140px, 180px)); }
 .plots svg { display: block; overflow: visible; }
-.plots figcaption { width: 180px; overflow-wrap: anywhere; }
+.plots figcaption { overflow-wrap: anywhere; }
 summary { cursor: pointer; color: #555; margin-top: .6rem; }
 """
 _WIDTH, _HEIGHT = 180, 56  # of a plot

@@ -46,6 +46,7 @@ class Page:
     self._nodes: list[Any] = []      # of its scene
     self._meshes: dict[str, list[Any]] = {}
     server.scene.set_up_direction('+y')
+    _light(server.scene)
     server.gui.configure_theme(show_logo=False, show_share_button=False)
     if len(self._openings) > 1:
       choice = server.gui.add_dropdown('object', list(self._openings))
@@ -151,6 +152,17 @@ class Page:
       camera.fov = screen.fitting(
           screen.field_of_view(float(self._thing.home.intrinsics[1, 1])),
           camera.image_width / max(camera.image_height, 1))
+
+
+def _light(scene):
+  """Lights for meshes. viser's own are so bright that colors become pale."""
+  scene.configure_default_lights(enabled=False)
+  scene.configure_environment_map(None)
+  scene.add_light_hemisphere(
+      '/lights/sky', ground_color=(110, 110, 110), intensity=2.4,
+      position=(0.0, 1.0, 0.0))
+  scene.add_light_directional(
+      '/lights/sun', intensity=1.2, position=(2.0, 3.0, 4.0))
 
 
 def _add_slider(gui, slider: Slider):

@@ -197,7 +197,7 @@ class Painter:
       return
     self._seconds, self._drawn = {}, set()
     self._replace(thing)
-    self._report(thing.note)
+    self._report('')
 
   def _replace(self, thing):
     with self._condition:
