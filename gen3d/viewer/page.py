@@ -221,7 +221,7 @@ def serve(openings: Mapping[str, Callable[[], Thing]], *,
     raise RuntimeError('The thread that renders has ended.')
   except KeyboardInterrupt:
     pass
-  ended = page.painter.stop(10.0)
+  ended = page.painter.stop(4.0)  # before Ctrl-C counts as unanswered
   with contextlib.redirect_stdout(io.StringIO()):
     server.stop()
   if not ended:  # A compilation cannot be interrupted, nor Python end in it.
