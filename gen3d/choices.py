@@ -33,6 +33,8 @@ def printable(text: str, longest: int) -> str:
     text: any, also with bytes of file names that are no UTF-8.
     longest: length beyond which the middle is left out.
   """
+  if text.isprintable() and len(text) <= longest:  # The usual case, quickly.
+    return text
   escaped = (c if c.isprintable() or c == '\n' else ascii(c)[1:-1]
              for c in _shorten(text, longest))
   return _shorten(''.join(escaped), longest)

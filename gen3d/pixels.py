@@ -1,6 +1,7 @@
 """8-bit pixels of image files of every mode, and names of other files."""
 
 import io
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -57,9 +58,26 @@ def open_checked(content: bytes) -> Image.Image:
   """Opens the content of an image file, whose checksums are verified.
 
   Only PNG has some, and decoding ignores them. Errors as files.open_image.
+
+  Raises:
+    ValueError: the content is damaged or cut off.
   """
-  files.open_image(io.BytesIO(content)).verify()  # It cannot be used again.
-  return files.open_image(io.BytesIO(content))
+  image = files.open_image(io.BytesIO(content))
+  if image.format == 'PNG':
+    _verify_png(memoryview(content))
+  return image
+
+
+def _verify_png(content: memoryview) -> None:
+  """Verifies each chunk: its length, kind, data and CRC-32."""
+  kind, end = b'', 8
+  while kind != b'IEND':
+    start, head = end + 4, bytes(content[end:end + 8])
+    kind = head[4:]
+    end = start + 8 + int.from_bytes(head[:4], 'big')
+    if len(head) < 8 or end > len(content) or zlib.crc32(
+        content[start:end - 4]) != int.from_bytes(content[end - 4:end], 'big'):
+      raise ValueError('it is damaged or cut off')
 
 
 def to_rgba(image: Image.Image) -> np.ndarray:
@@ -81,6 +99,9 @@ def to_rgb(image: Image.Image, background: str = 'white') -> Image.Image:
     image: see `to_rgba`, of which the errors are.
     background: Pillow's name of a color.
   """
+  if image.mode == 'RGB' and 'transparency' not in image.info:
+    image.load()
+    return image  # convert() would copy it.
   image = _to_8_bits(image)
   if image.has_transparency_data:
     image = Image.alpha_composite(

@@ -7,6 +7,7 @@ three seconds of a core. The server is started by the first call and ends with
 the tests; python tests/commands.py is the server.
 """
 
+import contextlib
 import functools
 import gc
 import importlib
@@ -14,6 +15,7 @@ import json
 import os
 import pathlib
 import pkgutil
+import resource
 import runpy
 import signal
 import subprocess
@@ -37,30 +39,47 @@ def run(module, *flags, cwd=ROOT, env=None, timeout=600):
     timeout: seconds after which it is killed and TimeoutExpired raised.
   """
   env = dict(os.environ if env is None else env)
+  if _at_import(env) != _server(ROOT)[1]:
+    return subprocess.run(
+        [sys.executable, '-m', module, *flags], cwd=cwd, env=env,
+        timeout=timeout, capture_output=True, text=True)
+  done, _ = measured(module, *flags, cwd=cwd, env=env, timeout=timeout)
+  if done.returncode == -signal.SIGALRM:
+    raise subprocess.TimeoutExpired(done.args, timeout, done.stderr)
+  return done
+
+
+def measured(module, *flags, cwd, env, timeout, memory=None, root=ROOT):
+  """(CompletedProcess, MB of memory at most) of `python -m MODULE FLAG...`.
+
+  Args:
+    module, flags, cwd: see `run`.
+    env: its environment, whose variables of JAX are those of this process.
+    timeout: seconds after which SIGALRM ends it.
+    memory: bytes that it may allocate, beyond which it gets a MemoryError;
+      None for no limit.
+    root: folder with the package gen3d.
+  """
   command = [sys.executable, '-m', module, *flags]
-  server, imported_with = _server()
-  if _at_import(env) != imported_with:
-    return subprocess.run(command, cwd=cwd, env=env, timeout=timeout,
-                          capture_output=True, text=True)
+  server, _ = _server(root)
   with tempfile.NamedTemporaryFile() as out, \
       tempfile.NamedTemporaryFile() as err:
-    json.dump([module, flags, str(cwd), env, timeout, out.name, err.name],
-              server.stdin)
+    json.dump([module, flags, str(cwd), env, timeout, memory, out.name,
+               err.name], server.stdin)
     server.stdin.write('\n')
     server.stdin.flush()
-    status = int(server.stdout.readline())
-    if status == -signal.SIGALRM:
-      raise subprocess.TimeoutExpired(command, timeout, err.read())
+    status, kilobytes = map(int, server.stdout.readline().split())
     return subprocess.CompletedProcess(
-        command, status, out.read().decode(), err.read().decode())
+        command, status, out.read().decode(errors='replace'),
+        err.read().decode(errors='replace')), kilobytes >> 10
 
 
 @functools.cache
-def _server():
+def _server(root):
   """(process, variables that it was started with)."""
-  env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  env = {**os.environ, 'PYTHONPATH': str(root)}
   process = subprocess.Popen(
-      [sys.executable, __file__], cwd=ROOT, env=env, text=True,
+      [sys.executable, __file__], cwd=root, env=env, text=True,
       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
   return process, _at_import(env)
 
@@ -72,7 +91,7 @@ def _at_import(env):
 
 
 def serve():
-  """Forks a process for each line of stdin; prints their exit statuses."""
+  """Forks a process for each line of stdin; prints status and kilobytes."""
   import gen3d
   for package in pkgutil.walk_packages(gen3d.__path__, 'gen3d.'):
     if package.name.count('.') > 1:  # Not the commands, which define flags.
@@ -83,10 +102,14 @@ def serve():
   while line := _line():
     child = os.fork()
     if not child:
+      os.setpgid(0, 0)
       _become(*json.loads(line))
       return
-    _, status = os.waitpid(child, 0)
-    os.write(1, f'{os.waitstatus_to_exitcode(status)}\n'.encode())
+    _, status, usage = os.wait4(child, 0)
+    with contextlib.suppress(OSError):  # What it has started and left.
+      os.killpg(child, signal.SIGKILL)
+    os.write(1, f'{os.waitstatus_to_exitcode(status)} '
+                f'{usage.ru_maxrss}\n'.encode())
 
 
 def _line():
@@ -99,9 +122,12 @@ def _line():
   return line
 
 
-def _become(module, flags, cwd, env, timeout, out, err):
+def _become(module, flags, cwd, env, timeout, memory, out, err):
   """Turns a fork of the server into `python -m MODULE FLAG...`."""
   signal.alarm(timeout)
+  if memory is not None:
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   for number, path in enumerate((os.devnull, out, err)):
     os.dup2(os.open(path, os.O_RDWR), number)
   os.chdir(cwd)

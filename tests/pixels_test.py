@@ -106,3 +106,23 @@ def test_sets_that_other_systems_zipped_are_read(tmp_path, spell):
   source = dataset.open_images(tmp_path / 'set.zip')
   assert source.names == ('0/a.png',) and source.labels.shape == (1, 25)
   np.testing.assert_array_equal(source.pixels(0)[3, 3], [200, 40, 90])
+
+
+def test_every_changed_or_missing_byte_of_a_png_is_noticed():
+  data = io.BytesIO()
+  Image.fromarray(VALUES).convert('P').save(data, 'PNG', dpi=(72, 72))
+  content = data.getvalue()
+  assert pixels.open_checked(content).size == (16, 16)
+  damaged = [content[:at] for at in range(len(content))] + [
+      content[:at] + bytes([content[at] ^ 16]) + content[at + 1:]
+      for at in range(len(content))]
+  for changed in damaged:
+    with pytest.raises((ValueError, OSError, SyntaxError)):
+      pixels.open_checked(changed)
+
+
+def test_rgb_pictures_are_not_copied():
+  image = stored(Image.new('RGB', (4, 4)), 'PNG')
+  assert pixels.to_rgb(image) is image
+  keyed = stored(Image.new('RGB', (4, 4)), 'PNG', transparency=(0, 0, 0))
+  assert np.asarray(pixels.to_rgb(keyed)).min() == 255

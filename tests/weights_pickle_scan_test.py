@@ -95,6 +95,20 @@ CONTENT = [
 SHARED = [CONTENT, CONTENT]
 
 
+def test_files_and_buffers_are_scanned_alike(tmp_path):
+  (tmp_path / 'empty').write_bytes(b'')
+  (tmp_path / 'two').write_bytes(b'before' + START + b'N.' + START + b'N')
+  with (tmp_path / 'empty').open('rb') as file, pytest.raises(
+      pickle.UnpicklingError, match='cut off'):
+    pickle_scan.check(file)
+  with (tmp_path / 'two').open('rb') as file:
+    file.seek(6)
+    pickle_scan.check(file)
+    assert pickle.load(file) is None
+    with pytest.raises(pickle.UnpicklingError, match='cut off'):
+      pickle_scan.check(file)
+
+
 @pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles_of_plain_data_pass(protocol):
   """The file stands where it stood, at the first of two pickles."""

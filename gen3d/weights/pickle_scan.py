@@ -6,6 +6,8 @@ the process. `check` reads the opcodes, skips long arguments, and follows only
 which kinds of values are on the stack.
 """
 
+import io
+import mmap
 import os
 import pickle
 import pickletools
@@ -16,6 +18,8 @@ _MAX_LINE = 1000  # bytes of a name or a number in text
 _MAX_INTEGER = 16  # bytes
 _MAX_DIGITS = 40
 _REFUSED = {'EXT1', 'EXT2', 'EXT4', 'NEXT_BUFFER', 'READONLY_BUFFER'}
+_PUTS = 'PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'
+_GETS = 'GET', 'BINGET', 'LONG_BINGET'
 # Bytes of the length before an argument, by pickletools' number.
 _LENGTHS = {-2: 1, -3: 4, -4: 4, -5: 8}
 # What a value on the stack is. Only a _KEY, a number or a text, or a _NAME, a
@@ -37,12 +41,15 @@ class _Opcode(NamedTuple):
     below: values that it takes from below its mark, or in all.
     marked: whether it takes all values above a mark.
     puts: kinds of the values that it puts on the stack.
+    plain: whether it only puts values, and has no argument or one of a fixed
+      size: most opcodes of a file.
   """
   name: str
   size: int
   below: int
   marked: bool
   puts: tuple[str, ...]
+  plain: bool
 
 
 def _opcode(op: pickletools.OpcodeInfo) -> _Opcode:
@@ -52,8 +59,11 @@ def _opcode(op: pickletools.OpcodeInfo) -> _Opcode:
                for kind in op.stack_after)
   if op.name in ('GLOBAL', 'STACK_GLOBAL'):
     puts = (_NAME,)
-  return _Opcode(op.name, op.arg.n if op.arg else 0,
-                 before.index('mark') if marked else len(before), marked, puts)
+  size = op.arg.n if op.arg else 0
+  plain = not before and size >= 0 and op.name not in (
+      *_PUTS, *_GETS, 'MARK', 'FRAME', 'STOP')
+  return _Opcode(op.name, size, before.index('mark') if marked else len(before),
+                 marked, puts, plain)
 
 
 _OPCODES = {ord(op.code): _opcode(op) for op in pickletools.opcodes
@@ -61,77 +71,95 @@ _OPCODES = {ord(op.code): _opcode(op) for op in pickletools.opcodes
 
 
 def check(file: IO[bytes]) -> None:
-  """Checks the pickle at a file's position, to which the file then returns.
+  """Checks the pickle at a file's position, which stays where it is.
+
+  Args:
+    file: of the disk, or io.BytesIO.
 
   Raises:
     pickle.UnpicklingError: it is cut off or damaged, has more opcodes than
       any network, memo indices beyond the number of its opcodes, integers of
       over 16 bytes, or keys that are neither numbers nor texts.
   """
-  start = file.tell()
-  end = file.seek(0, os.SEEK_END)
-  file.seek(start)
-  stack, memo = [], {}
+  at = file.tell()
+  if isinstance(file, io.BytesIO):
+    _check(file.getvalue(), at)
+  elif os.fstat(file.fileno()).st_size:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+      _check(content, at)
+  else:
+    raise _refused('it is cut off')
+
+
+def _check(content: bytes | mmap.mmap, at: int) -> None:
+  """Checks the pickle at a place of the content."""
+  stack, memo, end = [], {}, len(content)
   for count in range(_MAX_OPCODES):
-    code = file.read(1)
-    op = _OPCODES.get(code[0]) if code else None
+    if at >= end:
+      raise _refused('it is cut off')
+    op = _OPCODES.get(content[at])
     if op is None:
-      raise _refused(f'it has the opcode {code!r}' if code else
-                     'it is cut off')
-    argument = _argument(file, op, end)
+      raise _refused(f'it has the opcode {content[at:at + 1]!r}')
+    at += 1
+    if op.plain:
+      at += op.size
+      stack += op.puts
+      continue
     if op.name == 'STOP':
-      file.seek(start)
       return
+    argument, at = _argument(content, at, op)
     _apply(op, argument, stack, memo, count)
   raise _refused(f'it has more than {_MAX_OPCODES:,} opcodes')
 
 
-def _argument(file: IO[bytes], op: _Opcode, end: int) -> bytes:
-  """The argument of an opcode; of a long one its first bytes."""
+def _argument(content: bytes | mmap.mmap, at: int, op: _Opcode
+              ) -> tuple[bytes, int]:
+  """(argument of an opcode, of a long one its first bytes; the place after)."""
   size = op.size
   if not size:
-    return b''
+    return b'', at
   if size == -1:
-    return _lines(file, op)
+    return _lines(content, at, op)
   if size < 0:
-    size = int.from_bytes(file.read(_LENGTHS[size]), 'little')
-  if size > end - file.tell():
+    start = at + _LENGTHS[size]
+    size, at = int.from_bytes(content[at:start], 'little'), start
+  if size > len(content) - at:
     raise _refused('it is cut off')
-  if size > _MAX_INTEGER:
-    content = file.read(_MAX_INTEGER + 1)
-    file.seek(size - len(content), os.SEEK_CUR)
-    return content
-  content = file.read(size)
+  argument = content[at:at + min(size, _MAX_INTEGER + 1)]
+  at += size
   # A frame is read at once.
-  if op.name == 'FRAME' and int.from_bytes(content, 'little') > (
-      end - file.tell()):
+  if op.name == 'FRAME' and int.from_bytes(argument, 'little') > (
+      len(content) - at):
     raise _refused('it is cut off')
-  return content
+  return argument, at
 
 
-def _lines(file, op):
-  """The first line of an argument in text."""
-  lines = [file.readline() for _ in range(
-      2 if op.name in ('GLOBAL', 'INST') else 1)]
-  if not all(line.endswith(b'\n') for line in lines):
-    raise _refused('it is cut off')
-  # Texts may be of any length.
-  if op.name not in ('STRING', 'UNICODE') and (
-      max(map(len, lines)) > _MAX_LINE):
-    raise _refused(f'a line of {op.name} has over {_MAX_LINE} bytes')
-  return lines[0][:-1]
+def _lines(content, at, op):
+  """The first line of an argument in text, and the place after it."""
+  first = b''
+  for i in range(2 if op.name in ('GLOBAL', 'INST') else 1):
+    stop = content.find(b'\n', at)
+    if stop < 0:
+      raise _refused('it is cut off')
+    # Texts may be of any length.
+    if op.name not in ('STRING', 'UNICODE') and stop - at >= _MAX_LINE:
+      raise _refused(f'a line of {op.name} has over {_MAX_LINE} bytes')
+    if not i:
+      first = content[at:min(stop, at + _MAX_LINE)]
+    at = stop + 1
+  return first, at
 
 
 def _apply(op: _Opcode, argument: bytes, stack: list[str], memo: dict[int, str],
            count: int) -> None:
   """Applies opcode number `count` to the kinds on the stack and in the memo."""
   name = op.name
-  if name in ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
+  if name in _PUTS:
     index = len(memo) if name == 'MEMOIZE' else _index(name, argument)
     if index > count:  # The memo is a table with as many rows.
       raise _refused(f'it has the memo index {index}')
     memo[index] = _top(stack)
-  elif name in ('GET', 'BINGET', 'LONG_BINGET'):
+  elif name in _GETS:
     index = _index(name, argument)
     if index not in memo:
       raise _refused(f'nothing has the memo index {index}')

@@ -270,9 +270,7 @@ class Unpickler(pickle.Unpickler):
           'it is a network of TensorFlow (StyleGAN2 and before), of which '
           'nothing was run; convert it by legacy.py of stylegan2-ada-pytorch '
           '(python legacy.py --source=IN.pkl --dest=OUT.pkl).')
-    raise PickleError(
-        f'the pickle refers to {excerpt(f"{module}.{name}")[1:-1]}, which no '
-        'weights need; it is refused, and nothing in it was run.')
+    raise _unknown(module, name)
 
   def persistent_load(self, pid: Any) -> Any:
     raise PickleError('it is not an official network pickle, because it '
@@ -333,6 +331,13 @@ class Unpickler(pickle.Unpickler):
     return tensor.copy()
 
 
+def _unknown(module: str, name: str) -> PickleError:
+  """The error of a name that no weights need."""
+  return PickleError(
+      f'the pickle refers to {excerpt(f"{module}.{name}")[1:-1]}, which no '
+      'weights need; it is refused, and nothing in it was run.')
+
+
 class _KeyedDict(dict):
   """A dict that ignores the attributes which a file gives it."""
 
@@ -340,8 +345,16 @@ class _KeyedDict(dict):
     del state
 
 
-class _StorageUnpickler(Unpickler):
-  """Reads the pickles in a legacy PyTorch file of one storage."""
+class _StorageUnpickler(pickle.Unpickler):
+  """Reads the pickles in a legacy PyTorch file of one storage.
+
+  A network has hundreds of such files, so that nothing is made for each.
+  """
+
+  def find_class(self, module: str, name: str) -> Any:
+    if module != 'torch' or name not in _STORAGES:
+      raise _unknown(module, name)
+    return Storage(_STORAGES[name])
 
   def persistent_load(self, pid: Any) -> Any:
     if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == 'storage'
@@ -353,7 +366,11 @@ class _StorageUnpickler(Unpickler):
 def _load_storage(content: bytes) -> np.ndarray:
   """Array [n] from the bytes of torch.save(storage) before PyTorch 1.6."""
   file = io.BytesIO(content)
-  read = lambda: _StorageUnpickler(file).load()
+
+  def read() -> Any:
+    pickle_scan.check(file)
+    return _StorageUnpickler(file).load()
+
   if read() != LEGACY_MAGIC:
     raise PickleError('a tensor is not in the format of official networks.')
   read(), read()  # protocol, machine

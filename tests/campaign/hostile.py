@@ -197,7 +197,7 @@ def trials(seed: int, share: float, out: pathlib.Path, done: set[str],
     quick: see `_attacks`.
   """
   mark, log = out / 'started', out / 'log'
-  _plant(out / 'bin', mark)
+  plant(out / 'bin', mark)
   attacks = _attacks(quick)
   chosen = random.Random(seed).sample(
       sorted(attacks), max(1, round(min(share, 1) * len(attacks))))
@@ -220,7 +220,7 @@ def trials(seed: int, share: float, out: pathlib.Path, done: set[str],
     yield Record('hostile', name, outcome)
 
 
-def _plant(folder, mark):
+def plant(folder, mark):
   """Puts a stand-in for Ghostscript and others first on the PATH."""
   folder.mkdir(exist_ok=True)
   os.environ['CAMPAIGN_MARK'] = str(mark)

@@ -1,6 +1,5 @@
 """Files of a folder or a zip, and images in them, read from any thread."""
 
-import io
 import pathlib
 import threading
 import zipfile
@@ -76,10 +75,10 @@ def decode(name: str, content: bytes, side: int | None = None) -> np.ndarray:
       files.MAX_PIXELS.
   """
   try:
-    with files.open_image(io.BytesIO(content)) as image:
+    with pixels.open_checked(content) as image:
       size = image.size
-    if side is None or size == (side, side):
-      return np.asarray(pixels.to_rgb(pixels.open_checked(content)))
+      if side is None or size == (side, side):
+        return np.asarray(pixels.to_rgb(image))
   except Exception as error:  # Pillow raises many kinds for one damage.
     raise pixels.unreadable(name, content[:pixels.HEAD], error) from error
   raise UserError(f'{name} has {size[0]} x {size[1]} pixels, but the others '
