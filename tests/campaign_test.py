@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import ghostscript
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -63,3 +64,34 @@ def test_outcomes_are_told_apart(tmp_path):
 def test_unknown_parts_are_refused(tmp_path, flags):
   done = campaign(tmp_path, *flags)
   assert done.returncode == 2 and 'Traceback' not in done.stderr
+
+
+def test_table_of_given_inputs(tmp_path):
+  inputs = tmp_path / 'mine'
+  (inputs / 'group').mkdir(parents=True)
+  (inputs / 'README.md').write_text('No input.')
+  (inputs / 'group' / 'page.pkl').write_bytes(b'<html>')
+  (inputs / 'mesh_of_mine__a.obj').write_text('v 0 0 nan\nf 1 1 1\n')
+  (inputs / 'png_set-postscript__a.png').write_bytes(ghostscript.POSTSCRIPT)
+  command = [
+      sys.executable, '-m', 'tests.campaign.inputs', f'--inputs={inputs}',
+      f'--out={tmp_path / "table.md"}', f'--work={tmp_path / "work"}',
+      f'--against={ROOT}']
+  for _ in range(2):  # The second time, nothing is left to do.
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+  assert not done.stdout
+  lines = (tmp_path / 'table.md').read_text().splitlines()
+  assert lines[0] == '| input | before | now |'
+  assert [line.split(':')[0].strip('| ') for line in lines[2:5]] == [
+      'mine/group/page.pkl | sentence', 'mine/mesh\\_of\\_mine\\_\\_a.obj | '
+      'sentence', 'mine/png\\_set-postscript\\_\\_a.png | sentence']
+  for line, words in zip(lines[2:5], (
+      'is a web page', 'vertices that are not finite', 'is a PostScript file'),
+      strict=True):
+    assert line.count(words) == 2
+  assert lines[-2:] == [f'| {side} | 3 | 3 | 0 | 0 | 0 | 0 | 0 | 0 | 0 |'
+                        for side in ('before', 'now')]
+  assert str(tmp_path) not in '\n'.join(lines)

@@ -49,22 +49,22 @@ def run(module, *flags, cwd=ROOT, env=None, timeout=600):
   return done
 
 
-def measured(module, *flags, cwd, env, timeout, memory=None, root=ROOT):
+def measured(module, *flags, cwd, env, timeout, limits=None, root=ROOT):
   """(CompletedProcess, MB of memory at most) of `python -m MODULE FLAG...`.
 
   Args:
     module, flags, cwd: see `run`.
     env: its environment, whose variables of JAX are those of this process.
     timeout: seconds after which SIGALRM ends it.
-    memory: bytes that it may allocate, beyond which it gets a MemoryError;
-      None for no limit.
+    limits: (seconds of the processor, after which SIGXCPU ends it; bytes that
+      it may allocate, beyond which it gets a MemoryError), or None.
     root: folder with the package gen3d.
   """
   command = [sys.executable, '-m', module, *flags]
   server, _ = _server(root)
   with tempfile.NamedTemporaryFile() as out, \
       tempfile.NamedTemporaryFile() as err:
-    json.dump([module, flags, str(cwd), env, timeout, memory, out.name,
+    json.dump([module, flags, str(cwd), env, timeout, limits, out.name,
                err.name], server.stdin)
     server.stdin.write('\n')
     server.stdin.flush()
@@ -122,11 +122,13 @@ def _line():
   return line
 
 
-def _become(module, flags, cwd, env, timeout, memory, out, err):
+def _become(module, flags, cwd, env, timeout, limits, out, err):
   """Turns a fork of the server into `python -m MODULE FLAG...`."""
   signal.alarm(timeout)
-  if memory is not None:
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+  if limits is not None:
+    for kind, limit in zip((resource.RLIMIT_CPU, resource.RLIMIT_DATA), limits,
+                           strict=True):
+      resource.setrlimit(kind, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   for number, path in enumerate((os.devnull, out, err)):
     os.dup2(os.open(path, os.O_RDWR), number)

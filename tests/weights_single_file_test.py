@@ -266,6 +266,8 @@ def test_a_single_file_gives_the_picture_of_the_folder_and_a_lora_another(
   (file.parent / 'unet').mkdir()
   shutil.copy(config, file.parent / 'unet')
   shutil.copy(single, file)
+  lightning = torch_state.save(
+      file.with_suffix('.ckpt'), safetensors.load_file(single), 'state_dict')
   rng = np.random.default_rng(0)
   layer = 'unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q'
   safetensors.save_file({
@@ -283,5 +285,6 @@ def test_a_single_file_gives_the_picture_of_the_folder_and_a_lora_another(
   expected = picture(folder)
   assert expected.std() > 1
   np.testing.assert_array_equal(picture(file), expected)
+  np.testing.assert_array_equal(picture(lightning), expected)
   other = picture(file, f'{tmp_path}/style.safetensors:0.5')
   assert np.abs(other - expected).max() > 1

@@ -210,7 +210,7 @@ def trials(seed: int, share: float, out: pathlib.Path, done: set[str],
     folder.mkdir()
     rng = random.Random(f'{seed} {name}')
     made = outcomes.forked(functools.partial(attack.make, rng, folder), log,
-                           outcomes.Limits(200, 60))
+                           outcomes.Limits(1000, 120))
     assert made.kind == 'accepted', (name, made)
     outcome = outcomes.forked(functools.partial(attack.read, folder), log)
     # What is accepted is harmless: there is no right result to compare with.

@@ -23,7 +23,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
-_SECONDS = 60
+_SECONDS = 60  # of the processor
+_PATIENCE = 300  # seconds by the clock
 _MEMORY = 2 ** 31  # bytes
 _LONGEST = 170  # characters of a cell
 _NAMES = {'hang': 'timeout', 'memory': 'over 2 GB'}
@@ -47,7 +48,7 @@ def main() -> int:
   work.mkdir(parents=True, exist_ok=True)
   os.environ['JAX_COMPILATION_CACHE_DIR'] = str(work / 'jax')
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-  from campaign import hostile, table
+  from campaign import hostile, recipes, table
   mark = work / 'started'
   hostile.plant(work / 'bin', mark)
   inputs = {name: path for folder in arguments.inputs.split(',')
@@ -59,7 +60,9 @@ def main() -> int:
   file = work / 'records.jsonl'
   records = {(r.part, r.name): r for r in table.read(file)}
   for side, root in sides.items():
-    for name, path in inputs.items():
+    # Those that need a training of their own come last.
+    for name, path in sorted(inputs.items(), key=lambda item: recipes.recipe(
+        item[1]).base in recipes.CACHES):
       if (side, name) in records:
         continue
       outcome = _tried(path, root, work / side)
@@ -95,9 +98,8 @@ def _tried(path, root, work):
   from campaign import recipes
   given = recipes.recipe(path)
   bases = work / 'bases'
-  for name, command in (recipes.RUNS | recipes.CACHES).items():
-    if name == given.base and not (bases / name).exists():
-      _make_base(bases / name, name, command, root)
+  if given.base not in ('', 'record') and not (bases / given.base).exists():
+    _make_base(bases / given.base, root)
   folder = work / 'trial'
   shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir(parents=True)
@@ -105,19 +107,22 @@ def _tried(path, root, work):
   return run(command, folder, root)
 
 
-def _make_base(folder, name, command, root):
-  """Makes a run, or a folder of the cache."""
+def _make_base(folder, root):
+  """Makes right files, a run, or a folder of the cache."""
   from campaign import recipes
   from campaign.subjects import SUBJECTS
-  shutil.rmtree(folder, ignore_errors=True)
-  part = folder.with_name(f'{name}.part')
+  part = folder.with_name(f'{folder.name}.part')
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir(parents=True)
-  if name == 'embeddings':
-    SUBJECTS['pipeline'].make(part)
-  ended = run([word.format(folder=part) for word in command], part, root, 900)
-  assert ended.kind == 'accepted', (name, ended)
-  if name in recipes.RUNS:
+  command = (recipes.RUNS | recipes.CACHES).get(folder.name)
+  made = 'pipeline' if folder.name == 'embeddings' else folder.name
+  if made in SUBJECTS:
+    SUBJECTS[made].make(part)
+  if command:
+    ended = run([word.format(folder=part) for word in command], part, root,
+                900)
+    assert ended.kind == 'accepted', (folder, ended)
+  if folder.name in recipes.RUNS:
     shutil.rmtree(part / 'cache', ignore_errors=True)
   part.rename(folder)
 
@@ -129,7 +134,7 @@ def run(command, folder, root, seconds=_SECONDS):
     command: module and flags.
     folder: of the trial, with the cache.
     root: folder with the package gen3d.
-    seconds: after which it is ended.
+    seconds: of the processor, after which it is ended.
   """
   import commands
 
@@ -140,8 +145,8 @@ def run(command, folder, root, seconds=_SECONDS):
       'PYTHONPATH': os.pathsep.join(map(str, (root, root / 'tests', tests)))}
   begin = time.monotonic()
   done, peak = commands.measured(
-      *command, cwd=folder, env=env, timeout=seconds, root=root,
-      memory=3 * _MEMORY // 2)
+      *command, cwd=folder, env=env, timeout=_PATIENCE * seconds // _SECONDS,
+      root=root, limits=(seconds, 3 * _MEMORY // 2))
   kind = _kind(done)
   if peak > _MEMORY >> 20:
     kind = 'memory'
@@ -149,7 +154,7 @@ def run(command, folder, root, seconds=_SECONDS):
 
 
 def _kind(done):
-  if done.returncode == -signal.SIGALRM:
+  if done.returncode in (-signal.SIGALRM, -signal.SIGXCPU):
     return 'hang'
   if 'Traceback (most' in done.stderr:
     return 'traceback'
@@ -162,7 +167,9 @@ def _said(done, folder):
   """The sentence, or the last lines, without paths of this machine."""
   lines = [line for line in (done.stderr.strip() or done.stdout.strip(
       )).splitlines() if not re.match(r'\S+ +\d+%|[WI]\d{4} |.*\r', line)]
-  text = ' '.join(lines[-1:] if done.returncode else lines[-2:])
+  raised = [line for line in lines if re.match(r'[\w.]+: ', line)]
+  text = ' '.join(raised[-1:] if 'Traceback (most' in done.stderr and raised
+                  else lines[-1:] if done.returncode else lines[-2:])
   text = text.replace(f'{folder}/', '').replace(str(folder), '.')
   return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

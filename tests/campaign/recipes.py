@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from campaign import TESTS
-from campaign.subjects import SUBJECTS
 from gen3d import assets
 
 # Module and flags of a command; FOLDER is the input's own folder.
@@ -44,7 +43,7 @@ _EMBEDDINGS = (
     '/sd', '--config.prompt=a dog', '--workdir={folder}/run')
 _CAPTURES = 'sparse', 'poses_bounds.npy', 'pose'  # in folders that are captures
 # Runs that inputs are put into, made by each version for itself.
-RUNS = {'toy': _TOY, 'run': (
+RUNS = {'toy': _TOY, 'dream': (
     'gen3d.train', '--config=dreamfusion:tiny', '--config.prompt=a red chair',
     '--workdir={folder}/run')}
 # Files of the cache, likewise.
@@ -91,10 +90,10 @@ _FAULTS: Sequence[tuple[str, str, str | Callable, Command]] = (
      'pipeline', 'sd/tokenizer/*', _SAMPLE),
     ('safetensors_record', 'record', '*', _RECORD),
     ('(?:cli_)?tokenizer', 'tokenizer', 'tokenizer.json', _PROMPT),
-    ('(?:run_df-config|cli_run_1)', 'run', 'run/config.json', _EXPORT),
-    ('cli_run_2', 'run', 'run/checkpoints/4/state/manifest.ocdbt', _EXPORT),
-    ('cli_run_3', 'run', 'run/checkpoints/4/state/d/?*', _EXPORT),
-    ('cli_run_4', 'run', 'run/checkpoints/4/state/ocdbt.process_0/d/?*',
+    ('(?:run_df-config|cli_run_1)', 'dream', 'run/config.json', _EXPORT),
+    ('cli_run_2', 'dream', 'run/checkpoints/4/state/manifest.ocdbt', _EXPORT),
+    ('cli_run_3', 'dream', 'run/checkpoints/4/state/d/?*', _EXPORT),
+    ('cli_run_4', 'dream', 'run/checkpoints/4/state/ocdbt.process_0/d/?*',
      _EXPORT),
     ('(?:run_config|cli_run_8|json_run-config)', 'toy', 'run/config.json',
      _RESUME),
@@ -109,7 +108,7 @@ _FAULTS: Sequence[tuple[str, str, str | Callable, Command]] = (
     ('orbax_state_d_', 'toy', 'run/checkpoints/10/state/d/?*', _RESUME),
     ('orbax_state_manifest', 'toy', 'run/checkpoints/10/state/manifest.ocdbt',
      _RESUME),
-    ('small_evaluation', 'run', 'run/evaluation.json', _EVALUATE),
+    ('small_evaluation', 'dream', 'run/evaluation.json', _EVALUATE),
     ('cache_views', 'views', 'cache/shapes-*/*.npz', _VIEWS),
     ('cache_embeddings', 'embeddings', 'cache/embeddings/*.npz', _EMBEDDINGS))
 
@@ -121,6 +120,8 @@ def recipe(path: pathlib.Path) -> Recipe | None:
   if any((path / name).exists() for name in _CAPTURES) or (
       path.is_dir() and any(path.glob('transforms*.json'))):
     return Recipe('', '', _CAPTURE)
+  if (path / 'unet').is_dir():
+    return Recipe('', 'sd', _SAMPLE)
   if path.is_dir():
     return None
   if '__' in path.name or path.name.startswith('safetensors_config'):
@@ -153,11 +154,9 @@ def place(given: Recipe, path: pathlib.Path, folder: pathlib.Path,
     given: of the input.
     path: of the input.
     folder: to write into.
-    bases: folder of RUNS and CACHES.
+    bases: folder of what files are put into, by the names in `Recipe.base`.
   """
-  if given.base in SUBJECTS:
-    SUBJECTS[given.base].make(folder)
-  elif given.base == 'record':
+  if given.base == 'record':
     shutil.copy(assets.FOLDER / 'eg3d_shapes.safetensors', folder)
   elif given.base:
     shutil.copytree(bases / given.base, folder, dirs_exist_ok=True)
