@@ -27,6 +27,9 @@ _SECONDS = 60  # of the processor
 _PATIENCE = 300  # seconds by the clock
 _MEMORY = 2 ** 31  # bytes
 _LONGEST = 170  # characters of a cell
+# Lines of progress, which say nothing of the input.
+_PROGRESS = re.compile(
+    r'step \d+/\d+ .*? loss [\d.]+|[A-Z][a-z ]+: \d+/\d+ \(\d:\d\d:\d\d\)')
 _NAMES = {'hang': 'timeout', 'memory': 'over 2 GB'}
 
 
@@ -195,7 +198,7 @@ def _written(records, inputs, sides):
 
 
 def _cell(outcome):
-  text = outcome.text
+  text = ' '.join(_PROGRESS.sub('', outcome.text).split())
   if outcome.kind == 'accepted' and 'out' in text[:9]:
     text = ''
   if len(text) > _LONGEST:
