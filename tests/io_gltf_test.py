@@ -130,3 +130,19 @@ def test_base_colors_that_are_no_images_are_named(tmp_path, content):
         buffers=[{'byteLength': 48}, {'byteLength': 120, 'uri': uri}])
   with pytest.raises(UserError, match='image 0 cannot be read as an image'):
     meshes.load(tmp_path / 'a.glb')
+
+
+@pytest.mark.parametrize('uri', ['my%20mesh.bin', 'my mesh.bin',
+                                 'C:\\meshes\\my mesh.bin'])
+def test_buffers_in_files_are_found_under_names_of_others(tmp_path, uri):
+  path = write(tmp_path / 'a.gltf', {'COLOR_0': (
+      np.uint8(COLORS * 255), True)})
+  expected = meshes.load(path)[0].colors
+  tree = json.loads(path.read_text())
+  data = tree['buffers'][0]['uri'].partition(',')[2]
+  tree['buffers'][0]['uri'] = uri
+  path.write_text(json.dumps(tree))
+  with pytest.raises(UserError, match='names the file of vertices .*missing'):
+    meshes.load(path)
+  (tmp_path / 'my mesh.bin').write_bytes(base64.b64decode(data))
+  np.testing.assert_array_equal(meshes.load(path)[0].colors, expected)

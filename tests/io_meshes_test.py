@@ -399,3 +399,22 @@ def test_material_files_that_are_named_again_are_read_once(tmp_path):
   begin = time.process_time()
   assert len(meshes.load(tmp_path / 'a.obj')) == 1
   assert time.process_time() - begin < 10
+
+
+@pytest.mark.parametrize('name', [r'maps\wood.png', r'D:\x\maps\wood.png',
+                                  '/home/me/maps/wood.png'])
+def test_textures_under_names_of_other_machines_are_found(tmp_path, name):
+  mesh, texture = tetrahedron(), random_texture()
+  mesh.visual = trimesh.visual.TextureVisuals(
+      UV, trimesh.visual.material.SimpleMaterial(Image.fromarray(texture)))
+  mesh.export(tmp_path / 'a.obj')
+  picture, = tmp_path.glob('*.png')
+  material, = tmp_path.glob('*.mtl')
+  material.write_text(material.read_text().replace(picture.name, name))
+  with pytest.raises(UserError, match='wood.png, which is missing'):
+    meshes.load(tmp_path / 'a.obj')
+  folder = tmp_path / 'maps' if name.startswith('maps') else tmp_path
+  folder.mkdir(exist_ok=True)
+  picture.rename(folder / 'wood.png')
+  np.testing.assert_array_equal(
+      meshes.load(tmp_path / 'a.obj')[0].texture, texture)

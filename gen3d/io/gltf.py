@@ -177,9 +177,9 @@ def _content(path: pathlib.Path, buffer: dict[str, Any],
     return binary
   if uri.startswith('data:'):
     return base64.b64decode(uri.partition(',')[2])
-  file = (path.parent / uri).resolve()
-  if not file.is_relative_to(path.parent.resolve()):
-    raise ValueError('beyond the folder')
+  file = mesh_references.find(path, uri)
+  if file is None:
+    raise FileNotFoundError(uri)
   return files.read_file(file)
 
 

@@ -1,8 +1,7 @@
 """Files that mesh files name: material libraries and textures.
 
 trimesh silently reads a mesh without what it does not find, so `check` looks
-before it. Names are taken literally, as trimesh takes them: without the options
-of map_Kd, percent-encoding or backslashes.
+before it. The options of map_Kd are taken for parts of the name, as by trimesh.
 """
 
 import io
@@ -10,20 +9,22 @@ import os
 import pathlib
 import re
 import struct
+import urllib.parse
 from collections.abc import Iterator
 
 from gen3d import files, notices, pixels
 from gen3d.choices import UserError, excerpt, printable
 
+_BUFFER = 'file of vertices and faces'
 _MAX_LIBRARIES = 100  # material files of one .obj that are looked for
 
 
 def check(path: str | os.PathLike) -> None:
   """Checks the material files and textures that a mesh file names.
 
-  Only what colors a surface counts: the libraries and base color textures of
-  .obj, .gltf, .glb and .ply files. Damaged files pass; their reader says what
-  is wrong with them.
+  Only vertices and what colors a surface count: the buffers of .gltf, the
+  libraries and base color textures of .obj, .gltf, .glb and .ply files. Damaged
+  files pass; their reader says what is wrong with them.
 
   Args:
     path: of the mesh file.
@@ -41,11 +42,13 @@ def check(path: str | os.PathLike) -> None:
           struct.error):
     return
   for kind, source, name in references:
-    file = _find(source, name)
+    file = find(source, name)
     if file is None:
+      without = ('' if kind == _BUFFER else
+                 ', or remove that line to read the mesh without it')
       raise UserError(
           f'{source} names the {kind} {name}, which is missing; put it into '
-          f'{source.parent}, or remove that line to read the mesh without it.')
+          f'{source.parent}{without}.')
     if kind == 'texture':
       check_texture(str(file), files.read_file(file))
 
@@ -68,7 +71,7 @@ def _of_obj(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
   libraries = list(dict.fromkeys(_values(text, 'mtllib')))
   for library in libraries[:_MAX_LIBRARIES]:
     yield 'material file', path, library
-    file = _find(path, library)
+    file = find(path, library)
     if file is None:
       return
     content = file.read_text(errors='replace')
@@ -90,6 +93,9 @@ def _of_gltf(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
     size, = struct.unpack_from('<I', content, 12)
     content = content[20:20 + size]
   tree = files.parse_json(content, path)
+  for buffer in tree.get('buffers', ()):
+    if not buffer.get('uri', 'data:').startswith('data:'):
+      yield _BUFFER, path, buffer['uri']
   for material in tree.get('materials', ()):
     texture = material.get('pbrMetallicRoughness', {}).get('baseColorTexture')
     if texture and 'source' in tree['textures'][texture['index']]:
@@ -111,14 +117,30 @@ def _values(text: str, keyword: str) -> list[str]:
   return re.findall(rf'(?mi)^[ \t]*{keyword}[ \t]+(.*\S)', text)
 
 
-def _find(source: pathlib.Path, name: str) -> pathlib.Path | None:
-  """The file that trimesh reads: within the folder, else by its last name."""
+def find(source: pathlib.Path, name: str) -> pathlib.Path | None:
+  """The file of a name in a mesh file: within its folder, or None.
+
+  Pipes and devices are found, too, for the message of who reads them.
+  """
   folder = source.parent.resolve()
-  for option in (name, name.lstrip('/'), pathlib.Path(name).name):
+  for option in spellings(name):
     try:
       file = (folder / option).resolve()
     except RuntimeError:  # a loop of links
       continue
-    if file.is_file() and file.is_relative_to(folder):
+    if file.exists() and not file.is_dir() and file.is_relative_to(folder):
       return file
   return None
+
+
+def spellings(name: str) -> list[str]:
+  """The paths that a name may mean, the likeliest first.
+
+  As it is, percent-encoded as in glTF, or with backslashes as Windows writes
+  them; from the top or of another machine, of which the last part counts.
+  """
+  plain = name.strip()
+  spelled = [plain, urllib.parse.unquote(plain), plain.replace('\\', '/')]
+  return list(dict.fromkeys(
+      [*spelled, *(x.lstrip('/') for x in spelled),
+       *(pathlib.PurePosixPath(x).name for x in spelled)]))

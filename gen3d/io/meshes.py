@@ -251,15 +251,15 @@ def _complete(tree: dict[str, Any]) -> None:
 class _Resolver(trimesh.resolvers.FilePathResolver):
   """Finds the files that a mesh file names; refuses pipes and devices."""
 
+  def __init__(self, source: pathlib.Path) -> None:
+    super().__init__(str(source))
+    self._source = source
+
   def get(self, name: str) -> bytes:
-    # As in mesh_references: within the folder, else by the last name.
-    for option in (name.strip(), name.strip().lstrip('/'),
-                   os.path.basename(name.strip())):
-      path = pathlib.Path(self.parent, option)
-      if path.exists() and path.resolve().is_relative_to(
-          pathlib.Path(self.parent).resolve()):
-        return files.read_file(path)
-    raise FileNotFoundError(name)
+    path = mesh_references.find(self._source, name)
+    if path is None:
+      raise FileNotFoundError(name)
+    return files.read_file(path)
 
 
 def _read_all_parts(path: pathlib.Path) -> list[tuple[Any, np.ndarray]]:
@@ -292,9 +292,9 @@ def _read_parts(path: pathlib.Path) -> list[tuple[Any, np.ndarray]]:
   content = gltf.readable(path)
   with files.restricted_image_formats():
     scene = (
-        trimesh.load_scene(path, process=False, resolver=_Resolver(str(path)))
+        trimesh.load_scene(path, process=False, resolver=_Resolver(path))
         if content is None else trimesh.load_scene(
-            io.BytesIO(content), path.suffix[1:].lower(), _Resolver(str(path)),
+            io.BytesIO(content), path.suffix[1:].lower(), _Resolver(path),
             process=False))
   for part in scene.geometry.values():
     visual = getattr(part, 'visual', None)  # drawings have none

@@ -9,6 +9,8 @@ from campaign import damage, outcomes
 from campaign.subjects import SUBJECTS
 from campaign.table import Record
 
+_PATIENT = outcomes.Limits(600, 120)  # of what is known to be right
+
 
 def trials(seed: int, count: int, out: pathlib.Path, done: set[str],
            names: tuple[str, ...] = tuple(SUBJECTS)) -> Iterator[Record]:
@@ -41,8 +43,9 @@ def trials(seed: int, count: int, out: pathlib.Path, done: set[str],
     if after == before:
       continue
     (folder / file).write_bytes(after)
+    value, limits = right[subject]
     outcome = outcomes.compared(outcomes.forked(
-        lambda: SUBJECTS[subject].read(folder), out / 'log'), right[subject])  # noqa: B023
+        lambda: SUBJECTS[subject].read(folder), out / 'log', limits), value)  # noqa: B023
     yield Record('mutants', name, outcome)
 
 
@@ -56,18 +59,25 @@ def _choose(rng, folder):
 
 
 def _prepare(subject, out):
-  """Makes the right files once; returns the fingerprint of what is read."""
+  """Makes the right files once.
+
+  Returns:
+    (fingerprint of what is read, Limits of a trial). By the clock, a trial has
+    longer where this machine is too busy to read the right files in time.
+  """
   folder, log = out / 'right' / subject, out / 'log'
   if not folder.exists():
     part = out / 'right' / f'{subject}.part'
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    made = outcomes.forked(lambda: SUBJECTS[subject].make(part), log)
+    made = outcomes.forked(lambda: SUBJECTS[subject].make(part), log, _PATIENT)
     assert made.kind == 'accepted', made
     part.rename(folder)
   copy = out / 'trial'
   shutil.rmtree(copy, ignore_errors=True)
   shutil.copytree(folder, copy)
-  read = outcomes.forked(lambda: SUBJECTS[subject].read(copy), log)
+  read = outcomes.forked(lambda: SUBJECTS[subject].read(copy), log, _PATIENT)
   assert read.kind == 'accepted', (subject, read)
-  return read.value
+  usual = outcomes.USUAL
+  return read.value, usual._replace(
+      seconds=max(usual.seconds, 3 * read.seconds))

@@ -72,6 +72,8 @@ def open_images(path: str | os.PathLike) -> Images:
     members, read = archives.open_folder(path)
   elif path.is_file() and zipfile.is_zipfile(path):
     members, read = archives.open_zip(path)
+  elif path.is_file() and path.open('rb').read(4) == b'PK\x03\x04':
+    raise UserError(f'{path} is a zip that is cut off; get it again.')
   else:
     raise UserError(f'{path} is neither a folder nor a zip with images; give '
                     'one in EG3D\'s format (gen3d/data/README.md, "Image '
