@@ -153,19 +153,27 @@ def lora_file(path, folder, style):
       key = prefix + name.replace('.', '_')
       stored |= {f'{key}.alpha': np.array(alpha, np.float32),
                  f'{key}.lora_down.weight': down, f'{key}.lora_up.weight': up}
-    elif style == 'peft':
-      stored |= {f'{part}.{name}.lora_A.weight': down,
-                 f'{part}.{name}.lora_B.weight': up}
-    else:
+    elif style in ('peft', 'peft alone'):
+      prefix = f'{part}.' if style == 'peft' else 'base_model.model.'
+      stored |= {f'{prefix}{name}.lora_A.weight': down,
+                 f'{prefix}{name}.lora_B.weight': up}
+    elif style == 'attention processors' and name == unet:
+      key = name.removesuffix('.to_out.0')
+      stored |= {f'{key}.processor.to_out_lora.down.weight': down,
+                 f'{key}.processor.to_out_lora.up.weight': up}
+    elif style == 'diffusers':
       key = f'{part}.{name.removesuffix(".0")}'
       stored |= {f'{key}.lora.down.weight': down, f'{key}.lora.up.weight': up}
+    else:
+      continue
     expected[part][f'{name}.weight'] = (
         whole + 0.5 * alpha / 3 * product.reshape(whole.shape))
   safetensors.save_file(stored, path)
   return expected
 
 
-@pytest.mark.parametrize('style', ['kohya', 'peft', 'diffusers'])
+@pytest.mark.parametrize('style', [
+    'kohya', 'peft', 'peft alone', 'diffusers', 'attention processors'])
 def test_a_lora_adds_its_products_and_nothing_else(folder, tmp_path, style):
   file = tmp_path / 'style.safetensors'
   expected = lora_file(file, folder, style)

@@ -18,15 +18,18 @@ from gen3d.choices import UserError
 # What the two factors are called; the first is A.
 _FACTORS = {'lora_A': 0, 'lora_B': 1, 'lora_down': 0, 'lora_up': 1,
             'lora.down': 0, 'lora.up': 1, 'lora_linear_layer.down': 0,
-            'lora_linear_layer.up': 1, '_lora.down': 0, '_lora.up': 1}
+            'lora_linear_layer.up': 1}
 _NAME = re.compile(r'(?P<target>.+?)(?P<kind>\.processor)?[._](?P<factor>'
                    r'lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up|'
                    r'lora_linear_layer\.down|lora_linear_layer\.up)'
                    r'(\.default)?\.weight')
 _ALPHA = re.compile(r'(?P<target>.+)\.alpha')
-# Prefix of a name -> the part of a pipeline.
+# Prefix of a name -> the part of a pipeline. Files of one network, as by
+# save_attn_procs and PEFT, have the names within it.
 _PARTS = {'unet.': 'unet', 'lora_unet_': 'unet', 'text_encoder.':
-          'text_encoder', 'lora_te_': 'text_encoder', 'base_model.model.': ''}
+          'text_encoder', 'lora_te_': 'text_encoder'}
+_WITHIN = {'down_blocks.': 'unet', 'mid_block.': 'unet', 'up_blocks.': 'unet',
+           'text_model.': 'text_encoder'}
 
 
 class Change(NamedTuple):
@@ -85,8 +88,8 @@ def read(where: str, tensors: Mapping[str, np.ndarray], scale: float
         index] = np.asarray(tensor, np.float32)
   changes: dict[str, dict[str, Change]] = {}
   for target, pair in factors.items():
-    prefix = next((p for p in _PARTS if target.startswith(p)), None)
-    if len(pair) < 2 or not prefix or not _PARTS[prefix]:
+    part, inner = _place(target)
+    if len(pair) < 2 or not part:
       raise UserError(f'{where}: {target[:80]} has only one of two factors, or '
                       'is not of a U-Net or a text encoder of Stable '
                       'Diffusion; use a LoRA for it.')
@@ -96,11 +99,21 @@ def read(where: str, tensors: Mapping[str, np.ndarray], scale: float
                       f'{list(pair[1].shape)} and {list(pair[0].shape)}, which '
                       'are no matrices; get it again.')
     rank = pair[0].shape[0]
-    changes.setdefault(_PARTS[prefix], {})[target.removeprefix(prefix)] = (
-        Change(pair[0], pair[1], scale * alphas.get(target, rank) / rank))
+    changes.setdefault(part, {})[inner] = Change(
+        pair[0], pair[1], scale * alphas.get(target, rank) / rank)
   if not changes:
     raise UserError(f'{where} holds no LoRA.')
   return changes
+
+
+def _place(target: str) -> tuple[str, str]:
+  """(part of a pipeline, name in it) of a matrix; '' for an unknown part."""
+  inner = target.removeprefix('base_model.model.')
+  for prefix, part in _PARTS.items():
+    if inner.startswith(prefix):
+      return part, inner.removeprefix(prefix)
+  return next((part for prefix, part in _WITHIN.items()
+               if inner.startswith(prefix)), ''), inner
 
 
 def _alpha(where: str, tensor: np.ndarray) -> float:
