@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -33,10 +34,17 @@ def start(workdir: pathlib.Path, env: Mapping[str, str] | None = None,
              f'--config={TESTS / "toy_config.py"}', f'--workdir={workdir}',
              *(f'--config.{key}={x}' for key, x in _SETTINGS.items())]
   path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+
+  def prepare() -> None:
+    # A shell lets its commands in the background ignore it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if before:
+      before()
+
   return subprocess.Popen(
       command, env={**os.environ, 'PYTHONPATH': path, **(env or {})},
       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-      errors='replace', preexec_fn=before)
+      errors='replace', preexec_fn=prepare)
 
 
 def end(process: subprocess.Popen[str], seconds: float = _LIMIT) -> Outcome:
