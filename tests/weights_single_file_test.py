@@ -213,6 +213,7 @@ def test_a_lora_that_does_not_fit_is_refused_by_name(
     ({'alpha': np.array(np.nan)}, 'alpha is no finite number'),
     ({'lora_A.weight': np.zeros((0, 8)), 'lora_B.weight': np.zeros((8, 0))},
      'are no matrices'),
+    ({'lora_B.weight': np.full((8, 4), np.nan)}, 'not finite'),
     ({'lora_A.weight': np.array(1.0)}, 'are no matrices')])
 def test_factors_that_are_none_are_named(changed, words):
   factors = {'lora_A.weight': np.zeros((4, 8)),

@@ -68,8 +68,8 @@ def read(where: str, tensors: Mapping[str, np.ndarray], scale: float
     scale: factor of all changes.
 
   Raises:
-    UserError: a tensor is of no known kind, a factor is missing or no matrix,
-      or an alpha is no number.
+    UserError: a tensor is of no known kind, a factor is missing, no matrix or
+      not finite, or an alpha is no number.
   """
   factors: dict[str, dict[int, np.ndarray]] = {}
   alphas: dict[str, float] = {}
@@ -98,6 +98,9 @@ def read(where: str, tensors: Mapping[str, np.ndarray], scale: float
       raise UserError(f'{where}: {target[:80]} has factors of '
                       f'{list(pair[1].shape)} and {list(pair[0].shape)}, which '
                       'are no matrices; get it again.')
+    if not (np.isfinite(pair[0]).all() and np.isfinite(pair[1]).all()):
+      raise UserError(f'{where}: {target[:80]} has numbers that are not finite; '
+                      'get it again.')
     rank = pair[0].shape[0]
     changes.setdefault(part, {})[inner] = Change(
         pair[0], pair[1], scale * alphas.get(target, rank) / rank)

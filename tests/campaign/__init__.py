@@ -12,6 +12,8 @@ on where the first one ended. The parts:
   concurrency  two trainings in one workdir
   disk         a training on a disk that is full, or with a limit on files
   procs        a training of two processes, of which one dies
+
+inputs.py makes a table of what is said of given files; README.md has results.
 """
 
 import pathlib
