@@ -99,8 +99,8 @@ def read(where: str, tensors: Mapping[str, np.ndarray], scale: float
                       f'{list(pair[1].shape)} and {list(pair[0].shape)}, which '
                       'are no matrices; get it again.')
     if not (np.isfinite(pair[0]).all() and np.isfinite(pair[1]).all()):
-      raise UserError(f'{where}: {target[:80]} has numbers that are not finite; '
-                      'get it again.')
+      raise UserError(f'{where}: {target[:80]} has numbers that are not '
+                      'finite; get it again.')
     rank = pair[0].shape[0]
     changes.setdefault(part, {})[inner] = Change(
         pair[0], pair[1], scale * alphas.get(target, rank) / rank)
