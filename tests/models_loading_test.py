@@ -85,6 +85,8 @@ def test_missing_unused_and_misshaped_tensors_are_listed(tmp_path):
   with pytest.raises(port.PortingError) as error:
     fill(folder, ignored=('surplus',))
   assert 'unused' not in str(error.value)
+  with pytest.raises(port.PortingError, match=f'^{tmp_path}: The tensors do '):
+    fill(folder, where=folder.path)
 
 
 def test_explicit_sources_fill_the_same_parameters():

@@ -183,6 +183,6 @@ def test_missing_unused_and_misshaped_tensors_are_listed(tmp_path):
   save_file(tensors, tmp_path / 'diffusion_pytorch_model.safetensors')
   with pytest.raises(port.PortingError) as error:
     sd.load_unet(tmp_path)
-  for words in (f'1 missing: {gone}', '1 unused: surplus',
+  for words in (f'{tmp_path}: The', f'1 missing: {gone}', '1 unused: surplus',
                 f'1 mis-shaped: {shape} [32, 3, 3, 3]'):
     assert words in str(error.value)

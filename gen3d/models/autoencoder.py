@@ -130,7 +130,7 @@ def load(path: hub.Path | hub.Folder, dtype: Any = jnp.float32,
   network = Autoencoder(autoencoder_config(folder), dtype, remat)
   return network, loading.fill(
       network, inputs(network.config),
-      hub.renamed(folder.tensors, _current_name), dtype)
+      hub.renamed(folder.tensors, _current_name), dtype, where=folder.path)
 
 
 def inputs(config: AutoencoderConfig) -> tuple[jax.ShapeDtypeStruct, ...]:

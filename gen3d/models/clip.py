@@ -284,7 +284,7 @@ def load_text(path: hub.Path | hub.Folder, dtype: Any = jnp.float32,
       folder.tensors, lambda name: prefix + name.removeprefix(prefix))
   return tower, loading.fill(
       tower, text_inputs(tower.config), tensors, dtype,
-      text_sources(tower.config), _CONSTANTS)
+      text_sources(tower.config), _CONSTANTS, folder.path)
 
 
 def clip_config(folder: hub.Folder) -> CLIPConfig:

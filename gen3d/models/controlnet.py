@@ -138,7 +138,8 @@ def load(path: str | os.PathLike, dtype: Any = jnp.float32,
   folder = hub.read(path, variant)
   network = read(folder, dtype, **options)
   return network, loading.fill(
-      network, network_inputs(network), folder.tensors, dtype)
+      network, network_inputs(network), folder.tensors, dtype,
+      where=folder.path)
 
 
 def network_inputs(network: ControlNet) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -107,7 +107,7 @@ def load_unet(path: str | os.PathLike, dtype: Any = jnp.float32,
   folder = hub.read(path, variant)
   network = UNet(unet_config(folder), LAYERS, dtype, **options)
   return network, loading.fill(network, inputs(network.config), folder.tensors,
-                               dtype)
+                               dtype, where=folder.path)
 
 
 def unet_config(folder: hub.Folder) -> UNetConfig:

@@ -1,5 +1,6 @@
 """Parameters of Flax networks from tensors of PyTorch (weights/port.py)."""
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,7 +17,8 @@ DType = Any  # type of numbers, of NumPy or JAX
 def fill(network: nn.Module, inputs: Iterable[Any],
          tensors: Mapping[str, np.ndarray], dtype: DType,
          sources: port.Sources | None = None,
-         ignored: Iterable[str] = ()) -> dict[str, Any]:
+         ignored: Iterable[str] = (),
+         where: str | os.PathLike = '') -> dict[str, Any]:
   """Parameters of a network from tensors with PyTorch's names.
 
   Args:
@@ -27,6 +29,7 @@ def fill(network: nn.Module, inputs: Iterable[Any],
     sources: paths below 'params'; None if the submodules have their PyTorch
       names.
     ignored: patterns of names that may be left over.
+    where: the tensors are from, for messages; '' where the caller says it.
 
   Returns:
     {'params'}.
@@ -39,7 +42,12 @@ def fill(network: nn.Module, inputs: Iterable[Any],
     sources = port.by_path(like)
   else:
     sources = {f'params/{path}': source for path, source in sources.items()}
-  return port.to_flax(tensors, sources, like, ignored, jnp.asarray)
+  try:
+    return port.to_flax(tensors, sources, like, ignored, jnp.asarray)
+  except port.PortingError as error:
+    if not where:
+      raise
+    raise port.PortingError(f'{where}: {error}') from None
 
 
 def shapes(network: nn.Module, inputs: Iterable[Any],
