@@ -298,9 +298,10 @@ def check_zip(archive: zipfile.ZipFile, where: Any,
   packed = sum(member.compress_size for member in members)
   unpacked = sum(member.file_size for member in members)
   if unpacked > max(_UNPACKED_BYTES, _UNPACKED_RATIO * packed):
+    inside = '' if name is None else f': {excerpt(name)[1:-1]}'
     raise UserError(
-        f'{where} would unpack from {packed:,} to {unpacked:,} bytes, as no '
-        'images or weights do; get it again, or store it uncompressed.')
+        f'{where}{inside} would unpack from {packed:,} to {unpacked:,} bytes, '
+        'as no images or weights do; get it again, or store it uncompressed.')
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """8-bit pixels of image files of every mode, and names of other files."""
 
 import io
+import struct
 import zlib
 
 import numpy as np
@@ -32,6 +33,8 @@ _KINDS = (
      'get the file itself by `git lfs pull`'),
     (0, b'<!DOCTYPE', 'a web page', 'download it again'),
     (0, b'<html', 'a web page', 'download it again'))
+_CHUNK = struct.Struct('>I4s').unpack_from  # of a PNG: length and kind
+_SUM = struct.Struct('>I').unpack_from
 HEAD = 32  # first bytes of a file that `unreadable` needs
 
 
@@ -70,14 +73,16 @@ def open_checked(content: bytes) -> Image.Image:
 
 def _verify_png(content: memoryview) -> None:
   """Verifies each chunk: its length, kind, data and CRC-32."""
-  kind, end = b'', 8
-  while kind != b'IEND':
-    start, head = end + 4, bytes(content[end:end + 8])
-    kind = head[4:]
-    end = start + 8 + int.from_bytes(head[:4], 'big')
-    if len(head) < 8 or end > len(content) or zlib.crc32(
-        content[start:end - 4]) != int.from_bytes(content[end - 4:end], 'big'):
-      raise ValueError('it is damaged or cut off')
+  kind, at = b'', 8
+  try:
+    while kind != b'IEND':
+      length, kind = _CHUNK(content, at)
+      end = at + 8 + length
+      if (zlib.crc32(content[at + 4:end]),) != _SUM(content, end):
+        raise ValueError('it is damaged')
+      at = end + 4
+  except struct.error as error:
+    raise ValueError('it is cut off') from error
 
 
 def to_rgba(image: Image.Image) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Files of a folder or a zip, and images in them, read from any thread."""
 
+import os
 import pathlib
 import threading
 import zipfile
@@ -43,8 +44,7 @@ def open_zip(path: pathlib.Path) -> tuple[list[str], Read]:
   lock = threading.Lock()
 
   def read(name):
-    where = f'{path}: {excerpt(name)[1:-1]}'
-    files.check_zip(archive, where, name)
+    files.check_zip(archive, path, name)
     try:
       with lock:  # ZipFile counts its open members without a lock.
         member = archive.open(name)
@@ -54,18 +54,21 @@ def open_zip(path: pathlib.Path) -> tuple[list[str], Read]:
         with lock:
           member.close()
     except Exception as error:
+      where = f'{path}: {excerpt(name)[1:-1]}'
       raise damaged(where, error) from error
 
   return archive.namelist(), read
 
 
-def decode(name: str, content: bytes, side: int | None = None) -> np.ndarray:
+def decode(path: str | os.PathLike, name: str, content: bytes,
+           side: int | None = None) -> np.ndarray:
   """An image file's content as uint8 [H, W, 3].
 
   Transparent pixels are composited over white, gray becomes three channels.
 
   Args:
-    name: of the file, for messages.
+    path: of the collection, for messages.
+    name: of the file in it.
     content: of the file.
     side: pixels per side that it must have, checked before it is decoded;
       None for any size.
@@ -80,6 +83,8 @@ def decode(name: str, content: bytes, side: int | None = None) -> np.ndarray:
       if side is None or size == (side, side):
         return np.asarray(pixels.to_rgb(image))
   except Exception as error:  # Pillow raises many kinds for one damage.
-    raise pixels.unreadable(name, content[:pixels.HEAD], error) from error
-  raise UserError(f'{name} has {size[0]} x {size[1]} pixels, but the others '
-                  f'have {side} x {side}; resize it.')
+    raise pixels.unreadable(f'{path}: {excerpt(name)[1:-1]}',
+                            content[:pixels.HEAD], error) from error
+  raise UserError(
+      f'{path}: {excerpt(name)[1:-1]} has {size[0]} x {size[1]} pixels, but '
+      f'the others have {side} x {side}; resize it.')

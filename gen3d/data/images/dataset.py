@@ -97,7 +97,7 @@ def open_images(path: str | os.PathLike) -> Images:
   if labels is None:
     labels = np.zeros((len(names), 0), np.float32)
   decode = lambda index, side=None: archives.decode(
-      f'{path}: {excerpt(names[index])[1:-1]}', read(names[index]), side)
+      path, names[index], read(names[index]), side)
   side = decode(0).shape[0]
   # Of other images than the first, the size is known before they are decoded.
   return Images(

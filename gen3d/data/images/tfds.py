@@ -74,7 +74,7 @@ def _read(path: str, source: Any, files: tuple[str, ...]) -> Source:
   def pixels(index):
     image = example(index)['image']
     if isinstance(image, bytes):
-      return archives.decode(f'{path}: {names[index]}', image)
+      return archives.decode(path, names[index], image)
     return np.asarray(Image.fromarray(image.squeeze()).convert('RGB'))
 
   labels = np.zeros((len(source), 0), np.float32)
