@@ -501,10 +501,7 @@ def test_a_pipe_is_no_zip(tmp_path):
 
 
 def test_a_zip_that_is_cut_off_is_named_as_one(tmp_path):
-  path = tmp_path / 'set.zip'
-  with zipfile.ZipFile(path, 'w') as archive:
-    for name, data in content().items():
-      archive.writestr(name, data)
+  path = archive(tmp_path, content())
   path.write_bytes(path.read_bytes()[:-30])
   with pytest.raises(ValueError, match='set.zip is a zip that is cut off'):
     dataset.open_images(path)

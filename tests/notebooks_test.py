@@ -68,7 +68,7 @@ def test_notebook_runs_in_its_folder(path, tmp_path):
   for name in ('PYTHONPATH', 'MPLBACKEND'):  # The first cell finds gen3d.
     environment.pop(name, None)
   nbclient.NotebookClient(
-      notebook, timeout=900, kernel_name='python3',
+      notebook, timeout=400, kernel_name='python3',
       resources={'metadata': {'path': str(path.parent)}}).execute(
           env=environment)
   for done, before in zip(notebook.cells, committed, strict=True):

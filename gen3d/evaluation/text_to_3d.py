@@ -102,7 +102,8 @@ def report(runs: str | os.PathLike,
                  for prompt in dict.fromkeys(s.prompt for s in scores)}
   truth = np.mean([of_prompt[s.prompt] for s in scores], axis=0)
   return table(scores) + (
-      f'\n| **true objects** | all | {truth[0]:.0%} | {truth[1]:.0%} | | | |')
+      f'\n| **true objects** | all | {100 * truth[0]:.0f} % | '
+      f'{100 * truth[1]:.0f} % | | | |')
 
 
 def score_runs(pair: clip_pair.ClipPair, runs: str | os.PathLike,
