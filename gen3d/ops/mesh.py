@@ -199,9 +199,10 @@ def hidden_depth(density: np.ndarray, spacing: float) -> np.ndarray:
   least = np.full(density.shape, np.inf, np.float32)
   for step in itertools.product((-1, 0, 1), repeat=3):
     if any(step):
-      least = np.minimum(
-          least, spacing * np.linalg.norm(step) * _sum_along(density, step))
-  return least.astype(np.float32)
+      # A Python float, with which the grids stay float32.
+      length = float(spacing * np.linalg.norm(step))
+      least = np.minimum(least, length * _sum_along(density, step))
+  return least
 
 
 def _sum_along(grid, step):
