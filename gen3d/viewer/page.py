@@ -136,8 +136,8 @@ class Page:
     """Moves the windows' cameras to the first view of a Thing."""
     place = self._server.initial_camera
     position = np.asarray(thing.home.c2w, np.float64)[:3, 3]
-    fov = screen.field_of_view(float(thing.home.intrinsics[1, 1]))
-    place.position, place.look_at, place.fov = position, thing.center, fov
+    place.position, place.look_at = position, thing.center
+    place.fov = _field_of_view(thing)
     for client in self._server.get_clients().values():
       camera = client.camera
       camera.position, camera.look_at = position, thing.center
@@ -150,8 +150,13 @@ class Page:
     """Sets the field of view of a window to that of the Thing."""
     if self._thing is not None:
       camera.fov = screen.fitting(
-          screen.field_of_view(float(self._thing.home.intrinsics[1, 1])),
+          _field_of_view(self._thing),
           camera.image_width / max(camera.image_height, 1))
+
+
+def _field_of_view(thing):
+  """Of a Thing's first view, in radians."""
+  return screen.field_of_view(float(thing.home.intrinsics[1, 1]))
 
 
 def _light(scene):
