@@ -409,3 +409,18 @@ def test_a_variant_that_no_file_has_is_told(tmp_path, caplog):
   assert 'no weights of the variant fp16; those of full' in caplog.text
   with pytest.raises(UserError, match="variant '../../x' is no part of a name"):
     hub.read(tmp_path, '../../x')
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-32'])
+def test_tokenizer_files_of_other_encodings_give_the_same_tokens(
+    tmp_path, encoding):
+  ids = write_tokenizer(tmp_path / 'utf-8', '!')
+  write_tokenizer(tmp_path / 'other', '!')
+  for name in ('vocab.json', 'merges.txt', 'tokenizer_config.json'):
+    file = tmp_path / 'other' / name
+    file.write_bytes(file.read_text().encode(encoding))
+  (tmp_path / 'other' / 'model.safetensors').write_bytes(b'weights')
+  tokens = [tokenizing.load_tokenizer(tmp_path / name, len(ids))(['a dog'])[0]
+            for name in ('utf-8', 'other')]
+  assert ids['dog</w>'] in tokens[0]
+  np.testing.assert_array_equal(*tokens)

@@ -1,8 +1,11 @@
 """Tokenizers of transformers, in folders beside a text encoder."""
 
+import contextlib
+import json
 import os
 import pathlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,8 +71,9 @@ def load_tokenizer(path: str | os.PathLike, vocab: int, length: int = 77
     files.read_json(file)
   _check_merges(pathlib.Path(path))
   try:
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-        str(path), local_files_only=True)
+    with _in_utf8(pathlib.Path(path)) as folder:
+      tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+          str(folder), local_files_only=True)
   except Exception as error:  # tokenizers raises no narrower kind
     raise UserError(f'{path} contains no tokenizer that transformers can read '
                     f'({excerpt(error)}); download it again.') from error
@@ -85,6 +89,33 @@ def load_tokenizer(path: str | os.PathLike, vocab: int, length: int = 77
   return Tokenizer(tokenizer, length)
 
 
+@contextlib.contextmanager
+def _in_utf8(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """The folder, or one with its texts in UTF-8, as transformers needs them."""
+  texts = {}
+  for file in (*folder.glob('*.json'), *folder.glob('merges.txt')):
+    content = files.read_file(file)
+    text = _decode(content).encode()
+    if text != content:
+      texts[file.name] = text
+  if not texts:
+    yield folder
+    return
+  with tempfile.TemporaryDirectory() as name:
+    copy = pathlib.Path(name)
+    for file in folder.resolve().iterdir():
+      if file.name in texts:
+        (copy / file.name).write_bytes(texts[file.name])
+      else:  # The folder can have weights, too, which are large.
+        (copy / file.name).symlink_to(file)
+    yield copy
+
+
+def _decode(content: bytes) -> str:
+  """A text that begins with two ASCII characters, in any Unicode encoding."""
+  return content.decode(json.detect_encoding(content))
+
+
 def _check_merges(folder: pathlib.Path) -> None:
   """Checks that merges.txt makes all words of vocab.json, which are numbered.
 
@@ -98,7 +129,7 @@ def _check_merges(folder: pathlib.Path) -> None:
   if not (file.is_file() and vocab.is_file()):
     return
   try:
-    lines = files.read_file(file).decode().splitlines()
+    lines = _decode(files.read_file(file)).splitlines()
   except UnicodeDecodeError as error:
     raise UserError(f'{file} is damaged ({excerpt(error)}); download it again.'
                     ) from error

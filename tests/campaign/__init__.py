@@ -11,7 +11,7 @@ on where the first one ended. The parts:
   kill, term   a training that is killed or asked to end, then resumed
   concurrency  two trainings in one workdir
   disk         a training on a disk that is full, or with a limit on files
-  procs        a training of two processes, of which one dies
+  procs        a training of two or three processes, of which one dies
 
 inputs.py makes a table of what is said of given files; README.md has results.
 """

@@ -17,7 +17,8 @@ from campaign.outcomes import Outcome
 
 STEPS = 60
 _SETTINGS = {'steps': STEPS, 'checkpoint_every': 6, 'eval_every': 20,
-             'log_every': 6, 'pause': 0.03}
+             'log_every': 6, 'pause': 0.03,
+             'rows': 12}  # for one, two or three processes
 _LIMIT = 240  # seconds of a whole training on a busy machine
 
 
