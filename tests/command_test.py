@@ -69,6 +69,7 @@ def test_help_of_a_command_has_its_flags_and_status_0(words, tmp_path):
 
 def test_configs_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
+  (tmp_path / 'eg3d').mkdir()  # such as a clone of the official repository
   path = str(ROOT / 'configs/eg3d.py')
   assert config_files.resolve('eg3d') == path
   assert config_files.resolve('eg3d:cats') == path + ':cats'

@@ -47,7 +47,7 @@ def resolve(text: str) -> str:
   beside = re.fullmatch(r'configs/(\w+)\.py', name)
   if beside and not pathlib.Path(name).exists() and beside[1] in names():
     name = beside[1]
-  if not re.fullmatch(r'\w+', name) or pathlib.Path(name).exists():
+  if not re.fullmatch(r'\w+', name) or pathlib.Path(name).is_file():
     return text
   check('config', names(), name)
   return f'{folder() / name}.py{colon}{variant}'
