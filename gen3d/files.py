@@ -295,9 +295,11 @@ def check_zip(archive: zipfile.ZipFile, where: Any,
     UserError: names the file, its size and that of its content.
   """
   members = archive.infolist() if name is None else [archive.getinfo(name)]
+  unpacked = sum([member.file_size for member in members])
+  if unpacked <= _UNPACKED_BYTES:
+    return
   packed = sum(member.compress_size for member in members)
-  unpacked = sum(member.file_size for member in members)
-  if unpacked > max(_UNPACKED_BYTES, _UNPACKED_RATIO * packed):
+  if unpacked > _UNPACKED_RATIO * packed:
     inside = '' if name is None else f': {excerpt(name)[1:-1]}'
     raise UserError(
         f'{where}{inside} would unpack from {packed:,} to {unpacked:,} bytes, '

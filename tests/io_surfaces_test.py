@@ -46,7 +46,7 @@ def test_meshes_that_cannot_be_used_are_errors(tmp_path, content, message):
 
 
 @pytest.mark.parametrize('line', ['map_Kd sub/c.png', 'map_kd /d/c.png'])
-def test_a_missing_texture_is_an_error_where_its_material_is_used(
+def test_missing_textures_and_damaged_materials_are_errors_where_used(
     tmp_path, line):
   write(tmp_path / 'b.mtl', f'newmtl other\nKd 1 0 0\nnewmtl m\n{line}\n')
   obj = 'mtllib b.mtl\n' + POINTS + UV + 'usemtl {}\nf 1/1 2/2 3/3\n'
@@ -54,6 +54,11 @@ def test_a_missing_texture_is_an_error_where_its_material_is_used(
                      'which is missing; put it into'):
     surfaces.load(write(tmp_path / 'a.obj', obj.format('m')))
   surfaces.load(write(tmp_path / 'a.obj', obj.format('other')))
+  with (tmp_path / 'b.mtl').open('a') as file:
+    file.write('\0' * 9)
+  with pytest.raises(ValueError, match=r'b\.mtl is damaged \(it has zero byt'):
+    surfaces.load(tmp_path / 'a.obj')
+  write(tmp_path / 'b.mtl', f'newmtl other\nKd 1 0 0\nnewmtl m\n{line}\n')
   # trimesh also finds it by its last name, in the folder of the mesh only.
   Image.new('RGB', (2, 2), 'blue').save(tmp_path / 'c.png')
   mesh = surfaces.load(write(tmp_path / 'a.obj', obj.format('m')))

@@ -31,13 +31,15 @@ def check(path: str | os.PathLike) -> None:
 
   Raises:
     UserError: names a missing file, the file that names it, and a remedy; or a
-      texture that is no image that is read.
+      texture that is no image that is read, or a damaged material file.
   """
   path = pathlib.Path(path)
   named = {'.obj': _of_obj, '.gltf': _of_gltf, '.glb': _of_gltf,
            '.ply': _of_ply}.get(path.suffix.lower())
   try:
     references = list(named(path)) if named else []
+  except UserError:
+    raise
   except (OSError, ValueError, LookupError, TypeError, AttributeError,
           struct.error):
     return
@@ -75,6 +77,8 @@ def _of_obj(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
     if file is None:
       return
     content = file.read_text(errors='replace')
+    if '\0' in content:
+      raise UserError(f'{file} is damaged (it has zero bytes); get it again.')
     if used and not _values(content, 'newmtl'):
       notices.message(printable(
           f'{file} has no material, though {path} uses {excerpt(min(used))}; '
