@@ -304,6 +304,16 @@ def test_a_larger_sparse_model_is_told_and_can_be_chosen(tmp_path, told):
   assert len(posed.layouts.read(tmp_path).frames) == COUNT
 
 
+def test_a_model_without_points_is_told(tmp_path, told):
+  write_colmap_bin(tmp_path, around(), points_in_front(around())[0])
+  posed.layouts.read(tmp_path)
+  assert not told
+  (tmp_path / 'sparse' / '0' / 'points3D.bin').unlink()
+  assert posed.layouts.read(tmp_path).points is None
+  message, = told
+  assert f'{tmp_path}/sparse/0 has no 3-D points' in message
+
+
 def turn_by_exif(folder):
   """Stores all pictures lying, with the EXIF orientation that turns them."""
   for file in (folder / 'images').glob('*.jpg'):

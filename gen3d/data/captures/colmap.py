@@ -84,6 +84,9 @@ def read_capture(path: pathlib.Path, factor: float) -> Capture:
                     'sparse or colmap/sparse/0.')
   sparse = read(folder)
   _tell_of_larger(folder, len(sparse.images))
+  if not len(sparse.points):
+    folders.tell(f'{folder} has no 3-D points; the box and the bounds of the '
+                 'scene are those of its cameras.')
   c2w = np.stack(
       [np.linalg.inv(image.w2c) for image in sparse.images]) * OPENCV
   depths = _depths(c2w, sparse)
