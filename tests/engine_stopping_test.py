@@ -120,6 +120,24 @@ cli.run(main)
   assert done.communicate(timeout=60) == ('', '') and done.returncode == 0
 
 
+def test_ctrl_c_runs_the_exit_handlers_and_not_the_end_of_python():
+  """Which would wait for the thread, and crashes where it is XLA's."""
+  done = start('''
+import atexit, threading
+from gen3d.engine import cli, stopping
+stopping._EXIT = 10**4
+
+def main():
+  atexit.register(print, 'handled')
+  threading.Thread(target=threading.Event().wait).start()
+  raise KeyboardInterrupt
+
+cli.run(main)
+''')
+  assert done.communicate(timeout=60) == ('handled\n', '')
+  assert done.returncode == 130
+
+
 def test_second_ctrl_c_does_not_wait(late, monkeypatch):
   monkeypatch.setattr(stopping, '_GRACE', 10**4)
   with stopping.Watch(late.put):

@@ -67,9 +67,9 @@ def run(main: Callable[..., None], positional: bool = False) -> None:
     try:
       app.run(guarded, flags_parser=_parse)
     except KeyboardInterrupt:
-      stopping.exit_soon(130)
+      stopping.end_soon(130)
     except stopping.Stopped:
-      stopping.exit_soon(0)
+      stopping.end_soon(0)
     finally:
       notices.attended()
 

@@ -6,6 +6,7 @@ may take minutes, they wait. A Watch therefore reads the numbers of the signals
 in a thread of its own.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -54,13 +55,28 @@ class Stopped(SystemExit):
 
 def exit_soon(code: int) -> None:
   """Raises SystemExit; ends the process where that takes over 5 seconds."""
+  _limit_exit(code)
+  sys.exit(code)
 
+
+def end_soon(code: int) -> None:
+  """Ends the process after the exit handlers, at most 5 seconds later.
+
+  For a process that is stopped at its work: after SystemExit Python would
+  destroy what XLA's compiler is using in other threads, a segmentation fault.
+  """
+  _limit_exit(code)
+  with contextlib.suppress(Exception):
+    atexit._run_exitfuncs()
+  end(code)
+
+
+def _limit_exit(code):
   def expire():
     time.sleep(_EXIT)
     end(code)
 
   threading.Thread(target=expire, daemon=True).start()
-  sys.exit(code)
 
 
 def tell(text: str) -> None:
