@@ -161,13 +161,14 @@ def test_signal_is_not_late_after_the_context(late, monkeypatch):
 def test_program_that_was_started_answers_the_signals(late, monkeypatch):
   monkeypatch.setattr(stopping, '_GRACE', .2)
   monkeypatch.setattr(stopping, '_NOTICE', .1)
+  monkeypatch.setattr(stopping, '_LATER', .2)
   passed = []
   with stopping.Watch(late.put), stopping.left_to(passed.append):
     for number in (signal.SIGTERM, signal.SIGINT):
       os.kill(os.getpid(), number)
     with pytest.raises(queue.Empty):
       late.get(timeout=.5)
-  assert passed == [signal.SIGTERM]
+  assert passed == [signal.SIGTERM, signal.SIGINT]
 
 
 def test_library_threads_do_not_keep_a_failed_process(tmp_path):

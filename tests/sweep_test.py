@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import commands
 import pytest
 
 from gen3d.choices import UserError
-from gen3d.engine import sweeps
+from gen3d.engine import stopping, sweeps
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = str(ROOT / 'tests' / 'toy_config.py')
@@ -125,3 +126,18 @@ def test_sweep_ends_with_a_summary(capsys):
   assert done.split()[0] == 'done' and done.endswith('min  /runs/0')
   assert failed.split()[:2] == ['failed', '(2)']
   assert stopped.split()[0] == 'stopped'
+
+
+@pytest.mark.parametrize('number, error', [
+    (signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_signals_to_the_sweep_alone_stop_its_run(
+    number, error, monkeypatch, capfd):
+  monkeypatch.setattr(stopping, '_LATER', .1)
+  program = (
+      'import os, signal, sys, time\n'
+      'signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n'
+      f'os.kill(os.getppid(), {number})\ntime.sleep(60)')
+  with pytest.raises(error):
+    sweeps.run([[sys.executable, '-c', program, '--workdir=/runs/a']] * 2)
+  title, stopped = capfd.readouterr().err.splitlines()[-2:]
+  assert title == '1 of 2 runs:' and stopped.split()[0] == 'stopped'

@@ -25,6 +25,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # expect an answer within 10 seconds; a preempted machine has 30.
 _GRACE = 6.0
 _NOTICE = 1.5  # seconds after which Ctrl-C is confirmed
+_LATER = 2.0  # seconds after which it is passed on
 _SAVING = 30.0  # longest wait for a checkpoint that is being written
 _STEP = 18.0  # longest further wait for a step that is replacing the state
 _EXIT = 5.0  # longest wait for the threads of libraries after a failure
@@ -183,10 +184,16 @@ def interrupts() -> Generator[None]:
 def left_to(send: Callable[[int], None]) -> Generator[None]:
   """Within it, a program that was started answers the signals.
 
-  Ctrl-C in a terminal reaches that program too. SIGTERM, which does not, is
-  passed to `send`.
+  SIGTERM is passed to `send`. So is SIGINT, seconds later: Ctrl-C in a terminal
+  reaches that program too, and one that was sent to this process does not.
   """
-  handlers = {signal.SIGINT: lambda *_: None,
+
+  def send_later(number, frame):
+    timer = threading.Timer(_LATER, send, (number,))
+    timer.daemon = True
+    timer.start()
+
+  handlers = {signal.SIGINT: send_later,
               signal.SIGTERM: lambda number, frame: send(number)}
   before = {number: signal.signal(number, handler)
             for number, handler in handlers.items()}

@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -101,7 +102,7 @@ def run(lines: Sequence[Sequence[str]], keep_going: bool = True) -> None:
   Raises:
     UserError: at least one failed.
     KeyboardInterrupt: one was stopped by Ctrl-C.
-    SystemExit: one was stopped by SIGTERM, which is passed to it.
+    SystemExit: one was stopped by SIGTERM.
   """
   results, failed = [], []
   try:
@@ -109,11 +110,12 @@ def run(lines: Sequence[Sequence[str]], keep_going: bool = True) -> None:
       notices.message(f'{number}/{len(lines)}: {shlex.join(line)}')
       begin = time.monotonic()
       code, stopped = _wait_for(line)
-      state = {0: 'done', 130: 'stopped'}.get(code, f'failed ({code})')
+      state = ('stopped' if stopped or code == 130 else
+               f'failed ({code})' if code else 'done')
       minutes = (time.monotonic() - begin) / 60
       results.append(f'  {state:10}  {minutes:6.1f} min  '
                      f'{line[-1].partition("=")[2] or line[-1]}')
-      if code == 130:
+      if code == 130 or stopped == signal.SIGINT:
         raise KeyboardInterrupt
       if stopped:
         raise SystemExit(0)
@@ -130,15 +132,16 @@ def run(lines: Sequence[Sequence[str]], keep_going: bool = True) -> None:
 
 
 def _wait_for(line):
-  """Runs a command line; (its exit code, whether SIGTERM was passed to it)."""
+  """Runs a command line; (its exit code, the signal that was passed to it)."""
   passed = []
   notices.attended()
   with subprocess.Popen(line) as child:
 
     def send(number):
-      passed.append(number)
-      child.send_signal(number)
+      if child.poll() is None:
+        passed.append(number)
+        # It saves; a second SIGINT would not wait for that.
+        child.send_signal(signal.SIGTERM)
 
-    # It saves when it is stopped.
     with stopping.left_to(send):
-      return child.wait(), bool(passed)
+      return child.wait(), passed[0] if passed else None
