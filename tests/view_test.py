@@ -68,6 +68,15 @@ def test_path_that_cannot_be_shown_is_one_sentence():
   assert stderr.count('\n') == 1
 
 
+def test_run_without_a_checkpoint_names_the_flag_that_waits():
+
+  def early():
+    raise FileNotFoundError('The run in a has no checkpoint yet.')
+
+  with pytest.raises(FileNotFoundError, match='yet. With --wait the page'):
+    page.serve({'a': early})
+
+
 class Window:
   """What the page uses of viser's ClientHandle."""
 

@@ -171,7 +171,7 @@ def test_run_without_a_checkpoint_is_opened_when_it_has_one(
 
   made.open(opening)
   wait_until(lambda: adopted)
-  assert 'There is no checkpoint yet.' in reports
+  assert 'There is no checkpoint yet. The page waits for it.' in reports
 
 
 def test_error_of_a_thing_is_reported_and_another_can_be_opened(studio):

@@ -69,8 +69,7 @@ def open_all(paths: Sequence[str], wait: bool = False
     UserError: one of `paths` is nothing that can be shown.
   """
   if wait:
-    return {path: lambda path=path: _open_run(path, None, True)
-            for path in paths}
+    return {path: lambda path=path: _open_run(path, None) for path in paths}
   kinds = {str(path): kind_of(path) for path in workdirs.runs_in(paths)}
   captures = [path for path, kind in kinds.items() if kind == 'capture']
   rebuilt = {path for path, kind in kinds.items() if kind == 'run'
@@ -92,14 +91,13 @@ def _open_network(path):
       str(path), 'A 3-D GAN: each seed is an object.', inference.load(path))
 
 
-def _open_run(path, capture, wait=False):
+def _open_run(path, capture):
   """The Thing of a run, with the capture of a reconstruction."""
   if not (pathlib.Path(path) / 'config.json').is_file():
-    raise FileNotFoundError(
-        f'The run in {path} has not begun; the page waits for it.')
+    raise FileNotFoundError(f'The run in {path} has not begun.')
   config = checkpoints.load_config(path)
   if config.task == 'gan':
-    return _open_gan_run(path, config, wait)
+    return _open_gan_run(path, config)
   if config.task not in tasks.FINISHED:
     networks = [file for file in sorted(pathlib.Path(path).glob(
         '*.safetensors')) if not file.stem.endswith(inference.DISCRIMINATOR)]
@@ -108,7 +106,7 @@ def _open_run(path, capture, wait=False):
     raise UserError(
         f'The run in {path} is of the task {config.task!r}, which has nothing '
         'to turn, or nothing yet; tensorboard --logdir shows its curves.')
-  step = _newest(path, wait)
+  step = _newest(path)
   photographs = _photographs(config, capture)
   title = str(config.get('prompt') or pathlib.Path(path).name)
 
@@ -138,8 +136,8 @@ def _photographs(config, capture):
     return ()  # A reconstruction is shown without its photographs.
 
 
-def _open_gan_run(path, config, wait):
-  step = _newest(path, wait)
+def _open_gan_run(path, config):
+  step = _newest(path)
   trained = gan.load_generator(path, step)
   shown = [step]
 
@@ -155,7 +153,7 @@ def _open_gan_run(path, config, wait):
       pathlib.Path(path).name, _note(step, config.steps), trained, newer)
 
 
-def _newest(path, wait):
+def _newest(path):
   """Step of a run's newest checkpoint, at least 1.
 
   Raises:
@@ -163,10 +161,7 @@ def _newest(path, wait):
   """
   step = checkpoints.latest(path)
   if not step:
-    raise FileNotFoundError(
-        f'The run in {path} has no checkpoint yet; ' + (
-            'the page shows it from the first one on.' if wait else
-            'with --wait the page waits for the first one.'))
+    raise FileNotFoundError(f'The run in {path} has no checkpoint yet.')
   return step
 
 

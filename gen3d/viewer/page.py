@@ -208,9 +208,10 @@ def serve(openings: Mapping[str, Callable[[], Thing]], *,
     with notices.slow('Opening what is shown'):
       opened = opening()
     opening = lambda: opened
-  except FileNotFoundError:
+  except FileNotFoundError as error:
     if not wait:
-      raise
+      raise FileNotFoundError(
+          f'{error} With --wait the page waits for it.') from error
   free = free_port(host, port)
   with contextlib.redirect_stdout(io.StringIO()):  # It prints a table.
     server = viser.ViserServer(host, free, label='gen3d', verbose=False)

@@ -187,10 +187,11 @@ class Painter:
       self._busy = None
     except (UserError, OSError) as error:
       self._busy = None
-      self._report(str(error))
+      # A run without a checkpoint.
+      early = isinstance(error, FileNotFoundError)
+      self._report(f'{error} The page waits for it.' if early else str(error))
       with self._condition:
-        if self._opening is None and isinstance(error, FileNotFoundError):
-          # A run without a checkpoint.
+        if self._opening is None and early:
           self._condition.wait(_POLL)
           if self._opening is None:
             self._opening = opening
