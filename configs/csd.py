@@ -44,31 +44,31 @@ def _csd(config, negative):
 
 def deepfloyd():
   """csd-if of the released code: its settings of characters."""
-  config = _csd(dreamfusion.deepfloyd(), ((0, 0.0), (5000, 1.0)))
+  config = _csd(dreamfusion.deepfloyd(), ((0, 0.0), (0.5, 1.0)))
   config.steps = 10_000
   config.view_prompts.front = 30.0
   options = config.guidance.options
   with config.ignore_type():
     options.update({
         'weighting': 'uniform', 'normalize': True, 'perp_neg': 3.0,
-        'time_max': ((5000, 0.98), (5001, 0.5))})
+        'time_max': ((0.5, 0.98), (0.5, 0.5))})
   scene = config.scene
   scene.camera.update({'jitter_position': 0.0, 'jitter_target': 0.0,
                        'jitter_up': 0.0})
   # Of the albedo; then half of the views are of the normals.
   scene.light.shaded_prob = 0.0
-  scene.light.normals_prob = ((5000, 0.0), (5001, 0.5))
+  scene.light.normals_prob = ((0.5, 0.0), (0.5, 0.5))
   rays = scene.size**2
   scene.penalties = ml_collections.ConfigDict({
-      'orientation': ((0, 1.0 / rays), (5000, 100.0 / rays)),
-      'sparsity': ((0, 10.0 / rays), (5000, 1.0 / rays))})
+      'orientation': ((0, 1.0 / rays), (0.5, 100.0 / rays)),
+      'sparsity': ((0, 10.0 / rays), (0.5, 1.0 / rays))})
   config.optimizer.update({'learning_rate': 1e-3, 'b2': 0.999})
   return config
 
 
 def stable_diffusion():
   """Stage 2 of the released code: half of the negative prompt at the end."""
-  config = _csd(refine.stable_diffusion(), ((0, 1.0), (10_000, 0.5)))
+  config = _csd(refine.stable_diffusion(), ((0, 1.0), (1.0, 0.5)))
   config.steps = 10_000
   config.scene.normal_consistency = 1000.0
   config.optimizer.learning_rate = 1e-3
@@ -77,7 +77,7 @@ def stable_diffusion():
 
 def tiny(steps=4):
   """Seconds: all terms at a few pixels, for tests."""
-  config = _csd(dreamfusion.tiny(steps), ((0, 0.0), (steps, 1.0)))
+  config = _csd(dreamfusion.tiny(steps), ((0, 0.0), (1.0, 1.0)))
   config.guidance.options.update({'normalize': True, 'perp_neg': 3.0,
                                   'num_noises': 1})
   return config

@@ -85,17 +85,17 @@ def stable_diffusion():
   config.steps = 25_000
   config.view_prompts.front = 30.0
   with config.ignore_type():
-    config.guidance.options.time_max = ((5000, 0.98), (5001, 0.5))
+    config.guidance.options.time_max = ((0.2, 0.98), (0.2, 0.5))
   scene = config.scene
   scene.camera.update({
       'distance': (1.0, 1.5), 'jitter_position': 0.0, 'jitter_target': 0.0,
       'jitter_up': 0.0})
   # Albedo only, without normals.
-  scene.light.albedo_steps = config.steps
+  scene.light.albedo_steps = config.get_ref('steps')
   rays = scene.size**2
   scene.penalties = ml_collections.ConfigDict({
       'sparsity': 10.0 / rays,
-      'opacity_entropy': ((0, 0.0), (9999, 0.0), (10_000, 1000.0 / rays))})
+      'opacity_entropy': ((9999 / 25_000, 0.0), (0.4, 1000.0 / rays))})
   config.orbit.distance = 1.5
   return config
 
@@ -123,7 +123,7 @@ def sd_texture():
   config = _vsd(refine.stable_diffusion(), 7.5, 1e-4)
   config.steps = 30_000
   config.guidance.options.update({'time_min': 0.02, 'time_max': 0.5})
-  config.scene.light.albedo_steps = config.steps
+  config.scene.light.albedo_steps = config.get_ref('steps')
   config.scene.normal_consistency = 0.0
   config.optimizer.lr_multipliers = {'background': 0.1, 'offsets': 0.0}
   return config

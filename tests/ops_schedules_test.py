@@ -3,16 +3,20 @@
 import ml_collections
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from configs import (
     clip,
     clip_mesh,
+    csd,
     dream_fields,
     dreamfusion,
     eg3d,
     mip_nerf,
     nerf,
     pigan,
+    prolific_dreamer,
+    score_distillation,
     stylegan2,
     text_to_image,
     triplanes,
@@ -54,23 +58,55 @@ def test_equal_fractions_are_a_jump():
       1.0, 1.0, 6.0, 6.0]
 
 
-def test_phases_of_dreamfusion_at_300_steps_and_at_1000():
-  """At 300 steps those with which the published table was made."""
-  config = dreamfusion.get_config()
-  settings = text_to_3d._in_steps(config.to_dict(), config.steps)
-  assert settings['guidance']['scale'] == (
-      (75, 1.0), (76, 6.0), (180, 6.0), (210, 3.0))
-  assert settings['guidance']['options']['time_max'] == (
-      (75, 0.99), (105, 0.93), (180, 0.9), (300, 0.97))
-  assert settings['scene']['light']['albedo_steps'] == 120
-  config.steps = 1000
-  longer = text_to_3d._in_steps(config.to_dict(), config.steps)
-  assert longer['scene']['light']['albedo_steps'] == 400
-  for section, name in (('guidance', 'scale'), ('scene', 'background_range')):
-    for share in np.linspace(0, 1, 11):
-      assert np.isclose(*(schedules.piecewise(share * count, x[section][name])
-                          for count, x in ((300, settings), (1000, longer))),
-                        atol=0.05)
+def settings_of(module, variant, steps=None):
+  """{name: value} of a text-to-3-D config, with its schedules in steps."""
+  config = module.get_config(variant)
+  config.steps = steps or config.steps
+  return traverse_util.flatten_dict(
+      text_to_3d._in_steps(config.to_dict(), config.steps), sep='.')
+
+
+@pytest.mark.parametrize('module, variant, key, want', [
+    (dreamfusion, 'shapes', 'guidance.scale',
+     ((75, 1.0), (76, 6.0), (180, 6.0), (210, 3.0))),
+    (dreamfusion, 'shapes', 'guidance.options.time_max',
+     ((75, 0.99), (105, 0.93), (180, 0.9), (300, 0.97))),
+    (dreamfusion, 'shapes', 'scene.light.albedo_steps', 120),
+    (csd, 'if', 'guidance.options.negative', ((0, 0.0), (5000, 1.0))),
+    (csd, 'if', 'guidance.options.time_max', ((5000, 0.98), (5001, 0.5))),
+    (csd, 'if', 'scene.light.normals_prob', ((5000, 0.0), (5001, 0.5))),
+    (csd, 'sd', 'guidance.options.negative', ((0, 1.0), (10_000, 0.5))),
+    (prolific_dreamer, 'sd', 'guidance.options.time_max',
+     ((5000, 0.98), (5001, 0.5))),
+    (prolific_dreamer, 'sd', 'scene.penalties.opacity_entropy',
+     ((9999, 0.0), (10_000, 1000.0 / 64**2))),
+    (prolific_dreamer, 'sd', 'scene.light.albedo_steps', 25_000)])
+def test_phases_of_text_to_3d_at_the_default_steps(
+    module, variant, key, want):
+  """Those with which the published tables were made, and of official code."""
+  assert settings_of(module, variant)[key] == want
+
+
+@pytest.mark.parametrize('module, variant, counts', [
+    (dreamfusion, 'shapes', 8), (dreamfusion, 'paper', 1),
+    (dreamfusion, 'csd', 8), (dreamfusion, 'sd', 1), (csd, 'if', 5),
+    (csd, 'sd', 1), (prolific_dreamer, 'shapes', 8),
+    (prolific_dreamer, 'sd', 2), (score_distillation, 'asd', 8),
+    (score_distillation, 'hifa', 8), (dream_fields, 'shapes', 1)])
+def test_schedules_are_the_same_recipe_in_100_and_1000_steps(
+    module, variant, counts):
+  long = {name: value for name, value in settings_of(
+      module, variant, 1000).items() if schedules.is_schedule(value)}
+  assert len(long) == counts
+  at = lambda step, value: np.interp(step, *zip(*value, strict=True))
+  for steps in (100, 300):
+    short = settings_of(module, variant, steps)
+    for name, value in long.items():
+      for share in np.linspace(0, 1, 51):
+        # A step of 100 is one of ten in 1000.
+        near = at(1000 * share + np.arange(-20, 21), value)
+        assert near.min() - 1e-6 <= at(steps * share, short[name]) <= (
+            near.max() + 1e-6), (name, steps, share)
 
 
 def test_step_counts_follow_the_steps_unless_they_are_set():
