@@ -60,6 +60,18 @@ def _run(color, gray, error=0.1):
   return Run(scores, 60.0, np.full((4, 4, 3), gray, np.uint8))
 
 
+@pytest.mark.parametrize('rows, want', [
+    # A compilation or an evaluation between two rows, a row of an evaluation
+    # at the same step, a resumed run that repeats a step.
+    (((1, 0), (11, 20), (21, 50), (21, 55), (31, 75), (21, 99), (31, 119)),
+     200.0),
+    (((1, 0), (4, 9), (4, 30)), 300.0), (((4, 9), (4, 30)), np.nan)])
+def test_seconds_are_those_of_the_median_step(tmp_path, rows, want):
+  (tmp_path / 'scalars.jsonl').write_text('\n'.join(
+      json.dumps({'step': step, 'time': time}) for step, time in rows))
+  np.testing.assert_equal(guidances.seconds_of(tmp_path, 100), want)
+
+
 def test_diversity_is_the_mean_distance_of_seeds():
   embed = lambda images: np.stack(
       [np.array([1.0, x.mean() > 100, 0.0]) for x in images])

@@ -175,11 +175,18 @@ def read(pair: clip_pair.ClipPair, folder: pathlib.Path, seed: int) -> Run:
 
 
 def seconds_of(folder: pathlib.Path, steps: int) -> float:
-  """Seconds of a run's steps, by the median of those that it logged."""
+  """Seconds of a run's steps, by the median of those that it logged.
+
+  NaN where it logged one step only.
+  """
   logged = report.read_scalars(folder / 'scalars.jsonl')
-  step = np.array([row['step'] for row in logged])
-  time = np.array([row['time'] for row in logged])
-  return float(np.median(np.diff(time) / np.diff(step)) * steps)
+  steps_between, seconds = (
+      np.diff([row[key] for row in logged]) for key in ('step', 'time'))
+  # An evaluation has a row of the same step, and a resumed run repeats steps.
+  later = steps_between > 0
+  if not later.any():
+    return np.nan
+  return float(np.median(seconds[later] / steps_between[later]) * steps)
 
 
 def cost_of(config: ml_collections.ConfigDict) -> Cost:
