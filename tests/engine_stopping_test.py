@@ -138,6 +138,17 @@ cli.run(main)
   assert done.returncode == 130
 
 
+def test_second_sigterm_is_not_answered_again(capfd):
+  stop = stopping.Stopping(lambda state: None, lambda: None, lambda: 3)
+  with pytest.raises(stopping.Stopped), stop:
+    stop.at_once()
+    try:
+      signal.raise_signal(signal.SIGTERM)
+    finally:
+      signal.raise_signal(signal.SIGTERM)
+  assert capfd.readouterr().err.count('Stopped before all') == 1
+
+
 def test_second_ctrl_c_does_not_wait(late, monkeypatch):
   monkeypatch.setattr(stopping, '_GRACE', 10**4)
   with stopping.Watch(late.put):

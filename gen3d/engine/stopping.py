@@ -275,7 +275,9 @@ class Stopping:
     if self.received and number == signal.SIGINT:
       self._restore()
       raise KeyboardInterrupt
-    self.received = self.received or number
+    if self.received:  # A sweep passes on what its group has got, too.
+      return
+    self.received = number
     if self._at_once:
       self._stop()
 

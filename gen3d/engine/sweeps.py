@@ -110,8 +110,8 @@ def run(lines: Sequence[Sequence[str]], keep_going: bool = True) -> None:
       notices.message(f'{number}/{len(lines)}: {shlex.join(line)}')
       begin = time.monotonic()
       code, stopped = _wait_for(line)
-      state = ('stopped' if stopped or code == 130 else
-               f'failed ({code})' if code else 'done')
+      state = {0: 'stopped' if stopped else 'done', 130: 'stopped'}.get(
+          code, f'failed ({code})')
       minutes = (time.monotonic() - begin) / 60
       results.append(f'  {state:10}  {minutes:6.1f} min  '
                      f'{line[-1].partition("=")[2] or line[-1]}')
