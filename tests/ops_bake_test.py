@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from gen3d.ops import bake, textures
+from gen3d.ops import atlas_process, bake, textures
 from gen3d.ops import mesh as mesh_ops
 
 SIZE = 128
@@ -24,6 +24,19 @@ def ball():
 @pytest.fixture(scope='module')
 def baked():
   return bake.bake(color, ball(), SIZE)
+
+
+def test_a_mesh_too_irregular_for_an_atlas_keeps_its_vertex_colors(
+    monkeypatch, capsys):
+  monkeypatch.setattr(atlas_process, '_SECONDS', 1)
+  monkeypatch.setattr(atlas_process, '_SECONDS_PER_FACE', 0)
+  density = np.random.default_rng(0).exponential(size=(40, 40, 40))
+  vertices, faces = mesh_ops.isosurface(density, 1.2, np.zeros(3), 0.02)
+  noisy = mesh_ops.Mesh(vertices.astype(np.float32), faces,
+                        colors=np.zeros((len(vertices), 3), np.float32))
+  assert bake.bake(color, noisy, SIZE) is noisy
+  assert (f'no texture atlas of its {len(faces):,} triangles was found in 1 '
+          'seconds') in capsys.readouterr().err
 
 
 def surface_points(mesh, count=4000):

@@ -11,7 +11,7 @@ import numpy as np
 
 from gen3d.choices import UserError
 from gen3d.io import meshes
-from gen3d.ops import atlas, bake
+from gen3d.ops import atlas, atlas_process, bake
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
 
@@ -40,8 +40,8 @@ def load(path: str | os.PathLike, up: str = 'y', *, manifold: bool = False,
 
   Raises:
     UserError: the file or what it names is missing or damaged, it has no
-      triangles with area, vertices that are not finite, or, if that matters,
-      edges of more than two faces.
+      triangles with area, vertices that are not finite, is too irregular for
+      an atlas, or, if that matters, has edges of more than two faces.
   """
   parts = meshes.load(path, up)
   surface = parts[0] if len(parts) == 1 else _concatenate(parts, path)
@@ -122,8 +122,12 @@ def _with_uv(mesh, path, size):
     return mesh
   _say(f'{path} {reason}: it is unwrapped anew; unwrap it in a modeling '
        'program to choose the seams.')
-  return atlas.unwrap(mesh._replace(
-      colors=bake.vertex_colors(mesh), uv=None, texture=None), size)
+  try:
+    return atlas.unwrap(mesh._replace(
+        colors=bake.vertex_colors(mesh), uv=None, texture=None), size)
+  except atlas_process.TooSlow as error:
+    raise UserError(f'{path}: {error}; reduce them, or unwrap the mesh in a '
+                    'modeling program.') from error
 
 
 def _say(sentence):

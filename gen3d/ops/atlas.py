@@ -39,6 +39,9 @@ def unwrap(mesh: Mesh, size: int) -> Mesh:
     Mesh with uv. Vertices are split at the seams; faces are in their order.
     The normals are the mesh's own, or else the smooth ones of the unsplit
     mesh.
+
+  Raises:
+    atlas_process.TooSlow: the mesh is too irregular.
   """
   vertices, faces = np.asarray(mesh.vertices), np.asarray(mesh.faces)
   normals = mesh.normals

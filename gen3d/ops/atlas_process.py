@@ -2,7 +2,8 @@
 
 xatlas holds Python's interpreter while it works, which takes minutes for a
 large mesh: nothing else of the process would run, neither the notice of how
-long it takes nor the end by Ctrl-C.
+long it takes nor the end by Ctrl-C. For the surface of a noisy density it takes
+far longer, so its time is limited.
 """
 
 import io
@@ -11,6 +12,20 @@ import sys
 
 import numpy as np
 import xatlas
+
+try:
+  import resource
+except ImportError:  # Windows
+  resource = None
+
+# Seconds of the processor, and for each face: several times what the meshes of
+# trained objects need.
+_SECONDS, _SECONDS_PER_FACE = 60, 5e-4
+_SIGNAL = 24  # SIGXCPU, which only Unix has
+
+
+class TooSlow(ValueError):
+  """A mesh is too irregular for an atlas."""
 
 
 def generate(
@@ -30,14 +45,20 @@ def generate(
     of the new vertices, uv [W, 2] in texels).
 
   Raises:
+    TooSlow: xatlas has not come to an end in time; names the number of faces.
     RuntimeError: xatlas has failed.
   """
   given = io.BytesIO()
+  seconds = int(_SECONDS + _SECONDS_PER_FACE * len(faces))
   np.savez(given, vertices=vertices, faces=faces, charts=np.array(
-      [max_cost, max_chart_area]), packing=np.array([resolution, padding]))
+      [max_cost, max_chart_area]), packing=np.array([resolution, padding]),
+           seconds=seconds)
   # -P: the modules beside this file are not those of the same name.
   done = subprocess.run([sys.executable, '-P', __file__], capture_output=True,
                         input=given.getvalue(), check=False)
+  if done.returncode == -_SIGNAL:
+    raise TooSlow(f'no texture atlas of its {len(faces):,} triangles was found '
+                  f'in {seconds} seconds')
   if done.returncode:
     raise RuntimeError(f'xatlas has failed (exit status {done.returncode}): '
                        f'{done.stderr.decode(errors="replace")}')
@@ -53,6 +74,9 @@ def _answer() -> None:
     charts.max_cost, charts.max_chart_area = given['charts'].tolist()
     packing.resolution, packing.padding = given['packing'].tolist()
     packing.bilinear = True
+    limit = given['seconds'].item()
+    if resource:
+      resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
     atlas.add_mesh(given['vertices'], given['faces'])
   atlas.generate(charts, packing)
   origin, faces, uv = atlas[0]

@@ -14,8 +14,9 @@ import numpy as np
 import scipy.ndimage
 import scipy.spatial
 
+from gen3d import notices
 from gen3d.choices import UserError
-from gen3d.ops import atlas, textures
+from gen3d.ops import atlas, atlas_process, textures
 from gen3d.ops import mesh as mesh_ops
 from gen3d.ops.mesh import Mesh
 
@@ -52,9 +53,14 @@ def bake(color: Color, mesh: Mesh, size: int,
 
   Returns:
     Mesh with uv, texture [size, size, 3] and normals, without vertex colors;
-    see atlas.unwrap.
+    see atlas.unwrap. The mesh itself, with a notice, where it is too irregular.
   """
-  unwrapped = atlas.unwrap(mesh._replace(colors=None), size)
+  try:
+    unwrapped = atlas.unwrap(mesh._replace(colors=None), size)
+  except atlas_process.TooSlow as error:
+    notices.message(f'A mesh has colors at its vertices instead of a texture: '
+                    f'{error}.')
+    return mesh
   return unwrapped._replace(texture=texture(color, unwrapped, size, depth))
 
 
