@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,7 @@ def load_tokenizer(path: str | os.PathLike, vocab: int, length: int = 77
 
 
 @contextlib.contextmanager
-def _in_utf8(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def _in_utf8(folder: pathlib.Path) -> Generator[pathlib.Path]:
   """The folder, or one with its texts in UTF-8, as transformers needs them."""
   texts = {}
   for file in (*folder.glob('*.json'), *folder.glob('merges.txt')):
