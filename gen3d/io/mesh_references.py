@@ -96,7 +96,10 @@ def _of_gltf(path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path, str]]:
   if content[:4] == b'glTF':
     size, = struct.unpack_from('<I', content, 12)
     content = content[20:20 + size]
-  tree = files.parse_json(content, path)
+  try:
+    tree = files.parse_json(content, path)
+  except UserError:
+    return  # Its reader says what is wrong with it.
   for buffer in tree.get('buffers', ()):
     if not buffer.get('uri', 'data:').startswith('data:'):
       yield _BUFFER, path, buffer['uri']
